@@ -1,0 +1,62 @@
+# What people and CI run. `make` alone lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv/bin
+LOCKS := hpc/envs
+CORE := .venv/.made-from-locks
+SERVE := .envs/serve-cpu/hala-env.json
+FAST := not slurm and not vllm and not train
+BENCHMARKS := startup plan runstate submit throughput
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve demo test test-fast lint cluster cluster-stop bench lock clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(CORE)  ## the core environment with the tools to test, in .venv
+
+# Plain venv and pip, so that nothing else need be there. The stamp is newer than the locks when there is nothing to do.
+$(CORE): $(LOCKS)/core.txt $(LOCKS)/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hala_hpc needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --requirement $(LOCKS)/core.txt --requirement $(LOCKS)/dev.txt
+	$(VENV)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+serve: $(SERVE)  ## the serve environment for the CPU (vLLM and evaluation), in .envs/serve-cpu
+
+$(SERVE): $(LOCKS)/serve-cpu.txt | $(CORE)
+	$(VENV)/hala env build serve-cpu --to .envs/serve-cpu
+	touch $@
+
+demo: setup serve  ## from nothing to a finished run on a tiny model
+	$(VENV)/python jobs/demo/run_demo.py
+
+lint: setup  ## format, lint and types
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+
+test: setup serve lint  ## lint, types and every test; slurm, vllm and train tests included
+	$(VENV)/python -m pytest
+
+test-fast: setup lint  ## lint, types and the tests that need neither Slurm nor a model
+	$(VENV)/python -m pytest -m "$(FAST)"
+
+cluster: setup  ## start a real Slurm on this machine, to try things on
+	$(VENV)/python -m tests.minislurm start
+
+cluster-stop: setup  ## stop it
+	$(VENV)/python -m tests.minislurm stop
+
+bench: setup serve  ## run the benchmarks
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(VENV)/python benchmarks/$$name.py; done
+
+# Pins that still fit stay; delete a .txt to have its newest versions. dev follows core, whose pins bind it.
+lock: setup  ## compile hpc/envs/*.in into locked .txt files
+	$(VENV)/python -c 'from pathlib import Path; from hala_hpc.slurm.environments import compile_lock; \
+	[compile_lock(name, Path("$(LOCKS)"), echo=print) for name in "core dev serve-cpu serve-cuda work-cpu work-cuda".split()]'
+
+clean:  ## remove environments, caches and build outputs; runs stay
+	rm -rf .venv .envs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

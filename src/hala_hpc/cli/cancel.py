@@ -1,0 +1,44 @@
+"""``hala cancel``: end the workers of a run."""
+
+import os
+import signal
+
+import click
+
+from hala_hpc.cli import common
+
+
+@click.command()
+@common.run_argument
+def command(run: str) -> None:
+    """End the workers of a run. What they finished is kept: `hala resume` goes on from there.
+
+    \b
+    hala cancel translate-openorca
+    """
+    from hala_hpc.run import ledger
+    from hala_hpc.slurm import commands
+    from hala_hpc.slurm.submit import submitted
+
+    path = common.find(run)
+    jobs = [job for one in submitted(path) if one.executor == "slurm" for job in one.jobs]
+    commands.cancel(jobs)
+    ended = 0
+    for file in (path / "ledger").glob("*.jsonl"):
+        worker = ledger.first(file)
+        beacon = path / "leases" / "workers" / file.stem
+        if worker.get("host") == os.uname().nodename and not worker.get("job") and beacon.exists():
+            ended += _end(int(worker["pid"]), path.name)
+    click.echo(f"cancelled {len(jobs)} Slurm arrays and {ended} local workers")
+
+
+def _end(pid: int, run: str) -> int:
+    """Ask a local worker to stop. A process id may have been given to somebody else since: look at what it runs."""
+    try:
+        words = open(f"/proc/{pid}/cmdline", "rb").read()  # noqa: PTH123, SIM115
+        if b"submitit" not in words and b"hala" not in words:
+            return 0
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ProcessLookupError):
+        return 0
+    return 1

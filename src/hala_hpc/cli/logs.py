@@ -1,0 +1,42 @@
+"""``hala logs``: what workers printed."""
+
+from collections import deque
+from pathlib import Path
+
+import click
+
+from hala_hpc.cli import common
+
+
+@click.command()
+@common.run_argument
+@click.argument("shard", type=int, required=False)
+@click.option("-n", "--lines", default=20, show_default=True, help="Lines from the end of each log; 0: all.")
+def command(run: str, shard: int | None, lines: int) -> None:
+    """Show the end of each worker's log; with SHARD, its history and the logs of the workers that were at it.
+
+    \b
+    hala logs translate-openorca
+    hala logs translate-openorca 17 --lines 0
+    """
+    from hala_hpc.run import ledger
+
+    path = common.find(run)
+    jobs: set[str] = set()
+    for file in sorted((path / "ledger").glob("*.jsonl")):
+        job = str(ledger.first(file).get("job") or "")
+        events = [event for event in ledger.read(file) if shard is not None and event.get("shard") == shard]
+        for event in events:
+            rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("event", "time", "shard"))
+            click.echo(f"{file.stem}: {event['event']} {rest}")
+        if shard is None or events:
+            jobs.add(job)
+    for log in sorted((path / "logs").glob("*.out")):
+        if shard is None or any(job and log.name.startswith(job) for job in jobs):
+            _show(log, lines)
+
+
+def _show(log: Path, lines: int) -> None:
+    click.secho(f"==> {log} <==", bold=True)
+    with log.open(errors="replace") as text:
+        click.echo("".join(deque(text, lines or None)), nl=False)

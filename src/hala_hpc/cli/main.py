@@ -1,0 +1,97 @@
+"""The ``hala`` command. Only click is imported until a command is known, so that help comes at once."""
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any, cast
+
+import click
+
+from hala_hpc import __version__
+
+COMMANDS = {
+    "plan": "Show what a recipe would run; submits nothing.",
+    "submit": "Plan a run and start its workers.",
+    "status": "Show how far a run is.",
+    "resume": "Start workers for what is missing.",
+    "verify": "Prove that every row is accounted for, once.",
+    "collect": "Write the finished dataset as Parquet.",
+    "logs": "Show what the workers of a run, or of one shard, printed.",
+    "cancel": "End the workers of a run; finished rows are kept.",
+    "runs": "List the runs.",
+    "sites": "List the site profiles.",
+    "env": "Build the environments that stages run in.",
+    "doctor": "Tell what is missing on this machine or site.",
+    "prefetch": "Download a recipe's model and dataset, for nodes without internet.",
+    "worker": "Work on a run, here and now (what a Slurm job calls).",
+}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and one line; imports a command's module only to run it or to show its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"hala_hpc.cli.{cmd_name}")
+        return cast(click.Command, module.command)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        name = args[0]
+        if name not in COMMANDS:
+            from hala_hpc.config.errors import HalaError, did_you_mean
+
+            raise HalaError(f"no command '{name}'", did_you_mean(name, COMMANDS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hala")
+def hala() -> None:
+    """Make language models speak a new language, on a Slurm cluster.
+
+    \b
+    hala plan   jobs/demo/translate.yaml
+    hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
+    hala status translate-openorca --watch
+    """
+
+
+def main() -> None:
+    """Entry point. Exit code 2 and one line for anything that the person can mend; a traceback is a bug of ours."""
+    from hala_hpc.config.errors import HalaError
+
+    try:
+        hala(standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except HalaError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # `hala … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    except PermissionError as error:
+        _fail(f"{error.filename}: permission denied")
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"no space left on the disk{where}; nothing was left half-made (free some, then try again)")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"hala: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""``hala plan``: what would run."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hala_hpc.cli import common
+
+
+@click.command()
+@common.recipe_argument
+@common.overrides_argument
+@common.site_option
+@click.option("--create", is_flag=True, help="Make the run directory, to submit its workers by hand.")
+@common.as_json
+def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
+    """Show what a recipe would run: files, rows, shards, tokens, workers and the sbatch text. Submits nothing.
+
+    \b
+    hala plan jobs/demo/translate.yaml
+    hala plan jobs/hala/translate-openorca.yaml --site mycluster run.workers=64
+    """
+    from hala_hpc.cli.planning import check, plan_run
+
+    asked = common.load(recipe, site, overrides)
+    task = check(asked)
+    root = Path(asked.run.root).resolve()
+    target = root / asked.name
+    if create:
+        summary = _summary(asked, plan_run(asked, task, target).path, target, task.stage)
+    else:
+        with tempfile.TemporaryDirectory(prefix=".plan-", dir=root if root.is_dir() else None) as scratch:
+            planned = plan_run(asked, task, Path(scratch) / asked.name)
+            summary = _summary(asked, planned.path, target, task.stage)
+    if json_:
+        common.echo_json(summary)
+    else:
+        _show(summary, created=create)
+
+
+def _summary(recipe: Any, planned: Path, target: Path, stage: str) -> dict[str, Any]:
+    from hala_hpc.run import manifest
+    from hala_hpc.slurm.submit import preview
+
+    plan = manifest.read(planned / "manifest.parquet")
+    tokens = plan.column("tokens")
+    workers = min(recipe.run.workers, len(plan))
+    return {
+        "run": str(target),
+        "task": recipe.task.kind,
+        "sources": [
+            {"file": source["original"], "rows": source["rows"], "bytes": source["bytes"]}
+            for source in plan.facts.sources
+        ],
+        "rows": plan.facts.rows,
+        "texts": plan.facts.texts,
+        "characters": plan.facts.characters,
+        "estimated_tokens": plan.facts.tokens,
+        "shards": len(plan),
+        "tokens_per_shard": {"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
+        "workers": workers,
+        "site": recipe.site.name,
+        "executor": recipe.site.executor,
+        "sbatch": preview(recipe, target, stage, workers) if recipe.site.executor == "slurm" else None,
+    }
+
+
+def _show(summary: dict[str, Any], created: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for source in summary["sources"][:10]:
+        table.add_row("source", f"{source['file']}  [dim]{source['rows']:,} rows, {source['bytes'] / 1e6:,.1f} MB[/]")
+    if len(summary["sources"]) > 10:
+        table.add_row("", f"… and {len(summary['sources']) - 10} more files")
+    table.add_row("rows", f"{summary['rows']:,} with {summary['texts']:,} texts")
+    table.add_row("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters")
+    per = summary["tokens_per_shard"]
+    table.add_row(
+        "shards", f"{summary['shards']:,} of {per['least']:,} to {per['most']:,} tokens (median {per['median']:,})"
+    )
+    table.add_row("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})")
+    table.add_row("run", summary["run"])
+    Console(soft_wrap=True).print(table)
+    if summary["sbatch"]:
+        click.echo(f"\n{summary['sbatch']}")
+    if created:
+        click.echo(
+            f"made; submit by hand: sbatch --array=0-{summary['workers'] - 1} sbatch/translate_array.sbatch {summary['run']}"
+        )

@@ -1,0 +1,55 @@
+"""``hala resume``: workers for what is missing."""
+
+import click
+
+from hala_hpc.cli import common
+
+CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=")
+"""What may differ from the frozen recipe when a run goes on: where it runs, never what is asked."""
+
+
+@click.command()
+@common.run_argument
+@common.overrides_argument
+@click.option("--workers", type=click.IntRange(min=1), help="How many to start. [as in the recipe, less those at work]")
+@common.as_json
+def command(run: str, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
+    """Start workers for what is missing, any number of them. Finished shards and rows are kept; failed shards are tried again.
+
+    \b
+    hala resume translate-openorca
+    hala resume translate-openorca --workers 8 site.slurm.partition=long
+    """
+    from hala_hpc import tasks
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.run import status
+    from hala_hpc.slurm.commands import live_workers
+    from hala_hpc.slurm.launch import require_environment
+    from hala_hpc.slurm.submit import submit
+    from hala_hpc.worker.array import ArrayWorker
+
+    path = common.find(run)
+    if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
+        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
+    recipe = common.thawed(path, overrides)
+    task = tasks.create(recipe)
+    require_environment(recipe.site, task.stage)
+    retried = status.retry_failed(path, recipe.run.attempts)
+    state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
+    missing = state.shards - state.done
+    if workers is None:
+        alive = sum(worker.alive for worker in state.workers)
+        at_work = max(alive, live_workers(common.job_states(path)))
+        workers = min(recipe.run.workers, missing) - at_work
+    workers = min(workers, missing)
+    jobs = submit(recipe, path, task.stage, workers, ArrayWorker(str(path))).jobs if workers > 0 else []
+    if json_:
+        common.echo_json(
+            {"run": str(path), "missing": missing, "retried": retried, "workers": max(workers, 0), "jobs": jobs}
+        )
+    elif not missing:
+        click.echo(f"nothing is missing: hala verify {path}")
+    elif workers <= 0:
+        click.echo(f"{missing} shards are missing, and workers are at work on them (--workers N starts more)")
+    else:
+        click.echo(f"{workers} workers for {missing} missing shards ({retried} had failed): {', '.join(jobs)}")

@@ -1,0 +1,25 @@
+"""``hala sites``: the site profiles there are."""
+
+import click
+
+from hala_hpc.cli import common
+
+
+@click.command()
+@common.as_json
+def command(json_: bool) -> None:
+    """List the site profiles, and where each stands. Copy one and edit it for your cluster.
+
+    \b
+    hala sites
+    """
+    found = {
+        path.stem: str(path)
+        for root in reversed(common.hpc_roots())
+        for path in sorted((root / "sites").glob("*.yaml"))
+    }
+    if json_:
+        common.echo_json(found)
+        return
+    for name, path in sorted(found.items()):
+        click.echo(f"{name:20} {path}")

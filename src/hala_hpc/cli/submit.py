@@ -1,0 +1,44 @@
+"""``hala submit``: plan a run and start its workers."""
+
+from pathlib import Path
+
+import click
+
+from hala_hpc.cli import common
+
+
+@click.command()
+@common.recipe_argument
+@common.overrides_argument
+@common.site_option
+@common.as_json
+def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) -> None:
+    """Plan a run and start its workers; then log out. Come back to `hala status`.
+
+    \b
+    hala submit jobs/demo/translate.yaml
+    hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
+    """
+    from hala_hpc.cli.planning import check, plan_run
+    from hala_hpc.run import manifest
+    from hala_hpc.run.files import remove_tree
+    from hala_hpc.slurm.submit import submit, submitted
+    from hala_hpc.worker.array import ArrayWorker
+
+    asked = common.load(recipe, site, overrides)
+    task = check(asked)
+    run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
+    workers = min(asked.run.workers, len(manifest.read(run.manifest)))
+    try:
+        submission = submit(asked, run.path, task.stage, workers, ArrayWorker(str(run.path)))
+    except BaseException:
+        if not submitted(run.path):
+            remove_tree(run.path)  # nothing half-made: no job knows of it
+        raise
+    if json_:
+        common.echo_json({"run": str(run.path), "jobs": submission.jobs, "workers": submission.workers})
+    else:
+        click.echo(
+            f"{submission.workers} workers for {run.path} ({submission.executor} {', '.join(submission.jobs[:4])})"
+        )
+        click.echo(f"next: hala status {run.path}")

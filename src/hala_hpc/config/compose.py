@@ -1,0 +1,113 @@
+"""Layers become one typed recipe: defaults < site profile < recipe < command line."""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hala_hpc.config import layers
+from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.layers import Layer
+from hala_hpc.config.schema import SECTIONS, Recipe
+
+OptionsOf = Callable[[str, str], type]
+"""(section, kind) to the dataclass of that kind's options; raises HalaError for an unknown kind."""
+
+
+def compose(recipe: Path, site: Path | None, overrides: Sequence[str], options_of: OptionsOf) -> Recipe:
+    """The recipe that a command line asks for.
+
+    Parameters
+    ----------
+    recipe, site : the YAML files; a site profile has the same keys as a recipe (mostly ``site:``).
+    overrides : ``key=value`` words, strongest.
+    options_of : finds the options of the open sections ``task`` and ``engine``.
+
+    Raises
+    ------
+    HalaError : a missing file, an unknown key (with the nearest valid one) or a value of the wrong type.
+    """
+    files = [path for path in (site, recipe) if path is not None]
+    return merge([*map(layers.from_file, files), layers.from_command_line(overrides)], options_of)
+
+
+def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
+    """Check each layer, then merge them, weakest first."""
+    result = OmegaConf.structured(Recipe)
+    kinds = {section: _kind(stack, section) for section in SECTIONS}
+    for section, kind in kinds.items():
+        result[section] = OmegaConf.structured(options_of(section, kind)(kind=kind))
+    running = {section: base().kind for section, base in SECTIONS.items()}
+    for layer in stack:
+        values = dict(layer.values)
+        opened = {section: values.pop(section) for section in SECTIONS if section in values}
+        merged = layers.checked(layer, values, Recipe)
+        for section, given in opened.items():
+            merged[section] = _section(layer, section, given, running, kinds[section], options_of)
+        try:
+            result = OmegaConf.merge(result, merged)
+        except OmegaConfBaseException as error:
+            raise HalaError(f"{layer.where}: {_first_line(error)}") from error
+    return to_recipe(result)
+
+
+def to_recipe(config: Any) -> Recipe:
+    """Resolve interpolations and missing values. Raises HalaError naming the key."""
+    try:
+        return typing.cast(Recipe, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:
+        raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
+
+
+def freeze(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text, which ``thaw`` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
+    """A frozen recipe, and on top of it what may still change when a run is resumed."""
+    return merge([layers.from_file(path), layers.from_command_line(overrides)], options_of)
+
+
+def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
+    """``name`` as a file, or as ``<root>/<folder>/<name>.yaml`` in the first root that has it."""
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        return Path(name)
+    for root in roots:
+        if (found := root / folder / f"{name}.yaml").is_file():
+            return found
+    known = {path.stem for root in roots for path in (root / folder).glob("*.yaml")}
+    raise HalaError(f"no site profile '{name}'", did_you_mean(name, known))
+
+
+def _kind(stack: Sequence[Layer], section: str) -> str:
+    kind: str = SECTIONS[section]().kind
+    for layer in stack:
+        given = layer.values.get(section)
+        if isinstance(given, dict) and given.get("kind") is not None:
+            kind = str(given["kind"])
+    return kind
+
+
+def _section(
+    layer: Layer, section: str, given: Any, running: dict[str, str], final: str, options_of: OptionsOf
+) -> dict[str, Any]:
+    """An open section of one layer: checked against its own kind, then cut to the keys of the kind that won."""
+    if isinstance(given, dict) and given.get("kind") is not None:
+        running[section] = str(given["kind"])
+    values = layers.checked(layer, given, options_of(section, running[section]), f"{section}.")
+    if running[section] != final:
+        kept = {field.name for field in dataclasses.fields(options_of(section, final))}
+        values = {key: value for key, value in values.items() if key in kept and key != "kind"}
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), "")
+    return f"{key}: {lines[0]}" if key else lines[0]

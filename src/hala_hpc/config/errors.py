@@ -1,0 +1,24 @@
+"""The one exception a person is meant to read, and how it finds the word they meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HalaError(Exception):
+    """Bad input or a refusal: one clear line, and what to do next.
+
+    The command line prints it as ``error: message (hint)`` and exits with code 2; it is never a bug of ours.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """A hint that names the nearest valid word, and all of them."""
+    words = sorted(valid)
+    near = difflib.get_close_matches(word, words, n=1)
+    choices = f"valid: {', '.join(words)}" if words else "nothing is valid here"
+    return f"did you mean '{near[0]}'? {choices}" if near else choices

@@ -1,0 +1,102 @@
+"""One layer of configuration: a file or the command line, checked key by key before it is merged.
+
+OmegaConf checks types when layers merge, but by then nobody knows which file said what. So each layer is walked against
+the schema first: unknown keys are refused by name, a lone value becomes a list where a list is wanted, and paths
+are resolved against the place that says them.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hala_hpc.config.errors import HalaError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one place says: ``values`` is a plain nested dict, ``where`` its name in errors, ``base`` its folder."""
+
+    values: dict[str, Any]
+    where: str
+    base: Path
+
+
+def from_file(path: Path) -> Layer:
+    """Read a YAML file. Raises HalaError where it is missing, broken or no mapping."""
+    if not path.is_file():
+        raise HalaError(f"{path}: no such file", "give the path of a YAML file")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+        raise HalaError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise HalaError(f"{path}: expected `key: value` lines, found {'nothing' if not values else 'a list'}")
+    return Layer(typing.cast(dict[str, Any], values), str(path), path.resolve().parent)
+
+
+def from_command_line(overrides: Sequence[str]) -> Layer:
+    """``key.sub=value`` words, as a layer."""
+    for word in overrides:
+        if "=" not in word or word.startswith("="):
+            raise HalaError(f"'{word}': not of the form key=value", "for example run.workers=64")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise HalaError(f"command line: {' '.join(str(error).split())}") from error
+    return Layer(typing.cast(dict[str, Any], values), "command line", Path.cwd())
+
+
+def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[str, Any]:
+    """``values`` with only keys of the dataclass ``schema``, paths made absolute. Raises HalaError on an unknown key."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise HalaError(f"{layer.where}: '{prefix.rstrip('.')}' holds keys of its own, not the value {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    result = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise HalaError(f"{layer.where}: unknown key '{prefix}{key}'", did_you_mean(str(key), fields))
+        result[key] = _checked_value(layer, value, hints[key], dict(fields[key].metadata), f"{prefix}{key}")
+    return result
+
+
+def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str], name: str) -> Any:
+    hint = _without_none(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if value is None else checked(layer, value, hint, f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
+        inner = typing.cast(type, arguments[1])
+        return {key: checked(layer, item, inner, f"{name}.{key}.") for key, item in value.items()}
+    if origin is list and value is not None and not isinstance(value, list):
+        value = [value]
+    if "path" in metadata and value is not None:
+        paths = [_resolved(item, layer.base, metadata["path"]) for item in (value if origin is list else [value])]
+        return paths if origin is list else paths[0]
+    return value
+
+
+def _without_none(hint: Any) -> Any:
+    """``X | None`` is ``X`` here: absence is checked by OmegaConf."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        some = [part for part in typing.get_args(hint) if part is not type(None)]
+        return some[0] if len(some) == 1 else hint
+    return hint
+
+
+def _resolved(value: Any, base: Path, rule: str) -> Any:
+    if not isinstance(value, str) or "${" in value:
+        return value
+    if rule == "explicit" and not value.startswith((".", "/", "~")):
+        return value
+    return str((base / Path(value).expanduser()).resolve()) if value else value

@@ -1,0 +1,153 @@
+"""What a recipe and a site profile may say: dataclasses that OmegaConf checks.
+
+Two sections are open: ``task`` and ``engine`` take their keys from the module that their ``kind`` names, so a new task
+or engine is a new file and changes nothing here. A field with ``metadata=PATH`` holds paths, which are resolved
+against the file that says them (on the command line: against the current folder).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from omegaconf import MISSING
+
+PATH: Final = {"path": "always"}
+"""Metadata of a field that is always a path."""
+HUB_OR_PATH: Final = {"path": "explicit"}
+"""Metadata of a field that is a path only when it starts with ``.``, ``/`` or ``~``; else a name on the hub."""
+
+
+@dataclass
+class Data:
+    """Which rows go in. Give ``path`` (files, folders, globs) or ``hub`` (a dataset on the Hugging Face hub)."""
+
+    path: list[str] = field(default_factory=list, metadata=PATH)
+    format: Literal["auto", "parquet", "jsonl", "json", "csv", "text"] = "auto"
+    hub: str | None = field(default=None, metadata=HUB_OR_PATH)
+    hub_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    limit: int | None = None  # only the first so many rows, in source order
+    shape: Literal["auto", "alpaca", "columns", "messages", "conversations", "text", "pairs"] = "auto"
+    columns: list[str] = field(default_factory=list)  # the text columns, for shapes without fixed names; a.b reaches in
+
+
+@dataclass
+class Model:
+    """The model that an engine loads: a folder or a name on the hub."""
+
+    name: str = field(default="", metadata=HUB_OR_PATH)
+    revision: str | None = None
+    tokenizer: str | None = field(default=None, metadata=HUB_OR_PATH)
+
+
+@dataclass
+class TaskOptions:
+    """Base of every task's own section; ``kind`` names the module under ``hala_hpc.tasks``."""
+
+    kind: str = "translate"
+
+
+@dataclass
+class EngineOptions:
+    """Base of every engine's own section; ``kind`` names the module under ``hala_hpc.engines``."""
+
+    kind: str = "vllm"
+
+
+@dataclass
+class Sampling:
+    """How text is drawn. ``max_tokens`` null means: whatever room the model's context leaves."""
+
+    temperature: float = 0.0  # observed: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+    seed: int = 0  # every request's own seed is derived from this and from its text
+
+
+@dataclass
+class Run:
+    """How the work is cut, spread and kept safe."""
+
+    root: str = field(default="runs", metadata=PATH)  # runs live here, one folder each
+    workers: int = 1  # at most this many array tasks at once
+    shard_tokens: int = 200_000  # a shard's estimated input tokens (ours: minutes, not hours, on one GPU)
+    shard_rows: int = 10_000  # and never more rows than this
+    lease_seconds: float = 120.0  # a worker silent for so long is taken for dead; above NFS attribute caching (60 s)
+    flush_seconds: float = 2.0  # finished rows are made durable this often: the most that a kill costs
+    attempts: int = 5  # a shard that failed or killed its worker so often is set aside until `hala resume`
+    stall_seconds: float = 1800.0  # no completion for so long while requests wait: the worker ends itself
+
+
+@dataclass
+class Slurm:
+    """What one worker asks of Slurm. Unset keys are left to the cluster's defaults."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus_per_worker: int = 0
+    gpu_type: str | None = None
+    cpus_per_worker: int = 4
+    mem_gb: float | None = None
+    minutes: int = 60  # time limit of one job; a longer run goes on by requeueing
+    signal_seconds: int = 90  # so long before the limit the worker is told to stop and requeue
+    max_running: int | None = None  # array tasks that Slurm runs at once (`--array=...%N`)
+    extra: dict[str, Any] = field(default_factory=dict)  # further sbatch options by their long name
+
+
+@dataclass
+class Container:
+    """Run the stage in a container. ``runtime`` apptainer wraps python; pyxis uses ``srun --container-*``."""
+
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    image: str = MISSING
+    mounts: list[str] = field(default_factory=list)
+    args: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Environment:
+    """Where a stage's Python lives and what must be set up before it starts."""
+
+    venv: str | None = field(default=None, metadata=PATH)
+    python: str | None = None  # instead of a venv: the interpreter, as named inside the container or by the modules
+    modules: list[str] = field(default_factory=list)
+    container: Container | None = None
+    setup: list[str] = field(default_factory=list)  # shell lines of the site's own, run before the worker
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Site:
+    """A cluster, or this machine."""
+
+    name: str = "local"
+    executor: Literal["slurm", "local", "debug"] = "local"
+    slurm: Slurm = field(default_factory=Slurm)
+    environments: dict[str, Environment] = field(default_factory=dict)  # by stage: serve, work
+    cache: str | None = field(default=None, metadata=PATH)  # models and datasets (HF_HOME); null: the user's own
+    scratch: str | None = field(default=None, metadata=PATH)  # node-local, for compile caches; null: the system's
+    offline: bool = False  # compute nodes have no internet: only what `hala prefetch` fetched is used
+
+
+@dataclass
+class Recipe:
+    """Everything that a run is asked to do, and where."""
+
+    name: str = MISSING
+    task: Any = MISSING
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    engine: Any = MISSING
+    sampling: Sampling = field(default_factory=Sampling)
+    run: Run = field(default_factory=Run)
+    site: Site = field(default_factory=Site)
+
+
+SECTIONS: Final = {"task": TaskOptions, "engine": EngineOptions}
+"""The open sections and the base of their options."""

@@ -1,0 +1,138 @@
+"""The finished dataset: all shards in source order, as Parquet with a card."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
+from hala_hpc.run import files, manifest
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Facts, Manifest, Shard
+
+FILE_BYTES = 512 * 1024 * 1024
+"""About so much Arrow data goes into one Parquet file (ours: the hub's viewer likes files under 500 MB)."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was written."""
+
+    path: str
+    files: int
+    rows: int
+    quarantined: dict[str, int]
+    missing_shards: int
+
+
+def collect(
+    path: Path, target: Path, partial: bool = False, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter
+) -> Collected:
+    """Write the rows of the run at ``path`` to the folder ``target``: whole or not at all.
+
+    ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason.
+
+    Raises
+    ------
+    HalaError : the run is not finished (unless ``partial``) or ``target`` exists.
+    """
+    plan = manifest.read(path / "manifest.parquet")
+    run = RunDirectory(path, plan.facts.suffix)
+    missing = sum(not run.shard_output(shard).exists() for shard in range(len(plan)))
+    if missing and not partial:
+        raise HalaError(f"{missing} of {len(plan)} shards are not finished", f"`hala resume {path}`, or --partial")
+    try:
+        with files.whole_directory(target) as folder:
+            written = _write(run, plan, folder, progress)
+            result = Collected(str(target), *written, missing)
+            (folder / "README.md").write_text(card(path, plan.facts, result))
+    except FileExistsError as error:
+        raise HalaError(f"{target} exists", "give another folder with --to") from error
+    return result
+
+
+def card(path: Path, facts: Facts, collected: Collected) -> str:
+    """The dataset card: where the rows come from, how many there are, and what made them."""
+    lines = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", f"# {path.name}", ""]
+    lines += [f"Made by hala_hpc from the run `{path.name}`.", "", "| | |", "|---|---|"]
+    lines += [f"| rows | {collected.rows:,} of {facts.rows:,} |"]
+    lines += [f"| in quarantine: {reason} | {count:,} |" for reason, count in sorted(collected.quarantined.items())]
+    lines += [f"| shards missing | {collected.missing_shards} |"] if collected.missing_shards else []
+    lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.made_by.items()]
+    lines += [
+        "",
+        f"`{ROW}` is a row's number in the sources below, taken one after the other, from 0.",
+        "",
+        "## Sources",
+        "",
+    ]
+    lines += [f"- `{Path(source['original']).name}`: {source['rows']:,} rows" for source in facts.sources]
+    return "\n".join([*lines, ""])
+
+
+def _write(
+    run: RunDirectory, plan: Manifest, folder: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]]
+) -> tuple[int, int, dict[str, int]]:
+    (folder / "data").mkdir()
+    made_by = {KEY: json.dumps(plan.facts.made_by).encode()}
+    data = _Writer(folder / "data", made_by)
+    quarantine = _Writer(folder, made_by)
+    reasons: Counter[str] = Counter()
+    for shard in progress(iter(plan)):
+        output = run.shard_output(shard.id)
+        if not output.exists():
+            continue
+        table = pq.read_table(output)
+        is_done = pc.is_null(table[ERROR])
+        data.add(table.filter(is_done).drop_columns([ERROR]))
+        refused = table.filter(pc.invert(is_done))
+        if refused.num_rows:
+            quarantine.add(refused)
+            reasons.update(reason_of(error) for error in refused[ERROR].to_pylist())
+    data.close("train-{index:05d}-of-{count:05d}.parquet")
+    quarantine.close("quarantine.parquet")
+    return len(data.paths), data.rows, dict(reasons)
+
+
+class _Writer:
+    """Writes tables to a series of Parquet files, which get their names when their number is known."""
+
+    def __init__(self, folder: Path, metadata: dict[bytes, bytes]) -> None:
+        self._folder = folder
+        self._metadata = metadata
+        self._writer: pq.ParquetWriter | None = None
+        self._bytes = 0
+        self.paths: list[Path] = []
+        self.rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        table = table.replace_schema_metadata(self._metadata)
+        if self._writer is None or self._bytes > FILE_BYTES:
+            self._finish()
+            self.paths.append(self._folder / f".{len(self.paths)}.parquet")
+            self._writer = pq.ParquetWriter(self.paths[-1], table.schema, compression="zstd")
+            self._bytes = 0
+        self._writer.write_table(table)
+        self._bytes += table.nbytes
+        self.rows += table.num_rows
+
+    def close(self, name: str) -> None:
+        self._finish()
+        for index, path in enumerate(self.paths):
+            path.rename(self._folder / name.format(index=index, count=len(self.paths)))
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def as_json(collected: Collected) -> dict[str, Any]:
+    """For scripts."""
+    return asdict(collected)

@@ -1,0 +1,162 @@
+"""Cut rows into shards that take about equally long, in one pass over the data.
+
+Memory holds a chunk of rows and a line per shard, however large the dataset.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data, Run
+from hala_hpc.data import digest, readers, schema, sources
+from hala_hpc.data.digest import Row
+from hala_hpc.data.readers import Chunk
+from hala_hpc.run.manifest import Facts, Shard
+
+BYTES_PER_TOKEN = 4
+"""Of UTF-8. Ours: near enough for Latin and Arabic script alike to cut by; nothing else is decided by it."""
+
+TextsOf = Callable[[Row], list[str]]
+"""The texts of a row that will be worked on; raises HalaError where the row is not of the expected form."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A plan: shards in the order of their ids, and the facts of the whole."""
+
+    shards: list[Shard]
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the number of rows read so far."""
+
+    say: Callable[[str], None] = lambda line: None
+    count: Callable[[int], None] = lambda rows: None
+
+
+@dataclass
+class _Open:
+    """The shard that is being filled."""
+
+    source: str
+    position: int
+    start: int
+    rows: int = 0
+    characters: int = 0
+    tokens: int = 0
+    hashed: "digest.hashlib.blake2b" = field(default_factory=digest.new_hash)
+
+
+class Cutter:
+    """Takes rows one by one and closes a shard when the next row would overfill it."""
+
+    def __init__(self, task: str, shard_tokens: int, shard_rows: int) -> None:
+        self._task = task
+        self._most = (shard_tokens, shard_rows)
+        self._open: _Open | None = None
+        self.shards: list[Shard] = []
+        self.rows = self.texts = 0
+
+    def add(self, row: Row, texts: list[str], source: str, position: int) -> None:
+        tokens = sum(estimated_tokens(text) for text in texts)
+        shard = self._open
+        if shard is None or shard.tokens + tokens > self._most[0] or shard.rows >= self._most[1]:
+            self.close()
+            shard = self._open = _Open(source, position, self.rows)
+        shard.rows += 1
+        shard.tokens += tokens
+        shard.characters += sum(map(len, texts))
+        shard.hashed.update(digest.row_bytes(row))
+        self.rows += 1
+        self.texts += len(texts)
+
+    def close(self) -> None:
+        """Close the shard that is open, if it holds rows."""
+        if (shard := self._open) is not None:
+            numbers = (shard.position, shard.start, shard.rows, shard.characters, shard.tokens)
+            self.shards.append(Shard(len(self.shards), self._task, shard.source, *numbers, shard.hashed.hexdigest()))
+        self._open = None
+
+
+def cut(
+    data: Data,
+    run: Run,
+    task: str,
+    folder: Path,
+    texts_of: Callable[[pa.Schema], TextsOf],
+    watch: Watch,
+) -> Cut:
+    """Plan the shards of a row task.
+
+    Parameters
+    ----------
+    folder : the run directory in the making; copies of inputs go to its ``input/``.
+    texts_of : given the schema of a source's first rows, how to find the texts of a row.
+
+    Raises
+    ------
+    HalaError : a missing or broken file, a missing column, a row of another form, no rows at all.
+    """
+    cutter = Cutter(task, run.shard_tokens, run.shard_rows)
+    kept: list[dict[str, object]] = []
+    whole: pa.Schema | None = None
+    for source in sources.open_sources(data, folder / "input", watch.say):
+        name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
+        before = cutter.rows
+        find: TextsOf | None = None
+        for chunk in _limited(readers.chunks(source.path), data.limit, cutter):
+            found = chunk.schema()
+            if whole is None or not found.equals(whole, check_metadata=True):
+                whole = schema.unify(whole, found)
+            find = find or _finder(texts_of, found, source.original)
+            for position, row in zip(chunk.positions, chunk.rows, strict=True):
+                _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
+            watch.count(cutter.rows)
+        rows = cutter.rows - before
+        kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
+        if data.limit is not None and cutter.rows >= data.limit:
+            break
+    cutter.close()
+    if whole is None or not cutter.shards:
+        named = data.hub or ", ".join(data.path)
+        raise HalaError(
+            f"data: no rows in {named}", "an empty dataset has nothing to do" if data.limit != 0 else "data.limit is 0"
+        )
+    characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
+    facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, schema.dump(whole))
+    return Cut(cutter.shards, facts)
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, without a tokenizer; at least one."""
+    return len(text.encode()) // BYTES_PER_TOKEN + 1
+
+
+def _limited(chunks: Iterable[Chunk], limit: int | None, cutter: Cutter) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if limit is not None and cutter.rows + len(chunk.rows) >= limit:
+            if limit > cutter.rows:
+                yield chunk.cut(limit - cutter.rows)
+            return
+        yield chunk
+
+
+def _finder(texts_of: Callable[[pa.Schema], TextsOf], found: pa.Schema, where: str) -> TextsOf:
+    try:
+        return texts_of(found)
+    except HalaError as error:
+        raise HalaError(f"{where}: {error.message}", error.hint) from error
+
+
+def _add(cutter: Cutter, find: TextsOf, row: Row, source: str, position: int, where: str) -> None:
+    try:
+        cutter.add(row, find(row), source, position)
+    except HalaError as error:
+        raise HalaError(f"{where}: {error.message}", error.hint) from error
+    except (TypeError, UnicodeEncodeError) as error:
+        raise HalaError(f"{where}: holds a value that cannot be kept: {error}") from error

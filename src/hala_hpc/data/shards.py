@@ -1,0 +1,141 @@
+"""A shard of rows on the worker: read its input, write its output, and hold an output against the manifest.
+
+One file holds all rows of a shard. Those that could not be done stand in it with the reason, instead of in a
+file of their own: so no kill can come between the two, and "exactly once" holds by construction.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data import digest, readers, schema
+from hala_hpc.data.digest import Row
+from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.verify import ShardReport
+
+ROW = "hala_row"
+"""Column: the row's number in the run, in source order, from 0."""
+ERROR = "hala_error"
+"""Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
+RESERVED = (ROW, ERROR)
+KEY = b"hala"
+"""Parquet metadata key under which an output says what made it."""
+
+
+@dataclass(frozen=True)
+class ShardInput:
+    """The rows of a shard; ``table`` holds them as they go back out."""
+
+    shard: Shard
+    rows: list[Row]
+    table: pa.Table
+
+    def numbered(self) -> Iterator[tuple[int, Row]]:
+        """Rows with their numbers in the run."""
+        return zip(range(self.shard.start, self.shard.start + self.shard.rows), self.rows, strict=True)
+
+
+def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
+    """Read a shard's rows from their source. Raises HalaError where the source changed since the run was planned."""
+    names = [str(source["path"]) for source in facts.sources]
+    rows: list[Row] = []
+    tables: list[pa.Table] = []
+    position = shard.position
+    for name in names[names.index(shard.source) :]:
+        for chunk in readers.chunks(run / name, position):
+            part = chunk.cut(shard.rows - len(rows))
+            rows += part.rows
+            if part.table is not None:
+                tables.append(part.table)
+            if len(rows) == shard.rows:
+                break
+        position = 0
+        if len(rows) == shard.rows:
+            break
+    if digest.digest_of(rows) != shard.digest:
+        raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", "plan a new run")
+    whole = schema.load(facts.schema)
+    native = sum(table.num_rows for table in tables) == len(rows) and all(table.schema == whole for table in tables)
+    return ShardInput(shard, rows, pa.concat_tables(tables) if native else schema.to_table(rows, whole))
+
+
+def write_output(
+    path: Path,
+    given: ShardInput,
+    fields: Sequence[pa.Field],
+    results: Mapping[int, Row],
+    errors: Mapping[int, str],
+    made_by: bytes,
+) -> None:
+    """Write a shard's output.
+
+    Parameters
+    ----------
+    fields : the new columns.
+    results : new values by row number.
+    errors : reasons by row number; every row is in one of the two.
+    made_by : JSON that says what made the file.
+    """
+    numbers = range(given.shard.start, given.shard.start + given.shard.rows)
+    added = schema.to_table([results.get(number, {}) for number in numbers], pa.schema(fields))
+    table = given.table
+    for field, column in zip(added.schema, added.columns, strict=True):
+        table = table.append_column(field, column)
+    table = table.append_column(ROW, pa.array(numbers, pa.int64()))
+    table = table.append_column(ERROR, pa.array([errors.get(number) for number in numbers], pa.string()))
+    pq.write_table(table.replace_schema_metadata({KEY: made_by}), path, compression="zstd")
+
+
+def check_output(shard: Shard, path: Path, facts: Facts, fields: Sequence[pa.Field]) -> ShardReport:
+    """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged."""
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        return ShardReport(problems=(f"not readable: {error}",))
+    inputs = schema.load(facts.schema)
+    absent = [
+        name for name in [*inputs.names, *(field.name for field in fields), *RESERVED] if name not in table.column_names
+    ]
+    if absent:
+        return ShardReport(problems=(f"lacks the columns {', '.join(absent)}",))
+    numbers = table[ROW].to_pylist()
+    problems = list(_row_problems(shard, numbers))
+    rows = schema.to_rows(table.select(inputs.names).cast(inputs))
+    if not problems and digest.digest_of(rows) != shard.digest:
+        problems.append("its rows are not those of the source when the run was planned")
+    reasons = table[ERROR].to_pylist()
+    quarantined = Counter(reason_of(reason) for reason in reasons if reason is not None)
+    return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems))
+
+
+def reason_of(error: str) -> str:
+    """The part of an error by which rows are counted."""
+    return error.split(":", 1)[0]
+
+
+def refuse_reserved(found: pa.Schema, added: Sequence[str]) -> None:
+    """Raises HalaError where the input has a column that the output adds."""
+    for name in (*RESERVED, *added):
+        if name in found.names:
+            raise HalaError(f"column '{name}' is there already, and the output adds one of that name", "rename it")
+
+
+def _row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
+    expected = range(shard.start, shard.start + shard.rows)
+    if numbers == list(expected):
+        return
+    counts = Counter(numbers)
+    lost = [number for number in expected if number not in counts]
+    twice = [number for number, count in counts.items() if count > 1]
+    strange = [number for number in counts if number not in expected]
+    for what, which in (("lost", lost), ("twice", twice), ("of another shard", strange)):
+        if which:
+            yield f"{len(which)} rows {what}, the first is row {which[0]}"
+    if not (lost or twice or strange):
+        yield "its rows are out of order"

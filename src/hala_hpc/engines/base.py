@@ -1,0 +1,87 @@
+"""The contract between a worker and whatever generates text."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from hala_hpc.config.schema import Sampling
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat prompt."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text."""
+
+    prompt: tuple[Message, ...] | str
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def digest(self) -> bytes:
+        """Equal for requests that must get the same text."""
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=16).digest()
+
+
+def request(prompt: tuple[Message, ...] | str, sampling: Sampling) -> Request:
+    """A request whose random numbers depend on the recipe's seed and the prompt alone.
+
+    So a resumed run, another batch, or a text taken from the worker's memory all give the text of the unbroken run.
+    """
+    text = prompt if isinstance(prompt, str) else json.dumps([asdict(message) for message in prompt])
+    seeded = hashlib.blake2b(f"{sampling.seed}\n{text}".encode(), digest_size=4)
+    return Request(
+        prompt=prompt,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=sampling.max_tokens,
+        stop=tuple(sampling.stop),
+        seed=int.from_bytes(seeded.digest(), "big") >> 1,  # engines take a signed 32-bit seed
+    )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of a request. ``error`` (as ``reason: detail``) means that this request can never succeed."""
+
+    id: str
+    text: str = ""
+    finish_reason: str = ""  # stop, or length where max_tokens or the context cut it off
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    error: str | None = None
+
+
+class EngineDied(Exception):
+    """The engine is gone with all requests it held; a new one has to be started."""
+
+
+class Engine(Protocol):
+    """Takes requests at any time, hands back completions as they finish, in any order."""
+
+    capacity: int
+    """So many requests, handed in and not yet back, keep the engine busy."""
+
+    def add(self, id: str, request: Request) -> None:
+        """Hand in a request. Never raises for a bad one: that comes back as a completion with an error."""
+
+    def poll(self, seconds: float) -> list[Completion]:
+        """Completions since the last call; waits up to ``seconds`` for the first. Raises EngineDied."""
+
+    def close(self) -> None:
+        """Free the device; requests still held are dropped."""

@@ -1,0 +1,88 @@
+"""A deterministic engine for tests and dry runs: it answers each prompt with its last message, in angle quotes.
+
+On request it is slow, fails or dies, so that everything around an engine can be tried without a model.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import PATH, EngineOptions, Recipe
+from hala_hpc.engines.base import Completion, EngineDied, Request
+
+
+@dataclass
+class Options(EngineOptions):
+    """The recipe's ``engine:`` section for ``kind: echo``. Texts to fail on are looked for in the prompt."""
+
+    kind: str = "echo"
+    capacity: int = 64
+    seconds: float = 0.0  # each request takes so long; ``capacity`` of them run side by side
+    start_seconds: float = 0.0
+    max_characters: int = 100_000  # of a prompt; a longer one is refused, as a model's context would
+    fail_on: str | None = None  # a request that holds this fails
+    cut_on: str | None = None  # … is cut off, as by max_tokens
+    die_on: str | None = None  # … kills the whole process
+    crash_on: str | None = None  # … ends the engine, not the process
+    log: str | None = field(default=None, metadata=PATH)  # every prompt is appended to this file
+
+
+class Echo:
+    """See the module."""
+
+    def __init__(self, options: Options) -> None:
+        time.sleep(options.start_seconds)
+        self.capacity = options.capacity
+        self._options = options
+        self._held: deque[tuple[float, str, Request]] = deque()
+
+    def add(self, id: str, request: Request) -> None:
+        if self._options.log:
+            with Path(self._options.log).open("a") as log:
+                log.write(f"{last_text(request)!r}\n")
+        self._held.append((time.monotonic() + self._options.seconds, id, request))
+
+    def poll(self, seconds: float) -> list[Completion]:
+        if self._held:
+            time.sleep(min(seconds, max(0.0, self._held[0][0] - time.monotonic())))
+        done = []
+        while self._held and self._held[0][0] <= time.monotonic():
+            _, id, request = self._held.popleft()
+            done.append(self._answer(id, last_text(request)))
+        return done
+
+    def close(self) -> None:
+        self._held.clear()
+
+    def _answer(self, id: str, text: str) -> Completion:
+        options = self._options
+        if options.die_on and options.die_on in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options.crash_on and options.crash_on in text:
+            raise EngineDied(f"crash_on: {options.crash_on}")
+        if options.fail_on and options.fail_on in text:
+            return Completion(id, error=f"failed: fail_on '{options.fail_on}'")
+        if len(text) > options.max_characters:
+            return Completion(id, error=f"too long: {len(text)} characters, at most {options.max_characters}")
+        cut = bool(options.cut_on and options.cut_on in text)
+        return Completion(id, f"«{text}»", "length" if cut else "stop", len(text.split()), len(text.split()))
+
+
+def last_text(request: Request) -> str:
+    """The text of the last message, or of the bare prompt."""
+    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
+
+
+def check(recipe: Recipe) -> None:
+    """Any recipe will do, but for a capacity of nothing."""
+    if recipe.engine.capacity < 1:
+        raise HalaError("engine.capacity: at least 1")
+
+
+def start(recipe: Recipe) -> Echo:
+    """The engine of a recipe."""
+    return Echo(recipe.engine)

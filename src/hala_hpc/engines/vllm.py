@@ -1,0 +1,205 @@
+"""vLLM in the worker's own process: no server, no port, no second copy of the text on its way."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import EngineOptions, Recipe
+from hala_hpc.engines.base import Completion, EngineDied, Request
+
+QUEUE_FACTOR = 2
+"""Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
+
+
+@dataclass
+class Options(EngineOptions):
+    """The recipe's ``engine:`` section for ``kind: vllm``. Null keys are left to vLLM."""
+
+    kind: str = "vllm"
+    tensor_parallel_size: int = 1  # GPUs that one worker's model is spread over, within a node
+    pipeline_parallel_size: int = 1
+    dtype: str = "auto"
+    quantization: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None
+    enable_prefix_caching: bool = True
+    enforce_eager: bool = False
+    trust_remote_code: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)  # any further argument of vllm.LLM
+
+
+class Vllm:
+    """See the module. Prompts are made and measured here, so that a bad one never reaches vLLM."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        os.environ.setdefault("VLLM_CACHE_ROOT", str(_own_cache(recipe.site.scratch)))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        with _signals_kept_from_children():
+            import vllm
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            self._died = EngineDeadError
+            self._make_params = vllm.SamplingParams
+            self._final_only = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+            self._llm = vllm.LLM(**arguments(recipe))
+        self._engine = self._llm.llm_engine
+        self._tokenizer: Any = self._llm.get_tokenizer()
+        config = self._engine.vllm_config
+        self._context: int = config.model_config.max_model_len
+        self.capacity: int = QUEUE_FACTOR * config.scheduler_config.max_num_seqs
+        self._refused: list[Completion] = []
+
+    def add(self, id: str, request: Request) -> None:
+        # Any exception: a chat template is a program of the model's author, and may raise whatever it likes.
+        try:
+            tokens = self._tokens(request)
+        except Exception as error:
+            self._refused.append(Completion(id, error=f"bad prompt: {type(error).__name__}: {error}"))
+            return
+        room = self._context - len(tokens)
+        wanted = request.max_tokens if request.max_tokens is not None else 1
+        if not tokens or room < wanted:
+            problem = f"too long: {len(tokens)} prompt tokens and {wanted} to write, context {self._context}"
+            self._refused.append(Completion(id, error=problem if tokens else "bad prompt: empty"))
+            return
+        try:
+            self._engine.add_request(id, {"prompt_token_ids": tokens}, self._params(request, room))
+        except self._died as error:
+            raise EngineDied(str(error)) from error
+        except ValueError as error:
+            self._refused.append(Completion(id, error=f"bad request: {error}"))
+
+    def poll(self, seconds: float) -> list[Completion]:
+        """One step of the engine; ``seconds`` is not looked at, for a step is short."""
+        done, self._refused = self._refused, []
+        if done or not self._engine.has_unfinished_requests():
+            return done
+        try:
+            outputs = self._engine.step()
+        except self._died as error:
+            raise EngineDied(str(error)) from error
+        return [_completion(output) for output in outputs if output.finished]
+
+    def close(self) -> None:
+        # The engine's own process would otherwise outlive an exception that holds a reference to it.
+        with contextlib.suppress(Exception):
+            self._engine.engine_core.shutdown()
+
+    def _tokens(self, request: Request) -> list[int]:
+        if isinstance(request.prompt, str):
+            return list(self._tokenizer.encode(request.prompt))
+        messages = [{"role": message.role, "content": message.content} for message in request.prompt]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # The template writes the special tokens itself: adding them again would give two beginnings of text.
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _params(self, request: Request, room: int) -> Any:
+        return self._make_params(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            max_tokens=request.max_tokens or room,
+            stop=list(request.stop),
+            seed=request.seed if request.temperature > 0 else None,
+            output_kind=self._final_only,
+        )
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a model folder that is none, and more GPUs than a worker gets. Raises HalaError."""
+    name = recipe.model.name
+    if not name:
+        raise HalaError("model.name: which model?", "a folder or a name on the hub, for example model.name=ORG/MODEL")
+    if name.startswith("/") and not (Path(name) / "config.json").is_file():
+        raise HalaError(f"model.name: {name} is no model folder (it has no config.json)")
+    gpus = recipe.site.slurm.gpus_per_worker
+    wanted = recipe.engine.tensor_parallel_size * recipe.engine.pipeline_parallel_size
+    if recipe.site.executor == "slurm" and gpus and wanted != gpus:
+        raise HalaError(
+            f"engine: tensor_parallel_size x pipeline_parallel_size is {wanted}, but a worker gets {gpus} GPUs",
+            f"set site.slurm.gpus_per_worker={wanted} or engine.tensor_parallel_size={gpus}",
+        )
+
+
+def start(recipe: Recipe) -> Vllm:
+    """Load the model. Takes minutes for a large one."""
+    return Vllm(recipe)
+
+
+def arguments(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, as arguments of ``vllm.LLM``."""
+    options: Options = recipe.engine
+    given = {
+        "model": recipe.model.name,
+        "revision": recipe.model.revision,
+        "tokenizer": recipe.model.tokenizer,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "dtype": options.dtype,
+        "quantization": options.quantization,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enforce_eager": options.enforce_eager,
+        "trust_remote_code": options.trust_remote_code,
+        "seed": 0,
+    }
+    return {key: value for key, value in given.items() if value is not None} | options.arguments
+
+
+def _completion(output: Any) -> Completion:
+    text = output.outputs[0]
+    return Completion(
+        output.request_id,
+        text.text,
+        text.finish_reason or "",
+        len(output.prompt_token_ids or ()),
+        len(text.token_ids),
+        error="aborted: by the engine" if text.finish_reason in ("abort", "error") else None,
+    )
+
+
+def _own_cache(scratch: str | None) -> Path:
+    """A compile cache that no other worker of this node uses now, and that the next one finds warm.
+
+    Engines that start at once on one node race in a shared cache. The lock lives as long as this process.
+    """
+    root = Path(scratch or tempfile.gettempdir()) / f"hala-{os.getuid()}"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for number in range(1024):
+        lock = os.open(root / f"vllm-{number}.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return root / f"vllm-{number}"
+    raise HalaError(f"{root}: all 1024 compile caches are in use", "set VLLM_CACHE_ROOT")
+
+
+@contextlib.contextmanager
+def _signals_kept_from_children() -> Iterator[None]:
+    """Block the stop signals while vLLM starts its processes: they inherit it.
+
+    Slurm sends its signal to every process of a step, and the default action of SIGUSR2 would end the engine while the
+    worker still wants to finish its rows. A signal that came meanwhile is delivered at the end.
+    """
+    blocked = {signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)

@@ -1,0 +1,87 @@
+"""Writes that a kill, a full disk or a second writer cannot spoil, and the file server's clock."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names in ``path`` (links, renames, unlinks) durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of ``path`` durable, whoever wrote them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        fsync_file(temporary)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_tree(path: Path) -> None:
+    """Make every file and folder below ``path`` durable."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` at the end, or nothing at all.
+
+    Raises FileExistsError where ``target`` stands already, also when it came to be meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        raise FileExistsError(f"{target} exists")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        fsync_tree(temporary)
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if target.exists():
+                raise FileExistsError(f"{target} exists") from error
+            raise
+    except BaseException:
+        remove_tree(temporary)
+        raise
+    fsync_directory(target.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it; what is gone already does not matter."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def touched_now(path: Path) -> float:
+    """Touch ``path`` and return the file server's idea of now (seconds since 1970).
+
+    Ages are differences of such times, so a worker whose own clock is wrong neither loses nor steals a lease.
+    """
+    os.utime(path)
+    return path.stat().st_mtime

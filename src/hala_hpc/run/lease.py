@@ -1,0 +1,255 @@
+"""Who is at which shard.
+
+Each worker has one *beacon* file, ``leases/workers/<worker>``, that its heartbeat touches. A lease is a hard link to the
+beacon, ``leases/<folder>/<shard>.<attempt>``: made by an atomic link, so one worker only gets it, and kept alive by
+the beacon, so a heartbeat costs one touch however many shards are held. A lease whose beacon was not touched for
+``ttl`` seconds, by the file server's clock, is stale; whoever links the next attempt takes the shard over. Attempts only
+count up while a shard is unfinished, so nobody ever has to remove another's lease, and a worker that slept through
+its own funeral sees the higher number. Even if it does not look, publishing (see ``publish``) lets one worker win.
+"""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hala_hpc.run import layout
+from hala_hpc.run.files import touched_now
+from hala_hpc.run.layout import RunDirectory
+
+FAILED = ".failed"
+"""Suffix of a lease whose worker gave the shard up with an error: it counts as an attempt and blocks nobody."""
+BEATS = 6
+"""Heartbeats per lease time."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a shard, as long as ``Leases.holds`` says so."""
+
+    shard: int
+    attempt: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Held:
+    """One lease file as seen in a listing."""
+
+    attempt: int
+    failed: bool
+    path: Path
+
+
+class Leases:
+    """The leases of one worker: claims, keeps and gives back."""
+
+    def __init__(self, run: RunDirectory, worker: str, ttl: float, attempts: int) -> None:
+        self.run = run
+        self.ttl = ttl
+        self.attempts = attempts
+        self.beacon = run.workers / worker
+        self.beacon.touch(exist_ok=False)
+        self._inode = self.beacon.stat().st_ino
+
+    def claim(self, shard: int, attempt: int = 1) -> Lease | None:
+        """Take the shard at this attempt; None where somebody else did or it is finished."""
+        path = self.run.lease_folder(shard) / f"{shard:06d}.{attempt}"
+        try:
+            path.hardlink_to(self.beacon)
+        except FileExistsError:
+            if not self._is_ours(path):  # a link whose answer was lost on the way (NFS) is still ours
+                return None
+        lease = Lease(shard, attempt, path)
+        # Looked at again after the lease is taken: the shard may have been finished since it was listed.
+        if self.run.shard_output(shard).exists():
+            self.release(lease)
+            return None
+        return lease
+
+    def holds(self, lease: Lease) -> bool:
+        """False once another worker took the shard over."""
+        following = lease.path.with_name(f"{lease.shard:06d}.{lease.attempt + 1}")
+        return self._is_ours(lease.path) and not following.exists()
+
+    def release(self, lease: Lease) -> None:
+        """Give the shard back unfinished, without counting an attempt against it."""
+        if self._is_ours(lease.path):
+            lease.path.unlink(missing_ok=True)
+
+    def fail(self, lease: Lease) -> None:
+        """Give the shard back with an attempt counted against it."""
+        if self._is_ours(lease.path):
+            lease.path.rename(lease.path.with_name(lease.path.name + FAILED))
+
+    def clear(self, shard: int) -> None:
+        """Drop all leases of a finished shard, also those of dead workers."""
+        for held in listed(self.run, layout.folder_of(shard)).get(shard, []):
+            held.path.unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """The file server's time; touching the beacon for it is a heartbeat as well."""
+        return touched_now(self.beacon)
+
+    def close(self) -> None:
+        self.beacon.unlink(missing_ok=True)
+
+    def _is_ours(self, path: Path) -> bool:
+        try:
+            return path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+
+class Heartbeat:
+    """Touches the beacon from a thread, and tells when a lease was lost.
+
+    A stopped or frozen process stops beating, as it should; ``on_beat`` runs after each touch, in the thread.
+    """
+
+    def __init__(self, leases: Leases, on_beat: Callable[[], None]) -> None:
+        self._leases = leases
+        self._on_beat = on_beat
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self._leases.ttl)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._leases.ttl / BEATS):
+            # A file server that is away for a moment must not end the heartbeat for good.
+            with contextlib.suppress(OSError):
+                self._leases.now()
+                self._on_beat()
+
+
+class Finder:
+    """Finds a shard to claim: fresh ones first, then those that dead or failing workers left.
+
+    Workers start at different places, so they seldom ask for the same shard, and a poisoned shard comes last.
+    """
+
+    def __init__(self, leases: Leases, shards: int, seed: str) -> None:
+        self._leases = leases
+        self._run = leases.run
+        self._shards = shards
+        names = layout.folders(shards)
+        first = random.Random(seed).randrange(len(names)) if names else 0
+        self._folders = names[first:] + names[:first]
+        self._random = random.Random(seed)
+        self._fresh: Iterator[int] = iter(())
+        self._left = list(self._folders)
+
+    def next(self) -> Lease | None:
+        """Claim a shard. None: all are finished, set aside, or held by workers that are alive."""
+        return self._next_fresh() or self._rescan()
+
+    def wait_for(self) -> float | None:
+        """Seconds until the first lease of a silent worker goes stale; None where no worker is silent.
+
+        A worker with nothing to do waits only for those: a live worker needs no help, and a GPU should not idle for it.
+        """
+        now = self._leases.now()
+        silent = [
+            age
+            for folder in self._folders
+            for shard, held in unfinished(self._run, folder).items()
+            if (age := self._age(held, now)) is not None
+            and self._leases.ttl / 2 < age
+            and self._attempt_after(held) is not None
+            and shard < self._shards
+        ]
+        return max(0.0, self._leases.ttl - max(silent)) if silent else None
+
+    def _next_fresh(self) -> Lease | None:
+        while True:
+            for shard in self._fresh:
+                if lease := self._leases.claim(shard):
+                    return lease
+            if not self._left:
+                return None
+            folder = self._left.pop(0)
+            taken = layout.finished(self._run, folder) | set(listed(self._run, folder))
+            candidates = [shard for shard in _ids(folder, self._shards) if shard not in taken]
+            turn = self._random.randrange(len(candidates)) if candidates else 0
+            self._fresh = iter(candidates[turn:] + candidates[:turn])
+
+    def _rescan(self) -> Lease | None:
+        """Everything once more: released shards, and those of stale or failed leases."""
+        now = self._leases.now()
+        for folder in self._folders:
+            done, held = layout.finished(self._run, folder), listed(self._run, folder)
+            for shard in _ids(folder, self._shards):
+                if shard in done:
+                    continue
+                attempt = self._free_attempt(held.get(shard, []), now)
+                if attempt is not None and (lease := self._leases.claim(shard, attempt)):
+                    return lease
+        return None
+
+    def _free_attempt(self, held: list[Held], now: float) -> int | None:
+        """The attempt at which a shard may be claimed; None while its worker lives or when too many failed."""
+        attempt = self._attempt_after(held)
+        age = self._age(held, now)
+        return attempt if age is None or age > self._leases.ttl else None
+
+    def _attempt_after(self, held: list[Held]) -> int | None:
+        last = max((one.attempt for one in held), default=0)
+        return last + 1 if last < self._leases.attempts else None
+
+    @staticmethod
+    def _age(held: list[Held], now: float) -> float | None:
+        """Seconds since the holder's last heartbeat; None where nobody holds the shard."""
+        if not held or (last := max(held, key=lambda one: one.attempt)).failed:
+            return None
+        try:
+            return now - last.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0  # given back or finished this moment: somebody is at it
+
+
+def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
+    """All lease files of one fan-out folder, by shard."""
+    found: dict[int, list[Held]] = {}
+    with os.scandir(run.leases / folder) as entries:
+        for entry in entries:
+            name = entry.name.removesuffix(FAILED)
+            shard, _, attempt = name.partition(".")
+            held = Held(int(attempt), name != entry.name, Path(entry.path))
+            found.setdefault(int(shard), []).append(held)
+    return found
+
+
+def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
+    """Leases of shards that are not finished, in one fan-out folder."""
+    held = listed(run, folder)  # before the outputs: a shard finished in between is then seen as finished
+    done = layout.finished(run, folder)
+    return {shard: leases for shard, leases in held.items() if shard not in done}
+
+
+def server_now(run: RunDirectory) -> float:
+    """The file server's time for somebody who is no worker; this host's where the run may only be read."""
+    probe = run.leases / f".clock-{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _ids(folder: str, shards: int) -> range:
+    first = int(folder) * layout.FAN_OUT
+    return range(first, min(first + layout.FAN_OUT, shards))

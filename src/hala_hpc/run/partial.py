@@ -1,0 +1,87 @@
+"""Rows finished in an unfinished shard: what a killed worker leaves to the next.
+
+Each worker appends to a file of its own, ``partial/<folder>/<shard>.<worker>.jsonl``, so there is never a second writer;
+whoever takes the shard up reads all of them. A torn last line is a row to be done again, nothing more.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.run.layout import RunDirectory
+
+ROW = "row"
+"""Key of every record: the row's number in the run."""
+
+
+class PartialFile:
+    """Appends finished rows of one shard; what ``flush`` returned for is on the disk."""
+
+    def __init__(self, run: RunDirectory, shard: int, worker: str) -> None:
+        self.path = run.partial_folder(shard) / f"{shard:06d}.{worker}.jsonl"
+        self._pending: list[bytes] = []
+        self._descriptor: int | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep a record for the next flush."""
+        self._pending.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Append what is pending and wait for the disk. Raises OSError; then the records stay pending."""
+        if not self._pending:
+            return
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # A newline first: an append that broke off (full disk) must not swallow the first record after it.
+        data = memoryview(b"\n" + b"".join(self._pending))
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        os.fsync(self._descriptor)
+        self._pending.clear()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def read(run: RunDirectory, shard: int) -> dict[int, list[dict[str, Any]]]:
+    """Records of all workers that were at this shard, by row."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for path in _files(run, shard, ".jsonl"):
+        for record in _records(path):
+            found.setdefault(record[ROW], []).append(record)
+    return found
+
+
+def drop(run: RunDirectory, shard: int) -> None:
+    """Remove everything that was kept for a shard, unfinished outputs of dead workers included."""
+    for path in _files(run, shard, ""):
+        path.unlink(missing_ok=True)
+
+
+def temporary_output(run: RunDirectory, shard: int, worker: str) -> Path:
+    """Where a worker builds a shard's output before it is published; swept away with the partial rows."""
+    return run.partial_folder(shard) / f"{shard:06d}.{worker}.tmp{run.suffix}"
+
+
+def _files(run: RunDirectory, shard: int, suffix: str) -> list[Path]:
+    prefix = f"{shard:06d}."
+    with os.scandir(run.partial_folder(shard)) as entries:
+        return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and e.name.endswith(suffix))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:  # another worker published the shard this moment
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get(ROW), int):
+            yield record

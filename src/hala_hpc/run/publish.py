@@ -1,0 +1,45 @@
+"""A shard's output appears under its final name whole, once, and by one worker."""
+
+from pathlib import Path
+
+from hala_hpc.run.files import fsync_directory, fsync_file, fsync_tree, remove_tree
+from hala_hpc.run.layout import RunDirectory
+
+
+def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
+    """Give ``temporary`` the shard's final name, durably. False where another worker was first; ours is then removed.
+
+    A file is linked and a folder renamed to its final name: both fail when the name is taken (a plain rename of a
+    file would overwrite), so even two workers that both believe in their lease publish once.
+    """
+    output = run.shard_output(shard)
+    if temporary.is_dir():
+        won = _publish_folder(temporary, output)
+    else:
+        won = _publish_file(temporary, output)
+    if won:
+        fsync_directory(output.parent)
+    return won
+
+
+def _publish_file(temporary: Path, output: Path) -> bool:
+    fsync_file(temporary)
+    try:
+        output.hardlink_to(temporary)
+        won = True
+    except FileExistsError:
+        won = output.samefile(temporary)  # a link whose answer was lost on the way (NFS) did succeed
+    temporary.unlink()
+    return won
+
+
+def _publish_folder(temporary: Path, output: Path) -> bool:
+    fsync_tree(temporary)
+    try:
+        temporary.rename(output)
+    except OSError:
+        if not output.exists():
+            raise
+        remove_tree(temporary)
+        return False
+    return True

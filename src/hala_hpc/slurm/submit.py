@@ -1,0 +1,156 @@
+"""Workers are submitted through submitit: one ``sbatch`` for the whole array, as far as the site's limits allow."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
+from hala_hpc.run import ledger
+from hala_hpc.slurm import commands
+from hala_hpc.slurm.commands import Limits
+from hala_hpc.slurm.launch import Launch, launch
+
+MOST_REQUEUES = 1_000
+"""Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was handed in. ``jobs`` are array job ids (with Slurm) or process ids (local)."""
+
+    executor: str
+    jobs: list[str]
+    workers: int
+
+
+def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Callable[[], Any]) -> Submission:
+    """Start ``workers`` workers, each calling ``job``. Raises HalaError where Slurm refuses."""
+    started = launch(recipe.site, stage)
+    if recipe.site.executor == "slurm":
+        jobs = _submit_slurm(recipe, run, started, workers, job)
+    elif recipe.site.executor == "local":
+        jobs = _submit_local(recipe, run, started, workers, job)
+    else:
+        job()  # debug: here and now, where a debugger can follow
+        jobs = []
+    submission = Submission(recipe.site.executor, jobs, workers)
+    _record(run, submission)
+    return submission
+
+
+def preview(recipe: Recipe, run: Path, stage: str, workers: int) -> str:
+    """The sbatch file that ``submit`` would hand in."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    started = launch(recipe.site, stage)
+    command = f"{started.python} -u -m submitit.core._submit {run / 'logs'}"
+    count = workers if workers > 1 else None
+    text: str = _make_sbatch_string(
+        command=command, folder=run / "logs", map_count=count, **parameters(recipe, started)
+    )
+    return text
+
+
+def parameters(recipe: Recipe, started: Launch) -> dict[str, Any]:
+    """What a recipe asks of Slurm, as submitit's parameters."""
+    slurm = recipe.site.slurm
+    extra = {key.replace("_", "-"): value for key, value in slurm.extra.items()}
+    wanted = {
+        "job_name": f"hala-{recipe.name}",
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "cpus_per_task": slurm.cpus_per_worker,
+        "gres": _gres(slurm.gpus_per_worker, slurm.gpu_type),
+        "mem": f"{int(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
+        "time": slurm.minutes,
+        "signal_delay_s": slurm.signal_seconds,
+        "array_parallelism": slurm.max_running or max(1, recipe.run.workers),
+        "setup": started.setup,
+        # srun does not take --cpus-per-task over from sbatch since Slurm 22.05.
+        "srun_args": [f"--cpus-per-task={slurm.cpus_per_worker}", *started.srun],
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True} | extra,
+    }
+    return {key: value for key, value in wanted.items() if value is not None} | {"wckey": None}
+
+
+def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
+    """Sizes of the arrays that so many workers need; fewer workers where the user may not submit as many."""
+    allowed = min(workers, limits.jobs, (limits.submit - queued) if limits.submit is not None else workers)
+    if allowed < 1:
+        raise HalaError(f"this user may have {limits.submit} jobs and has {queued}", "wait for some, or cancel them")
+    full, rest = divmod(allowed, limits.array)
+    return [limits.array] * full + ([rest] if rest else [])
+
+
+def submitted(run: Path) -> list[Submission]:
+    """All that was ever handed in for a run, oldest first."""
+    files = sorted((run / "ledger").glob("submit-*.jsonl"))
+    events = [event for file in files for event in ledger.read(file) if event["event"] == "submitted"]
+    return [Submission(event["executor"], event["jobs"], event["workers"]) for event in events]
+
+
+def _submit_slurm(recipe: Recipe, run: Path, started: Launch, workers: int, job: Callable[[], Any]) -> list[str]:
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    limits = commands.limits()
+    queued = len(commands.parse_states(_queued_by_us())) if limits.submit is not None else 0
+    with commands.outside_any_job():
+        executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
+        executor.update_parameters(**parameters(recipe, started))
+        jobs: list[str] = []
+        for size in chunks(workers, limits, queued):
+            try:
+                handed_in = executor.submit_array([job] * size)
+            except (FailedJobError, FailedSubmissionError) as error:
+                if not jobs:
+                    raise HalaError(f"sbatch: {_said(error)}", "see `hala doctor --site …`") from error
+                break  # what could be submitted works; the rest may follow with `hala resume`
+            jobs.append(handed_in[0].job_id.partition("_")[0])
+    return jobs
+
+
+def _submit_local(recipe: Recipe, run: Path, started: Launch, workers: int, job: Callable[[], Any]) -> list[str]:
+    import submitit
+
+    gpus = recipe.site.slurm.gpus_per_worker
+    executor = submitit.LocalExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
+    jobs = []
+    for number in range(workers):
+        executor.update_parameters(
+            timeout_min=recipe.site.slurm.minutes,
+            signal_delay_s=recipe.site.slurm.signal_seconds,
+            gpus_per_node=gpus,
+            visible_gpus=list(range(number * gpus, (number + 1) * gpus)),
+            setup=started.setup,
+            stderr_to_stdout=True,
+        )
+        jobs.append(str(executor.submit(job).job_id))
+    return jobs
+
+
+def _queued_by_us() -> str:
+    return commands.run("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r")
+
+
+def _gres(gpus: int, kind: str | None) -> str | None:
+    return f"gpu:{kind}:{gpus}" if gpus and kind else f"gpu:{gpus}" if gpus else None
+
+
+def _said(error: Exception) -> str:
+    """Slurm's own words, out of what submitit wraps them in."""
+    lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
+    return lines[-1].replace("sbatch: error: ", "") if lines else type(error).__name__
+
+
+def _record(run: Path, submission: Submission) -> None:
+    name = f"submit-{time.time_ns()}.jsonl"
+    history = ledger.Ledger(run / "ledger" / name)
+    history.write("submitted", executor=submission.executor, jobs=submission.jobs, workers=submission.workers)
+    history.close()

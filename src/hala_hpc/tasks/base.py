@@ -1,0 +1,25 @@
+"""The contract of a task, whatever its shards are."""
+
+from pathlib import Path
+from typing import Protocol
+
+from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.run.manifest import Facts
+from hala_hpc.run.verify import CheckShard
+
+
+class Task(Protocol):
+    """Knows how its shards are planned and checked, and which loop of the worker does them."""
+
+    stage: str
+    """The environment that it runs in, as a site names them: serve or work."""
+    loop: str
+    """The module under ``hala_hpc.worker`` that does its shards: ``rows`` for tasks that are a matter of rows."""
+    suffix: str
+    """Of a shard's output: '' for a folder."""
+
+    def plan(self, folder: Path, watch: Watch) -> Cut:
+        """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""
+
+    def checker(self, facts: Facts) -> CheckShard:
+        """How one published output is held against the manifest."""

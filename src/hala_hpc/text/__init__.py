@@ -1,0 +1,1 @@
+"""The craft of translating text: pure functions, nothing of ours below them."""

@@ -1,0 +1,1 @@
+"""What runs on a compute node: claim a shard, keep the engine full, stop in time, publish."""

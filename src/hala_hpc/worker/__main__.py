@@ -1,0 +1,5 @@
+import sys
+
+from hala_hpc.worker.main import main
+
+sys.exit(main())

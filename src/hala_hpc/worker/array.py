@@ -1,0 +1,40 @@
+"""A worker as submitit's job: what an array task unpickles and calls."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ArrayWorker:
+    """Call it to work on the run; at the time limit it has submitit requeue the job.
+
+    Note
+    ----
+    submitit interrupts whatever its USR2 finds. Ours only sets a flag, the loop stops between two steps, and then
+    submitit's own handler does the requeue.
+    """
+
+    run: str
+
+    def __call__(self) -> str:
+        from hala_hpc.config.errors import HalaError
+        from hala_hpc.worker.main import Outcome, StopFlag, work
+
+        requeue = signal.getsignal(signal.SIGUSR2)
+        stop = StopFlag()
+        try:
+            outcome = work(Path(self.run), stop)
+        except HalaError as error:
+            print(f"hala: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if outcome is Outcome.STOPPED and stop.signal == signal.SIGUSR2 and callable(requeue):
+            requeue(signal.SIGUSR2, None)  # does not return
+        return outcome.value
+
+    def checkpoint(self) -> object:
+        """Submitit's question what to run after the requeue: the same, for the run directory knows the rest."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)

@@ -1,0 +1,101 @@
+"""One worker, from its start to its end: read the run, load the engine, work, tell how it ended."""
+
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import types
+from pathlib import Path
+
+from hala_hpc import __version__, engines, tasks
+from hala_hpc.config.compose import thaw
+from hala_hpc.config.errors import HalaError
+from hala_hpc.run import ledger, manifest
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Leases
+from hala_hpc.worker.rows import Context, Outcome
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
+
+
+class StopFlag:
+    """Remembers the first stop signal; the loop looks at it between steps, so nothing is interrupted half-way."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._received)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _received(self, number: int, frame: types.FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+            os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
+
+
+def work(path: Path, stop: StopFlag | None = None) -> Outcome:
+    """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
+
+    Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
+    case finished rows are kept and shards given back.
+    """
+    stop = stop or StopFlag()
+    stop.install()
+    recipe = thaw(path / "recipe.yaml", tasks.options_of)
+    plan = manifest.read(path / "manifest.parquet")
+    run = RunDirectory(path, plan.facts.suffix)
+    task = tasks.create(recipe)
+    worker = worker_name()
+    leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
+    history = ledger.Ledger(
+        run.ledger / f"{worker}.jsonl", host=socket.gethostname(), job=job_name(), pid=os.getpid(), version=__version__
+    )
+    loop = importlib.import_module(f"hala_hpc.worker.{task.loop}")
+    start = engines.load(recipe.engine.kind).start
+    context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), lambda: bool(stop))
+    try:
+        outcome: Outcome = loop.work(context)
+        history.write("ended", outcome=outcome.value)
+    except BaseException as error:
+        history.write("failed", error=f"{type(error).__name__}: {error}"[:2_000])
+        raise
+    finally:
+        leases.close()
+        history.close()
+    return outcome
+
+
+def worker_name() -> str:
+    """Unique to this process, and telling: host, job, random."""
+    parts = (socket.gethostname(), job_name() or str(os.getpid()), secrets.token_hex(3))
+    return "-".join(parts)
+
+
+def job_name() -> str:
+    """The Slurm job and array task, else nothing."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def main() -> int:
+    """``python -m hala_hpc.worker RUN``: exit code 0 when nothing is left, 85 when a signal stopped it (requeue)."""
+    if len(sys.argv) != 2:
+        print("usage: python -m hala_hpc.worker RUN", file=sys.stderr)
+        return 2
+    try:
+        outcome = work(Path(sys.argv[1]).resolve())
+    except HalaError as error:
+        print(f"hala: error: {error}", file=sys.stderr)
+        return 2
+    return 0 if outcome is Outcome.FINISHED else REQUEUE_CODE
+
+
+REQUEUE_CODE = 85
+"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""

@@ -1,0 +1,374 @@
+"""The loop for row tasks: shards come in, requests go out, rows come back, shards are published.
+
+The main thread feeds and empties the engine; a second thread does everything that waits for the disk (claiming and
+reading the next shard, making finished rows durable, publishing), so the engine does not wait for the file server.
+"""
+
+import faulthandler
+import itertools
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
+from hala_hpc.data import schema, shards
+from hala_hpc.engines.base import Completion, Engine, EngineDied
+from hala_hpc.run import partial, publish
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Finder, Heartbeat, Lease, Leases
+from hala_hpc.run.ledger import Ledger
+from hala_hpc.run.manifest import Manifest
+from hala_hpc.tasks.rows import RowError, RowTask
+from hala_hpc.worker.memory import Memory
+from hala_hpc.worker.shard import OpenShard, RowInHand, most_in_flight, working_on
+
+POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 5.0
+"""The ledger tells how far the worker is this often."""
+ASK_AGAIN_SECONDS = 5.0
+"""After finding nothing to claim, and with rows still out, look again this much later."""
+MOST_FAILURES = 3
+"""Shards in a row that cannot even be read: then something is wrong with this node, not with them."""
+MOST_DEATHS = 5
+"""Engines that die without a shard published in between: one more than a single poisoned row can cost."""
+
+
+class Outcome(Enum):
+    """Why a worker ended."""
+
+    FINISHED = "finished"  # nothing is left to claim
+    STOPPED = "stopped"  # a signal asked for it; the job should be requeued
+
+
+@dataclass
+class Counters:
+    """What this worker has done since it started."""
+
+    rows: int = 0
+    quarantined: int = 0
+    requests: int = 0
+    remembered: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the loop works with. ``start_engine`` may be called again, when an engine died."""
+
+    run: RunDirectory
+    recipe: Recipe
+    plan: Manifest
+    task: RowTask
+    leases: Leases
+    ledger: Ledger
+    start_engine: Callable[[], Engine]
+    should_stop: Callable[[], bool]
+
+
+class RowLoop:
+    """State of one worker. ``work`` runs until nothing is left or a signal came."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._worker = context.leases.beacon.name
+        self._work = context.task.work_on(schema.load(context.plan.facts.schema))
+        self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
+        self._memory = Memory()
+        self._counters = Counters()
+        self._ids = itertools.count()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._engine: Engine | None = None
+        self._reset()
+        self._feeding: OpenShard | None = None
+        self._open: list[OpenShard] = []
+        self._coming: Future[OpenShard | None] | None = None
+        self._writing: list[Future[None]] = []
+        self._ask_again = 0.0
+        self._failures = self._deaths = 0
+        self._flushed = self._told = time.monotonic()
+
+    def work(self) -> Outcome:
+        """Raises whatever is a bug or a broken disk, after giving everything back."""
+        with Heartbeat(self._context.leases, self._check_leases):
+            try:
+                while not self._context.should_stop():
+                    if not self._turn():
+                        return Outcome.FINISHED
+                return Outcome.STOPPED
+            finally:
+                self._end()
+
+    def _turn(self) -> bool:
+        """One round of the loop. False when there is nothing left to do."""
+        try:
+            self._feed()
+            if not (self._open or self._coming):
+                return self._wait_for_the_silent()
+            if self._engine is not None:
+                self._take(self._engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
+            if not self._in_flight and self._coming:
+                self._await_coming()
+        except EngineDied as error:
+            self._bury_engine(error)
+        self._tend()
+        return True
+
+    # --- shards come in -------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Send rows until the engine is full, going on to the next shard where one ends."""
+        while True:
+            if self._feeding is not None and (self._feeding.lost or not self._feeding.unsent):
+                self._feeding = None
+            self._look_ahead()
+            shard = self._feeding or self._next_shard()
+            if shard is None:
+                return
+            self._feeding = shard
+            engine = self._engine = self._engine or self._context.start_engine()
+            while shard.unsent and self._in_flight < most_in_flight(shard, engine.capacity):
+                if self._careful_out():
+                    return
+                self._send(engine, shard)
+            if shard.unsent:
+                return
+
+    def _look_ahead(self) -> None:
+        """Have the next shard claimed and read before the rows at hand run out."""
+        left = len(self._feeding.unsent) if self._feeding else 0
+        is_time = self._engine is None or left <= self._engine.capacity
+        if self._coming is None and is_time and time.monotonic() >= self._ask_again:
+            self._coming = self._disk.submit(self._claim)
+
+    def _next_shard(self) -> OpenShard | None:
+        """The shard that was claimed ahead, if it is there by now."""
+        if self._coming is None or not self._coming.done():
+            return None
+        shard, self._coming = self._coming.result(), None
+        if shard is None:
+            self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
+            return None
+        self._open.append(shard)
+        if shard.complete:  # all its rows were done when its worker died
+            self._publish(shard)
+        return shard
+
+    def _await_coming(self) -> None:
+        if self._coming is not None and not self._coming.done():
+            time.sleep(0.005)
+
+    def _claim(self) -> OpenShard | None:
+        """In the disk thread: claim a shard and read it. None when there is none to claim."""
+        context = self._context
+        while (lease := self._finder.next()) is not None:
+            try:
+                given = shards.read_input(context.run.path, context.plan[lease.shard], context.plan.facts)
+                shard = OpenShard(context.run, lease, given, self._worker)
+            except (HalaError, OSError) as error:
+                self._give_up(lease, error)
+                continue
+            self._failures = 0
+            context.ledger.write("claimed", shard=lease.shard, attempt=lease.attempt, taken_up=shard.taken_up)
+            return shard
+        return None
+
+    def _give_up(self, lease: Lease, error: Exception) -> None:
+        self._context.ledger.write("failed", shard=lease.shard, attempt=lease.attempt, error=str(error))
+        self._context.leases.fail(lease)
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            raise error
+
+    def _wait_for_the_silent(self) -> bool:
+        """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
+        seconds = self._finder.wait_for()
+        if seconds is None:
+            # One last look: a shard may have been given back since.
+            self._coming = self._disk.submit(self._claim)
+            if self._coming.result() is None:
+                self._coming = None
+                return False
+            return True
+        time.sleep(min(seconds, 1.0) + 0.05)
+        self._coming = self._disk.submit(self._claim)
+        return True
+
+    # --- requests go out, rows come back --------------------------------------------------------------------------
+
+    @property
+    def _in_flight(self) -> int:
+        return len(self._out)
+
+    def _reset(self) -> None:
+        """Nothing is out: at the start, and when an engine took everything with it."""
+        self._out: dict[str, bytes] = {}  # request id to digest
+        self._waiting: dict[bytes, list[tuple[OpenShard, RowInHand, int]]] = {}
+
+    def _careful_out(self) -> bool:
+        """Whether a row is out that must be alone."""
+        return self._in_flight > 0 and any(
+            shard.careful for waiters in self._waiting.values() for shard, _, _ in waiters
+        )
+
+    def _send(self, engine: Engine, shard: OpenShard) -> None:
+        number, row = shard.unsent.popleft()
+        requests = self._work.requests(row)
+        hand = RowInHand(number, row, [None] * len(requests))
+        if shard.careful:
+            shard.begin(number)
+        if not requests:
+            self._finish(shard, hand)
+        for index, request in enumerate(requests):
+            digest = request.digest()
+            self._counters.requests += 1
+            if (known := self._memory.get(digest)) is not None:
+                self._counters.remembered += 1
+                self._settle(shard, hand, index, known)
+            elif digest in self._waiting:
+                self._counters.remembered += 1
+                self._waiting[digest].append((shard, hand, index))
+            else:
+                self._waiting[digest] = [(shard, hand, index)]
+                id = str(next(self._ids))
+                self._out[id] = digest
+                engine.add(id, request)
+
+    def _take(self, completions: list[Completion]) -> None:
+        for completion in completions:
+            digest = self._out.pop(completion.id)
+            self._memory.put(digest, completion)
+            self._counters.prompt_tokens += completion.prompt_tokens
+            self._counters.output_tokens += completion.output_tokens
+            for shard, hand, index in self._waiting.pop(digest):
+                self._settle(shard, hand, index, completion)
+        if completions or not self._in_flight:
+            faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
+
+    def _settle(self, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
+        hand.completions[index] = completion
+        hand.left -= 1
+        if hand.left == 0:
+            self._finish(shard, hand)
+
+    def _finish(self, shard: OpenShard, hand: RowInHand) -> None:
+        completions = [completion for completion in hand.completions if completion is not None]
+        error = next((completion.error for completion in completions if completion.error), None)
+        try:
+            if error is None:
+                shard.finish(hand.number, self._work.finish(hand.row, completions))
+        except RowError as refusal:
+            error = str(refusal)
+        if error is not None:
+            shard.quarantine(hand.number, error)
+            self._counters.quarantined += 1
+        self._counters.rows += 1
+        if shard.complete and not shard.lost:
+            self._publish(shard)
+
+    # --- shards go out --------------------------------------------------------------------------------------------
+
+    def _publish(self, shard: OpenShard) -> None:
+        self._open.remove(shard)
+        self._writing.append(self._disk.submit(self._write, shard))
+
+    def _write(self, shard: OpenShard) -> None:
+        """In the disk thread: write and publish; what was kept of the shard is then no longer needed."""
+        context, started = self._context, time.monotonic()
+        shard.flush()
+        shard.close()
+        temporary = partial.temporary_output(context.run, shard.id, self._worker)
+        made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
+        shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+        if not publish.publish(context.run, shard.id, temporary):
+            context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+            return
+        self._deaths = 0
+        seconds = round(time.monotonic() - started, 3)
+        context.ledger.write(
+            "published",
+            shard=shard.id,
+            attempt=shard.lease.attempt,
+            done=len(shard.results),
+            errors=len(shard.errors),
+            seconds=seconds,
+        )
+        partial.drop(context.run, shard.id)
+        context.leases.clear(shard.id)
+
+    def _tend(self) -> None:
+        """What is due now and then: durable rows, news for the ledger, shards that were taken from us."""
+        now = time.monotonic()
+        for future in [future for future in self._writing if future.done()]:
+            self._writing.remove(future)
+            future.result()
+        for shard in [shard for shard in self._open if shard.lost]:
+            self._open.remove(shard)
+            shard.close()
+            self._context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+        if now - self._flushed >= self._context.recipe.run.flush_seconds:
+            self._flushed = now
+            self._writing += [self._disk.submit(shard.flush) for shard in self._open]
+        if now - self._told >= PROGRESS_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self._context.ledger.write("progress", **vars(self._counters), working_on=working_on(self._open))
+
+    def _check_leases(self) -> None:
+        """In the heartbeat's thread."""
+        for shard in list(self._open):
+            if not self._context.leases.holds(shard.lease):
+                shard.lost = True
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def _bury_engine(self, error: EngineDied) -> None:
+        """The engine is gone: keep what is finished, count an attempt against what was out, start another engine."""
+        if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
+            return
+        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=[s.id for s in self._open])
+        for shard in self._open:
+            shard.flush()
+            shard.close()
+            self._context.leases.fail(shard.lease)
+        self._open.clear()
+        self._feeding = None
+        self._reset()
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self._deaths += 1
+        if self._deaths >= MOST_DEATHS:
+            raise error
+
+    def _end(self) -> None:
+        """Keep what is finished, give back what is not."""
+        faulthandler.cancel_dump_traceback_later()
+        if self._coming is not None and (error := self._coming.exception()) is None:
+            coming = self._coming.result()
+            self._open += [coming] if coming is not None else []
+        self._disk.shutdown(wait=True)
+        try:
+            for shard in self._open:
+                shard.flush()
+                shard.close()
+            for future in self._writing:
+                future.result()
+        finally:
+            for shard in self._open:
+                self._context.leases.release(shard.lease)
+                self._context.ledger.write("released", shard=shard.id, attempt=shard.lease.attempt, done=shard.done)
+            self._tell()
+            if self._engine is not None:
+                self._engine.close()
+
+
+def work(context: Context) -> Outcome:
+    """The entry that ``worker.main`` calls for every task whose ``loop`` is ``rows``."""
+    return RowLoop(context).work()

@@ -1,0 +1,106 @@
+"""One shard on its way through a worker: which rows are to be sent, which are out, what came back."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hala_hpc.data.digest import Row
+from hala_hpc.data.shards import ShardInput
+from hala_hpc.engines.base import Completion
+from hala_hpc.run import partial
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Lease
+from hala_hpc.run.partial import ROW, PartialFile
+
+CAREFUL_FROM = 3
+"""From this attempt on a shard goes row by row, for something in it may have killed two workers."""
+BEGUN = "begun"
+"""Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it."""
+
+
+@dataclass
+class RowInHand:
+    """A row whose completions are awaited, in the order of its requests."""
+
+    number: int
+    row: Row
+    completions: list[Completion | None]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.completions)
+
+
+class OpenShard:
+    """A claimed shard, with what earlier workers had finished of it."""
+
+    def __init__(self, run: RunDirectory, lease: Lease, given: ShardInput, worker: str) -> None:
+        self.lease = lease
+        self.given = given
+        self.careful = lease.attempt >= CAREFUL_FROM
+        self.lost = False
+        self.results: dict[int, Row] = {}
+        self.errors: dict[int, str] = {}
+        self._file = PartialFile(run, lease.shard, worker)
+        self._lock = threading.Lock()
+        self._take_up(run)
+        done = self.results.keys() | self.errors.keys()
+        self.unsent = deque((number, row) for number, row in given.numbered() if number not in done)
+        self.taken_up = len(done)
+
+    @property
+    def id(self) -> int:
+        return self.lease.shard
+
+    @property
+    def done(self) -> int:
+        return len(self.results) + len(self.errors)
+
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.given.rows)
+
+    def begin(self, number: int) -> None:
+        """Put on the disk that this row is tried now."""
+        with self._lock:
+            self._file.add({ROW: number, BEGUN: True})
+            self._file.flush()
+
+    def finish(self, number: int, new: Row) -> None:
+        self.results[number] = new
+        with self._lock:
+            self._file.add({ROW: number, "new": new})
+
+    def quarantine(self, number: int, error: str) -> None:
+        self.errors[number] = error
+        with self._lock:
+            self._file.add({ROW: number, "error": error})
+
+    def flush(self) -> None:
+        """Make what is finished durable."""
+        with self._lock:
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def _take_up(self, run: RunDirectory) -> None:
+        for number, records in partial.read(run, self.id).items():
+            if (kept := next((record for record in records if BEGUN not in record), None)) is None:
+                self.quarantine(number, "worker died: while it did this row alone, after others had died at its shard")
+            elif "error" in kept:
+                self.errors[number] = kept["error"]
+            else:
+                self.results[number] = kept["new"]
+
+
+def most_in_flight(shard: OpenShard, capacity: int) -> int:
+    """How many requests may be out while rows of this shard are sent."""
+    return 1 if shard.careful else capacity
+
+
+def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
+    """Rows finished per open shard, for the ledger."""
+    return {str(shard.id): shard.done for shard in shards}

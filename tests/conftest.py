@@ -1,0 +1,94 @@
+"""What tests share: real data beside the project, real environments, one cluster and one tiny model per session."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.minislurm.fixture import cluster as cluster
+
+ROOT = Path(__file__).parents[1]
+SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real text that is not part of the project: ../shared/data, or where HALA_TEST_DATA points."""
+    path = Path(os.environ.get("HALA_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no test data at {path} (set HALA_TEST_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def serve_python() -> Path:
+    """The interpreter of the serve environment, which holds vLLM."""
+    if not SERVE_PYTHON.is_file():
+        pytest.skip("no serve environment (make serve)")
+    return SERVE_PYTHON
+
+
+@pytest.fixture(scope="session")
+def tiny_model(serve_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny random chat model of an architecture, built once per session."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def build(architecture: str) -> Path:
+        out = folder / architecture
+        script = ROOT / "jobs" / "demo" / "tiny_model.py"
+        subprocess.run([serve_python, script, out, "--architecture", architecture], check=True)
+        return out
+
+    return build
+
+
+class Hala:
+    """The command line, as a process of its own: ``hala("status", run).stdout``; ``hala.json(…)`` parses its JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
+
+    def __call__(self, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hala_hpc.cli", *map(str, words)]
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"hala {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *words: object) -> Any:
+        return json.loads(self(*words, "--json").stdout)
+
+
+@pytest.fixture
+def hala(tmp_path: Path) -> Hala:
+    """``hala`` in an empty folder, where its runs then are."""
+    return Hala(tmp_path)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe: the echo engine unless told otherwise."""
+
+    def write(name: str = "test", **sections: Any) -> Path:
+        recipe = {"name": name, "task": {"kind": "translate"}, "engine": {"kind": "echo"}} | sections
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(recipe, default=str))  # JSON is YAML
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_inherited_runs() -> Iterator[None]:
+    """A person's own settings must not reach the tests."""
+    kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("HALA_") and key != "HALA_TEST_DATA"}
+    yield
+    os.environ.update(kept)
+
+
+__all__ = ["cluster"]
