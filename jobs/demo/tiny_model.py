@@ -48,7 +48,8 @@ def _config(architecture: str, shape: dict[str, int], tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
     values: dict[str, Any] = dict(shape, vocab_size=len(tokenizer), initializer_range=WEIGHT_STD)
-    values |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    values |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
+    values["eos_token_id"] = tokenizer.convert_tokens_to_ids([EOS, END])
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     values |= {"head_dim": hidden // heads, "num_key_value_heads": max(1, heads // 2), "intermediate_size": 2 * hidden}
     if architecture != "llama":
@@ -77,7 +78,6 @@ def _model(config: Any, tokenizer: Any, seed: int) -> Any:
         text = tokenizer.decode([token])
         if text in (PAD, BOS, START) or not all(c in "\n\t" or (c.isprintable() and c != "\ufffd") for c in text):
             rows[token] *= 0.02  # not zero: the rows are also the inputs where the embeddings are tied
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([EOS, END])
     return model
 
 

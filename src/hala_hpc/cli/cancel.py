@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import click
 
@@ -11,7 +12,7 @@ from hala_hpc.cli import common
 @click.command()
 @common.run_argument
 def command(run: str) -> None:
-    """End the workers of a run. What they finished is kept: `hala resume` goes on from there.
+    r"""End the workers of a run. What they finished is kept: `hala resume` goes on from there.
 
     \b
     hala cancel translate-openorca
@@ -28,14 +29,14 @@ def command(run: str) -> None:
         worker = ledger.first(file)
         beacon = path / "leases" / "workers" / file.stem
         if worker.get("host") == os.uname().nodename and not worker.get("job") and beacon.exists():
-            ended += _end(int(worker["pid"]), path.name)
+            ended += _end(int(worker["pid"]))
     click.echo(f"cancelled {len(jobs)} Slurm arrays and {ended} local workers")
 
 
-def _end(pid: int, run: str) -> int:
+def _end(pid: int) -> int:
     """Ask a local worker to stop. A process id may have been given to somebody else since: look at what it runs."""
     try:
-        words = open(f"/proc/{pid}/cmdline", "rb").read()  # noqa: PTH123, SIM115
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"submitit" not in words and b"hala" not in words:
             return 0
         os.kill(pid, signal.SIGTERM)

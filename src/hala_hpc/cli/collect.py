@@ -13,7 +13,7 @@ from hala_hpc.cli import common
 @click.option("--partial", is_flag=True, help="Take what is finished so far.")
 @common.as_json
 def command(run: str, to: Path | None, partial: bool, json_: bool) -> None:
-    """Write the finished dataset as Parquet in source order, with a card; rows in quarantine apart, with their reason.
+    r"""Write the finished dataset as Parquet in source order, with a card; rows in quarantine apart, with their reason.
 
     \b
     hala collect translate-openorca --to data/openorca-ar

@@ -9,7 +9,7 @@ from hala_hpc.cli import common
 
 @click.group()
 def command() -> None:
-    """Build the environments that stages run in, from the lock files in hpc/envs.
+    r"""Build the environments that stages run in, from the lock files in hpc/envs.
 
     \b
     hala env list
@@ -30,7 +30,7 @@ def list_() -> None:
 @click.argument("name")
 @click.option("--to", type=click.Path(path_type=Path), help="Where to build it. [.envs/NAME]")
 def build(name: str, to: Path | None) -> None:
-    """Build an environment, whole or not at all; one that is there already is left alone.
+    r"""Build an environment, whole or not at all; one that is there already is left alone.
 
     \b
     hala env build serve-cpu

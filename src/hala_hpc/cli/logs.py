@@ -13,7 +13,7 @@ from hala_hpc.cli import common
 @click.argument("shard", type=int, required=False)
 @click.option("-n", "--lines", default=20, show_default=True, help="Lines from the end of each log; 0: all.")
 def command(run: str, shard: int | None, lines: int) -> None:
-    """Show the end of each worker's log; with SHARD, its history and the logs of the workers that were at it.
+    r"""Show the end of each worker's log; with SHARD, its history and the logs of the workers that were at it.
 
     \b
     hala logs translate-openorca

@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hala")
 def hala() -> None:
-    """Make language models speak a new language, on a Slurm cluster.
+    r"""Make language models speak a new language, on a Slurm cluster.
 
     \b
     hala plan   jobs/demo/translate.yaml

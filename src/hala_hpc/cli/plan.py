@@ -16,7 +16,7 @@ from hala_hpc.cli import common
 @click.option("--create", is_flag=True, help="Make the run directory, to submit its workers by hand.")
 @common.as_json
 def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
-    """Show what a recipe would run: files, rows, shards, tokens, workers and the sbatch text. Submits nothing.
+    r"""Show what a recipe would run: files, rows, shards, tokens, workers and the sbatch text. Submits nothing.
 
     \b
     hala plan jobs/demo/translate.yaml
@@ -88,6 +88,5 @@ def _show(summary: dict[str, Any], created: bool) -> None:
     if summary["sbatch"]:
         click.echo(f"\n{summary['sbatch']}")
     if created:
-        click.echo(
-            f"made; submit by hand: sbatch --array=0-{summary['workers'] - 1} sbatch/translate_array.sbatch {summary['run']}"
-        )
+        array = f"--array=0-{summary['workers'] - 1}"
+        click.echo(f"made; submit by hand: sbatch {array} sbatch/translate_array.sbatch {summary['run']}")

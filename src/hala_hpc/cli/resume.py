@@ -14,7 +14,7 @@ CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=
 @click.option("--workers", type=click.IntRange(min=1), help="How many to start. [as in the recipe, less those at work]")
 @common.as_json
 def command(run: str, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
-    """Start workers for what is missing, any number of them. Finished shards and rows are kept; failed shards are tried again.
+    r"""Start any number of workers for what is missing. Finished rows are kept, failed shards are tried again.
 
     \b
     hala resume translate-openorca

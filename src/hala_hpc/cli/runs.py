@@ -12,7 +12,7 @@ from hala_hpc.cli import common
 @click.option("--root", type=click.Path(path_type=Path), help="Where to look. [$HALA_RUNS, else ./runs]")
 @common.as_json
 def command(root: Path | None, json_: bool) -> None:
-    """List the runs, newest first.
+    r"""List the runs, newest first.
 
     \b
     hala runs --root /scratch/me/runs

@@ -8,7 +8,7 @@ from hala_hpc.cli import common
 @click.command()
 @common.as_json
 def command(json_: bool) -> None:
-    """List the site profiles, and where each stands. Copy one and edit it for your cluster.
+    r"""List the site profiles, and where each stands. Copy one and edit it for your cluster.
 
     \b
     hala sites

@@ -21,7 +21,7 @@ WATCH_SECONDS = 2.0
 @click.option("--watch", is_flag=True, help="Keep showing it until the run is finished.")
 @common.as_json
 def command(run: str, watch: bool, json_: bool) -> None:
-    """Show shards done, running, waiting and failed, rows/s, tokens/s, time left, workers and the last errors.
+    r"""Show shards done, running, waiting and failed, rows/s, tokens/s, time left, workers and the last errors.
 
     \b
     hala status translate-openorca --watch
@@ -72,7 +72,8 @@ def _shown(state: "Status", jobs: Mapping[str, int]) -> Any:
     )
     facts.add_row(
         "rows",
-        f"{state.rows_done:,} of {state.rows:,} ({100 * state.rows_done / state.rows:.1f} %), {state.quarantined:,} in quarantine",
+        f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%}), "
+        f"{state.quarantined:,} in quarantine",
     )
     facts.add_row("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")
     facts.add_row("time left", "finished" if state.finished else common.human_seconds(state.seconds_left))

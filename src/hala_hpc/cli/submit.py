@@ -13,7 +13,7 @@ from hala_hpc.cli import common
 @common.site_option
 @common.as_json
 def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) -> None:
-    """Plan a run and start its workers; then log out. Come back to `hala status`.
+    r"""Plan a run and start its workers; then log out. Come back to `hala status`.
 
     \b
     hala submit jobs/demo/translate.yaml

@@ -11,7 +11,7 @@ from hala_hpc.cli import common
 @common.run_argument
 @common.as_json
 def command(run: str, json_: bool) -> None:
-    """Prove that every input row is in the output or in quarantine, exactly once. Exit code 0: proven; 1: not.
+    r"""Prove that every input row is in the output or in quarantine, exactly once. Exit code 0: proven; 1: not.
 
     \b
     hala verify translate-openorca

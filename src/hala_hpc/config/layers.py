@@ -55,7 +55,7 @@ def from_command_line(overrides: Sequence[str]) -> Layer:
 
 
 def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[str, Any]:
-    """``values`` with only keys of the dataclass ``schema``, paths made absolute. Raises HalaError on an unknown key."""
+    """``values`` with only keys of the dataclass ``schema``, paths made absolute. Raises HalaError."""
     if values is None:
         return {}
     if not isinstance(values, dict):

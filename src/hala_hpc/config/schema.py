@@ -8,7 +8,8 @@ against the file that says them (on the command line: against the current folder
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from omegaconf import MISSING
+MISSING: Any = "???"
+"""OmegaConf's mark of a value that must be given, without the cost of importing it: status is to be quick."""
 
 PATH: Final = {"path": "always"}
 """Metadata of a field that is always a path."""
@@ -149,5 +150,5 @@ class Recipe:
     site: Site = field(default_factory=Site)
 
 
-SECTIONS: Final = {"task": TaskOptions, "engine": EngineOptions}
+SECTIONS: Final[dict[str, type[TaskOptions] | type[EngineOptions]]] = {"task": TaskOptions, "engine": EngineOptions}
 """The open sections and the base of their options."""

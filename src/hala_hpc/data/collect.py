@@ -95,7 +95,7 @@ def _write(
         refused = table.filter(pc.invert(is_done))
         if refused.num_rows:
             quarantine.add(refused)
-            reasons.update(reason_of(error) for error in refused[ERROR].to_pylist())
+            reasons.update(reason_of(error) for error in map(str, refused[ERROR].to_pylist()))
     data.close("train-{index:05d}-of-{count:05d}.parquet")
     quarantine.close("quarantine.parquet")
     return len(data.paths), data.rows, dict(reasons)

@@ -27,8 +27,9 @@ def to_jsonl(path: Path, form: str, target: Path, limit: int | None) -> None:
     number = 0
     try:
         with opener(path, "rb") as source, target.open("wb") as out:
-            for number, row in enumerate(islice(_ROWS[form](source, path), limit), 1):
+            for row in islice(_ROWS[form](source, path), limit):
                 out.write(orjson.dumps(row) + b"\n")
+                number += 1
     except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, TypeError, csv.Error) as error:
         raise HalaError(f"{path}: row {number + 1}: cannot be read as {form}: {error}") from error
 
@@ -84,7 +85,7 @@ def _csv_rows(source: BinaryIO, path: Path) -> Iterator[Row]:
         yield row
 
 
-def _text_rows(source: BinaryIO, path: Path) -> Iterator[Row]:
+def _text_rows(source: BinaryIO, _: Path) -> Iterator[Row]:
     """A row per line; empty lines are no rows."""
     for line in io.TextIOWrapper(source, encoding="utf-8", newline="\n"):
         if text := line.rstrip("\n"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import digest, readers, schema, sources
-from hala_hpc.data.digest import Row
+from hala_hpc.data.digest import Hash, Row
 from hala_hpc.data.readers import Chunk
 from hala_hpc.run.manifest import Facts, Shard
 
@@ -35,8 +35,8 @@ class Cut:
 class Watch:
     """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the number of rows read so far."""
 
-    say: Callable[[str], None] = lambda line: None
-    count: Callable[[int], None] = lambda rows: None
+    say: Callable[[str], None] = lambda _: None
+    count: Callable[[int], None] = lambda _: None
 
 
 @dataclass
@@ -49,7 +49,7 @@ class _Open:
     rows: int = 0
     characters: int = 0
     tokens: int = 0
-    hashed: "digest.hashlib.blake2b" = field(default_factory=digest.new_hash)
+    hashed: Hash = field(default_factory=digest.new_hash)
 
 
 class Cutter:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 Row = dict[str, Any]
+Hash = hashlib.blake2b
 
 EXACT_INTEGERS = 2**53
 """Floats below this that are whole numbers are written as integers: a column of 1 and 2.5 is all floats in Parquet."""
@@ -27,11 +28,11 @@ def canonical(value: Any) -> Any:
 
 
 def row_bytes(row: Row) -> bytes:
-    """The canonical bytes of a row. Raises TypeError for a value that is no data (an object, an integer over 64 bits)."""
+    """The canonical bytes of a row. Raises TypeError for what is no data (an object, an integer over 64 bits)."""
     return orjson.dumps(canonical(row), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_plain) + b"\n"
 
 
-def new_hash() -> "hashlib.blake2b":
+def new_hash() -> Hash:
     """The hash that all digests of ours use: 16 bytes of BLAKE2b."""
     return hashlib.blake2b(digest_size=16)
 

@@ -8,6 +8,9 @@ import pyarrow as pa
 
 from hala_hpc.data.digest import Row
 
+Fields = Sequence["pa.Field[Any]"]
+"""Columns by name and type."""
+
 JSON_TEXT = {b"hala": b"json"}
 """Metadata of a column that no single Arrow type fits (numbers here, lists there): each value is kept as JSON text."""
 
@@ -54,10 +57,11 @@ def dump(schema: pa.Schema) -> str:
 
 
 def load(text: str) -> pa.Schema:
+    """The schema that ``dump`` wrote."""
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
 
 
-def _infer_field(name: str, values: list[Any]) -> pa.Field:
+def _infer_field(name: str, values: list[Any]) -> "pa.Field[Any]":
     try:
         kind = pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -65,7 +69,7 @@ def _infer_field(name: str, values: list[Any]) -> pa.Field:
     return _json_field(name) if _has_empty_struct(kind) else pa.field(name, kind)
 
 
-def _unify_field(name: str, one: pa.Schema, other: pa.Schema) -> pa.Field:
+def _unify_field(name: str, one: pa.Schema, other: pa.Schema) -> "pa.Field[Any]":
     fields = [schema.field(name) for schema in (one, other) if name in schema.names]
     kinds = [field.type for field in fields if not pa.types.is_null(field.type)]
     if len(fields) == 1 or not kinds:
@@ -79,11 +83,11 @@ def _unify_field(name: str, one: pa.Schema, other: pa.Schema) -> pa.Field:
         return _json_field(name)
 
 
-def _json_field(name: str) -> pa.Field:
+def _json_field(name: str) -> "pa.Field[Any]":
     return pa.field(name, pa.string(), metadata=JSON_TEXT)
 
 
-def _is_json(field: pa.Field) -> bool:
+def _is_json(field: "pa.Field[Any]") -> bool:
     return bool(field.metadata and field.metadata.get(b"hala") == b"json")
 
 

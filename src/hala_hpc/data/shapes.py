@@ -31,8 +31,9 @@ ROLES = {
 class Shape(Protocol):
     """One layout of rows."""
 
-    columns: Sequence[str]
-    """The columns whose texts are worked on; ``a.b`` reaches into a struct."""
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns whose texts are worked on; ``a.b`` reaches into a struct."""
 
     def texts(self, row: Row) -> Texts:
         """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
@@ -181,7 +182,8 @@ def _reach(row: Row, column: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _listed(schema: pa.Schema) -> str:

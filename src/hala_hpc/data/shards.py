@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import digest, readers, schema
 from hala_hpc.data.digest import Row
+from hala_hpc.data.schema import Fields
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport
 
@@ -68,7 +69,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
 def write_output(
     path: Path,
     given: ShardInput,
-    fields: Sequence[pa.Field],
+    fields: Fields,
     results: Mapping[int, Row],
     errors: Mapping[int, str],
     made_by: bytes,
@@ -92,7 +93,7 @@ def write_output(
     pq.write_table(table.replace_schema_metadata({KEY: made_by}), path, compression="zstd")
 
 
-def check_output(shard: Shard, path: Path, facts: Facts, fields: Sequence[pa.Field]) -> ShardReport:
+def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> ShardReport:
     """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged."""
     try:
         table = pq.read_table(path)

@@ -81,7 +81,8 @@ def _expand(entry: str) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file, path))
     if glob.has_magic(entry):
-        return sorted(Path(file) for file in glob.glob(entry, recursive=True) if Path(file).is_file())
+        found = map(Path, glob.glob(entry, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+        return sorted(file for file in found if file.is_file())
     raise HalaError(f"data.path: {entry}: no such file or folder")
 
 

@@ -11,12 +11,12 @@ from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import Completion, EngineDied, Request
 
 NEVER = (400, 413, 422)
-"""HTTP states that say: this very request will never succeed. Others (a wrong key, no such model) hold for all of them."""
+"""HTTP states by which this very request will never succeed. Others (a wrong key, no such model) hold for them all."""
 
 
 @dataclass
 class Options(EngineOptions):
-    """The recipe's ``engine:`` section for ``kind: openai``. The key itself is never written down, only its variable."""
+    """The recipe's ``engine:`` section for ``kind: openai``. The key itself is never written down."""
 
     kind: str = "openai"
     url: str = "http://127.0.0.1:8000/v1"
@@ -73,7 +73,7 @@ class OpenAI:
                 self._done.put(Completion(id, error=f"bad request: {error.message}"))
             else:
                 self._done.put(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a thread has nobody above it: the main thread raises it)
             self._done.put(error)
 
     def _answer(self, id: str, request: Request) -> Completion:

@@ -59,10 +59,9 @@ class Vllm:
         self._refused: list[Completion] = []
 
     def add(self, id: str, request: Request) -> None:
-        # Any exception: a chat template is a program of the model's author, and may raise whatever it likes.
         try:
             tokens = self._tokens(request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a chat template is a program that may raise whatever it likes)
             self._refused.append(Completion(id, error=f"bad prompt: {type(error).__name__}: {error}"))
             return
         room = self._context - len(tokens)
@@ -79,7 +78,8 @@ class Vllm:
             self._refused.append(Completion(id, error=f"bad request: {error}"))
 
     def poll(self, seconds: float) -> list[Completion]:
-        """One step of the engine; ``seconds`` is not looked at, for a step is short."""
+        """One step of the engine, which is short: ``seconds`` is not looked at."""
+        del seconds
         done, self._refused = self._refused, []
         if done or not self._engine.has_unfinished_requests():
             return done

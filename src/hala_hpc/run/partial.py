@@ -1,7 +1,7 @@
 """Rows finished in an unfinished shard: what a killed worker leaves to the next.
 
-Each worker appends to a file of its own, ``partial/<folder>/<shard>.<worker>.jsonl``, so there is never a second writer;
-whoever takes the shard up reads all of them. A torn last line is a row to be done again, nothing more.
+Each worker appends to a file of its own, ``partial/<folder>/<shard>.<worker>.jsonl``, so there is never a second
+writer; whoever takes the shard up reads all of them. A torn last line is a row to be done again, nothing more.
 """
 
 import json

@@ -13,10 +13,7 @@ def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
     file would overwrite), so even two workers that both believe in their lease publish once.
     """
     output = run.shard_output(shard)
-    if temporary.is_dir():
-        won = _publish_folder(temporary, output)
-    else:
-        won = _publish_file(temporary, output)
+    won = _publish_folder(temporary, output) if temporary.is_dir() else _publish_file(temporary, output)
     if won:
         fsync_directory(output.parent)
     return won

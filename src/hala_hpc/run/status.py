@@ -161,8 +161,8 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
 
 
 def _rows_done(plan: Manifest, done: set[int], live: list[WorkerStatus], running: set[int]) -> int:
-    rows = plan.column("rows")
-    inside = {int(shard): count for worker in live for shard, count in worker.working_on.items()}
+    rows: list[int] = plan.column("rows")
+    inside: dict[int, int] = {int(shard): count for worker in live for shard, count in worker.working_on.items()}
     return sum(rows[shard] for shard in done) + sum(inside.get(shard, 0) for shard in running)
 
 

@@ -15,7 +15,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a cluster allows. ``array`` tasks in one array, ``jobs`` in the queue, ``submit`` of this user (None: no limit)."""
+    """What a cluster allows: tasks in one array, jobs in the queue, jobs of this user (None: no limit)."""
 
     array: int
     jobs: int

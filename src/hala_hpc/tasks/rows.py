@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import cut as cutting
+from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
+from hala_hpc.data.schema import Fields
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
@@ -19,14 +21,15 @@ from hala_hpc.tasks.base import Task
 
 
 class RowError(Exception):
-    """This row cannot be done, with the reason as ``reason: detail``; it goes to quarantine."""
+    """The row cannot be done, with the reason as ``reason: detail``; it goes to quarantine."""
 
 
 class RowWork(Protocol):
     """How the rows of one schema are done."""
 
-    fields: Sequence[pa.Field]
-    """The columns that are added to each row."""
+    @property
+    def fields(self) -> Fields:
+        """The columns that are added to each row."""
 
     def texts(self, row: Row) -> list[str]:
         """What will be sent to the engine, to be measured when the run is planned. Raises HalaError."""
@@ -58,5 +61,5 @@ def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -
 
 def checker(task: RowTask, facts: Facts) -> CheckShard:
     """Every row once, in order, its input unchanged."""
-    fields = task.work_on(cutting.schema.load(facts.schema)).fields
+    fields = task.work_on(schemas.load(facts.schema)).fields
     return partial(shards.check_output, facts=facts, fields=fields)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -11,12 +11,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
+from hala_hpc.data.schema import Fields
 from hala_hpc.data.shapes import Shape, shape_of
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks import rows
-from hala_hpc.tasks.rows import RowError
+from hala_hpc.tasks.rows import RowError, RowWork
 from hala_hpc.text import prompts
 
 TRUNCATED = "hala_truncated"
@@ -59,7 +60,7 @@ class Translate:
     def checker(self, facts: Facts) -> CheckShard:
         return rows.checker(self, facts)
 
-    def work_on(self, schema: pa.Schema) -> "Translation":
+    def work_on(self, schema: pa.Schema) -> RowWork:
         options: Options = self._recipe.task
         return Translation(self._recipe, shape_of(self._recipe.data, options.roles, schema), schema)
 
@@ -71,9 +72,9 @@ class Translation:
         self._options: Options = recipe.task
         self._sampling = recipe.sampling
         self._shape = shape
-        self.fields = [_new_field(schema, column, self._name(column)) for column in shape.columns]
+        self.fields: Fields = [_new_field(schema, column, self._name(column)) for column in shape.columns]
         if self._options.truncated == "keep":
-            self.fields.append(pa.field(TRUNCATED, pa.bool_()))
+            self.fields = [*self.fields, pa.field(TRUNCATED, pa.bool_())]
 
     def texts(self, row: Row) -> list[str]:
         return [text for _, text in self._shape.texts(row)]
@@ -111,7 +112,7 @@ def create(recipe: Recipe) -> Translate:
     return Translate(recipe)
 
 
-def _new_field(schema: pa.Schema, column: str, name: str) -> pa.Field:
+def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":
     """A translation has the type of its original; a text is a plain string whatever its original's encoding."""
     first, *rest = column.split(".")
     found = schema.field(first)

@@ -1,3 +1,5 @@
+"""``python -m hala_hpc.worker RUN``: one worker, in this process."""
+
 import sys
 
 from hala_hpc.worker.main import main

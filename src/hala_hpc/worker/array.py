@@ -20,14 +20,15 @@ class ArrayWorker:
 
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
-        from hala_hpc.worker.main import Outcome, StopFlag, work
+        from hala_hpc.worker.context import Outcome
+        from hala_hpc.worker.main import StopFlag, work
 
         requeue = signal.getsignal(signal.SIGUSR2)
         stop = StopFlag()
         try:
             outcome = work(Path(self.run), stop)
         except HalaError as error:
-            print(f"hala: error: {error}", file=sys.stderr)
+            sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
         if outcome is Outcome.STOPPED and stop.signal == signal.SIGUSR2 and callable(requeue):
             requeue(signal.SIGUSR2, None)  # does not return

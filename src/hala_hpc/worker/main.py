@@ -15,7 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
-from hala_hpc.worker.rows import Context, Outcome
+from hala_hpc.worker.context import Context, Outcome
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
@@ -34,7 +34,7 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def _received(self, number: int, frame: types.FrameType | None) -> None:
+    def _received(self, number: int, _: types.FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
             os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
@@ -87,12 +87,12 @@ def job_name() -> str:
 def main() -> int:
     """``python -m hala_hpc.worker RUN``: exit code 0 when nothing is left, 85 when a signal stopped it (requeue)."""
     if len(sys.argv) != 2:
-        print("usage: python -m hala_hpc.worker RUN", file=sys.stderr)
+        sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
     try:
         outcome = work(Path(sys.argv[1]).resolve())
     except HalaError as error:
-        print(f"hala: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"hala: error: {error}\n")
         return 2
     return 0 if outcome is Outcome.FINISHED else REQUEUE_CODE
 

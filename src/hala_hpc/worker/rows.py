@@ -8,21 +8,17 @@ import faulthandler
 import itertools
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
+from typing import cast
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Recipe
 from hala_hpc.data import schema, shards
 from hala_hpc.engines.base import Completion, Engine, EngineDied
 from hala_hpc.run import partial, publish
-from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Finder, Heartbeat, Lease, Leases
-from hala_hpc.run.ledger import Ledger
-from hala_hpc.run.manifest import Manifest
+from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.tasks.rows import RowError, RowTask
+from hala_hpc.worker.context import Context, Outcome
 from hala_hpc.worker.memory import Memory
 from hala_hpc.worker.shard import OpenShard, RowInHand, most_in_flight, working_on
 
@@ -37,13 +33,6 @@ MOST_DEATHS = 5
 """Engines that die without a shard published in between: one more than a single poisoned row can cost."""
 
 
-class Outcome(Enum):
-    """Why a worker ended."""
-
-    FINISHED = "finished"  # nothing is left to claim
-    STOPPED = "stopped"  # a signal asked for it; the job should be requeued
-
-
 @dataclass
 class Counters:
     """What this worker has done since it started."""
@@ -56,27 +45,13 @@ class Counters:
     output_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Context:
-    """What the loop works with. ``start_engine`` may be called again, when an engine died."""
-
-    run: RunDirectory
-    recipe: Recipe
-    plan: Manifest
-    task: RowTask
-    leases: Leases
-    ledger: Ledger
-    start_engine: Callable[[], Engine]
-    should_stop: Callable[[], bool]
-
-
 class RowLoop:
     """State of one worker. ``work`` runs until nothing is left or a signal came."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, task: RowTask) -> None:
         self._context = context
         self._worker = context.leases.beacon.name
-        self._work = context.task.work_on(schema.load(context.plan.facts.schema))
+        self._work = task.work_on(schema.load(context.plan.facts.schema))
         self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
         self._memory = Memory()
         self._counters = Counters()
@@ -350,7 +325,7 @@ class RowLoop:
     def _end(self) -> None:
         """Keep what is finished, give back what is not."""
         faulthandler.cancel_dump_traceback_later()
-        if self._coming is not None and (error := self._coming.exception()) is None:
+        if self._coming is not None and self._coming.exception() is None:
             coming = self._coming.result()
             self._open += [coming] if coming is not None else []
         self._disk.shutdown(wait=True)
@@ -371,4 +346,4 @@ class RowLoop:
 
 def work(context: Context) -> Outcome:
     """The entry that ``worker.main`` calls for every task whose ``loop`` is ``rows``."""
-    return RowLoop(context).work()
+    return RowLoop(context, cast(RowTask, context.task)).work()

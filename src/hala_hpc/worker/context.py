@@ -1,0 +1,34 @@
+"""What a loop of the worker is given, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from hala_hpc.config.schema import Recipe
+from hala_hpc.engines.base import Engine
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Leases
+from hala_hpc.run.ledger import Ledger
+from hala_hpc.run.manifest import Manifest
+from hala_hpc.tasks.base import Task
+
+
+class Outcome(Enum):
+    """Why a worker ended."""
+
+    FINISHED = "finished"  # nothing is left to claim
+    STOPPED = "stopped"  # a signal asked for it; the job should be requeued
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the loop works with. ``start_engine`` may be called again, when an engine died."""
+
+    run: RunDirectory
+    recipe: Recipe
+    plan: Manifest
+    task: Task
+    leases: Leases
+    ledger: Ledger
+    start_engine: Callable[[], Engine]
+    should_stop: Callable[[], bool]
