@@ -30,6 +30,8 @@ def start(cluster: Cluster) -> int:
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         print("\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"# up in {time.monotonic() - began:.1f} s; end it with: python -m tests.minislurm stop --dir {cluster.dir}")
     print(f"export SLURM_CONF={cluster.conf}")
     return 0

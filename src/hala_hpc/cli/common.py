@@ -48,16 +48,21 @@ def hpc_roots() -> list[Path]:
     return [root for root in (Path("hpc"), package / "hpc", package.parents[1] / "hpc") if root.is_dir()]
 
 
-def load(recipe: Path, site: str, overrides: tuple[str, ...]) -> Recipe:
+def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
     """The recipe of a command line. $HALA_RUNS, where it is set, is the default of run.root."""
     from hala_hpc import tasks
     from hala_hpc.config.compose import compose, find_profile
 
     profile = find_profile(site, "sites", hpc_roots())
     composed = compose(recipe, profile, overrides, tasks.options_of)
-    if composed.run.root == Recipe().run.root:
+    if composed.run.root == Run().root:
         composed.run.root = str(runs_root())
     return composed
+
+
+def load_site(site: str, overrides: tuple[str, ...]) -> Recipe:
+    """A site profile alone, as a recipe that asks for nothing."""
+    return load(None, site, ("name=doctor", *overrides))
 
 
 def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -8,6 +8,7 @@ from hala_hpc import engines, tasks
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.data import hub
 from hala_hpc.data.cut import Watch
 from hala_hpc.run import create
 from hala_hpc.run.layout import RunDirectory
@@ -26,6 +27,9 @@ def check(recipe: Recipe) -> Task:
     task = tasks.create(recipe)
     engines.check(recipe)
     require_environment(recipe.site, task.stage)
+    hub.use_cache(recipe.site.cache, recipe.site.offline)
+    if recipe.site.offline and recipe.engine.kind == "vllm":
+        hub.require_cached(recipe.model)
     return task
 
 

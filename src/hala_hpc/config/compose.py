@@ -19,12 +19,12 @@ OptionsOf = Callable[[str, str], type]
 """(section, kind) to the dataclass of that kind's options; raises HalaError for an unknown kind."""
 
 
-def compose(recipe: Path, site: Path | None, overrides: Sequence[str], options_of: OptionsOf) -> Recipe:
+def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], options_of: OptionsOf) -> Recipe:
     """The recipe that a command line asks for.
 
     Parameters
     ----------
-    recipe, site : the YAML files; a site profile has the same keys as a recipe (mostly ``site:``).
+    recipe, site : YAML files with the same keys; a profile has mostly ``site:``, and may stand alone.
     overrides : ``key=value`` words, strongest.
     options_of : finds the options of the open sections ``task`` and ``engine``.
 

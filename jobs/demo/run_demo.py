@@ -1,0 +1,118 @@
+"""The demo: the main job from recipe to dataset, on this machine, with a worker killed half-way.
+
+Every step is a command that you could type; it is printed before it runs. `make demo` calls this.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OUT = HERE / "out"
+RUN = OUT / "runs" / "demo"
+SERVE = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
+HALA = Path(sys.executable).with_name("hala")
+PATIENCE_SECONDS = 600.0
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    console.print(f"\n[bold]{text}[/]")
+
+
+def run(*words: object) -> str:
+    """Run a command in the open, and return what it printed."""
+    command = [str(word) for word in words]
+    shown = [os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in command]
+    console.print(
+        f"[cyan]$ {shlex.join(['hala' if word == str(HALA) else name for word, name in zip(command, shown, strict=True)])}[/]"
+    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    console.out(done.stdout, end="")
+    return done.stdout
+
+
+def status() -> dict[str, Any]:
+    done = subprocess.run([HALA, "status", RUN, "--json"], check=True, capture_output=True, text=True)
+    state: dict[str, Any] = json.loads(done.stdout)
+    return state
+
+
+def watch_until(share: float) -> dict[str, Any]:
+    """Show live progress until this share of the rows is done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rows"),
+        TimeElapsedColumn(),
+    )
+    ends = time.monotonic() + PATIENCE_SECONDS
+    with Progress(*columns, console=console) as bar:
+        state = status()
+        line = bar.add_task("starting engines", total=state["rows"])
+        while state["rows_done"] < share * state["rows"]:
+            if time.monotonic() > ends:
+                sys.exit(f"no end in sight: look at `hala logs {RUN}`")
+            time.sleep(0.5)
+            state = status()
+            alive = sum(worker["alive"] for worker in state["workers"])
+            about = f"{state['done']}/{state['shards']} shards, {alive} workers, {state['rows_per_second']:.1f} rows/s"
+            bar.update(
+                line, completed=state["rows_done"], description=about if state["rows_done"] else "starting engines"
+            )
+    return state
+
+
+def kill_one(state: dict[str, Any]) -> None:
+    """SIGKILL the worker that holds most: no handler runs, nothing is tidied up."""
+    alive = [worker for worker in state["workers"] if worker["alive"]]
+    victim = max(alive, key=lambda worker: sum(worker["working_on"].values()))
+    opening = json.loads((RUN / "ledger" / f"{victim['worker']}.jsonl").read_text().splitlines()[0])
+    console.print(
+        f"[red]$ kill -9 {opening['pid']}[/]    # {victim['worker']}, in the middle of shards {victim['working_on']}"
+    )
+    os.kill(opening["pid"], signal.SIGKILL)
+
+
+def show_rows() -> None:
+    table = pq.read_table(RUN / "final" / "data")
+    for number in (0, table.num_rows // 2):
+        row = table.slice(number, 1).to_pylist()[0]
+        console.print(f"[bold]{row['id']}[/] ({row['category']})")
+        for original, new in zip(row["messages"], row["messages_ar"], strict=True):
+            console.print(f"  [dim]{original['role']}[/]: {original['content'][:70]!r}", markup=True)
+            console.print(f"     → {new['content'][:70]!r}", markup=False)
+
+
+def main() -> None:
+    began = time.monotonic()
+    subprocess.run(["rm", "-rf", str(RUN)], check=True)
+    say("A tiny random model, made on the spot (it writes noise: this shows the machinery, not a translation)")
+    run(SERVE, HERE / "tiny_model.py", HERE / "model")
+    say("Submit: two workers on this machine")
+    run(HALA, "submit", HERE / "translate.yaml", "--site", "local-cpu", f"run.root={OUT / 'runs'}")
+    kill_one(watch_until(0.4))
+    say("One worker is dead. The other goes on; resume starts one for what is missing")
+    run(HALA, "resume", RUN, "--workers", "1")
+    watch_until(1.0)
+    say("Every row, exactly once?")
+    run(HALA, "verify", RUN)
+    run(HALA, "collect", RUN)
+    show_rows()
+    say(f"Done in {time.monotonic() - began:.0f} s. The finished dataset: {os.path.relpath(RUN / 'final', ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""``hala doctor``: what is missing here."""
+
+from dataclasses import asdict
+
+import click
+
+from hala_hpc.cli import common
+
+COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
+
+
+@click.command()
+@common.overrides_argument
+@common.site_option
+@common.as_json
+def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
+    r"""Tell what is missing on this machine, or at a site, and what to do. Exit code 1 if something is.
+
+    \b
+    hala doctor --site mycluster
+    """
+    from hala_hpc.slurm.doctor import examine
+
+    findings = []
+    for finding in examine(common.load_site(site, overrides)):
+        findings.append(finding)
+        if not json_:
+            advice = f"  → {finding.advice}" if finding.advice and finding.state != "ok" else ""
+            mark = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
+            click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}")
+    if json_:
+        common.echo_json([asdict(finding) for finding in findings])
+    raise click.exceptions.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)

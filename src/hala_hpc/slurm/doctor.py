@@ -1,0 +1,142 @@
+"""What a newcomer would otherwise find out one failed job at a time."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hala_hpc import __version__
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Environment, Recipe
+from hala_hpc.run.files import touched_now
+from hala_hpc.slurm import commands
+from hala_hpc.slurm.launch import launch
+from hala_hpc.slurm.submit import parameters
+
+IMPORT_SECONDS = 180.0
+"""A first import of vLLM from a cold shared file system takes a minute or two."""
+LITTLE_SPACE_GB = 20
+CLOCK_SECONDS = 60.0
+NEEDED = {"serve": "vllm", "work": "trl"}
+"""What the environment of a stage must be able to import, besides hala_hpc."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; ``advice`` says what to do where it is not as it should be."""
+
+    what: str
+    state: Literal["ok", "warning", "missing"]
+    detail: str
+    advice: str = ""
+
+
+def examine(recipe: Recipe) -> Iterator[Finding]:
+    """Look at this machine and at the recipe's site, one finding after the other."""
+    yield Finding("hala_hpc", "ok", f"{__version__}, Python {sys.version.split()[0]}")
+    yield from _runs(Path(recipe.run.root))
+    yield from _cache(recipe)
+    for stage, environment in recipe.site.environments.items():
+        yield _environment(stage, environment)
+    if not recipe.site.environments:
+        yield _importable(sys.executable, "serve", "no environments in the site profile: jobs use this one")
+    if recipe.site.executor == "slurm":
+        yield from _slurm(recipe)
+
+
+def _runs(root: Path) -> Iterator[Finding]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=root) as folder:
+            file, link = Path(folder, "file"), Path(folder, "link")
+            file.write_text("x")
+            link.hardlink_to(file)
+            ahead = touched_now(file) - time.time()
+        free = shutil.disk_usage(root).free / 1e9
+    except OSError as error:
+        yield Finding("runs", "missing", f"{root}: {error.strerror}", "set run.root to a shared, writable folder")
+        return
+    state: Literal["ok", "warning"] = "ok" if free > LITTLE_SPACE_GB else "warning"
+    yield Finding("runs", state, f"{root.resolve()}: hard links work, {free:,.0f} GB free", "free some space")
+    if abs(ahead) > CLOCK_SECONDS:
+        yield Finding(
+            "clock", "warning", f"the file server is {ahead:+.0f} s off", "harmless for runs; tell the admins"
+        )
+
+
+def _cache(recipe: Recipe) -> Iterator[Finding]:
+    for key in ("cache", "scratch"):
+        folder = getattr(recipe.site, key)
+        if folder and not os.access(folder, os.W_OK):
+            where = "compute nodes may have it" if key == "scratch" else f"make it, or set site.{key}"
+            yield Finding(key, "warning", f"{folder}: not writable here", where)
+        elif folder:
+            yield Finding(key, "ok", folder)
+
+
+def _environment(stage: str, environment: Environment) -> Finding:
+    if environment.container is not None:
+        runtime = environment.container.runtime
+        found = runtime == "pyxis" or shutil.which(runtime)
+        return Finding(f"environment {stage}", "ok" if found else "warning", f"{runtime} {environment.container.image}")
+    if environment.modules or environment.python:
+        return Finding(f"environment {stage}", "ok", "set up on the node by the site's own lines: not looked into")
+    return _importable(f"{environment.venv}/bin/python", stage, str(environment.venv))
+
+
+def _importable(python: str, stage: str, where: str) -> Finding:
+    module = NEEDED.get(stage, "hala_hpc")
+    code = f"import hala_hpc, submitit, {module}; print({module}.__version__)"
+    advice = f"hala env build {stage}-cpu (or {stage}-cuda)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(f"environment {stage}", "missing", f"{where}: {error}", advice)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["failed"])[-1]
+        return Finding(f"environment {stage}", "missing", f"{where}: {said}", advice)
+    return Finding(f"environment {stage}", "ok", f"{where}: {module} {done.stdout.split()[-1]}")
+
+
+def _slurm(recipe: Recipe) -> Iterator[Finding]:
+    site = recipe.site
+    yield _tried("slurm", lambda: commands.run("scontrol", "ping").strip().splitlines()[0], "are you on a login node?")
+    try:
+        config = commands.parse_config(commands.run("scontrol", "show", "config"))
+    except HalaError:
+        return
+    limits = commands.limits()
+    yield Finding(
+        "limits", "ok", f"arrays of {limits.array:,}, {limits.jobs:,} jobs, {limits.submit or 'any'} per user"
+    )
+    if config.get("AccountingStorageType", "").endswith("/none"):
+        yield Finding("accounting", "warning", "off: everything works, but why a job died is not on record")
+    yield _tried("job", lambda: _tested(recipe), f"mend site.slurm of {site.name}; `sinfo` lists the partitions")
+
+
+def _tested(recipe: Recipe) -> str:
+    """Ask Slurm whether it would take the job, without submitting it."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    stage = next(iter(recipe.site.environments), "serve")
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "test.sbatch")
+        script.write_text(
+            _make_sbatch_string(command="true", folder=folder, **parameters(recipe, launch(recipe.site, stage)))
+        )
+        with commands.outside_any_job():
+            commands.run("sbatch", "--test-only", str(script))
+    return "Slurm would take it"
+
+
+def _tried(what: str, look: Callable[[], str], advice: str) -> Finding:
+    try:
+        return Finding(what, "ok", look())
+    except HalaError as error:
+        return Finding(what, "missing", error.message, error.hint or advice)
