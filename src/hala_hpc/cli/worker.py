@@ -13,8 +13,9 @@ def command(run: str) -> None:
     \b
     srun hala worker runs/translate-openorca
     """
-    from hala_hpc.worker.context import Outcome
-    from hala_hpc.worker.main import REQUEUE_CODE, work
+    import sys
 
-    outcome = work(common.find(run))
-    raise click.exceptions.Exit(0 if outcome is Outcome.FINISHED else REQUEUE_CODE)
+    from hala_hpc.worker.main import main
+
+    sys.argv = ["hala worker", str(common.find(run))]
+    raise click.exceptions.Exit(main())

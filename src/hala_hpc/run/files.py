@@ -1,6 +1,7 @@
 """Writes that a kill, a full disk or a second writer cannot spoil, and the file server's clock."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def fsync_file(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         temporary.write_bytes(data)
         fsync_file(temporary)
@@ -35,6 +36,11 @@ def write_durably(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """A hidden name next to ``path`` that nobody else has: process ids repeat on other hosts and in containers."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def fsync_tree(path: Path) -> None:
@@ -54,7 +60,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         raise FileExistsError(f"{target} exists")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = beside(target)
     temporary.mkdir()
     try:
         yield temporary

@@ -104,6 +104,6 @@ def find_run(name: str, root: Path) -> Path:
     for path in (Path(name), root / name):
         if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
             return path.resolve()
-    known = sorted(path.parent.name for path in root.glob("*/manifest.parquet"))
+    known = sorted(path.parent.name for path in root.glob("[!.]*/manifest.parquet"))
     listed = f"runs in {root}: {', '.join(known[:8])}" if known else f"there are no runs in {root}"
     raise HalaError(f"no run '{name}'", listed)

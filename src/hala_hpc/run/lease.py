@@ -66,16 +66,19 @@ class Leases:
             if not self._is_ours(path):  # a link whose answer was lost on the way (NFS) is still ours
                 return None
         lease = Lease(shard, attempt, path)
-        # Looked at again after the lease is taken: the shard may have been finished since it was listed.
-        if self.run.shard_output(shard).exists():
+        # Looked at again after the lease is taken: since it was listed, which may be hours ago, the shard may have been
+        # finished, or this attempt failed and others gone beyond it.
+        if self.run.shard_output(shard).exists() or not self.holds(lease):
             self.release(lease)
             return None
         return lease
 
     def holds(self, lease: Lease) -> bool:
-        """False once another worker took the shard over."""
-        following = lease.path.with_name(f"{lease.shard:06d}.{lease.attempt + 1}")
-        return self._is_ours(lease.path) and not following.exists()
+        """False once another worker took the shard over, whatever became of it there."""
+        later = range(lease.attempt + 1, self.attempts + 1)
+        names = [f"{lease.shard:06d}.{attempt}" for attempt in later]
+        beyond = [*names, *(f"{lease.shard:06d}.{attempt}{FAILED}" for attempt in (lease.attempt, *later))]
+        return self._is_ours(lease.path) and not any(lease.path.with_name(name).exists() for name in beyond)
 
     def release(self, lease: Lease) -> None:
         """Give the shard back unfinished, without counting an attempt against it."""

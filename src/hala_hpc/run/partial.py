@@ -4,16 +4,22 @@ Each worker appends to a file of its own, ``partial/<folder>/<shard>.<worker>.js
 writer; whoever takes the shard up reads all of them. A torn last line is a row to be done again, nothing more.
 """
 
+import base64
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.run.files import remove_tree
 from hala_hpc.run.layout import RunDirectory
 
 ROW = "row"
 """Key of every record: the row's number in the run."""
+TYPE = "hala:type"
+"""Key of an object that stands for a value that Parquet holds and JSON has no word for; ``value`` is its text."""
 
 
 class PartialFile:
@@ -26,7 +32,7 @@ class PartialFile:
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record for the next flush."""
-        self._pending.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._pending.append(json.dumps(record, ensure_ascii=False, default=_tagged).encode() + b"\n")
 
     def flush(self) -> None:
         """Append what is pending and wait for the disk. Raises OSError; then the records stay pending."""
@@ -59,7 +65,10 @@ def read(run: RunDirectory, shard: int) -> dict[int, list[dict[str, Any]]]:
 def drop(run: RunDirectory, shard: int) -> None:
     """Remove everything that was kept for a shard, unfinished outputs of dead workers included."""
     for path in _files(run, shard, ""):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def temporary_output(run: RunDirectory, shard: int, worker: str) -> Path:
@@ -80,8 +89,33 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in lines:
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_hook=_untagged)
         except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get(ROW), int):
             yield record
+
+
+_TYPES: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
+    datetime: (datetime.isoformat, datetime.fromisoformat),  # before date, of which it is a kind
+    date: (date.isoformat, date.fromisoformat),
+    time: (time.isoformat, time.fromisoformat),
+    timedelta: (
+        lambda value: str(value // timedelta(microseconds=1)),
+        lambda text: timedelta(microseconds=int(text)),
+    ),
+    Decimal: (str, Decimal),
+    bytes: (lambda value: base64.b64encode(value).decode(), base64.b64decode),
+}
+_BY_NAME = {kind.__name__: decode for kind, (_, decode) in _TYPES.items()}
+
+
+def _tagged(value: Any) -> dict[str, str]:
+    for kind, (encode, _) in _TYPES.items():
+        if isinstance(value, kind):
+            return {TYPE: kind.__name__, "value": encode(value)}
+    raise TypeError(f"a {type(value).__name__} cannot be kept with a finished row")
+
+
+def _untagged(found: dict[str, Any]) -> Any:
+    return _BY_NAME[found[TYPE]](found["value"]) if found.get(TYPE) in _BY_NAME else found

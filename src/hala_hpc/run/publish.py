@@ -10,10 +10,16 @@ def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
     """Give ``temporary`` the shard's final name, durably. False where another worker was first; ours is then removed.
 
     A file is linked and a folder renamed to its final name: both fail when the name is taken (a plain rename of a
-    file would overwrite), so even two workers that both believe in their lease publish once.
+    file would overwrite), so even two workers that both believe in their lease publish once. Whoever was first swept
+    away what others had begun, so a temporary that is gone means the same as a name that is taken.
     """
     output = run.shard_output(shard)
-    won = _publish_folder(temporary, output) if temporary.is_dir() else _publish_file(temporary, output)
+    try:
+        won = _publish_folder(temporary, output) if temporary.is_dir() else _publish_file(temporary, output)
+    except FileNotFoundError:
+        if not output.exists():
+            raise
+        won = False
     if won:
         fsync_directory(output.parent)
     return won
@@ -26,7 +32,7 @@ def _publish_file(temporary: Path, output: Path) -> bool:
         won = True
     except FileExistsError:
         won = output.samefile(temporary)  # a link whose answer was lost on the way (NFS) did succeed
-    temporary.unlink()
+    temporary.unlink(missing_ok=True)
     return won
 
 

@@ -94,15 +94,19 @@ def missing(path: Path) -> list[int]:
     return [shard for shard in range(len(plan)) if shard not in done]
 
 
-def retry_failed(path: Path, attempts: int) -> int:
-    """Forget the attempts of shards that were set aside, so that workers take them up again. Returns how many."""
+def retry_failed(path: Path, attempts: int, ttl: float = 0.0) -> int:
+    """Forget the attempts of shards that were set aside, so that workers take them up again. Returns how many.
+
+    A shard that a live worker (by ``ttl``) is at for the last time is left to it.
+    """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
+    now = lease.server_now(run)
     count = 0
     for folder in layout.folders(len(plan)):
         for leases in lease.unfinished(run, folder).values():
             last = max(leases, key=lambda one: one.attempt)
-            if last.attempt >= attempts:
+            if last.attempt >= attempts and not _alive(leases, now, ttl):
                 count += 1
                 for one in leases:
                     one.path.unlink(missing_ok=True)

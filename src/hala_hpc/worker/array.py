@@ -21,7 +21,7 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.worker.context import Outcome
-        from hala_hpc.worker.main import StopFlag, work
+        from hala_hpc.worker.main import StopFlag, linger, work
 
         requeue = signal.getsignal(signal.SIGUSR2)
         stop = StopFlag()
@@ -32,6 +32,7 @@ class ArrayWorker:
             sys.exit(2)
         if outcome is Outcome.STOPPED and stop.signal == signal.SIGUSR2 and callable(requeue):
             requeue(signal.SIGUSR2, None)  # does not return
+        linger(stop)
         return outcome.value
 
     def checkpoint(self) -> object:

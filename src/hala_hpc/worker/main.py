@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from hala_hpc.worker.context import Context, Outcome
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
+
+
+GRACE_SECONDS = 1800.0
+"""Longer than any grace time that a site would give."""
+REQUEUE_CODE = 85
+"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""
 
 
 class StopFlag:
@@ -40,13 +47,12 @@ class StopFlag:
             os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
 
 
-def work(path: Path, stop: StopFlag | None = None) -> Outcome:
+def work(path: Path, stop: StopFlag) -> Outcome:
     """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
 
     Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
     case finished rows are kept and shards given back.
     """
-    stop = stop or StopFlag()
     stop.install()
     recipe = thaw(path / "recipe.yaml", tasks.options_of)
     plan = manifest.read(path / "manifest.parquet")
@@ -72,6 +78,16 @@ def work(path: Path, stop: StopFlag | None = None) -> Outcome:
     return outcome
 
 
+def linger(stop: StopFlag) -> None:
+    """Wait for Slurm to end a preempted job.
+
+    Slurm requeues it only if it is still there when the grace time is over: one that exits on SIGTERM by itself counts
+    as completed, and nobody would take its place. By now the device is free and the rows are safe.
+    """
+    if stop.signal == signal.SIGTERM and job_name():
+        time.sleep(GRACE_SECONDS)
+
+
 def worker_name() -> str:
     """Unique to this process, and telling: host, job, random."""
     parts = (socket.gethostname(), job_name() or str(os.getpid()), secrets.token_hex(3))
@@ -89,13 +105,11 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
+    stop = StopFlag()
     try:
-        outcome = work(Path(sys.argv[1]).resolve())
+        outcome = work(Path(sys.argv[1]).resolve(), stop)
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
+    linger(stop)
     return 0 if outcome is Outcome.FINISHED else REQUEUE_CODE
-
-
-REQUEUE_CODE = 85
-"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""

@@ -28,7 +28,7 @@ PROGRESS_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
 MOST_FAILURES = 3
-"""Shards in a row that cannot even be read: then something is wrong with this node, not with them."""
+"""Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
 MOST_DEATHS = 5
 """Engines that die without a shard published in between: one more than a single poisoned row can cost."""
 
@@ -64,7 +64,8 @@ class RowLoop:
         self._coming: Future[OpenShard | None] | None = None
         self._writing: list[Future[None]] = []
         self._ask_again = 0.0
-        self._failures = self._deaths = 0
+        self._unreadable: set[int] = set()
+        self._deaths = 0
         self._flushed = self._told = time.monotonic()
 
     def work(self) -> Outcome:
@@ -74,6 +75,8 @@ class RowLoop:
                 while not self._context.should_stop():
                     if not self._turn():
                         return Outcome.FINISHED
+                for shard in self._open:
+                    shard.withdraw()
                 return Outcome.STOPPED
             finally:
                 self._end()
@@ -105,6 +108,8 @@ class RowLoop:
             if shard is None:
                 return
             self._feeding = shard
+            if not shard.unsent:
+                continue  # a whole engine would be started for nothing
             engine = self._engine = self._engine or self._context.start_engine()
             while shard.unsent and self._in_flight < most_in_flight(shard, engine.capacity):
                 if self._careful_out():
@@ -124,6 +129,8 @@ class RowLoop:
         """The shard that was claimed ahead, if it is there by now."""
         if self._coming is None or not self._coming.done():
             return None
+        if self._open and self._coming.exception() is not None:
+            return None  # what is open is finished first, then the error is told
         shard, self._coming = self._coming.result(), None
         if shard is None:
             self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
@@ -147,7 +154,7 @@ class RowLoop:
             except (HalaError, OSError) as error:
                 self._give_up(lease, error)
                 continue
-            self._failures = 0
+            self._unreadable.clear()
             context.ledger.write("claimed", shard=lease.shard, attempt=lease.attempt, taken_up=shard.taken_up)
             return shard
         return None
@@ -155,8 +162,8 @@ class RowLoop:
     def _give_up(self, lease: Lease, error: Exception) -> None:
         self._context.ledger.write("failed", shard=lease.shard, attempt=lease.attempt, error=str(error))
         self._context.leases.fail(lease)
-        self._failures += 1
-        if self._failures >= MOST_FAILURES:
+        self._unreadable.add(lease.shard)
+        if len(self._unreadable) >= MOST_FAILURES:
             raise error
 
     def _wait_for_the_silent(self) -> bool:
@@ -181,6 +188,7 @@ class RowLoop:
 
     def _reset(self) -> None:
         """Nothing is out: at the start, and when an engine took everything with it."""
+        faulthandler.cancel_dump_traceback_later()
         self._out: dict[str, bytes] = {}  # request id to digest
         self._waiting: dict[bytes, list[tuple[OpenShard, RowInHand, int]]] = {}
 
@@ -208,6 +216,8 @@ class RowLoop:
                 self._counters.remembered += 1
                 self._waiting[digest].append((shard, hand, index))
             else:
+                if not self._in_flight:
+                    self._watch_for_stall()
                 self._waiting[digest] = [(shard, hand, index)]
                 id = str(next(self._ids))
                 self._out[id] = digest
@@ -221,8 +231,14 @@ class RowLoop:
             self._counters.output_tokens += completion.output_tokens
             for shard, hand, index in self._waiting.pop(digest):
                 self._settle(shard, hand, index, completion)
-        if completions or not self._in_flight:
-            faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
+        if not self._in_flight:
+            faulthandler.cancel_dump_traceback_later()
+        elif completions:
+            self._watch_for_stall()
+
+    def _watch_for_stall(self) -> None:
+        """From now on: requests are out, and the engine may hang even before its first completion."""
+        faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
 
     def _settle(self, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
         hand.completions[index] = completion
@@ -252,26 +268,34 @@ class RowLoop:
         self._writing.append(self._disk.submit(self._write, shard))
 
     def _write(self, shard: OpenShard) -> None:
-        """In the disk thread: write and publish; what was kept of the shard is then no longer needed."""
+        """In the disk thread: write and publish, or (a full disk) give the shard back for another to try."""
+        try:
+            self._write_and_publish(shard)
+        except BaseException:
+            self._context.leases.release(shard.lease)
+            raise
+
+    def _write_and_publish(self, shard: OpenShard) -> None:
+        """What was kept of the shard is no longer needed once it is published, by whomever."""
         context, started = self._context, time.monotonic()
         shard.flush()
         shard.close()
         temporary = partial.temporary_output(context.run, shard.id, self._worker)
         made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
         shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
-        if not publish.publish(context.run, shard.id, temporary):
+        if publish.publish(context.run, shard.id, temporary):
+            self._deaths = 0
+            seconds = round(time.monotonic() - started, 3)
+            context.ledger.write(
+                "published",
+                shard=shard.id,
+                attempt=shard.lease.attempt,
+                done=len(shard.results),
+                errors=len(shard.errors),
+                seconds=seconds,
+            )
+        else:
             context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
-            return
-        self._deaths = 0
-        seconds = round(time.monotonic() - started, 3)
-        context.ledger.write(
-            "published",
-            shard=shard.id,
-            attempt=shard.lease.attempt,
-            done=len(shard.results),
-            errors=len(shard.errors),
-            seconds=seconds,
-        )
         partial.drop(context.run, shard.id)
         context.leases.clear(shard.id)
 
@@ -304,14 +328,18 @@ class RowLoop:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def _bury_engine(self, error: EngineDied) -> None:
-        """The engine is gone: keep what is finished, count an attempt against what was out, start another engine."""
+        """The engine is gone: keep what is finished, count an attempt against shards with rows out, start another."""
         if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
             return
-        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=[s.id for s in self._open])
+        suspects = {shard.id for waiters in self._waiting.values() for shard, _, _ in waiters}
+        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=sorted(suspects))
         for shard in self._open:
             shard.flush()
             shard.close()
-            self._context.leases.fail(shard.lease)
+            if shard.id in suspects:
+                self._context.leases.fail(shard.lease)
+            else:
+                self._context.leases.release(shard.lease)
         self._open.clear()
         self._feeding = None
         self._reset()

@@ -16,7 +16,8 @@ from hala_hpc.run.partial import ROW, PartialFile
 CAREFUL_FROM = 3
 """From this attempt on a shard goes row by row, for something in it may have killed two workers."""
 BEGUN = "begun"
-"""Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it."""
+"""Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
+value false it takes that back."""
 
 
 @dataclass
@@ -42,6 +43,7 @@ class OpenShard:
         self.lost = False
         self.results: dict[int, Row] = {}
         self.errors: dict[int, str] = {}
+        self._begun: set[int] = set()
         self._file = PartialFile(run, lease.shard, worker)
         self._lock = threading.Lock()
         self._take_up(run)
@@ -63,6 +65,7 @@ class OpenShard:
 
     def begin(self, number: int) -> None:
         """Put on the disk that this row is tried now."""
+        self._begun.add(number)
         with self._lock:
             self._file.add({ROW: number, BEGUN: True})
             self._file.flush()
@@ -77,6 +80,12 @@ class OpenShard:
         with self._lock:
             self._file.add({ROW: number, "error": error})
 
+    def withdraw(self) -> None:
+        """Take back what ``begin`` said of unfinished rows: a signal stopped the worker, none of them did."""
+        for number in self._begun - self.results.keys() - self.errors.keys():
+            with self._lock:
+                self._file.add({ROW: number, BEGUN: False})
+
     def flush(self) -> None:
         """Make what is finished durable."""
         with self._lock:
@@ -89,7 +98,9 @@ class OpenShard:
     def _take_up(self, run: RunDirectory) -> None:
         for number, records in partial.read(run, self.id).items():
             if (kept := next((record for record in records if BEGUN not in record), None)) is None:
-                self.quarantine(number, "worker died: while it did this row alone, after others had died at its shard")
+                if sum(1 if record[BEGUN] else -1 for record in records) > 0:
+                    died = "worker died: while it did this row alone, after others had died at its shard"
+                    self.quarantine(number, died)
             elif "error" in kept:
                 self.errors[number] = kept["error"]
             else:
