@@ -13,6 +13,7 @@ import pytest
 from tests.minislurm.fixture import cluster as cluster
 
 ROOT = Path(__file__).parents[1]
+TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 
 
@@ -34,7 +35,7 @@ def serve_python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(serve_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tiny_model(serve_python: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A tiny random chat model of an architecture, built once per session."""
     folder = tmp_path_factory.mktemp("models")
 
@@ -57,7 +58,9 @@ class Hala:
     def __call__(self, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hala_hpc.cli", *map(str, words)]
         done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == code, f"hala {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, (
+            f"hala {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     def json(self, *words: object) -> Any:

@@ -8,7 +8,6 @@ import yaml
 
 from hala_hpc import tasks
 from hala_hpc.config.compose import compose
-
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "jobs").rglob("*.yaml"))
@@ -39,7 +38,9 @@ def test_each_value_is_labelled(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=short)
 def test_header_tells_how_to_run_it(recipe: Path) -> None:
     header = recipe.read_text().split("\nname:")[0]
-    assert all(word in header for word in ("# Before:", "# Hardware:", "# Time:", "# Run:", f"hala submit {short(recipe)}"))
+    assert all(
+        word in header for word in ("# Before:", "# Hardware:", "# Time:", "# Run:", f"hala submit {short(recipe)}")
+    )
 
 
 @pytest.mark.parametrize("site", SITES, ids=short)

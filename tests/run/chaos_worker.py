@@ -28,7 +28,7 @@ def do_shard(temporary: Path, name: str, chance: random.Random) -> None:
         else:
             with temporary.open("a") as file:
                 file.write(line)
-        time.sleep(chance.uniform(0.0, 0.02))
+        time.sleep(chance.uniform(0.0, 0.03))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def command(run: str) -> None:
     for file in (path / "ledger").glob("*.jsonl"):
         worker = ledger.first(file)
         beacon = path / "leases" / "workers" / file.stem
-        if worker.get("host") == os.uname().nodename and not worker.get("job") and beacon.exists():
+        if worker.get("host") == os.uname().nodename and worker.get("executor") != "slurm" and beacon.exists():
             ended += _end(int(worker["pid"]))
     click.echo(f"cancelled {len(jobs)} Slurm arrays and {ended} local workers")
 

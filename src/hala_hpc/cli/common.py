@@ -56,7 +56,7 @@ def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
     profile = find_profile(site, "sites", hpc_roots())
     composed = compose(recipe, profile, overrides, tasks.options_of)
     if composed.run.root == Run().root:
-        composed.run.root = str(runs_root())
+        composed.run.root = str(runs_root().resolve())
     return composed
 
 
@@ -106,7 +106,8 @@ def counting(title: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         yield lambda items: iter(bar.track(items, description=title))
 
 

@@ -32,7 +32,7 @@ def command(run: str, shard: int | None, lines: int) -> None:
         if shard is None or events:
             jobs.add(job)
     for log in sorted((path / "logs").glob("*.out")):
-        if shard is None or any(job and log.name.startswith(job) for job in jobs):
+        if shard is None or any(job and log.name.startswith(f"{job}_") for job in jobs):
             _show(log, lines)
 
 

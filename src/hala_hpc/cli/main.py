@@ -38,8 +38,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"hala_hpc.cli.{cmd_name}")
-        return cast(click.Command, module.command)
+        command = cast(click.Command, importlib.import_module(f"hala_hpc.cli.{cmd_name}").command)
+        command.help = _verbatim(command.help)
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         name = args[0]
@@ -66,12 +67,20 @@ def hala() -> None:
     """
 
 
+def _verbatim(text: str | None) -> str:
+    """Examples in a raw docstring keep their lines: click knows them by a real backspace before them."""
+    return (text or "").replace("\\b\n", "\b\n")
+
+
+hala.help = _verbatim(hala.help)
+
+
 def main() -> None:
     """Entry point. Exit code 2 and one line for anything that the person can mend; a traceback is a bug of ours."""
     from hala_hpc.config.errors import HalaError
 
     try:
-        hala(standalone_mode=False)
+        hala(sys.argv[1:] or ["--help"], standalone_mode=False)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.Abort:

@@ -1,5 +1,6 @@
 """From a recipe to a planned run, with progress: what ``plan`` and ``submit`` share."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,21 @@ from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.launch import require_environment
 from hala_hpc.tasks.base import Task
 
+NAME = re.compile(r"[\w-][\w.-]{0,99}")
+"""Names of runs: they become folders, and part of the names of Slurm jobs."""
+
 
 def check(recipe: Recipe) -> Task:
     """Refuse what can be refused before the data is read."""
-    if not recipe.name or "/" in recipe.name or recipe.name.startswith("."):
-        raise HalaError(f"name: '{recipe.name}' cannot be a folder's name", "letters, digits, - and _")
-    for key in ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds"):
+    if not NAME.fullmatch(recipe.name):
+        raise HalaError(
+            f"name: {recipe.name!r} cannot be a run's name", "letters, digits, -, _ and ., at most 100; no . in front"
+        )
+    for key in ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"):
         if getattr(recipe.run, key) <= 0:
             raise HalaError(f"run.{key}: must be more than 0")
+    if recipe.data.limit is not None and recipe.data.limit < 1:
+        raise HalaError(f"data.limit: {recipe.data.limit} rows are nothing to do", "at least 1, or null for all")
     task = tasks.create(recipe)
     engines.check(recipe)
     require_environment(recipe.site, task.stage)
@@ -51,7 +59,10 @@ def _watching() -> Iterator[Watch]:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("reading {task.fields[name]}: {task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
+    ) as bar:
         line = bar.add_task("", total=None, name="data")
         yield Watch(
             say=lambda text: bar.update(line, name=text.removeprefix("reading ")),

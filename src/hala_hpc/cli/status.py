@@ -81,7 +81,9 @@ def _shown(state: "Status", jobs: Mapping[str, int]) -> Any:
     facts.add_row("workers", f"{len(alive)} alive, {len(state.workers) - len(alive)} ended")
     if jobs:
         facts.add_row("jobs", ", ".join(f"{count} {name}" for name, count in sorted(jobs.items())))
-    parts: list[Any] = [ProgressBar(total=state.rows, completed=state.rows_done, width=80), facts]
+    bar = Table.grid()  # a bar alone ends without a new line where the output is no terminal
+    bar.add_row(ProgressBar(total=state.rows, completed=state.rows_done, width=80))
+    parts: list[Any] = [bar, facts]
     if alive:
         table = Table("worker", "job", "rows", "rows/s", "tokens/s", "shards", box=None, pad_edge=False)
         for worker in alive[:20]:

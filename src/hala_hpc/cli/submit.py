@@ -22,11 +22,14 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     from hala_hpc.cli.planning import check, plan_run
     from hala_hpc.run import manifest
     from hala_hpc.run.files import remove_tree
+    from hala_hpc.slurm import commands
     from hala_hpc.slurm.submit import submit, submitted
     from hala_hpc.worker.array import ArrayWorker
 
     asked = common.load(recipe, site, overrides)
     task = check(asked)
+    if asked.site.executor == "slurm":
+        commands.limits()  # a Slurm that is not there is told before all the data is read
     run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
     workers = min(asked.run.workers, len(manifest.read(run.manifest)))
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,14 +60,16 @@ def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
 def to_recipe(config: Any) -> Recipe:
     """Resolve interpolations and missing values. Raises HalaError naming the key."""
     try:
-        return typing.cast(Recipe, OmegaConf.to_object(config))
+        recipe = typing.cast(Recipe, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
+    _anchor(recipe)
+    return recipe
 
 
 def freeze(recipe: Recipe) -> str:
     """The resolved recipe as YAML text, which ``thaw`` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(dataclasses.asdict(recipe))))
 
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
@@ -81,8 +84,34 @@ def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
     for root in roots:
         if (found := root / folder / f"{name}.yaml").is_file():
             return found
+    if not roots:
+        raise HalaError(
+            f"no site profile '{name}'", "there is no folder hpc/ here: run it in a checkout, or give a file"
+        )
     known = {path.stem for root in roots for path in (root / folder).glob("*.yaml")}
     raise HalaError(f"no site profile '{name}'", did_you_mean(name, known))
+
+
+def _literal(value: Any) -> Any:
+    """Text that happens to hold ``${`` as OmegaConf wants it written, for by now nothing is left to interpolate."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _anchor(section: Any) -> None:
+    """Make paths absolute that an interpolation left relative: nobody can tell later to what."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        for inner in value.values() if isinstance(value, dict) else [value]:
+            if dataclasses.is_dataclass(inner):
+                _anchor(inner)
+        if "path" in field.metadata and value != field.default:
+            rule, here = field.metadata["path"], Path.cwd()
+            many = [layers.resolved(item, here, rule) for item in value] if isinstance(value, list) else None
+            setattr(section, field.name, layers.resolved(value, here, rule) if many is None else many)
 
 
 def _kind(stack: Sequence[Layer], section: str) -> str:

@@ -6,6 +6,7 @@ are resolved against the place that says them.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Sequence
@@ -44,14 +45,22 @@ def from_file(path: Path) -> Layer:
 
 def from_command_line(overrides: Sequence[str]) -> Layer:
     """``key.sub=value`` words, as a layer."""
+    given = OmegaConf.create()
     for word in overrides:
         if "=" not in word or word.startswith("="):
             raise HalaError(f"'{word}': not of the form key=value", "for example run.workers=64")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise HalaError(f"command line: {' '.join(str(error).split())}") from error
+        try:
+            given.merge_with_dotlist([_plain_words(word)])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise HalaError(f"command line: '{word}': {' '.join(str(error).split())}") from error
+    values = OmegaConf.to_container(given)
     return Layer(typing.cast(dict[str, Any], values), "command line", Path.cwd())
+
+
+def _plain_words(word: str) -> str:
+    """``data.path=*.jsonl`` is no YAML: a value that begins with a sign of YAML's grammar is meant as text."""
+    key, _, value = word.partition("=")
+    return f"{key}={json.dumps(value)}" if value.startswith(tuple("*&!%@`")) else word
 
 
 def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[str, Any]:
@@ -80,8 +89,13 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
         return {key: checked(layer, item, inner, f"{name}.{key}.") for key, item in value.items()}
     if origin is list and value is not None and not isinstance(value, list):
         value = [value]
+    if origin is list and any(item is None or isinstance(item, dict | list) for item in value or ()):
+        raise HalaError(f"{layer.where}: {name}: a list of single values is wanted, not {value!r}")
     if "path" in metadata and value is not None:
-        paths = [_resolved(item, layer.base, metadata["path"]) for item in (value if origin is list else [value])]
+        try:
+            paths = [resolved(item, layer.base, metadata["path"]) for item in (value if origin is list else [value])]
+        except RuntimeError as error:  # ~nobody
+            raise HalaError(f"{layer.where}: {name}: {value}: no such home folder") from error
         return paths if origin is list else paths[0]
     return value
 
@@ -94,7 +108,8 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _resolved(value: Any, base: Path, rule: str) -> Any:
+def resolved(value: Any, base: Path, rule: str) -> Any:
+    """A path made absolute, by the rule of its field; what holds an interpolation has to wait for its value."""
     if not isinstance(value, str) or "${" in value:
         return value
     if rule == "explicit" and not value.startswith((".", "/", "~")):

@@ -96,7 +96,7 @@ def cut(
     Parameters
     ----------
     folder : the run directory in the making; copies of inputs go to its ``input/``.
-    texts_of : given the schema of a source's first rows, how to find the texts of a row.
+    texts_of : given the schema of a source as far as it is read, how to find the texts of a row.
 
     Raises
     ------
@@ -105,15 +105,19 @@ def cut(
     cutter = Cutter(task, run.shard_tokens, run.shard_rows)
     kept: list[dict[str, object]] = []
     whole: pa.Schema | None = None
+    inferred = False
     for source in sources.open_sources(data, folder / "input", watch.say):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
+        here: pa.Schema | None = None
         find: TextsOf | None = None
         for chunk in _limited(readers.chunks(source.path), data.limit, cutter):
             found = chunk.schema()
-            if whole is None or not found.equals(whole, check_metadata=True):
-                whole = schema.unify(whole, found)
-            find = find or _finder(texts_of, found, source.original)
+            inferred |= chunk.table is None
+            # A column may first appear late.
+            if find is None or here is None or not found.equals(here, check_metadata=True):
+                here, whole = schema.unify(here, found), schema.unify(whole, found)
+                find = _finder(texts_of, here, source.original)
             for position, row in zip(chunk.positions, chunk.rows, strict=True):
                 _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
             watch.count(cutter.rows)
@@ -128,7 +132,15 @@ def cut(
             f"data: no rows in {named}", "an empty dataset has nothing to do" if data.limit != 0 else "data.limit is 0"
         )
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
-    facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, schema.dump(whole))
+    facts = Facts(
+        ".parquet",
+        cutter.rows,
+        cutter.texts,
+        characters,
+        tokens,
+        kept,
+        schema.dump(schema.storable(whole) if inferred else whole),
+    )
     return Cut(cutter.shards, facts)
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ Row = dict[str, Any]
 Hash = hashlib.blake2b
 
 EXACT_INTEGERS = 2**53
-"""Floats below this that are whole numbers are written as integers: a column of 1 and 2.5 is all floats in Parquet."""
+"""Floats up to this that are whole numbers are written as integers: a column of 1 and 2.5 is all floats in Parquet."""
 
 
 def canonical(value: Any) -> Any:
@@ -22,14 +23,14 @@ def canonical(value: Any) -> Any:
         return {key: canonical(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_INTEGERS:
         return int(value)
     return value
 
 
 def row_bytes(row: Row) -> bytes:
     """The canonical bytes of a row. Raises TypeError for what is no data (an object, an integer over 64 bits)."""
-    return orjson.dumps(canonical(row), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_plain) + b"\n"
+    return orjson.dumps(canonical(row), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=plain) + b"\n"
 
 
 def new_hash() -> Hash:
@@ -45,8 +46,10 @@ def digest_of(rows: Iterable[Row]) -> str:
     return hashed.hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Values that Parquet holds and JSON has no word for."""
+    if isinstance(value, datetime):  # pandas' own, where it is installed: as orjson writes others
+        return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, (set, frozenset, type)) or callable(value):

@@ -4,9 +4,13 @@ Everything else becomes one of these first (see ``convert``). A *position* says 
 file, the byte at which its line begins in JSONL.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -18,6 +22,12 @@ from hala_hpc.data.digest import Row
 
 CHUNK_ROWS = 2_000
 """Rows held at once while reading."""
+BOM = b"\xef\xbb\xbf"
+"""What some editors put before UTF-8; no part of the text."""
+OPENING = 1024
+"""Bytes in which the first character that is no space is looked for."""
+MAGIC = b"PAR1"
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 @dataclass(frozen=True)
@@ -34,12 +44,21 @@ class Chunk:
         return Chunk(self.positions[:rows], self.rows[:rows], table)
 
     def schema(self) -> pa.Schema:
-        return self.table.schema if self.table is not None else schemas.infer(self.rows)
+        """Of these rows alone; columns of integers that no float holds are marked."""
+        return schemas.marked(self.table) if self.table is not None else schemas.infer(self.rows)
 
 
 def chunks(path: Path, position: int = 0) -> Iterator[Chunk]:
     """Rows of a Parquet or JSONL file from ``position`` on, in order. Raises HalaError naming file and line."""
-    return _parquet_chunks(path, position) if path.suffix == ".parquet" else _jsonl_chunks(path, position)
+    return _parquet_chunks(path, position) if is_parquet(path) else _jsonl_chunks(path, position)
+
+
+def is_parquet(path: Path) -> bool:
+    """By its ending or, under another name, by its first bytes."""
+    if path.suffix == ".parquet":
+        return True
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _jsonl_chunks(path: Path, position: int) -> Iterator[Chunk]:
@@ -63,19 +82,41 @@ def _jsonl_chunks(path: Path, position: int) -> Iterator[Chunk]:
 def parse_row(line: bytes, where: str) -> Row:
     """One JSON object. Raises HalaError that begins with ``where``."""
     try:
-        row = orjson.loads(line)
+        row = orjson.loads(line.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
         raise HalaError(f"{where}: not valid JSON: {error}", "mend or remove this line") from error
+    if _LONG_NUMBER.search(line):
+        json.loads(line, parse_int=partial(_integer, where))
+    return only_object(row, where)
+
+
+def only_object(row: Any, where: str) -> Row:
+    """``row``, if it is one. Raises HalaError that begins with ``where``."""
     if not isinstance(row, dict):
-        raise HalaError(f"{where}: a row is a JSON object, this is a {type(row).__name__}")
+        raise HalaError(f"{where}: a row is a JSON object, this is {what(row)}")
     return row
+
+
+def what(value: Any) -> str:
+    """A value's type, as people who know JSON call it."""
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _integer(where: str, digits: str) -> int:
+    """Orjson would make a float, and lose digits, of what 64 bits do not hold."""
+    if not -(2**63) <= int(digits) < 2**64:
+        raise HalaError(f"{where}: the number {digits} does not fit 64 bits", "make it a text")
+    return int(digits)
 
 
 def _parquet_chunks(path: Path, position: int) -> Iterator[Chunk]:
     try:
         with pq.ParquetFile(path) as file:
             groups, skip = _groups_from(file.metadata, position)
-            for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups):
+            # Group by group: pyarrow cannot put nested dictionaries of two groups into one batch.
+            for batch in (batch for group in groups for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group])):
                 table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
                 if skip >= table.num_rows:
                     skip -= table.num_rows

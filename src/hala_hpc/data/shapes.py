@@ -14,6 +14,7 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
+from hala_hpc.data.readers import what
 
 Place = tuple[str | int, ...]
 """Where a text sits in its row: a column, and for conversations the number of the turn (and of the part in it)."""
@@ -55,7 +56,7 @@ class ColumnShape:
             if value is None:
                 continue
             if not isinstance(value, str):
-                raise HalaError(f"column '{column}' holds {_kind(value)}, not text")
+                raise HalaError(f"column '{column}' holds {what(value)}, not text")
             if value.strip():
                 found.append(((column,), value))
         return found
@@ -86,10 +87,10 @@ class TurnShape:
             if isinstance(content, str):
                 found.append(((self.column, number), content))
             elif isinstance(content, list):  # OpenAI's parts: text among images
-                parts = [(i, part.get("text")) for i, part in enumerate(content) if isinstance(part, dict)]
-                found += [((self.column, number, i), text) for i, text in parts if isinstance(text, str)]
+                parts = [self._part(part, number) for part in content]
+                found += [((self.column, number, i), text) for i, text in enumerate(parts) if text is not None]
             elif content is not None:
-                raise HalaError(f"turn {number} of '{self.column}' holds {_kind(content)}, not text")
+                raise HalaError(f"turn {number} of '{self.column}' holds {what(content)}, not text")
         return [(place, text) for place, text in found if text.strip()]
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
@@ -106,8 +107,17 @@ class TurnShape:
         if turns is None:
             return []
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise HalaError(f"column '{self.column}' holds {_kind(turns)}, not a list of turns")
+            raise HalaError(f"column '{self.column}' holds {what(turns)}, not a list of turns")
         return turns
+
+    def _part(self, part: Any, number: int) -> str | None:
+        """The text of one part of a turn; None for an image and its like."""
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(part, dict) or not isinstance(text, str | None):
+            raise HalaError(
+                f"turn {number} of '{self.column}' has a part that holds {what(text)}, not an object's text"
+            )
+        return text
 
     def _is_kept(self, turn: dict[str, Any], number: int) -> bool:
         role = turn.get(self.role_key)
@@ -147,13 +157,20 @@ def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where a column is missing."""
     for column in columns:
-        first, *rest = column.split(".")
-        kind = schema.field(first).type if first in schema.names else None
-        for name in rest:
-            names = [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
-            kind = kind.field(name).type if kind is not None and name in names else None
-        if kind is None:
+        if field_of(column, schema) is None:
             raise HalaError(f"no column '{column}'", _listed(schema))
+
+
+def field_of(column: str, schema: pa.Schema) -> "pa.Field[Any] | None":
+    """A column by its name, dots and all, else by the way into a struct; None where there is none."""
+    if column in schema.names:
+        return schema.field(column)
+    first, *rest = column.split(".")
+    field = schema.field(first) if first in schema.names else None
+    for name in rest:
+        inner = list(field.type) if field is not None and pa.types.is_struct(field.type) else []
+        field = next((one for one in inner if one.name == name), None)
+    return field
 
 
 def spoken_by(roles: Sequence[str]) -> frozenset[str]:
@@ -176,14 +193,9 @@ def _guess(data: Data, names: Sequence[str]) -> str:
 
 def _reach(row: Row, column: str) -> Any:
     value: Any = row
-    for name in column.split("."):
+    for name in [column] if column in row else column.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _listed(schema: pa.Schema) -> str:

@@ -107,7 +107,10 @@ def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> Shar
         return ShardReport(problems=(f"lacks the columns {', '.join(absent)}",))
     numbers = table[ROW].to_pylist()
     problems = list(_row_problems(shard, numbers))
-    rows = schema.to_rows(table.select(inputs.names).cast(inputs))
+    try:
+        rows = schema.to_rows(table.select(inputs.names).cast(inputs))
+    except (pa.ArrowException, ValueError) as error:
+        return ShardReport(problems=(f"its columns are of other types: {error}",))
     if not problems and digest.digest_of(rows) != shard.digest:
         problems.append("its rows are not those of the source when the run was planned")
     reasons = table[ERROR].to_pylist()
@@ -121,7 +124,10 @@ def reason_of(error: str) -> str:
 
 
 def refuse_reserved(found: pa.Schema, added: Sequence[str]) -> None:
-    """Raises HalaError where the input has a column that the output adds."""
+    """Raises HalaError where the input has a column that the output adds, or has it twice."""
+    for name, count in [*Counter(found.names).items(), *Counter(added).items()]:
+        if count > 1:
+            raise HalaError(f"two columns are named '{name}'", "see data.columns; or rename one in the data")
     for name in (*RESERVED, *added):
         if name in found.names:
             raise HalaError(f"column '{name}' is there already, and the output adds one of that name", "rename it")

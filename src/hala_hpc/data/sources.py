@@ -1,13 +1,17 @@
 """From what a recipe's ``data`` says to the files whose rows are read, in order."""
 
 import glob
+import gzip
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import convert
+from hala_hpc.data import convert, readers
 
 ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".txt": "text"}
 
@@ -28,6 +32,8 @@ def resolve(data: Data) -> list[Path]:
             "data: give either data.path or data.hub", "data.path=FILE, FOLDER or GLOB, or data.hub=ORG/NAME"
         )
     files = [file for entry in data.path for file in _expand(entry)]
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise HalaError(f"data.path: {twice[0]} is named twice, so its rows would be too", "name it once")
     if data.path and not files:
         raise HalaError(
             f"data.path: no data files in {', '.join(data.path)}", f"endings: {', '.join(ENDINGS)} (also .gz)"
@@ -58,14 +64,18 @@ def form_of(path: Path, data: Data) -> str:
     ending = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     form = ENDINGS.get(ending.lower())
     if form is None:
-        raise HalaError(f"{path}: cannot tell its format by its ending", "set data.format")
-    return "jsonl" if form == "json" and path.suffix != ".gz" and _is_lines(path) else form
+        raise HalaError(
+            f"{path}: cannot tell its format by its ending", "set data.format to parquet, jsonl, json, csv or text"
+        )
+    return "jsonl" if form == "json" and _is_lines(path) else form
 
 
 def _open_file(path: Path, data: Data, copy: Path, say: Callable[[str], None]) -> Source:
     form = form_of(path, data)
     size = path.stat().st_size
     # The worker tells the two formats apart by the ending, so a JSONL file under another name is copied too.
+    if form == "parquet" and not readers.is_parquet(path):
+        raise HalaError(f"{path}: not a Parquet file", "is it compressed once more, or data.format wrong?")
     if form == "parquet" or (form == "jsonl" and path.suffix in (".jsonl", ".ndjson")):
         return Source(path, str(path), size)
     copy.parent.mkdir(exist_ok=True)
@@ -93,5 +103,10 @@ def _is_data(file: Path, root: Path) -> bool:
 
 def _is_lines(path: Path) -> bool:
     """A ``.json`` file whose first byte opens an object holds JSON lines, as many on the hub do."""
-    with path.open("rb") as file:
-        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            opening: bytes = file.read(readers.OPENING)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return False  # whoever reads it tells
+    return opening.removeprefix(readers.BOM).lstrip()[:1] == b"{"

@@ -3,11 +3,15 @@
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import Any
 
 from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.schema import Recipe, Sampling
 
 NOT_KINDS = ("base",)
+RANGES = (
+    "temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), frequency_penalty -2 to 2, repetition_penalty > 0, "
+    "max_tokens >= 1 or null"
+)
 
 
 def kinds() -> list[str]:
@@ -22,6 +26,21 @@ def load(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
-def check(recipe: Any) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse, before anything is asked of Slurm, what the recipe's engine could not do. Raises HalaError."""
+    _check_sampling(recipe.sampling)
     load(recipe.engine.kind).check(recipe)
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    """A value that no engine takes would send every row to quarantine."""
+    wrong = {
+        "temperature": sampling.temperature < 0,
+        "top_p": not 0 < sampling.top_p <= 1,
+        "top_k": sampling.top_k < 0,
+        "frequency_penalty": not -2 <= sampling.frequency_penalty <= 2,
+        "repetition_penalty": sampling.repetition_penalty <= 0,
+        "max_tokens": sampling.max_tokens is not None and sampling.max_tokens < 1,
+    }
+    for key in (key for key, is_wrong in wrong.items() if is_wrong):
+        raise HalaError(f"sampling.{key}: {getattr(sampling, key)} is out of its range", RANGES)

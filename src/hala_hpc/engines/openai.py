@@ -2,7 +2,7 @@
 
 import os
 import queue
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,23 +37,30 @@ class OpenAI:
         self._model = recipe.model.name
         self._client = openai.OpenAI(
             base_url=options.url,
-            api_key=os.environ.get(options.key_variable, "none"),
+            api_key=os.environ.get(options.key_variable) or "none",
             timeout=options.timeout_seconds,
             max_retries=options.retries,
         )
-        self._pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="openai")
+        self._asked: queue.SimpleQueue[tuple[str, Request] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
+        self._closed = False
         self.capacity = options.concurrency
+        # Not a ThreadPoolExecutor: Python would wait at exit for what a silent server still owes us.
+        for _ in range(options.concurrency):
+            threading.Thread(target=self._serve, name="openai", daemon=True).start()
 
     def add(self, id: str, request: Request) -> None:
-        self._pool.submit(self._send, id, request)
+        self._asked.put((id, request))
 
     def poll(self, seconds: float) -> list[Completion]:
-        done = []
+        done: list[Completion] = []
         try:
             item = self._done.get(timeout=seconds)
             while True:
                 if isinstance(item, Exception):
+                    if done:  # these are paid for; the end is told by the next call
+                        self._done.put(item)
+                        return done
                     raise EngineDied(f"{type(item).__name__}: {item}") from item
                 done.append(item)
                 item = self._done.get_nowait()
@@ -61,8 +68,14 @@ class OpenAI:
             return done
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        for _ in range(self.capacity):
+            self._asked.put(None)
         self._client.close()
+
+    def _serve(self) -> None:
+        while (asked := self._asked.get()) is not None and not self._closed:
+            self._send(*asked)
 
     def _send(self, id: str, request: Request) -> None:
         """Put a completion, or the exception that ends the engine, into the queue."""
@@ -106,6 +119,8 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe without a model's name or with no URL. Raises HalaError."""
     if not recipe.model.name:
         raise HalaError("model.name: which model does the endpoint serve?")
+    if recipe.engine.concurrency < 1:
+        raise HalaError("engine.concurrency: at least 1")
     if not recipe.engine.url.startswith(("http://", "https://")):
         raise HalaError(f"engine.url: '{recipe.engine.url}' is no http address")
 

@@ -74,7 +74,7 @@ class Vllm:
             self._engine.add_request(id, {"prompt_token_ids": tokens}, self._params(request, room))
         except self._died as error:
             raise EngineDied(str(error)) from error
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 (vLLM has its own classes for what it does not like in a request)
             self._refused.append(Completion(id, error=f"bad request: {error}"))
 
     def poll(self, seconds: float) -> list[Completion]:

@@ -66,7 +66,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
     failed = {shard for shard in held.keys() - running if max(one.attempt for one in held[shard]) >= attempts}
     workers = [worker for file in sorted(run.ledger.glob("*.jsonl")) if (worker := _worker(run, file, now, ttl))]
     live = [worker for worker in workers if worker.alive]
-    rows_done = _rows_done(plan, done, live, running)
+    rows_done = _rows_done(plan, done, workers)
     rate = sum(worker.rows_per_second for worker in live)
     return Status(
         run=run.name,
@@ -164,10 +164,12 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
     )
 
 
-def _rows_done(plan: Manifest, done: set[int], live: list[WorkerStatus], running: set[int]) -> int:
+def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> int:
     rows: list[int] = plan.column("rows")
-    inside: dict[int, int] = {int(shard): count for worker in live for shard, count in worker.working_on.items()}
-    return sum(rows[shard] for shard in done) + sum(inside.get(shard, 0) for shard in running)
+    inside: dict[int, int] = {}  # of dead workers too: what they finished of a shard is kept for the next
+    for shard, count in (item for worker in workers for item in worker.working_on.items()):
+        inside[int(shard)] = max(count, inside.get(int(shard), 0))
+    return sum(rows[shard] for shard in done) + sum(count for shard, count in inside.items() if shard not in done)
 
 
 def _last_errors(run: RunDirectory, most: int = 5) -> list[dict[str, Any]]:

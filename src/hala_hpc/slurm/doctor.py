@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,9 @@ def examine(recipe: Recipe) -> Iterator[Finding]:
     for stage, environment in recipe.site.environments.items():
         yield _environment(stage, environment)
     if not recipe.site.environments:
-        yield _importable(sys.executable, "serve", "no environments in the site profile: jobs use this one")
+        found = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one")
+        # No fault where the engine is an endpoint: only vLLM in the worker needs it.
+        yield found if found.state == "ok" else replace(found, state="warning")
     if recipe.site.executor == "slurm":
         yield from _slurm(recipe)
 

@@ -27,7 +27,7 @@ def launch(site: Site, stage: str) -> Launch:
     environment = site.environments.get(stage, Environment())
     python, srun = _python(environment, site.slurm.gpus_per_worker > 0)
     variables = environment.variables | _cache_variables(site)
-    modules = [f"module load {shlex.quote(name)}" for name in environment.modules]
+    modules = [f"module load {shlex.quote(name)} || exit 1" for name in environment.modules]
     exports = [f"export {_name(key)}={shlex.quote(value)}" for key, value in sorted(variables.items())]
     return Launch(python, [*modules, *exports, *environment.setup], srun)
 
@@ -42,9 +42,10 @@ def require_environment(site: Site, stage: str) -> None:
     if environment and environment.venv and environment.container is None:
         python = Path(environment.venv) / "bin" / "python"
         if not os.access(python, os.X_OK):
+            device = "cuda" if site.slurm.gpus_per_worker else "cpu"
             raise HalaError(
                 f"site.environments.{stage}.venv: {environment.venv} has no bin/python",
-                f"make it with `hala env build serve-cpu --to {environment.venv}` (or serve-cuda)",
+                f"make it with `hala env build {stage}-{device} --to {environment.venv}`",
             )
 
 

@@ -1,5 +1,8 @@
 """Workers are submitted through submitit: one ``sbatch`` for the whole array, as far as the site's limits allow."""
 
+import contextlib
+import io
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Callable[[]
         jobs = _submit_local(recipe, run, started, workers, job)
     else:
         job()  # debug: here and now, where a debugger can follow
-        jobs = []
+        jobs, workers = [str(os.getpid())], 1
     submission = Submission(recipe.site.executor, jobs, workers)
     _record(run, submission)
     return submission
@@ -101,7 +104,8 @@ def _submit_slurm(recipe: Recipe, run: Path, started: Launch, workers: int, job:
 
     limits = commands.limits()
     queued = len(commands.parse_states(_queued_by_us())) if limits.submit is not None else 0
-    with commands.outside_any_job():
+    # submitit copies what sbatch says to standard error; our own error says it, in one line.
+    with commands.outside_any_job(), contextlib.redirect_stderr(io.StringIO()):
         executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
         executor.update_parameters(**parameters(recipe, started))
         jobs: list[str] = []

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
@@ -49,14 +50,34 @@ class RowTask(Task, Protocol):
 
 
 def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -> Cut:
-    """Cut the recipe's data into shards, every row looked at."""
+    """Cut the recipe's data into shards, every row looked at.
+
+    Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.
+    """
+    promised: set[str] = set()
 
     def texts_of(schema: pa.Schema) -> cutting.TextsOf:
         work = task.work_on(schema)
-        shards.refuse_reserved(schema, [field.name for field in work.fields])
+        names = [field.name for field in work.fields]
+        shards.refuse_reserved(schema, names)
+        promised.update(names)
         return work.texts
 
-    return cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch)
+    found = cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch)
+    whole = schemas.load(found.facts.schema)
+    made = [field.name for field in task.work_on(whole).fields]
+    shards.refuse_reserved(whole, made)
+    if lost := sorted(promised.difference(made)):
+        raise HalaError(
+            f"data: rows of different shapes: some would get '{lost[0]}', all together '{made[0]}'",
+            "set data.shape or data.columns, or plan them as runs of their own",
+        )
+    if not found.facts.texts:
+        raise HalaError(
+            f"data: none of the {found.facts.rows} rows holds a text to work on",
+            "see data.shape, data.columns and task.roles",
+        )
+    return found
 
 
 def checker(task: RowTask, facts: Facts) -> CheckShard:

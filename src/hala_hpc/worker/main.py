@@ -60,9 +60,8 @@ def work(path: Path, stop: StopFlag) -> Outcome:
     task = tasks.create(recipe)
     worker = worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
-    history = ledger.Ledger(
-        run.ledger / f"{worker}.jsonl", host=socket.gethostname(), job=job_name(), pid=os.getpid(), version=__version__
-    )
+    identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
+    history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
     loop = importlib.import_module(f"hala_hpc.worker.{task.loop}")
     start = engines.load(recipe.engine.kind).start
     context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), lambda: bool(stop))
@@ -84,7 +83,7 @@ def linger(stop: StopFlag) -> None:
     Slurm requeues it only if it is still there when the grace time is over: one that exits on SIGTERM by itself counts
     as completed, and nobody would take its place. By now the device is free and the rows are safe.
     """
-    if stop.signal == signal.SIGTERM and job_name():
+    if stop.signal == signal.SIGTERM and executor() == "slurm":
         time.sleep(GRACE_SECONDS)
 
 
@@ -94,8 +93,15 @@ def worker_name() -> str:
     return "-".join(parts)
 
 
+def executor() -> str:
+    """Who started this worker: slurm, local, or nobody. A local worker may well live inside a Slurm job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") or ("slurm" if "SLURM_JOB_ID" in os.environ else "")
+
+
 def job_name() -> str:
-    """The Slurm job and array task, else nothing."""
+    """The job as its log is named: Slurm's array and task, or submitit's number of a local one."""
+    if executor() == "local":
+        return os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 

@@ -164,7 +164,7 @@ class RowLoop:
         self._context.leases.fail(lease)
         self._unreadable.add(lease.shard)
         if len(self._unreadable) >= MOST_FAILURES:
-            raise error
+            raise HalaError(f"{MOST_FAILURES} shards in a row cannot be read: {error}") from error
 
     def _wait_for_the_silent(self) -> bool:
         """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""

@@ -1,0 +1,80 @@
+"""The engine of the tests: what it says, and how it fails when told to."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hala_hpc import engines
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe, Sampling
+from hala_hpc.engines.base import EngineDied, Message, Request, request
+from hala_hpc.engines.echo import Options
+
+
+def started(**options: Any) -> Any:
+    return engines.load("echo").start(Recipe(name="t", task=None, engine=Options(**options)))
+
+
+def test_it_answers_with_the_last_message() -> None:
+    engine = started()
+    engine.add("a", Request((Message("system", "s"), Message("user", "hi there"))))
+    engine.add("b", Request("bare"))
+    one, two = engine.poll(1)
+    assert (one.id, one.text, one.finish_reason, one.output_tokens) == ("a", "«hi there»", "stop", 2)
+    assert (two.id, two.text) == ("b", "«bare»")
+    assert engine.poll(0) == []
+
+
+def test_failures_on_request() -> None:
+    engine = started(fail_on="bad", cut_on="long", max_characters=20)
+    for number, text in enumerate(["good", "bad", "long", "x" * 21]):
+        engine.add(str(number), Request(text))
+    found = engine.poll(1)
+    assert [one.error and one.error.split(":")[0] for one in found] == [None, "failed", None, "too long"]
+    assert [one.finish_reason for one in found] == ["stop", "", "length", ""]
+
+
+def test_it_takes_its_time(tmp_path: Path) -> None:
+    engine = started(seconds=0.2, log=str(tmp_path / "log"))
+    engine.add("a", Request("x"))
+    begun = time.monotonic()
+    assert engine.poll(0.01) == []
+    assert [one.id for one in engine.poll(5)] == ["a"]
+    assert 0.15 < time.monotonic() - begun < 2
+    assert (tmp_path / "log").read_text() == "'x'\n"
+    engine.add("b", Request("y"))
+    engine.close()
+    assert engine.poll(0.3) == []
+
+
+def test_it_dies_on_request() -> None:
+    engine = started(crash_on="poison")
+    engine.add("a", Request("poison"))
+    with pytest.raises(EngineDied, match="crash_on: poison"):
+        engine.poll(1)
+    code = (
+        "from hala_hpc.engines.echo import *\n"
+        "engine = Echo(Options(die_on='x')); engine.add('a', Request('x')); engine.poll(1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+
+
+def test_bad_options_and_kinds() -> None:
+    with pytest.raises(HalaError, match=r"engine\.capacity: at least 1"):
+        engines.check(Recipe(name="t", engine=Options(capacity=0)))
+    with pytest.raises(HalaError, match="no engine 'base'"):
+        engines.load("base")
+
+
+def test_seeds_depend_on_recipe_and_prompt_alone() -> None:
+    one, two, other = (request("a", Sampling(seed=1)), request("a", Sampling(seed=1)), request("b", Sampling(seed=1)))
+    assert one == two
+    assert one.digest() == two.digest()
+    assert len({one.seed, other.seed, request("a", Sampling(seed=2)).seed}) == 3
+    assert 0 <= one.seed < 2**31
+    assert request((Message("user", "a"),), Sampling()).digest() != request("a", Sampling()).digest()

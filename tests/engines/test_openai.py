@@ -1,0 +1,245 @@
+"""The endpoint engine against a real server on this machine, which answers, is busy, breaks and goes away."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hala_hpc import engines
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Model, Recipe
+from hala_hpc.engines.base import Completion, EngineDied, Message, Request
+from hala_hpc.engines.openai import Options
+from tests.conftest import ROOT, Hala
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Speaks OpenAI's protocol: echoes, or does what the prompt says (``400``, ``busy``, ``wait``, ``cut``)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.busy = 0
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.asked.append(body | {"path": self.path})
+            server.keys.add(self.headers["Authorization"])
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+        try:
+            self.answer(body)
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def answer(self, body: dict[str, Any]) -> None:
+        chat = "messages" in body
+        text = body["messages"][-1]["content"] if chat else body["prompt"]
+        if "wait" in text:
+            time.sleep(0.15 if "wait long" not in text else 60)
+        if text[:3].isdigit():
+            return self.send(int(text[:3]), {"error": {"message": f"I refuse: {text}"}})
+        if "busy" in text and self.server.busy > 0:
+            self.server.busy -= 1
+            return self.send(429 if self.server.busy % 2 else 500, {"error": {"message": "later"}})
+        said = {"message": {"role": "assistant", "content": f"<{text}>"}} if chat else {"text": f"<{text}>"}
+        choice = {"index": 0, "finish_reason": "length" if "cut" in text else "stop"} | said
+        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+        return self.send(
+            200, {"id": "x", "object": "o", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+        )
+
+    def send(self, code: int, body: dict[str, Any]) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.send_header("retry-after-ms", "5")
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def recipe(url: str, **options: Any) -> Recipe:
+    return Recipe(name="t", task=None, engine=Options(url=url, **options), model=Model(name="some/model"))
+
+
+@pytest.fixture
+def start(server: Server) -> Iterator[Callable[..., Any]]:
+    running: list[Any] = []
+
+    def start(**options: Any) -> Any:
+        running.append(engines.load("openai").start(recipe(server.url, **({"retries": 1} | options))))
+        return running[-1]
+
+    yield start
+    for engine in running:
+        engine.close()
+
+
+def ask(engine: Any, *prompts: Any, seconds: float = 20) -> dict[str, Completion]:
+    for number, prompt in enumerate(prompts):
+        engine.add(str(number), prompt if isinstance(prompt, Request) else Request(prompt))
+    found: dict[str, Completion] = {}
+    end = time.monotonic() + seconds
+    while len(found) < len(prompts) and time.monotonic() < end:
+        found |= {one.id: one for one in engine.poll(0.2)}
+    return found
+
+
+def test_chat_and_completion(server: Server, start: Callable[..., Any]) -> None:
+    chat = (Message("system", "be kind"), Message("user", "hi"))
+    request = Request(chat, temperature=0.5, top_p=0.9, max_tokens=7, stop=("END",), seed=4, top_k=5)
+    found = ask(start(), request, "cut here")
+    assert found["0"] == Completion("0", "<hi>", "stop", 3, 5)
+    assert found["1"] == Completion("1", "<cut here>", "length", 3, 5)
+    sent = {body["path"]: body for body in server.asked}
+    assert sent["/v1/chat/completions"] == {
+        "path": "/v1/chat/completions",
+        "model": "some/model",
+        "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "frequency_penalty": 0.0,
+        "max_tokens": 7,
+        "stop": ["END"],
+        "seed": 4,
+        "top_k": 5,
+        "repetition_penalty": 1.0,
+    }
+    assert sent["/v1/completions"]["prompt"] == "cut here"
+    assert not {"max_tokens", "stop", "top_k"} & sent["/v1/completions"].keys()
+
+
+def test_requests_wait_side_by_side(server: Server, start: Callable[..., Any]) -> None:
+    engine = start(concurrency=4)
+    assert engine.capacity == 4
+    assert len(ask(engine, *[f"wait {n}" for n in range(8)])) == 8
+    assert server.most_at_once == 4
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_a_bad_request_fails_alone(start: Callable[..., Any], code: int) -> None:
+    found = ask(start(), "a", f"{code} too long", "b")
+    assert [found[id].text for id in "02"] == ["<a>", "<b>"]
+    assert (found["1"].error or "").startswith("bad request: ")
+    assert f"I refuse: {code} too long" in (found["1"].error or "")
+
+
+def test_a_busy_server_is_asked_again(server: Server, start: Callable[..., Any]) -> None:
+    server.busy = 4
+    found = ask(start(retries=4), "busy")
+    assert (found["0"].text, found["0"].error, len(server.asked)) == ("<busy>", None, 5)
+
+
+@pytest.mark.parametrize("text", ["401 no key", "404 no such model", "500 broken"])
+def test_what_holds_for_all_ends_the_engine(start: Callable[..., Any], text: str) -> None:
+    with pytest.raises(EngineDied, match="I refuse"):
+        ask(start(retries=0), text)
+
+
+def test_answers_are_handed_over_before_the_end_is_told(start: Callable[..., Any]) -> None:
+    engine = start(retries=0)
+    engine.add("good", Request("good"))
+    time.sleep(0.3)
+    engine.add("bad", Request("500"))
+    time.sleep(0.3)
+    assert [one.id for one in engine.poll(1)] == ["good"]
+    with pytest.raises(EngineDied):
+        engine.poll(5)
+
+
+def test_a_server_that_is_gone(server: Server, start: Callable[..., Any]) -> None:
+    engine = start(retries=1)
+    assert len(ask(engine, "a")) == 1
+    server.shutdown()
+    server.server_close()
+    engine._client.close()  # the connection that is still open would be answered by its thread
+    engine = start(retries=1)
+    with pytest.raises(EngineDied, match="APIConnectionError"):
+        ask(engine, "b")
+
+
+def test_a_silent_server_does_not_keep_the_process(server: Server) -> None:
+    """A worker that is told to stop must end at once, not when its last answer comes."""
+    code = f"""
+import sys
+from tests.engines.test_openai import *
+engine = engines.load("openai").start(recipe({server.url!r}))
+engine.add("a", Request("wait long"))
+engine.poll(0.5)
+engine.close()
+"""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=50)
+    assert time.monotonic() - begun < 30
+
+
+def test_recipes_that_cannot_be() -> None:
+    with pytest.raises(HalaError, match=r"engine\.url: 'x' is no http address"):
+        engines.check(recipe("x"))
+    with pytest.raises(HalaError, match=r"engine\.concurrency: at least 1"):
+        engines.check(recipe("http://x", concurrency=0))
+    with pytest.raises(HalaError, match=r"model\.name"):
+        engines.check(Recipe(name="t", engine=Options()))
+
+
+def test_a_run_sends_the_key_and_never_writes_it(
+    server: Server, hala: Hala, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    key = "sk-very-secret-4711"
+    hala.env |= {"MY_KEY": key}
+    for name in [name for name in hala.env if name.lower().endswith("_proxy")]:
+        del hala.env[name]
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "400 two"}\n')
+    engine = {"kind": "openai", "url": server.url, "key_variable": "MY_KEY", "concurrency": 2}
+    path = write_recipe(engine=engine, model={"name": "m"}, data={"path": "a.jsonl"}, task={"prompt": "{text}"})
+    hala("plan", path, "--create")
+    hala("worker", "runs/test")
+    assert hala.json("verify", "runs/test")["quarantined"] == {"bad request": 1}
+    assert server.keys == {f"Bearer {key}"}
+    written = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+    assert len(written) > 3
+    assert not [file for file in written if key.encode() in file.read_bytes()]

@@ -1,0 +1,57 @@
+"""The vLLM engine with real vLLM on the CPU: it equals LLM.chat, and no bad request harms another."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TinyModel
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def seen(serve_python: Path, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("vllm")
+    script = Path(__file__).with_name("vllm_script.py")
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    command = [serve_python, script, tiny_model("llama"), folder / "seen.json"]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: dict[str, Any] = json.loads((folder / "seen.json").read_text())
+    return found
+
+
+def test_it_writes_what_llm_chat_writes(seen: dict[str, Any]) -> None:
+    assert seen["equal"] == 60
+    assert seen["tokens"][0] and seen["tokens"][1] > 0
+
+
+def test_it_is_kept_twice_as_full_as_it_runs(seen: dict[str, Any]) -> None:
+    assert seen["capacity"] == 32
+
+
+def test_a_bad_request_fails_alone_with_its_reason(seen: dict[str, Any]) -> None:
+    bad = seen["bad"]
+    assert bad["long"].startswith("too long: ") and "context 256" in bad["long"]
+    assert bad["no room"].startswith("too long: ")
+    assert bad["empty"] == "bad prompt: empty"
+    assert bad["parameter"].startswith("bad request: ")
+    assert bad["good"] is None and seen["good"]
+
+
+def test_no_max_tokens_means_all_the_room_there_is(seen: dict[str, Any]) -> None:
+    total, reason = seen["room"]
+    assert total == 256 or reason == "stop"
+
+
+def test_a_sampled_text_does_not_depend_on_its_company(seen: dict[str, Any]) -> None:
+    assert seen["seeded"]
+
+
+def test_the_stop_signal_leaves_the_engine_alive_and_a_kill_is_told(seen: dict[str, Any]) -> None:
+    assert seen["survives SIGUSR2"]
+    assert "died" in seen

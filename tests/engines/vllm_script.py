@@ -1,0 +1,92 @@
+"""Runs in the serve environment, with one engine for all; writes what it saw as JSON. See test_vllm.py."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.config.schema import Model, Recipe, Sampling
+from hala_hpc.engines import vllm
+from hala_hpc.engines.base import Completion, EngineDied, Message, Request, request
+
+CONTEXT = 256
+
+
+def drain(engine: vllm.Vllm) -> dict[str, Completion]:
+    found: dict[str, Completion] = {}
+    for _ in range(100_000):
+        done = engine.poll(0.1)
+        found |= {completion.id: completion for completion in done}
+        if not done and not engine._engine.has_unfinished_requests():
+            return found
+    raise AssertionError("requests are stuck")
+
+
+def chat(text: str, sampling: Sampling) -> Request:
+    return request((Message("user", text),), sampling)
+
+
+def main(model: str) -> None:
+    options = vllm.Options(
+        dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, arguments={"compilation_config": {"mode": 0}}
+    )
+    engine = vllm.start(Recipe(name="test", task=None, model=Model(name=model), engine=options))
+    greedy = Sampling(max_tokens=16)
+    warm = Sampling(max_tokens=16, temperature=1.0, seed=3)
+    texts = [f"Tell me {number} things about the number {number * 7}." for number in range(60)]
+    seen: dict[str, Any] = {"capacity": engine.capacity}
+
+    raw = engine._llm.chat(
+        [[{"role": "user", "content": text}] for text in texts], engine._params(chat("", greedy), 0), use_tqdm=False
+    )
+    for number, text in enumerate(texts[:30]):
+        engine.add(f"g{number}", chat(text, greedy))
+    first = engine.poll(0.1)
+    for number, text in enumerate(texts[30:], 30):  # while others are being written
+        engine.add(f"g{number}", chat(text, greedy))
+    found = {completion.id: completion for completion in first} | drain(engine)
+    seen["equal"] = sum(found[f"g{number}"].text == output.outputs[0].text for number, output in enumerate(raw))
+    seen["tokens"] = [found["g0"].prompt_tokens == len(raw[0].prompt_token_ids), found["g0"].output_tokens]
+
+    engine.add("long", chat("word " * 2000, greedy))
+    engine.add("no room", replace(chat("short", greedy), max_tokens=CONTEXT))
+    engine.add("empty", Request(prompt=""))
+    engine.add("template", Request(prompt=(Message("no such role", "x"),), max_tokens=4))
+    engine.add("parameter", replace(chat("short", greedy), top_p=7.0))
+    engine.add("good", chat(texts[0], greedy))
+    engine.add("room", replace(chat("short", greedy), max_tokens=None))
+    bad = drain(engine)
+    seen["bad"] = {id: completion.error for id, completion in bad.items()}
+    seen["good"] = bad["good"].text == raw[0].outputs[0].text
+    seen["room"] = [bad["room"].prompt_tokens + bad["room"].output_tokens, bad["room"].finish_reason]
+
+    engine.add("alone", chat(texts[5], warm))
+    alone = drain(engine)["alone"].text
+    for number, text in enumerate(texts):
+        engine.add(f"s{number}", chat(text, warm))
+    crowd = drain(engine)
+    seen["seeded"] = crowd["s5"].text == alone != raw[5].outputs[0].text
+
+    engine.add("lost", chat(texts[1], greedy))
+    processes = engine._engine.engine_core.resources.engine_manager.processes
+    # Slurm signals every process of a step: the engine's own must outlive what tells the worker to stop.
+    for process in processes:
+        os.kill(process.pid, signal.SIGUSR2)
+    drain(engine)
+    seen["survives SIGUSR2"] = all(process.is_alive() for process in processes)
+    engine.add("lost", replace(chat(texts[1], greedy), max_tokens=200))
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    try:
+        drain(engine)
+    except EngineDied as error:
+        seen["died"] = str(error)[:80]
+    engine.close()
+    Path(sys.argv[2]).write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

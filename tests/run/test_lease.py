@@ -1,0 +1,237 @@
+"""Leases: who gets a shard, who keeps it, who takes it over."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from hala_hpc.run import status
+from hala_hpc.run.lease import Finder, Heartbeat, Leases
+from tests.run.helpers import TTL, bare_run, output, planned_run, silent, worker
+
+fork = multiprocessing.get_context("fork")
+
+
+def test_a_shard_is_claimed_once(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    lease = ada.claim(0)
+    assert lease is not None
+    assert ada.holds(lease)
+    assert bo.claim(0) is None
+    assert not bo.holds(lease)
+
+
+def test_of_many_processes_one_gets_each_shard(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 50)
+    everybody = fork.Barrier(4)
+    won = fork.SimpleQueue()
+
+    def compete(name: str) -> None:
+        leases = worker(run, name)
+        for shard in range(50):
+            everybody.wait(30)
+            if leases.claim(shard):
+                won.put(shard)
+
+    processes = [fork.Process(target=compete, args=(f"w{number}",)) for number in range(4)]
+    for process in processes:
+        process.start()
+    claimed = [won.get() for _ in range(50)]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert won.empty()
+    assert sorted(claimed) == list(range(50))
+
+
+def test_a_finished_shard_is_not_claimed(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    output(run, 0)
+    assert worker(run, "ada").claim(0) is None
+    assert list(run.lease_folder(0).iterdir()) == []
+
+
+def test_a_released_shard_is_fresh_again(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    lease = ada.claim(0)
+    assert lease is not None
+    ada.release(lease)
+    ada.release(lease)  # twice does no harm
+    again = Finder(bo, 1, "x").next()
+    assert again is not None
+    assert again.attempt == 1
+    ada.release(lease)  # not hers any more
+    ada.fail(lease)
+    assert bo.holds(again)
+
+
+def test_a_failed_shard_counts_its_attempts_and_is_set_aside(tmp_path: Path) -> None:
+    run = planned_run(tmp_path, [1])
+    ada = worker(run, "ada", attempts=3)
+    finder = Finder(ada, 1, "x")
+    for attempt in (1, 2, 3):
+        lease = finder.next()
+        assert lease is not None
+        assert lease.attempt == attempt
+        ada.fail(lease)
+        assert not ada.holds(lease)
+    assert finder.next() is None
+    assert finder.wait_for() is None
+    assert Finder(worker(run, "bo", attempts=3), 1, "y").next() is None
+
+    assert status.retry_failed(tmp_path, attempts=3) == 1
+    lease = finder.next()
+    assert lease is not None
+    assert lease.attempt == 1
+    assert status.retry_failed(tmp_path, attempts=3) == 0
+
+
+def test_a_retry_leaves_a_last_attempt_that_lives(tmp_path: Path) -> None:
+    run = planned_run(tmp_path, [1])
+    ada = worker(run, "ada", attempts=1)
+    lease = ada.claim(0)
+    assert lease is not None
+    assert status.retry_failed(tmp_path, attempts=1, ttl=TTL) == 0
+    assert ada.holds(lease)
+    silent(ada)
+    assert status.retry_failed(tmp_path, attempts=1, ttl=TTL) == 1
+    assert not ada.holds(lease)
+
+
+def test_an_attempt_that_failed_since_the_listing_is_not_made_twice(tmp_path: Path) -> None:
+    """A worker lists a folder once and works through it for hours; a poisoned shard must not start over with each."""
+    run = bare_run(tmp_path, 2)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    late = Finder(bo, 2, "x")
+    first = late.next()  # bo has listed both as fresh
+    assert first is not None
+    other = 1 - first.shard
+    lease = ada.claim(other)
+    assert lease is not None
+    ada.fail(lease)
+    second = late.next()
+    assert second is not None
+    assert (second.shard, second.attempt) == (other, 2)
+
+
+def test_a_silent_worker_loses_its_shard_and_learns_of_it(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    ada, bo, cy = (worker(run, name) for name in ("ada", "bo", "cy"))
+    lease = ada.claim(0)
+    assert lease is not None
+    silent(ada, TTL * 0.9)
+    assert Finder(bo, 1, "x").next() is None
+    silent(ada, TTL * 1.1)
+    taken = Finder(bo, 1, "x").next()
+    assert taken is not None
+    assert taken.attempt == 2
+    assert bo.holds(taken)
+    assert not ada.holds(lease)
+    assert Finder(cy, 1, "x").next() is None
+    ada.now()  # she wakes up, which does not bring it back
+    assert not ada.holds(lease)
+    bo.fail(taken)  # nor does it that the other failed
+    assert not ada.holds(lease)
+    assert (third := Finder(cy, 1, "x").next()) is not None
+    assert third.attempt == 3
+    assert not ada.holds(lease)
+
+
+def test_a_heartbeat_keeps_a_lease_for_as_long_as_it_beats(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    beats: list[float] = []
+    ada, bo = Leases(run, "ada", 0.6, 3), Leases(run, "bo", 0.6, 3)
+    lease = ada.claim(0)
+    assert lease is not None
+    with Heartbeat(ada, lambda: beats.append(time.monotonic())):
+        time.sleep(1.5)
+        assert Finder(bo, 1, "x").next() is None
+        assert ada.holds(lease)
+    assert len(beats) >= 3
+    time.sleep(0.7)
+    assert Finder(bo, 1, "x").next() is not None
+    assert not ada.holds(lease)
+
+
+def test_fresh_shards_come_before_those_of_the_dead_and_the_failed(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 4)
+    ada, bo, cy = (worker(run, name) for name in ("ada", "bo", "cy"))
+    assert ada.claim(0)
+    silent(ada)
+    failed = bo.claim(1)
+    assert failed is not None
+    bo.fail(failed)
+    finder = Finder(cy, 4, "x")
+    found = [finder.next() for _ in range(5)]
+    assert [(one.shard, one.attempt) if one else None for one in found[2:]] == [(0, 2), (1, 2), None]
+    assert {(one.shard, one.attempt) for one in found[:2] if one} == {(2, 1), (3, 1)}
+
+
+def test_every_shard_is_found_across_folders(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 2_001)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    finders = [Finder(ada, 2_001, "ada"), Finder(bo, 2_001, "bo")]
+    found = [lease.shard for _ in range(1_001) for finder in finders if (lease := finder.next())]
+    assert sorted(found) == list(range(2_001))
+
+
+def test_waiting_is_for_the_silent_only(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 2)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    finder = Finder(bo, 2, "x")
+    assert finder.wait_for() is None
+    assert ada.claim(0)
+    assert finder.wait_for() is None  # she is alive
+    silent(ada, TTL * 0.75)
+    seconds = finder.wait_for()
+    assert seconds == pytest.approx(TTL * 0.25, abs=5)
+    silent(ada)
+    assert finder.wait_for() == 0.0
+    output(run, 0)
+    assert finder.wait_for() is None  # finished by her before she fell silent
+
+
+@pytest.mark.parametrize("wrong", [0.0, 4e9])
+def test_ages_do_not_depend_on_this_hosts_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+    run = planned_run(tmp_path, [1, 1])
+    ada, bo, cy = (worker(run, name) for name in ("ada", "bo", "cy"))
+    assert ada.claim(0)
+    assert bo.claim(1)
+    silent(bo)
+    monkeypatch.setattr(time, "time", lambda: wrong)
+    finder = Finder(cy, 2, "x")
+    taken = finder.next()
+    assert taken is not None
+    assert (taken.shard, taken.attempt) == (1, 2)
+    assert finder.next() is None
+    assert status.read(tmp_path, TTL, 3).running == 2
+
+
+def test_clearing_removes_everybodys_leases_of_that_shard_only(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 2)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    assert ada.claim(0)
+    assert (kept := ada.claim(1)) is not None
+    silent(ada)
+    assert bo.claim(0, attempt=2)
+    bo.clear(0)
+    assert [path.name for path in run.lease_folder(0).iterdir()] == ["000001.1"]
+    assert ada.holds(kept)
+
+
+def test_a_workers_name_is_its_own(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    worker(run, "ada")
+    with pytest.raises(FileExistsError):
+        worker(run, "ada")
+
+
+def test_a_lease_costs_no_more_than_a_name(tmp_path: Path) -> None:
+    """Leases are links to the beacon, so one touch keeps all of them alive."""
+    run = bare_run(tmp_path, 3)
+    ada = worker(run, "ada")
+    assert all(ada.claim(shard) for shard in range(3))
+    assert ada.beacon.stat().st_nlink == 4

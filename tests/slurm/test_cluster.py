@@ -1,0 +1,187 @@
+"""The main job on a real Slurm, with the echo engine: what Slurm does to workers, and that no row minds."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, Hala
+from tests.minislurm.cluster import Cluster
+
+pytestmark = pytest.mark.slurm
+
+ROWS = 1500
+
+
+@pytest.fixture
+def slurm_hala(cluster: Cluster, tmp_path: Path) -> Hala:
+    hala = Hala(tmp_path)
+    hala.env = dict(cluster.env)
+    return hala
+
+
+@pytest.fixture
+def slow_recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A run of about 25 worker-seconds."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(f'{{"id": {i}, "text": "line {i} of this text"}}\n' for i in range(ROWS)))
+
+    def write(name: str, **slurm: Any) -> Path:
+        return write_recipe(
+            name,
+            data={"path": str(source)},
+            engine={"kind": "echo", "seconds": 0.5, "capacity": 30},
+            run={"workers": 2, "shard_rows": 50, "lease_seconds": 6, "flush_seconds": 0.5},
+            site={"executor": "slurm", "slurm": {"cpus_per_worker": 1, "gpus_per_worker": 2, "minutes": 5} | slurm},
+        )
+
+    return write
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    ends = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.3)
+    return value
+
+
+def rows_done(hala: Hala, run: str, at_least: int) -> Callable[[], bool]:
+    return lambda: bool(hala.json("status", run)["rows_done"] >= at_least)
+
+
+def finished(hala: Hala, run: str) -> Callable[[], bool]:
+    return lambda: bool(hala.json("status", run)["finished"])
+
+
+def texts(hala: Hala, run: str) -> list[tuple[int, str]]:
+    hala("verify", run)
+    hala("collect", run)
+    table = pq.read_table(hala.folder / "runs" / run / "final" / "data")
+    return list(zip(table["id"].to_pylist(), table["text_ar"].to_pylist(), strict=True))
+
+
+def expected(count: int = ROWS) -> list[tuple[int, str]]:
+    prompt = "Translate everything that follows into Arabic:\n\n"
+    return [(i, f"«{prompt}line {i} of this text»") for i in range(count)]
+
+
+def nodes_of(cluster: Cluster, job: str) -> dict[str, str]:
+    lines = cluster.run("squeue", "-h", "-j", job, "-t", "RUNNING", "-o", "%i %N").stdout.splitlines()
+    return dict(line.split() for line in lines)
+
+
+def test_killed_and_preempted_workers_lose_no_row(
+    cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]
+) -> None:
+    """The run goes on while one worker is killed and the other preempted; what the killed one held is taken over."""
+    job = slurm_hala.json("submit", slow_recipe("rough"))["jobs"][0]
+    wait_for(rows_done(slurm_hala, "rough", 150))
+    assert slurm_hala.json("status", "rough")["jobs"] == {"RUNNING": 2}
+    preempted = nodes_of(cluster, job)[f"{job}_1"]
+    cluster.run(
+        "sbatch", "-p", "urgent", "-w", preempted, "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"
+    )
+    killed = next(worker for worker in slurm_hala.json("status", "rough")["workers"] if worker["job"] == f"{job}_0")
+    os.kill(pid_of(slurm_hala, "rough", killed["worker"]), 9)
+    wait_for(finished(slurm_hala, "rough"), 120)
+    assert texts(slurm_hala, "rough") == expected()
+    workers = slurm_hala.json("status", "rough")["workers"]
+    assert [worker["job"] for worker in workers].count(f"{job}_1") == 2, "the preempted worker came back"
+
+
+def test_grace_time_and_time_limit_requeue(
+    cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]
+) -> None:
+    """SIGTERM with a grace time, then USR2 before the limit: the worker is back each time, and goes on row by row."""
+    recipe = slow_recipe("limits", partition="grace", minutes=2, signal_seconds=60)
+    job = slurm_hala.json("submit", recipe, "run.workers=1", "engine.capacity=5")["jobs"][0]
+    wait_for(rows_done(slurm_hala, "limits", 60))
+    node = next(iter(nodes_of(cluster, job).values()))
+    cluster.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 2, 90)
+    wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 3, 120)
+    outcomes = [event["outcome"] for event in _events(slurm_hala, "limits") if event["event"] == "ended"]
+    assert outcomes[:2] == ["stopped", "stopped"]
+    assert all(event["attempt"] == 1 for event in _events(slurm_hala, "limits") if event["event"] == "claimed")
+    slurm_hala("cancel", "limits")
+    wait_for(lambda: not nodes_of(cluster, job))
+    slurm_hala("resume", "limits", "--workers", "3", "site.slurm.partition=main", "site.slurm.gpus_per_worker=1")
+    wait_for(finished(slurm_hala, "limits"), 120)
+    assert texts(slurm_hala, "limits") == expected()
+
+
+def test_by_hand_with_sbatch(cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
+    """``sbatch --array=… sbatch/translate_array.sbatch RUN`` starts the same worker."""
+    slurm_hala("plan", slow_recipe("hand"), "data.limit=300", "--create")
+    run = slurm_hala.folder / "runs" / "hand"
+    script = ROOT / "sbatch" / "translate_array.sbatch"
+    subprocess.run(
+        ["sbatch", "--array=0-2", "--cpus-per-task=1", "--time=5", str(script), str(run)],
+        check=True,
+        env=cluster.env | {"HALA_PYTHON": str(sys.executable)},
+        cwd=slurm_hala.folder,
+    )
+    wait_for(finished(slurm_hala, "hand"))
+    assert texts(slurm_hala, "hand") == expected(300)
+    assert len(slurm_hala.json("status", "hand")["workers"]) == 3
+
+
+def test_submitted_from_inside_a_job(cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
+    recipe = slow_recipe("inner")
+    command = f"cd {slurm_hala.folder} && {sys.executable} -m hala_hpc.cli submit {recipe} data.limit=60"
+    log = slurm_hala.folder / "outer.log"
+    cluster.run("sbatch", "-n1", "-c3", "-t", "2", "-o", str(log), "--wrap", command)
+    wait_for(lambda: (slurm_hala.folder / "runs" / "inner").is_dir() and finished(slurm_hala, "inner")())
+    assert texts(slurm_hala, "inner") == expected(60)
+
+
+def test_what_slurm_refuses_leaves_nothing(slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
+    refused = slurm_hala("submit", slow_recipe("wrong"), "site.slurm.partition=nowhere", code=2)
+    assert "invalid partition" in refused.stderr.lower()
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not list((slurm_hala.folder / "runs").iterdir())
+
+
+def test_without_accounting(slow_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    with_nothing = Cluster(accounting=False).start()
+    try:
+        with_nothing.guard()
+        hala = Hala(tmp_path)
+        hala.env = dict(with_nothing.env)
+        hala("submit", slow_recipe("plain"), "data.limit=200")
+        assert set(hala.json("status", "plain")["jobs"]) <= {"RUNNING", "PENDING", "PENDING (Resources)"}
+        wait_for(finished(hala, "plain"))
+        assert texts(hala, "plain") == expected(200)
+        findings = {finding["what"]: finding["state"] for finding in _doctor(hala)}
+        assert findings["accounting"] == "warning" and findings["slurm"] == "ok"
+    finally:
+        with_nothing.stop()
+
+
+def _doctor(hala: Hala) -> list[dict[str, str]]:
+    import json
+
+    words = ("doctor", "site.executor=slurm", "--site", "local", "--json")
+    done = hala(*words, code=1)  # 1: the core environment has no vLLM
+    found: list[dict[str, str]] = json.loads(done.stdout)
+    return found
+
+
+def _events(hala: Hala, run: str) -> list[dict[str, Any]]:
+    from hala_hpc.run import ledger
+
+    files = (hala.folder / "runs" / run / "ledger").glob("*.jsonl")
+    return sorted((event for file in files for event in ledger.read(file)), key=lambda event: float(event["time"]))
+
+
+def pid_of(hala: Hala, run: str, worker: str) -> int:
+    from hala_hpc.run import ledger
+
+    return int(ledger.first(hala.folder / "runs" / run / "ledger" / f"{worker}.jsonl")["pid"])

@@ -1,0 +1,76 @@
+"""A disk that is full, for real: a small tmpfs."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker.helpers import events, plan, rows, start, unbroken
+
+SmallDisk = Callable[[str], Path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a tmpfs")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size: str) -> Path:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"mount: {done.stderr.strip()}")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize(("command", "form"), [(("plan", "--create"), "jsonl"), (("submit",), "csv")])
+def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing(
+    small_disk: SmallDisk, tmp_path: Path, hala: Any, command: tuple[str, ...], form: str
+) -> None:
+    """What does not fit is the manifest of many shards, or the copy of a file that cannot be read from its middle."""
+    disk = small_disk("64k")
+    lines = [json.dumps({"text": f"text {number}"}) if form == "jsonl" else f"text {number}" for number in range(8_000)]
+    (tmp_path / f"d.{form}").write_text("\n".join([*(["text"] if form == "csv" else []), *lines]) + "\n")
+    recipe = {
+        "name": "r",
+        "task": {"kind": "translate"},
+        "engine": {"kind": "echo"},
+        "data": {"path": [f"d.{form}"]},
+        "run": {"root": str(disk / "runs"), "shard_rows": 1},
+    }
+    (tmp_path / "r.json").write_text(json.dumps(recipe))
+    done = hala(*command, "r.json", code=2)
+    assert done.stderr.strip().startswith("hala: error: ")
+    assert "no space left" in done.stderr.lower()
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list((disk / "runs").iterdir()) == []
+
+
+def test_a_disk_that_fills_ends_the_worker_and_a_larger_one_lets_it_finish(
+    small_disk: SmallDisk, tmp_path: Path, hala: Any
+) -> None:
+    disk = small_disk("240k")
+    run = plan(tmp_path, [f"text {n}" for n in range(1_500)], run={"root": str(disk / "runs"), "shard_rows": 20})
+    process = start(run)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "No space left" in said
+    assert 0 < len(rows(run)) < 1_500
+    leases = [path.name for path in (run / "leases" / "000").iterdir()]
+    assert leases == []
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    hala("resume", run, "site.executor=debug")
+    assert hala.json("verify", run)["proven"]
+    assert rows(run) == unbroken(1_500)
+    assert events(run, "ended")[-1]["outcome"] == "finished"

@@ -1,0 +1,92 @@
+"""Workers that are told to stop, or killed: what they had finished is kept, and the rest is done by others."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hala_hpc.run import partial
+from tests.worker.helpers import (
+    REQUEUE,
+    asked,
+    directory,
+    events,
+    finish,
+    leftovers,
+    plan,
+    proof,
+    quarantined,
+    rows,
+    start,
+    texts,
+    unbroken,
+    wait_until,
+)
+
+FLUSH = 0.2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_keeps_what_is_finished_and_gives_the_rest_back(tmp_path: Path, number: int) -> None:
+    run = plan(tmp_path, texts(100), capacity=5, seconds=0.1, run={"shard_rows": 50, "flush_seconds": 60.0})
+    process = start(run)
+    wait_until(lambda: asked(run).total() >= 25)
+    process.send_signal(number)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == REQUEUE
+    assert time.monotonic() - began < 5
+    assert signal.Signals(number).name in said
+    assert [path for path in (run / "leases").rglob("*") if path.is_file()] == []
+    assert events(run, "released")
+    kept = partial.read(directory(run), 0) | partial.read(directory(run), 1)
+    assert len(kept) >= asked(run).total() - 5 >= 20
+
+    finish(run)
+    assert rows(run) == unbroken(100)
+    assert proof(run).proven
+    twice = [text for text, count in asked(run).items() if count > 1]
+    assert len(twice) <= 5  # those that were out
+    assert leftovers(run) == []
+    assert events(run, "claimed")[-1]["attempt"] == 1  # being stopped is no fault of the shard
+
+
+def test_a_kill_costs_what_was_not_yet_flushed(tmp_path: Path) -> None:
+    run = plan(tmp_path, texts(200), capacity=8, seconds=0.1, run={"shard_rows": 200})
+    process = start(run)
+    seen: list[tuple[float, int]] = []
+
+    def enough() -> bool:
+        seen.append((time.monotonic(), asked(run).total()))
+        return seen[-1][1] >= 110
+
+    wait_until(enough)
+    process.kill()
+    killed = time.monotonic()
+    process.communicate()
+    kept = partial.read(directory(run), 0)
+    long_ago = max(count for at, count in seen if at < killed - FLUSH - 0.8)
+    assert len(kept) >= long_ago - 8
+
+    finish(run)
+    assert rows(run) == unbroken(200)
+    again = {text for text, count in asked(run).items() if count > 1}
+    assert again.isdisjoint(f"text {number}" for number in kept)
+    assert events(run, "claimed")[-1]["attempt"] == 2
+    assert leftovers(run) == []
+
+
+def test_a_stop_does_not_blame_the_row_that_a_careful_worker_was_at(tmp_path: Path) -> None:
+    run = plan(tmp_path, texts(10), seconds=0.2)
+    (directory(run).workers / "gone").touch()
+    (directory(run).lease_folder(0) / "000000.2.failed").touch()  # two workers failed here before
+    process = start(run)
+    wait_until(lambda: asked(run).total() >= 3)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == REQUEUE
+    (directory(run).lease_folder(0) / "000000.2.failed").unlink()
+    finish(run)
+    assert quarantined(run) == {}
+    assert rows(run) == unbroken(10)
