@@ -33,6 +33,7 @@ def main(model: str) -> None:
     options = vllm.Options(
         dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, arguments={"compilation_config": {"mode": 0}}
     )
+
     engine = vllm.start(Recipe(name="test", task=None, model=Model(name=model), engine=options))
     greedy = Sampling(max_tokens=16)
     warm = Sampling(max_tokens=16, temperature=1.0, seed=3)

@@ -34,7 +34,7 @@ def command(run: str, overrides: tuple[str, ...], workers: int | None, json_: bo
     recipe = common.thawed(path, overrides)
     task = tasks.create(recipe)
     require_environment(recipe.site, task.stage)
-    retried = status.retry_failed(path, recipe.run.attempts)
+    retried = status.retry_failed(path, recipe.run.attempts, recipe.run.lease_seconds)
     state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
     missing = state.shards - state.done
     if workers is None:

@@ -7,7 +7,7 @@ from types import ModuleType
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, Sampling
 
-NOT_KINDS = ("base",)
+NOT_KINDS = ("base", "guard")
 RANGES = (
     "temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), frequency_penalty -2 to 2, repetition_penalty > 0, "
     "max_tokens >= 1 or null"

@@ -13,6 +13,7 @@ from typing import Any
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import Completion, EngineDied, Request
+from hala_hpc.engines.guard import Guard
 
 QUEUE_FACTOR = 2
 """Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
@@ -52,6 +53,7 @@ class Vllm:
             self._final_only = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
             self._llm = vllm.LLM(**arguments(recipe))
         self._engine = self._llm.llm_engine
+        self._guard = Guard(_processes(self._engine))
         self._tokenizer: Any = self._llm.get_tokenizer()
         config = self._engine.vllm_config
         self._context: int = config.model_config.max_model_len
@@ -78,10 +80,8 @@ class Vllm:
             self._refused.append(Completion(id, error=f"bad request: {error}"))
 
     def poll(self, seconds: float) -> list[Completion]:
-        """One step of the engine, which is short: ``seconds`` is not looked at."""
-        del seconds
         done, self._refused = self._refused, []
-        if done or not self._engine.has_unfinished_requests():
+        if done or not self._engine.has_unfinished_requests() or not self._has_output(seconds):
             return done
         try:
             outputs = self._engine.step()
@@ -93,6 +93,22 @@ class Vllm:
         # The engine's own process would otherwise outlive an exception that holds a reference to it.
         with contextlib.suppress(Exception):
             self._engine.engine_core.shutdown()
+        self._guard.close()
+
+    def _has_output(self, seconds: float) -> bool:
+        """Wait for the engine's next output. Raises EngineDied.
+
+        vLLM 0.32 waits for it without end, also when the process that should write it is dead.
+        """
+        core = self._engine.engine_core
+        outputs = getattr(core, "outputs_queue", None)
+        if outputs is None:  # the engine runs in this very process
+            return True
+        with outputs.not_empty:
+            filled = outputs.not_empty.wait_for(lambda: outputs.queue, timeout=seconds)
+        if not filled and core.resources.engine_dead:
+            raise EngineDied("its process ended")
+        return bool(filled)
 
     def _tokens(self, request: Request) -> list[int]:
         if isinstance(request.prompt, str):
@@ -158,6 +174,12 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
         "seed": 0,
     }
     return {key: value for key, value in given.items() if value is not None} | options.arguments
+
+
+def _processes(engine: Any) -> list[int]:
+    """The processes that vLLM started for the engine; those of a tensor-parallel engine end with them."""
+    manager = getattr(getattr(engine.engine_core, "resources", None), "engine_manager", None)
+    return [int(process.pid) for process in getattr(manager, "processes", ())]
 
 
 def _completion(output: Any) -> Completion:

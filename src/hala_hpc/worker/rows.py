@@ -4,8 +4,8 @@ The main thread feeds and empties the engine; a second thread does everything th
 reading the next shard, making finished rows durable, publishing), so the engine does not wait for the file server.
 """
 
+import contextlib
 import faulthandler
-import itertools
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +19,7 @@ from hala_hpc.run import partial, publish
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.tasks.rows import RowError, RowTask
 from hala_hpc.worker.context import Context, Outcome
-from hala_hpc.worker.memory import Memory
+from hala_hpc.worker.outstanding import Outstanding
 from hala_hpc.worker.shard import OpenShard, RowInHand, most_in_flight, working_on
 
 POLL_SECONDS = 0.1
@@ -53,12 +53,10 @@ class RowLoop:
         self._worker = context.leases.beacon.name
         self._work = task.work_on(schema.load(context.plan.facts.schema))
         self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
-        self._memory = Memory()
         self._counters = Counters()
-        self._ids = itertools.count()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None
-        self._reset()
+        self._out = Outstanding()
         self._feeding: OpenShard | None = None
         self._open: list[OpenShard] = []
         self._coming: Future[OpenShard | None] | None = None
@@ -78,6 +76,11 @@ class RowLoop:
                 for shard in self._open:
                     shard.withdraw()
                 return Outcome.STOPPED
+            except (OSError, HalaError, EngineDied):
+                raise
+            except Exception:
+                self._abandon()  # a bug of ours, which one of the rows at hand may have brought out
+                raise
             finally:
                 self._end()
 
@@ -88,8 +91,8 @@ class RowLoop:
             if not (self._open or self._coming):
                 return self._wait_for_the_silent()
             if self._engine is not None:
-                self._take(self._engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
-            if not self._in_flight and self._coming:
+                self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
+            if not self._out and self._coming:
                 self._await_coming()
         except EngineDied as error:
             self._bury_engine(error)
@@ -110,10 +113,15 @@ class RowLoop:
             self._feeding = shard
             if not shard.unsent:
                 continue  # a whole engine would be started for nothing
-            engine = self._engine = self._engine or self._context.start_engine()
-            while shard.unsent and self._in_flight < most_in_flight(shard, engine.capacity):
-                if self._careful_out():
-                    return
+            if self._engine is None:
+                # Loading takes minutes, in which a worker that is ready may do the shard.
+                self._give_back(shard, "deferred")
+                self._engine = self._context.start_engine()
+                continue
+            engine = self._engine
+            while shard.unsent and len(self._out) < most_in_flight(shard, engine.capacity):
+                if (out := next(self._out.shards(), None)) is not None and out.careful:
+                    return  # a careful row is alone, whatever comes after it
                 self._send(engine, shard)
             if shard.unsent:
                 return
@@ -182,22 +190,6 @@ class RowLoop:
 
     # --- requests go out, rows come back --------------------------------------------------------------------------
 
-    @property
-    def _in_flight(self) -> int:
-        return len(self._out)
-
-    def _reset(self) -> None:
-        """Nothing is out: at the start, and when an engine took everything with it."""
-        faulthandler.cancel_dump_traceback_later()
-        self._out: dict[str, bytes] = {}  # request id to digest
-        self._waiting: dict[bytes, list[tuple[OpenShard, RowInHand, int]]] = {}
-
-    def _careful_out(self) -> bool:
-        """Whether a row is out that must be alone."""
-        return self._in_flight > 0 and any(
-            shard.careful for waiters in self._waiting.values() for shard, _, _ in waiters
-        )
-
     def _send(self, engine: Engine, shard: OpenShard) -> None:
         number, row = shard.unsent.popleft()
         requests = self._work.requests(row)
@@ -206,32 +198,22 @@ class RowLoop:
             shard.begin(number)
         if not requests:
             self._finish(shard, hand)
+        if not self._out:
+            self._watch_for_stall()
         for index, request in enumerate(requests):
-            digest = request.digest()
-            self._counters.requests += 1
-            if (known := self._memory.get(digest)) is not None:
-                self._counters.remembered += 1
+            out = len(self._out)
+            if (known := self._out.ask(engine, request, (shard, hand, index))) is not None:
                 self._settle(shard, hand, index, known)
-            elif digest in self._waiting:
-                self._counters.remembered += 1
-                self._waiting[digest].append((shard, hand, index))
-            else:
-                if not self._in_flight:
-                    self._watch_for_stall()
-                self._waiting[digest] = [(shard, hand, index)]
-                id = str(next(self._ids))
-                self._out[id] = digest
-                engine.add(id, request)
+            self._counters.requests += 1
+            self._counters.remembered += len(self._out) == out
 
     def _take(self, completions: list[Completion]) -> None:
         for completion in completions:
-            digest = self._out.pop(completion.id)
-            self._memory.put(digest, completion)
             self._counters.prompt_tokens += completion.prompt_tokens
             self._counters.output_tokens += completion.output_tokens
-            for shard, hand, index in self._waiting.pop(digest):
-                self._settle(shard, hand, index, completion)
-        if not self._in_flight:
+            for waiter in self._out.answered(completion):
+                self._settle(*waiter, completion)
+        if not self._out:
             faulthandler.cancel_dump_traceback_later()
         elif completions:
             self._watch_for_stall()
@@ -315,9 +297,10 @@ class RowLoop:
         if now - self._told >= PROGRESS_SECONDS:
             self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, working: dict[str, int] | None = None) -> None:
         self._told = time.monotonic()
-        self._context.ledger.write("progress", **vars(self._counters), working_on=working_on(self._open))
+        at = working_on(self._open) if working is None else working
+        self._context.ledger.write("progress", **vars(self._counters), working_on=at)
 
     def _check_leases(self) -> None:
         """In the heartbeat's thread."""
@@ -328,27 +311,38 @@ class RowLoop:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def _bury_engine(self, error: EngineDied) -> None:
-        """The engine is gone: keep what is finished, count an attempt against shards with rows out, start another."""
+        """The engine is gone: keep what is finished, and start another for the rest."""
         if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
             return
-        suspects = {shard.id for waiters in self._waiting.values() for shard, _, _ in waiters}
-        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=sorted(suspects))
-        for shard in self._open:
-            shard.flush()
-            shard.close()
-            if shard.id in suspects:
-                self._context.leases.fail(shard.lease)
-            else:
-                self._context.leases.release(shard.lease)
-        self._open.clear()
-        self._feeding = None
-        self._reset()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        suspects = sorted({shard.id for shard in self._out.shards()})
+        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=suspects)
+        self._abandon()
+        self._close_engine()
         self._deaths += 1
         if self._deaths >= MOST_DEATHS:
             raise error
+
+    def _abandon(self) -> None:
+        """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
+        suspects = {shard.id for shard in self._out.shards()}
+        for shard in list(self._open):
+            self._give_back(shard, "abandoned" if shard.id in suspects else "released")
+        self._feeding = None
+        self._out.clear()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _give_back(self, shard: OpenShard, event: str = "released") -> None:
+        """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
+        self._open.remove(shard)
+        if self._feeding is shard:
+            self._feeding = None
+        leases, lease = self._context.leases, shard.lease
+        try:
+            shard.flush()
+            shard.close()
+        finally:
+            (leases.fail if event == "abandoned" else leases.release)(lease)
+            self._context.ledger.write(event, shard=shard.id, attempt=lease.attempt, done=shard.done)
 
     def _end(self) -> None:
         """Keep what is finished, give back what is not."""
@@ -357,19 +351,21 @@ class RowLoop:
             coming = self._coming.result()
             self._open += [coming] if coming is not None else []
         self._disk.shutdown(wait=True)
+        working = working_on(self._open)  # what is kept of them counts as done, also while nobody works on them
         try:
-            for shard in self._open:
-                shard.flush()
-                shard.close()
             for future in self._writing:
                 future.result()
         finally:
-            for shard in self._open:
-                self._context.leases.release(shard.lease)
-                self._context.ledger.write("released", shard=shard.id, attempt=shard.lease.attempt, done=shard.done)
-            self._tell()
-            if self._engine is not None:
-                self._engine.close()
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._close_engine)
+                stack.callback(self._tell, working)
+                for shard in list(self._open):
+                    stack.callback(self._give_back, shard)
+
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
 
 def work(context: Context) -> Outcome:

@@ -1,0 +1,51 @@
+"""Requests that are out at the engine, and who waits for each. A text that is out, or was had before, is asked once."""
+
+import itertools
+from collections.abc import Iterator
+
+from hala_hpc.engines.base import Completion, Engine, Request
+from hala_hpc.worker.memory import Memory
+from hala_hpc.worker.shard import OpenShard, RowInHand
+
+Waiter = tuple[OpenShard, RowInHand, int]
+"""The shard, its row, and which of the row's requests it is."""
+
+
+class Outstanding:
+    """Hands requests to the engine and finds, for a completion, whose it is. ``len`` is how many are out."""
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._ids = itertools.count()
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def clear(self) -> None:
+        """Nothing is out any more: the engine took everything with it."""
+        self._digests: dict[str, bytes] = {}  # by request id
+        self._waiting: dict[bytes, list[Waiter]] = {}
+
+    def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
+        """Ask for a text. Returns it at once where it was had before."""
+        digest = request.digest()
+        if (known := self._memory.get(digest)) is not None:
+            return known
+        waiting = self._waiting.setdefault(digest, [])
+        waiting.append(waiter)
+        if len(waiting) == 1:
+            id = str(next(self._ids))
+            self._digests[id] = digest
+            engine.add(id, request)
+        return None
+
+    def answered(self, completion: Completion) -> list[Waiter]:
+        """Everybody who waits for this completion."""
+        digest = self._digests.pop(completion.id)
+        self._memory.put(digest, completion)
+        return self._waiting.pop(digest)
+
+    def shards(self) -> Iterator[OpenShard]:
+        """The shards with rows out, some of them more than once."""
+        return (shard for waiting in self._waiting.values() for shard, _, _ in waiting)
