@@ -1,7 +1,6 @@
 """Submitting: 10,000 shards, 1,000 workers, on the real test cluster."""
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from common import HALA, ROOT, quiet, report, title
 sys.path.insert(0, str(ROOT))
 
 COUNTING = """#!/bin/sh
-echo "$@" >>"$SBATCH_CALLS"
+echo "$@" >>"$BENCHMARK_CALLS"
 exec {sbatch} "$@"
 """
 
@@ -43,7 +42,7 @@ def measure(folder: Path, env: dict[str, str], shards: int, workers: int) -> Non
     sbatch.parent.mkdir()
     sbatch.write_text(COUNTING.format(sbatch=shutil.which("sbatch")))
     sbatch.chmod(0o755)
-    env |= {"PATH": f"{sbatch.parent}:{env['PATH']}", "SBATCH_CALLS": str(calls)}
+    env |= {"PATH": f"{sbatch.parent}:{env['PATH']}", "BENCHMARK_CALLS": str(calls)}
     (folder / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(shards)))
     (folder / "r.yaml").write_text(
         "name: r\ndata: {path: rows.jsonl}\nengine: {kind: echo}\n"
@@ -59,7 +58,7 @@ def measure(folder: Path, env: dict[str, str], shards: int, workers: int) -> Non
     quiet(*HALA, "plan", "r.yaml", "--create", env=env, cwd=folder)
     planned = time.perf_counter() - began
     calls.unlink()
-    os.environ.update(env)
+
     began = time.perf_counter()
     quiet(*HALA, "resume", "runs/r", env=env, cwd=folder)
     took = time.perf_counter() - began

@@ -89,7 +89,7 @@ def _write(
         output = run.shard_output(shard.id)
         if not output.exists():
             continue
-        table = pq.read_table(output)
+        table = pq.ParquetFile(output).read()
         is_done = pc.is_null(table[ERROR])
         data.add(table.filter(is_done).drop_columns([ERROR]))
         refused = table.filter(pc.invert(is_done))

@@ -89,7 +89,8 @@ def write(path: Path, shards: Sequence[Shard], facts: Facts) -> None:
 def read(path: Path) -> Manifest:
     """Read a manifest. Raises HalaError where it is none."""
     try:
-        table = pq.read_table(path, memory_map=False)
+        # Not pq.read_table: it imports pyarrow.dataset and with it pandas, which takes longer than all else here.
+        table = pq.ParquetFile(path).read()
         facts = Facts(**json.loads(table.schema.metadata[KEY]))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise HalaError(f"{path}: not a manifest of a run: {error}") from error
