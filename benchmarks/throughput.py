@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--architecture", default="llama")
+    parser.add_argument("--eager", action="store_true", help="no compilation: starts sooner, runs slower")
     parser.add_argument("--inner", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
@@ -36,7 +37,8 @@ def main() -> None:
         recipe.write_text(
             f"name: r\ntask: {{kind: translate, truncated: keep}}\nmodel: {{name: {model}}}\n"
             f"data: {{path: {data('instructions', 'alpaca_52k')}, limit: {arguments.rows}, columns: [instruction]}}\n"
-            "engine: {kind: vllm, dtype: float32, max_model_len: 2048}\nsampling: {max_tokens: 64}\n"
+            "engine: {kind: vllm, dtype: float32, max_model_len: 2048, "
+            f"enforce_eager: {str(arguments.eager).lower()}}}\nsampling: {{max_tokens: 64}}\n"
             f"run: {{shard_rows: {max(1, arguments.rows // 10)}}}\n"
         )
         for number in range(arguments.times):

@@ -78,6 +78,8 @@ def watch_until(share: float) -> dict[str, Any]:
 def kill_one(state: dict[str, Any]) -> None:
     """SIGKILL the worker that holds most: no handler runs, nothing is tidied up."""
     alive = [worker for worker in state["workers"] if worker["alive"]]
+    if not alive:
+        sys.exit("the workers were done before one could be killed: make the recipe slower")
     victim = max(alive, key=lambda worker: sum(worker["working_on"].values()))
     opening = json.loads((RUN / "ledger" / f"{victim['worker']}.jsonl").read_text().splitlines()[0])
     console.print(
@@ -103,7 +105,7 @@ def main() -> None:
     run(SERVE, HERE / "tiny_model.py", HERE / "model")
     say("Submit: two workers on this machine")
     run(HALA, "submit", HERE / "translate.yaml", "--site", "local-cpu", f"run.root={OUT / 'runs'}")
-    kill_one(watch_until(0.4))
+    kill_one(watch_until(0.25))
     say("One worker is dead. The other goes on; resume starts one for what is missing")
     run(HALA, "resume", RUN, "--workers", "1")
     watch_until(1.0)

@@ -169,7 +169,7 @@ def _doctor(hala: Hala) -> list[dict[str, str]]:
     import json
 
     words = ("doctor", "site.executor=slurm", "--site", "local", "--json")
-    done = hala(*words, code=1)  # 1: the core environment has no vLLM
+    done = hala(*words)
     found: list[dict[str, str]] = json.loads(done.stdout)
     return found
 

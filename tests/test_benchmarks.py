@@ -1,0 +1,44 @@
+"""The benchmarks run, at a small size. Their bars are held by hand, on a quiet machine: see benchmarks/README.md."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def bench(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_startup() -> None:
+    assert "hala --help" in bench("startup")
+
+
+@pytest.mark.usefixtures("data")
+def test_plan() -> None:
+    assert "20,000 synthetic rows: peak memory" in bench("plan", "--rows", "20000", "--times", "1")
+
+
+def test_runstate() -> None:
+    assert "hala status of 2,000 shards" in bench("runstate", "--shards", "2000", "--processes", "8")
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+def test_submit() -> None:
+    out = bench("submit", "--shards", "200", "--workers", "50")
+    assert "sbatch calls for 50 workers" in out
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("data")
+def test_throughput(serve_python: Path) -> None:
+    assert serve_python.exists()
+    assert "worker / raw" in bench("throughput", "--rows", "100", "--times", "1", "--eager")
