@@ -24,12 +24,20 @@ name: alpaca
 task: {{kind: translate, truncated: keep}}
 data: {{path: {data}/instructions/alpaca_52k, limit: {ROWS}}}
 model: {{name: {tiny_model("gemma2")}}}
-engine: {{kind: vllm, dtype: float32, max_model_len: 2048, max_num_seqs: 64, enforce_eager: true}}
+engine:
+  kind: vllm
+  dtype: float32
+  max_model_len: 2048
+  max_num_seqs: 8
+  enforce_eager: true
+  arguments: {{distributed_executor_backend: uni}}
 sampling: {{max_tokens: 24}}
 run: {{workers: 3, shard_tokens: 5000, lease_seconds: 20, flush_seconds: 1}}
 site:
   environments:
-    serve: {{venv: {SERVE_PYTHON.parents[1]}, variables: {{VLLM_CPU_KVCACHE_SPACE: "1", OMP_NUM_THREADS: "1"}}}}
+    serve:
+      venv: {SERVE_PYTHON.parents[1]}
+      variables: {{VLLM_CPU_KVCACHE_SPACE: "1", OMP_NUM_THREADS: "1", VLLM_ENABLE_V1_MULTIPROCESSING: "0"}}
 """)
     return path
 

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +137,28 @@ def _submit_local(recipe: Recipe, run: Path, started: Launch, workers: int, job:
             setup=started.setup,
             stderr_to_stdout=True,
         )
-        jobs.append(str(executor.submit(job).job_id))
+        with _outliving_us(run / "logs" / "local.log"):
+            jobs.append(str(executor.submit(job).job_id))
     return jobs
+
+
+@contextlib.contextmanager
+def _outliving_us(log: Path) -> Iterator[None]:
+    """Have processes started herein survive a logout, and not hold on to our output: `hala submit | tee` must end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (0, 1, 2)]
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in a child
+    try:
+        with log.open("ab") as out, Path(os.devnull).open("rb") as nothing:
+            for number, file in ((0, nothing), (1, out), (2, out)):
+                os.dup2(file.fileno(), number)
+            yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def _queued_by_us() -> str:
