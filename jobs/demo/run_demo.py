@@ -6,6 +6,7 @@ Every step is a command that you could type; it is printed before it runs. `make
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 HERE = Path(__file__).resolve().parent
@@ -29,16 +31,14 @@ console = Console(highlight=False)
 
 
 def say(text: str) -> None:
-    console.print(f"\n[bold]{text}[/]")
+    console.print(f"\n[bold]{text}[/]", soft_wrap=True)
 
 
 def run(*words: object) -> str:
     """Run a command in the open, and return what it printed."""
     command = [str(word) for word in words]
-    shown = [os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in command]
-    console.print(
-        f"[cyan]$ {shlex.join(['hala' if word == str(HALA) else name for word, name in zip(command, shown, strict=True)])}[/]"
-    )
+    shown = shlex.join(command).replace(str(HALA), "hala").replace(f"{ROOT}/", "")
+    console.print(f"[cyan]$ {escape(shown)}[/]", soft_wrap=True)
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     console.out(done.stdout, end="")
     return done.stdout
@@ -89,18 +89,20 @@ def kill_one(state: dict[str, Any]) -> None:
 
 
 def show_rows() -> None:
+    """Two rows, original and noise side by side."""
     table = pq.read_table(RUN / "final" / "data")
     for number in (0, table.num_rows // 2):
         row = table.slice(number, 1).to_pylist()[0]
         console.print(f"[bold]{row['id']}[/] ({row['category']})")
         for original, new in zip(row["messages"], row["messages_ar"], strict=True):
-            console.print(f"  [dim]{original['role']}[/]: {original['content'][:70]!r}", markup=True)
-            console.print(f"     → {new['content'][:70]!r}", markup=False)
+            console.out(f"  {original['role']:>9}: {original['content'][:60]!r}", highlight=False)
+            if new["content"] != original["content"]:
+                console.out(f"{'→':>11} {new['content'][:60]!r}", highlight=False)
 
 
 def main() -> None:
     began = time.monotonic()
-    subprocess.run(["rm", "-rf", str(RUN)], check=True)
+    shutil.rmtree(RUN, ignore_errors=True)
     say("A tiny random model, made on the spot (it writes noise: this shows the machinery, not a translation)")
     run(SERVE, HERE / "tiny_model.py", HERE / "model")
     say("Submit: two workers on this machine")

@@ -7,6 +7,7 @@ are resolved against the place that says them.
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hala_hpc.config.errors import HalaError, did_you_mean
+
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)$", re.IGNORECASE)
+_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(\w+)")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[s
 
 def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str], name: str) -> Any:
     hint = _without_none(hint)
+    _refuse_secrets(layer, value, name)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if value is None else checked(layer, value, hint, f"{name}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -98,6 +103,17 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
             raise HalaError(f"{layer.where}: {name}: {value}: no such home folder") from error
         return paths if origin is list else paths[0]
     return value
+
+
+def _refuse_secrets(layer: Layer, value: Any, name: str) -> None:
+    """Everything in a layer is written down in the run directory, and printed: no place for a secret."""
+    named = list(value) if isinstance(value, dict) and name.endswith(".variables") else []
+    named += _FROM_ENVIRONMENT.findall(value) if isinstance(value, str) else []
+    for secret in filter(_SECRET.search, map(str, named)):
+        raise HalaError(
+            f"{layer.where}: {name}: {secret} would be written into the run directory",
+            f"read it where it is used: a line of setup, such as export {secret}=$(cat ~/.{secret.lower()})",
+        )
 
 
 def _without_none(hint: Any) -> Any:
