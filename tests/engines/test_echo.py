@@ -17,7 +17,7 @@ from hala_hpc.engines.echo import Options
 
 
 def started(**options: Any) -> Any:
-    return engines.load("echo").start(Recipe(name="t", task=None, engine=Options(**options)))
+    return engines.KINDS.load("echo").start(Recipe(name="t", task=None, engine=Options(**options)))
 
 
 def test_it_answers_with_the_last_message() -> None:
@@ -68,7 +68,7 @@ def test_bad_options_and_kinds() -> None:
     with pytest.raises(HalaError, match=r"engine\.capacity: at least 1"):
         engines.check(Recipe(name="t", engine=Options(capacity=0)))
     with pytest.raises(HalaError, match="no engine 'base'"):
-        engines.load("base")
+        engines.KINDS.load("base")
 
 
 def test_seeds_depend_on_recipe_and_prompt_alone() -> None:

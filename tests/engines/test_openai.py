@@ -111,7 +111,7 @@ def start(server: Server) -> Iterator[Callable[..., Any]]:
     running: list[Any] = []
 
     def start(**options: Any) -> Any:
-        running.append(engines.load("openai").start(recipe(server.url, **({"retries": 1} | options))))
+        running.append(engines.KINDS.load("openai").start(recipe(server.url, **({"retries": 1} | options))))
         return running[-1]
 
     yield start
@@ -207,7 +207,7 @@ def test_a_silent_server_does_not_keep_the_process(server: Server) -> None:
     code = f"""
 import sys
 from tests.engines.test_openai import *
-engine = engines.load("openai").start(recipe({server.url!r}))
+engine = engines.KINDS.load("openai").start(recipe({server.url!r}))
 engine.add("a", Request("wait long"))
 engine.poll(0.5)
 engine.close()

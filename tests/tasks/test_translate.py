@@ -209,9 +209,9 @@ def test_parquet_columns_travel_untouched(run: Run, tmp_path: Path) -> None:
 
 
 def test_kinds() -> None:
-    assert "translate" in tasks.kinds()
+    assert "translate" in tasks.KINDS.names()
     with pytest.raises(HalaError, match="no task 'rows'"):
-        tasks.load("rows")
+        tasks.KINDS.load("rows")
 
 
 def test_a_hub_dataset_in_a_folder(hala: Hala, write_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,35 +1,23 @@
-"""Things that turn requests into completions: one small protocol, a module per kind."""
+"""Things that turn requests into completions: one small protocol, a module per kind.
 
-import importlib
-import pkgutil
-from types import ModuleType
+A module has ``Options`` (its keys in a recipe), ``check`` (is the recipe possible?) and ``start`` (the engine).
+"""
 
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 
-NOT_KINDS = ("base", "guard")
+KINDS = Kinds("engine", __name__, helpers=("base", "guard"))
 RANGES = (
     "temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), frequency_penalty -2 to 2, repetition_penalty > 0, "
     "max_tokens >= 1 or null"
 )
 
 
-def kinds() -> list[str]:
-    """The engines that there are: every module of this room but the protocol."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_KINDS]
-
-
-def load(kind: str) -> ModuleType:
-    """The module of an engine: it has ``Options`` (its keys in a recipe), ``check`` and ``start``."""
-    if kind not in kinds():
-        raise HalaError(f"engine.kind: no engine '{kind}'", did_you_mean(kind, kinds()))
-    return importlib.import_module(f"{__name__}.{kind}")
-
-
 def check(recipe: Recipe) -> None:
     """Refuse, before anything is asked of Slurm, what the recipe's engine could not do. Raises HalaError."""
     _check_sampling(recipe.sampling)
-    load(recipe.engine.kind).check(recipe)
+    KINDS.load(recipe.engine.kind).check(recipe)
 
 
 def _check_sampling(sampling: Sampling) -> None:

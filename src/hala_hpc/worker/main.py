@@ -63,7 +63,7 @@ def work(path: Path, stop: StopFlag) -> Outcome:
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
     loop = importlib.import_module(f"hala_hpc.worker.{task.loop}")
-    start = engines.load(recipe.engine.kind).start
+    start = engines.KINDS.load(recipe.engine.kind).start
     context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), lambda: bool(stop))
     try:
         outcome: Outcome = loop.work(context)
