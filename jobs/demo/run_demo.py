@@ -21,8 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-OUT = HERE / "out"
-RUN = OUT / "runs" / "demo"
+RUN = ROOT / "runs" / "demo"
 SERVE = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 HALA = Path(sys.executable).with_name("hala")
 PATIENCE_SECONDS = 600.0
@@ -106,7 +105,7 @@ def main() -> None:
     say("A tiny random model, made on the spot (it writes noise: this shows the machinery, not a translation)")
     run(SERVE, HERE / "tiny_model.py", HERE / "model")
     say("Submit: two workers on this machine")
-    run(HALA, "submit", HERE / "translate.yaml", "--site", "local-cpu", f"run.root={OUT / 'runs'}")
+    run(HALA, "submit", HERE / "translate.yaml", "--site", "local-cpu", f"run.root={RUN.parent}")
     kill_one(watch_until(0.25))
     say("One worker is dead. The other goes on; resume starts one for what is missing")
     run(HALA, "resume", RUN, "--workers", "1")

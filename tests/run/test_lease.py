@@ -178,12 +178,15 @@ def test_every_shard_is_found_across_folders(tmp_path: Path) -> None:
     assert sorted(found) == list(range(2_001))
 
 
-def test_waiting_is_for_the_silent_only(tmp_path: Path) -> None:
+def test_a_worker_without_work_waits_for_signs_of_life(tmp_path: Path) -> None:
     run = bare_run(tmp_path, 2)
     ada, bo = worker(run, "ada"), worker(run, "bo")
     finder = Finder(bo, 2, "x")
     assert finder.wait_for() is None
     assert ada.claim(0)
+    silent(ada, 1)
+    assert finder.wait_for() == pytest.approx(TTL, abs=5)  # she may have died this moment
+    ada.now()
     assert finder.wait_for() is None  # she is alive
     silent(ada, TTL * 0.75)
     seconds = finder.wait_for()

@@ -153,26 +153,30 @@ class Finder:
         self._random = random.Random(seed)
         self._fresh: Iterator[int] = iter(())
         self._left = list(self._folders)
+        self._first_seen: dict[int, float] = {}  # by shard: its holder's last heartbeat when we ran out of work
 
     def next(self) -> Lease | None:
-        """Claim a shard. None: all are finished, set aside, or held by workers that are alive."""
-        return self._next_fresh() or self._rescan()
+        """Claim a shard. None: all are finished, set aside, or held by workers that may be alive."""
+        if lease := self._next_fresh() or self._rescan():
+            self._first_seen.clear()
+        return lease
 
     def wait_for(self) -> float | None:
-        """Seconds until the first lease of a silent worker goes stale; None where no worker is silent.
+        """Seconds until the first lease goes stale whose worker has given no sign of life since we have nothing to do.
 
-        A worker with nothing to do waits only for those: a live worker needs no help, and a GPU should not idle for it.
+        None once all have: a live worker needs no help, and a GPU should not idle for it. So a worker leaves a heartbeat
+        after the last claim, or takes up what a dead one left; nobody has to resume a run for its last shards.
         """
         now = self._leases.now()
-        silent = [
-            age
-            for folder in self._folders
-            for shard, held in unfinished(self._run, folder).items()
-            if (age := self._age(held, now)) is not None
-            and self._leases.ttl / 2 < age
-            and self._attempt_after(held) is not None
-            and shard < self._shards
-        ]
+        silent = []
+        for folder in self._folders:
+            for shard, held in unfinished(self._run, folder).items():
+                age = self._age(held, now)
+                if age is None or self._attempt_after(held) is None:
+                    continue
+                beat = now - age
+                if beat <= self._first_seen.setdefault(shard, beat):
+                    silent.append(age)
         return max(0.0, self._leases.ttl - max(silent)) if silent else None
 
     def _next_fresh(self) -> Lease | None:
