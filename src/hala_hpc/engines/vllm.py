@@ -138,7 +138,10 @@ def check(recipe: Recipe) -> None:
     if not name:
         raise HalaError("model.name: which model?", "a folder or a name on the hub, for example model.name=ORG/MODEL")
     if name.startswith("/") and not (Path(name) / "config.json").is_file():
-        raise HalaError(f"model.name: {name} is no model folder (it has no config.json)")
+        raise HalaError(
+            f"model.name: {name} is no model folder: it has no config.json",
+            "a shipped recipe's first lines say how to get its model",
+        )
     gpus = recipe.site.slurm.gpus_per_worker
     wanted = recipe.engine.tensor_parallel_size * recipe.engine.pipeline_parallel_size
     if recipe.site.executor == "slurm" and gpus and wanted != gpus:

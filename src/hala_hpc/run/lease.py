@@ -164,8 +164,8 @@ class Finder:
     def wait_for(self) -> float | None:
         """Seconds until the first lease goes stale whose worker has given no sign of life since we have nothing to do.
 
-        None once all have: a live worker needs no help, and a GPU should not idle for it. So a worker leaves a heartbeat
-        after the last claim, or takes up what a dead one left; nobody has to resume a run for its last shards.
+        None once all have: a live worker needs no help, and a GPU should not idle for it. So a worker leaves one
+        heartbeat after the last claim, or takes up what a dead one left: nobody has to resume for the last shards.
         """
         now = self._leases.now()
         silent = []
