@@ -9,7 +9,7 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
-from hala_hpc.data.schema import infer
+from hala_hpc.data.infer import infer
 from hala_hpc.data.shapes import Shape, shape_of
 
 BOTH = ("user", "assistant")

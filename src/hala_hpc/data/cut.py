@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
-from hala_hpc.data import digest, readers, schema, sources
+from hala_hpc.data import digest, infer, readers, schema, sources
 from hala_hpc.data.digest import Hash, Row
 from hala_hpc.data.readers import Chunk
+from hala_hpc.data.sources import Source
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4
@@ -109,39 +110,42 @@ def cut(
     for source in sources.open_sources(data, folder / "input", watch.say):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
-        here: pa.Schema | None = None
-        find: TextsOf | None = None
-        for chunk in _limited(readers.chunks(source.path), data.limit, cutter):
-            found = chunk.schema()
-            inferred |= chunk.table is None
-            # A column may first appear late.
-            if find is None or here is None or not found.equals(here, check_metadata=True):
-                here, whole = schema.unify(here, found), schema.unify(whole, found)
-                find = _finder(texts_of, here, source.original)
-            for position, row in zip(chunk.positions, chunk.rows, strict=True):
-                _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
-            watch.count(cutter.rows)
+        found = _cut_source(cutter, source, name, data.limit, texts_of, watch)
+        whole = infer.unify(whole, found) if found is not None else whole
+        inferred |= not readers.is_parquet(source.path)
         rows = cutter.rows - before
         kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
         if data.limit is not None and cutter.rows >= data.limit:
             break
     cutter.close()
     if whole is None or not cutter.shards:
-        named = data.hub or ", ".join(data.path)
-        raise HalaError(
-            f"data: no rows in {named}", "an empty dataset has nothing to do" if data.limit != 0 else "data.limit is 0"
-        )
+        raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
-    facts = Facts(
-        ".parquet",
-        cutter.rows,
-        cutter.texts,
-        characters,
-        tokens,
-        kept,
-        schema.dump(schema.storable(whole) if inferred else whole),
-    )
+    stored = schema.dump(infer.storable(whole) if inferred else whole)
+    facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored)
     return Cut(cutter.shards, facts)
+
+
+def _cut_source(
+    cutter: Cutter,
+    source: Source,
+    name: str,
+    limit: int | None,
+    texts_of: Callable[[pa.Schema], TextsOf],
+    watch: Watch,
+) -> pa.Schema | None:
+    """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
+    before = cutter.rows
+    whole: pa.Schema | None = None
+    for chunk in _limited(readers.chunks(source.path), limit, cutter):
+        found = chunk.schema()
+        if whole is None or not found.equals(whole, check_metadata=True):  # a column may first appear late
+            whole = infer.unify(whole, found)
+            find = _finder(texts_of, whole, source.original)
+        for position, row in zip(chunk.positions, chunk.rows, strict=True):
+            _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
+        watch.count(cutter.rows)
+    return whole
 
 
 def estimated_tokens(text: str) -> int:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data import infer
 from hala_hpc.data import schema as schemas
 from hala_hpc.data.digest import Row
 
@@ -45,7 +46,7 @@ class Chunk:
 
     def schema(self) -> pa.Schema:
         """Of these rows alone; columns of integers that no float holds are marked."""
-        return schemas.marked(self.table) if self.table is not None else schemas.infer(self.rows)
+        return infer.marked(self.table) if self.table is not None else infer.infer(self.rows)
 
 
 def chunks(path: Path, position: int = 0) -> Iterator[Chunk]:
