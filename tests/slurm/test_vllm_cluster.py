@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SERVE_PYTHON, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
-from tests.slurm.test_cluster import finished, nodes_of, pid_of, rows_done, slurm_hala, wait_for
+from tests.slurm.test_cluster import finished, nodes_of, pid_of, slurm_hala, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.vllm]
 __all__ = ["slurm_hala"]
@@ -47,14 +48,17 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     """2,000 rows, three workers: kill -9 for one, preemption for another, then at most one resume."""
     site = ("site.executor=slurm", "site.slurm.cpus_per_worker=2", "site.slurm.gpus_per_worker=1")
     job = slurm_hala.json("submit", recipe, *site, "site.slurm.minutes=30")["jobs"][0]
-    wait_for(rows_done(slurm_hala, "alpaca", 100), 300)
     wait_for(lambda: len(alive(slurm_hala)) == 3, 120)
     nodes = nodes_of(cluster, job)
     lonely = next(task for task, node in nodes.items() if list(nodes.values()).count(node) == 1)
+
+    def at_work() -> dict[str, Any] | None:
+        return next((one for one in alive(slurm_hala) if one["job"] != lonely and one["rows"] > 20), None)
+
+    victim = wait_for(at_work, 300)
     cluster.run(
         "sbatch", "-p", "urgent", "-w", nodes[lonely], "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"
     )
-    victim = next(worker for worker in alive(slurm_hala) if worker["job"] != lonely)
     os.kill(pid_of(slurm_hala, "alpaca", victim["worker"]), 9)
     before = slurm_hala.json("status", "alpaca")
     assert not before["finished"], "the run was over before it was broken"
@@ -72,7 +76,7 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     assert len(broken) + states["quarantined"] >= ROWS
 
 
-def alive(hala: Hala) -> list[dict[str, str]]:
+def alive(hala: Hala) -> list[dict[str, Any]]:
     return [worker for worker in hala.json("status", "alpaca")["workers"] if worker["alive"]]
 
 
