@@ -19,10 +19,10 @@ def command(run: str) -> None:
     """
     from hala_hpc.run import ledger
     from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import submitted
+    from hala_hpc.slurm.submit import slurm_jobs
 
     path = common.find(run)
-    jobs = [job for one in submitted(path) if one.executor == "slurm" for job in one.jobs]
+    jobs = slurm_jobs(path)
     commands.cancel(jobs)
     ended = 0
     for file in (path / "ledger").glob("*.jsonl"):

@@ -85,11 +85,10 @@ def job_states(run: Path) -> "list[JobState]":
     """What Slurm says of a run's jobs, in one call; nothing where the run is not Slurm's or Slurm is away."""
     from hala_hpc.config.errors import HalaError
     from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import submitted
+    from hala_hpc.slurm.submit import slurm_jobs
 
-    jobs = [job for one in submitted(run) if one.executor == "slurm" for job in one.jobs]
     try:
-        return commands.states(jobs)
+        return commands.states(slurm_jobs(run))
     except HalaError:
         return []
 

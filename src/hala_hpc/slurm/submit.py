@@ -100,6 +100,15 @@ def submitted(run: Path) -> list[Submission]:
     return [Submission(event["executor"], event["jobs"], event["workers"]) for event in events]
 
 
+def slurm_jobs(run: Path) -> list[str]:
+    """Slurm's arrays for a run: those submitted here, and those that workers started by hand tell of."""
+    jobs = [job for one in submitted(run) if one.executor == "slurm" for job in one.jobs]
+    started = map(ledger.first, sorted((run / "ledger").glob("*.jsonl")))
+    names = [str(worker["job"]) for worker in started if worker.get("executor") == "slurm"]
+    jobs += [name.partition("_")[0] for name in names if "_" in name]  # no array: somebody's interactive allocation
+    return list(dict.fromkeys(jobs))
+
+
 def _submit_slurm(recipe: Recipe, run: Path, started: Launch, workers: int, job: Callable[[], Any]) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
