@@ -90,3 +90,15 @@ def test_a_stop_does_not_blame_the_row_that_a_careful_worker_was_at(tmp_path: Pa
     finish(run)
     assert quarantined(run) == {}
     assert rows(run) == unbroken(10)
+
+
+def test_however_often_it_is_told_to_stop_its_exit_code_asks_for_a_requeue(tmp_path: Path) -> None:
+    """Slurm sends more than one signal, and sbatch scripts requeue on 85 alone."""
+    run = plan(tmp_path, texts(100), capacity=3, seconds=0.1)
+    process = start(run)
+    wait_until(lambda: events(run, "claimed"))
+    while process.poll() is None:
+        process.terminate()
+        time.sleep(0.003)
+    process.communicate()
+    assert process.returncode == REQUEUE

@@ -27,6 +27,7 @@ class ArrayWorker:
         stop = StopFlag()
         try:
             outcome = work(Path(self.run), stop)
+            stop.ignore()
         except HalaError as error:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)

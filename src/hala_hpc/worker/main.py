@@ -38,6 +38,14 @@ class StopFlag:
         for number in STOP_SIGNALS:
             signal.signal(number, self._received)
 
+    def ignore(self) -> None:
+        """All is given back: a further signal must not end the process before its exit code tells how it ended.
+
+        Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def __bool__(self) -> bool:
         return self.signal is not None
 
@@ -114,6 +122,7 @@ def main() -> int:
     stop = StopFlag()
     try:
         outcome = work(Path(sys.argv[1]).resolve(), stop)
+        stop.ignore()
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
