@@ -4,7 +4,7 @@ VENV := .venv/bin
 LOCKS := hpc/envs
 CORE := .venv/.made-from-locks
 SERVE := .envs/serve-cpu/hala-env.json
-FAST := not slurm and not vllm and not train
+FAST := not slow and not slurm and not vllm and not train
 BENCHMARKS := startup plan runstate submit throughput
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ lint: setup  ## format, lint and types
 test: setup serve lint  ## lint, types and every test; slurm, vllm and train tests included
 	$(VENV)/python -m pytest
 
-test-fast: setup lint  ## lint, types and the tests that need neither Slurm nor a model
+test-fast: setup lint  ## lint, types and the quick tests: under a minute
 	$(VENV)/python -m pytest -m "$(FAST)"
 
 cluster: setup  ## start a real Slurm on this machine, to try things on

@@ -17,6 +17,16 @@ TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 
 
+SLOW = ("tests/worker/", "tests/run/test_chaos.py", "tests/cli/", "tests/test_benchmarks.py")
+"""Tests that start many processes; `make test-fast` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Real text that is not part of the project: ../shared/data, or where HALA_TEST_DATA points."""
