@@ -1,8 +1,9 @@
-"""Evaluation: questions a second through our model against LightEval's own way, and one engine against one each.
+"""Evaluation: questions a second through our model against the harnesses by hand, and one engine against one each.
 
 LightEval 0.13's vLLM backend refuses the present vLLM, so what it does is done by hand here, on the same engine: every
-choice of a question is a prompt whose log-probabilities are asked for. Both run LightEval's tasks, prompts and metrics;
-ours also keeps its answers durably and writes the result.
+choice of a question is a prompt whose log-probabilities are asked for. lm-evaluation-harness's own vLLM model is asked
+as it is, on the same engine too. All run the harnesses' tasks, prompts and metrics; ours also keeps its answers durably
+and writes the result.
 """
 
 import argparse
@@ -12,9 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from common import ROOT, SERVE, data, quiet, report, title
 
@@ -23,6 +24,14 @@ TASKS = {
     "arabic_mmlu_ht": ("mmlu_arabic", ["anatomy", "astronomy", "nutrition"]),
     "mmlu_again": ("mmlu_arabic", ["virology", "sociology", "marketing"]),
 }
+SHOTS = 5
+"""Worked examples of lm-eval's task, as Latxa has them."""
+TOLD = {"benchmark": "b", "model": "m", "path": "", "weights": "", "harness": "h", "versions": {}, "engine": {}}
+TOLD |= {"few_shot": 0, "seconds": 0.0}
+SILENT: Final = (lambda: None, lambda _: None)
+
+Ask = Callable[[int], int]
+"""Ask so many questions of each task; how many that were."""
 
 
 def main() -> None:
@@ -56,7 +65,7 @@ def measure(questions: int, times: int, architecture: str = "llama") -> None:
         }
         command = [SERVE, __file__, "--inner", folder, "--questions", questions, "--times", times]
         said = quiet(*command, env=environment)
-        shown = [line for line in said.splitlines() if "bar: " in line or line.startswith(("ours", "by "))]
+        shown = [line for line in said.splitlines() if "bar: " in line or line.startswith("by ")]
         print("\n".join(shown), flush=True)
 
 
@@ -100,22 +109,71 @@ def inner(folder: Path, questions: int, times: int) -> None:
 
     scorer = engine()
     by_hand = ByHand(scorer)
-    for one in (scorer, by_hand):
-        evaluated(one, "arabic_mmlu", 4, folder)
-    rates: dict[str, list[float]] = {"ours": [], "by hand": []}
-    for _ in range(times):
-        for name, one in (("ours", scorer), ("by hand", by_hand)):
-            by_hand.llm.reset_prefix_cache()
-            began = time.perf_counter()
-            rates[name].append(evaluated(one, "arabic_mmlu", questions, folder) / (time.perf_counter() - began))
-    for name, each in rates.items():
-        print(f"{name}: {', '.join(f'{rate:.1f}' for rate in each)} questions/s")
-    ratio = statistics.median(ours / hand for ours, hand in zip(rates["ours"], rates["by hand"], strict=True))
-    report("evaluation: by hand", statistics.median(rates["by hand"]), "questions/s", "", True)
-    report("evaluation: through hala_hpc", statistics.median(rates["ours"]), "questions/s", "", True)
-    report("evaluation: hala_hpc / by hand, median of pairs", ratio, "", "at least 0.95", ratio >= 0.95)
+    pairs: dict[str, tuple[Ask, Ask]] = {
+        "LightEval": (
+            lambda limit: evaluated(scorer, "arabic_mmlu", limit, folder),
+            lambda limit: evaluated(by_hand, "arabic_mmlu", limit, folder),
+        ),
+        "lm-eval": lm_eval_pair(scorer, folder),
+    }
+    for name, pair in pairs.items():
+        compared(name, pair, questions, times, by_hand.llm.reset_prefix_cache)
     scorer.close()
     engines(engine, folder, questions)
+
+
+def compared(name: str, pair: tuple[Ask, Ask], questions: int, times: int, forget: Callable[[], Any]) -> None:
+    """Both in turns, after a warm-up; nothing is in the prefix cache when one begins."""
+    rates: list[list[float]] = [[], []]
+    for ask in pair:
+        ask(4)
+    for _ in range(times):
+        for ask, found in zip(pair, rates, strict=True):
+            forget()
+            began = time.perf_counter()
+            found.append(ask(questions) / (time.perf_counter() - began))
+    ratio = statistics.median(ours / hand for ours, hand in zip(*rates, strict=True))
+    for who, found in zip(("through hala_hpc", "by hand"), rates, strict=True):
+        report(f"{name}, {who}", statistics.median(found), "questions/s", "", True)
+        print(f"by pair: {', '.join(f'{rate:.1f}' for rate in found)}")
+    report(f"{name}, hala_hpc / by hand, median of {times}", ratio, "", "at least 0.95", ratio >= 0.95)
+
+
+def lm_eval_pair(scorer: Any, folder: Path) -> tuple[Ask, Ask]:
+    """Ours, and ``lm_eval.models.vllm_causallms.VLLM`` with our engine in the place of the one that it would start."""
+    import logging
+    from unittest import mock
+
+    from lm_eval import evaluator
+    from lm_eval.models import vllm_causallms
+
+    from hala_hpc.evaluation import lm_eval_harness, lm_eval_tasks, results
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    source, rows = data("arabic_bench", "mmlu_english", "test"), folder / "mmlu" / "test"
+    rows.mkdir(parents=True)
+    for subject in ("anatomy", "astronomy", "nutrition"):
+        shutil.copy(source / f"{subject}_test.csv", rows / f"{subject}.csv")
+    files = [str(ROOT / "jobs" / "tasks" / "local")]
+    with mock.patch.object(vllm_causallms, "LLM", lambda **_: scorer._engine._llm):
+        theirs = vllm_causallms.VLLM(pretrained=str(folder / "model"), max_model_len=scorer.max_length + 1)
+
+    def ours(limit: int) -> int:
+        asked = {"benchmark": "mmlu", "tasks": ["mmlu_csv"], "few_shot": SHOTS, "limit": 3 * limit, "seed": 0}
+        asked |= {"data": str(rows.parent), "chat_template": False, "options": {"task_files": files}}
+        found = lm_eval_harness.create().evaluate(scorer, asked, Path(tempfile.mkdtemp(dir=folder)), *SILENT)
+        results.write(folder / "result", found, TOLD | {"limit": limit, "questions_per_second": 0.0})
+        shutil.rmtree(folder / "result")
+        return len(found)
+
+    def by_hand(limit: int) -> int:
+        tasks = lm_eval_tasks.load(["mmlu_csv"], files, str(rows.parent))
+        lm_eval_harness._prepare(tasks, SHOTS, 0)
+        asked = {"tasks": tasks, "groups": {}}
+        found = evaluator.evaluate(lm=theirs, task_dict=asked, limit=3 * limit, bootstrap_iters=0)
+        return len(found["samples"]["mmlu_csv"])
+
+    return ours, by_hand
 
 
 def engines(engine: Any, folder: Path, questions: int) -> None:
@@ -154,11 +212,8 @@ def evaluated(scorer: Any, name: str, limit: int, folder: Path) -> int:
         "options": {"module": arabic.MODULE},
     }
     kept = Path(tempfile.mkdtemp(dir=folder))
-    began = time.perf_counter()
-    found = create().evaluate(scorer, asked, kept, lambda: None, lambda _: None)
-    told = {"benchmark": name, "model": "m", "path": "", "weights": "", "harness": "lighteval", "versions": {}}
-    told |= {"few_shot": 0, "limit": limit, "seconds": time.perf_counter() - began, "engine": {}}
-    results.write(folder / "result", found, told | {"questions_per_second": 0.0})
+    found = create().evaluate(scorer, asked, kept, *SILENT)
+    results.write(folder / "result", found, TOLD | {"limit": limit, "questions_per_second": 0.0})
     shutil.rmtree(folder / "result")
     return len(found)
 

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,19 @@ def short(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+@cache
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text())
+
+
+@cache
+def imported(module: Path) -> list[str]:
     """Dotted names of all imports, also those inside functions."""
-    for node in ast.walk(tree):
+    return list(names(ast.walk(parsed(module))))
+
+
+def names(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,8 +71,7 @@ def test_every_room_has_a_rule() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=short)
 def test_nothing_imports_upward(module: Path) -> None:
     room = module.relative_to(PACKAGE).parts[0]
-    names = imported(ast.parse(module.read_text()))
-    reached = {name.split(".")[1] for name in names if name.startswith("hala_hpc.")} - {"__version__", room}
+    reached = {name.split(".")[1] for name in imported(module) if name.startswith("hala_hpc.")} - {"__version__", room}
     if room != "cli":
         assert reached <= MAY_IMPORT.get(room, set()), f"{short(module)} reaches {reached}"
 
@@ -69,14 +79,12 @@ def test_nothing_imports_upward(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=short)
 def test_the_ranks_program_is_imported_by_nobody_else(module: Path) -> None:
     if not short(module).startswith(RANKS):
-        assert not [name for name in imported(ast.parse(module.read_text())) if name.startswith("hala_hpc.worker.rank")]
+        assert not [name for name in imported(module) if name.startswith("hala_hpc.worker.rank")]
 
 
 @pytest.mark.parametrize("module", [path for path in MODULES if not short(path).startswith(RANKS)], ids=short)
 def test_heavy_libraries_wait_inside_functions(module: Path) -> None:
-    tree = ast.parse(module.read_text())
-    outside = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    assert not {name.split(".")[0] for name in imported(outside)} & set(HEAVY)
+    assert not {name.split(".")[0] for name in names(parsed(module).body)} & set(HEAVY)
 
 
 def test_the_command_starts_light() -> None:

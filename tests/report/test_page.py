@@ -70,7 +70,7 @@ def test_the_page_is_drawn_without_an_error(
     assert chromium.seen.asked == [page.as_uri()]
     figures = chromium.evaluate(MARKS)
     assert {figure["name"] for figure in figures} >= {
-        *("scores", "differences", "merge-curve", "work-translate-rows", "work-translate-shards"),
+        *("scores", "differences", "curve", "work-translate-rows", "work-translate-shards"),
         *("work-evaluate-shards", "work-evaluate-failures"),
     }
     for figure in figures:

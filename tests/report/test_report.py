@@ -61,7 +61,7 @@ def test_the_tables_numbers_are_those_of_the_samples(merged: Path, written: Path
 
 
 def test_the_merge_curve_has_its_inputs_at_both_ends(written: Path) -> None:
-    with (written / "tables" / "merge-curve.csv").open() as file:
+    with (written / "tables" / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     ends = [(row["model"], float(row["t"])) for row in rows]
     assert ends == [
@@ -79,7 +79,7 @@ def test_every_format_is_there(written: Path) -> None:
     assert {path.stem for path in (written / "tables").glob("*.tex")} == names
     assert {path.stem for path in (written / "tables").glob("*.csv")} == names
     plots = list((written / "plots").glob("*.png"))
-    assert {path.stem for path in plots} >= {"scores", "differences", "merge-curve", "work-evaluate-shards"}
+    assert {path.stem for path in plots} >= {"scores", "differences", "curve", "work-evaluate-shards"}
     for path in plots:
         data = path.read_bytes()
         assert data.startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from hala_hpc.report import merge_curve, merges, rows, runs, scores, whole, work
+from hala_hpc.report import curve, merges, rows, runs, scores, whole, work
 from hala_hpc.report.runs import Run
 from hala_hpc.report.section import isolated
 from hala_hpc.run import create
@@ -138,7 +138,7 @@ def test_merges_by_other_filters_are_curves_of_their_own(tmp_path: Path) -> None
             )
             models.append(Model(f"{filters}-t{t}", 0.5 + t / 5, str(folder)))
     run = made.evaluation(tmp_path / "run", [base, *models], {"aratrust": ["ethics"]})
-    found = merge_curve.section(scores.read([run]))
+    found = curve.section(scores.read([run]))
     assert found is not None
     assert [[cell.text for cell in row[:3]] for row in found.tables[0].rows] == [
         ["base", "0.00", "axis flat"],
@@ -147,6 +147,23 @@ def test_merges_by_other_filters_are_curves_of_their_own(tmp_path: Path) -> None
         ["base", "0.00", "axis steep"],
         ["steep-t0.3", "0.30", "axis steep"],
         ["steep-t0.6", "0.60", "axis steep"],
+    ]
+
+
+def test_checkpoints_are_a_curve_over_steps(tmp_path: Path) -> None:
+    models = [Model("base", 0.4)]
+    for step in (100, 20):
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir()
+        (folder / "hala.json").write_text(json.dumps({"run": "sft", "checkpoint": step}))
+        models.append(Model(f"sft-step-{step:03}", 0.5 + step / 1000, str(folder)))
+    run = made.evaluation(tmp_path / "run", models, {"aratrust": ["ethics"]})
+    found = curve.section(scores.read([run]))
+    assert found is not None
+    assert found.title == "Scores over step"
+    assert [[cell.text for cell in row[:2]] for row in found.tables[0].rows] == [
+        ["sft-step-020", "20"],
+        ["sft-step-100", "100"],
     ]
 
 

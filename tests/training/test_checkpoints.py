@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.worker.rank.checkpoints import MARKER, Checkpoints
+from hala_hpc.training.checkpoints import MARKER, Checkpoints, complete
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def test_only_what_is_marked_counts(checkpoints: Checkpoints) -> None:
     written(checkpoints, 5)
     checkpoints.mark(5, world=4, stage=3, seconds=1.5)
     written(checkpoints, 10)  # a kill came before its marker
-    assert [saved.step for saved in checkpoints.complete()] == [5]
-    assert checkpoints.complete()[0].world == 4
+    assert [saved.step for saved in complete(checkpoints.folder)] == [5]
+    assert complete(checkpoints.folder)[0].world == 4
 
 
 def test_the_newest_is_by_its_step_and_not_by_its_name(checkpoints: Checkpoints) -> None:
     for step in (9, 10):
         written(checkpoints, step)
         checkpoints.mark(step, 1, 0, 0.0)
-    assert [saved.step for saved in checkpoints.complete()] == [10, 9]
+    assert [saved.step for saved in complete(checkpoints.folder)] == [10, 9]
 
 
 def test_older_ones_are_dropped(checkpoints: Checkpoints) -> None:
@@ -56,7 +56,7 @@ def test_a_kill_while_an_old_one_is_dropped_leaves_none_that_is_hollow(checkpoin
     path = written(checkpoints, 1)
     checkpoints.mark(1, 1, 0, 0.0)
     (path / MARKER).unlink()  # the first thing that dropping does
-    assert checkpoints.complete() == []
+    assert complete(checkpoints.folder) == []
 
 
 def test_the_marker_tells_what_a_resume_must_know(checkpoints: Checkpoints) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hala_hpc.models import checkpoint
 from hala_hpc.training import paths
 from tests.conftest import Hala, TinyModel
 from tests.training import trainings
@@ -40,6 +41,8 @@ def test_packed_losses_are_those_of_the_documents_alone(
         batch = {"sequences": 1, "per_device": 4}
         run = trainings.plan(hala, tiny_model("gemma2"), datasets, name, packing=packing, batch=batch, **common)
         losses[name] = (trainings.one_step_an_epoch(run, 3), trainings.train_whole(work_python, run, 1))
+    (model,) = checkpoint.locate(str(trainings.export(hala, work_python, run))).values()
+    assert same_model(model, run / paths.EXPORTED), "from a checkpoint without DeepSpeed"
     assert losses["packed"][0] < 0.6 * losses["alone"][0], "documents did share sequences"
     assert len(losses["packed"][1]) == 3
     assert losses["packed"][1] == pytest.approx(losses["alone"][1], abs=1e-4)
@@ -76,6 +79,42 @@ def test_a_resume_on_any_number_of_ranks_changes_nothing(
         assert (again / paths.CHECKPOINTS / "incomplete").exists() is False, "dropped with the next complete one"
     first, second = (trained_weights(hala.folder / name) for name in ("runs/tiny", "on-2"))
     assert first == second, "the same bytes in the exported model"
+
+    models = checkpoint.locate(str(trainings.export(hala, work_python, run)))
+    steps = [*range(3, len(whole) + 1, 3), *([len(whole)] if len(whole) % 3 else [])]
+    assert list(models) == [f"step-{step}" for step in steps]
+    assert same_model(models[f"step-{len(whole)}"], run / paths.EXPORTED)
+    told = json.loads((models["step-3"] / "hala.json").read_text())
+    assert (told["checkpoint"], told["training"]["steps"], told["training"]["final_loss"]) == (3, 3, whole[2])
+    assert "after step 3" in (models["step-3"] / "README.md").read_text()
+    subprocess.run(
+        [work_python, "-c", AS_DEEPSPEED_SAYS, run / paths.CHECKPOINTS / "checkpoint-3", models["step-3"]], check=True
+    )
+
+
+AS_DEEPSPEED_SAYS = """
+import sys
+from pathlib import Path
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from safetensors.torch import load_file
+checkpoint, model = map(Path, sys.argv[1:])
+found = load_file(model / "model.safetensors")
+(tag,) = (path.name for path in checkpoint.glob("global_step*"))
+expected = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag)
+assert found and found.keys() <= expected.keys()
+assert all(torch.equal(tensor, expected[name].bfloat16()) for name, tensor in found.items())
+"""
+"""Its own conversion, of the weights alone."""
+
+
+def same_model(one: Path, other: Path) -> bool:
+    """Whether two model folders are the same but for the record and the card."""
+    files = [
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("hala.json", "README.md")}
+        for folder in (one, other)
+    ]
+    return files[0] == files[1]
 
 
 def test_a_loss_that_leaps_stops_the_training_for_good(

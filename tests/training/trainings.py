@@ -80,6 +80,17 @@ def train_whole(python: Path, run: Path, world: int, launch: str = "whole") -> l
     return losses(run, launch)
 
 
+def export(hala: Hala, python: Path, run: Path, **task: Any) -> Path:
+    """A finished run with the checkpoints of a training as models."""
+    recipe = hala.folder / f"export-{run.name}.yaml"
+    recipe.write_text(json.dumps({"name": recipe.stem, "task": {"kind": "export"} | task, "model": {"name": str(run)}}))
+    hala("plan", recipe, "--create")
+    exported = hala.folder / "runs" / recipe.stem
+    subprocess.run([python, "-m", "hala_hpc.worker", exported], check=True)
+    hala("verify", exported)
+    return exported
+
+
 def losses(run: Path, launch: str) -> list[float]:
     """The losses that one launch wrote, step by step."""
     written = metrics.lines((run / metrics.FOLDER / f"{launch}.jsonl").read_bytes())

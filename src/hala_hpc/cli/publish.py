@@ -22,7 +22,7 @@ SHOWN: Final = 50
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
 @click.option("--replace", is_flag=True, help="Remove what the repository has of older weights or rows.")
 @click.option("--collected", type=click.Path(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]")
-@click.option("--item", help="Of a merge: which of its models. [the only one]")
+@click.option("--item", help="Of merges or exported checkpoints: which model. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
 @click.option("--licence-of", multiple=True, metavar="NAME=LICENCE", help="What nobody told: the licence of a source.")
 @click.option("--accept-conflicts", is_flag=True, help="Publish though the licence contradicts that of a source.")

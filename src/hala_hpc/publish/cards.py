@@ -24,7 +24,7 @@ SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<
 ROLES: Final = {"data": "data", "model": "model", "writer": "model that wrote it"}
 LLAMA: Final = "llama3"
 """Licences that ask for these words beside what was made with the model, and for its name in front (1.b.i)."""
-RELATIONS: Final = {"train": "finetune", "merge": "merge", "quantize": "quantized"}
+RELATIONS: Final = {"train": "finetune", "export": "finetune", "merge": "merge", "quantize": "quantized"}
 """The hub's base_model_relation, by what made the model."""
 SAID: Final = ("name", "task", "data", "model", "sampling")
 """Sections of a recipe that tell of the data; an engine's may name hosts, a site's people and folders."""

@@ -60,7 +60,7 @@ def kind_of(run: Path) -> Literal["model", "dataset"]:
     facts = manifest.read(run / "manifest.parquet").facts
     if facts.suffix == ".parquet":
         return "dataset"
-    if facts.suffix == "" and facts.unit in ("models", "merges", "files"):
+    if facts.suffix == "" and facts.unit in ("models", "checkpoints", "merges", "files"):
         return "model"
     if facts.unit == "benchmarks":
         raise HalaError(f"{run.name}: scores are published with their model", f"hala publish MODEL --scores {run.name}")
@@ -68,7 +68,7 @@ def kind_of(run: Path) -> Literal["model", "dataset"]:
 
 
 def model(run: Path, item: str | None = None) -> Content:
-    """The model that a run made; of several (merges) the one that ``item`` names.
+    """The model that a run made; of several (merges, checkpoints) the one that ``item`` names.
 
     Raises HalaError where it is not finished, or ``item`` is none of them.
     """
@@ -85,7 +85,7 @@ def model(run: Path, item: str | None = None) -> Content:
 def _one_of(run: Path, item: str | None) -> Path:
     """The folder of a run's only model, or of the one that is named: that needs no other to be finished."""
     facts = manifest.read(run / "manifest.parquet").facts
-    names = [str(each["name"]) for each in facts.items] if facts.unit == "merges" else []
+    names = [str(each["name"]) for each in facts.items] if facts.unit != "files" else []
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {len(names)} models", f"--item, one of: {', '.join(names)}")
     if item is None:

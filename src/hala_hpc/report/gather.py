@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hala_hpc import __version__
 from hala_hpc.config.errors import HalaError
-from hala_hpc.report import chosen, evaluations, merge_curve, merges, rows, runs, scores, trainings, whole, work
+from hala_hpc.report import chosen, curve, evaluations, merges, rows, runs, scores, trainings, whole, work
 from hala_hpc.report.runs import Run
 from hala_hpc.report.section import Report, Section
 
@@ -42,7 +42,7 @@ def gather(paths: Sequence[Path], asked: Asked) -> Report:
 
 
 def _scores(found: Sequence[Run], asked: Asked) -> list[Section]:
-    """Scores, and their curve over the weights of merges; nothing where no run is an evaluation."""
+    """Scores, and their curve over weights or steps; nothing where no run is an evaluation."""
     evaluated = [run for run in found if run.kind == "evaluate"]
     if not evaluated:
         return []
@@ -50,6 +50,6 @@ def _scores(found: Sequence[Run], asked: Asked) -> list[Section]:
         return [Section("scores", "Scores", ("No benchmark is finished yet.",))]
     together = scores.read([run.path for run in evaluated], asked.base).only(asked.models, asked.benchmarks)
     shown = [evaluations.section(together, asked.examples)]
-    if curve := merge_curve.section(together):
-        shown.append(curve)
+    if drawn := curve.section(together):
+        shown.append(drawn)
     return shown + [choice for run in evaluated if (choice := chosen.section(run))]

@@ -55,7 +55,7 @@ class Facts:
     sources: list[dict[str, Any]] = field(default_factory=list)
     schema: str = ""
     made_by: dict[str, str] = field(default_factory=dict)
-    unit: Literal["rows", "models", "files", "merges", "benchmarks"] = "rows"
+    unit: Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"] = "rows"
     items: list[dict[str, Any]] = field(default_factory=list)
 
 

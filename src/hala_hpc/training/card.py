@@ -1,5 +1,6 @@
 """What made a trained model: gathered from its run directory, kept in ``hala.json``, told in the model card."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,33 +22,40 @@ PACKAGES: Final = (
 """Whose versions are told, where they are installed."""
 
 
-def provenance(run: Path) -> dict[str, Any]:
-    """Everything that ``render`` tells, but what the export adds: ``parameters`` and ``files``."""
+def provenance(run: Path, step: int | None = None) -> dict[str, Any]:
+    """Everything that ``render`` tells, but what the export adds: ``parameters`` and ``files``.
+
+    ``step``: the last one that made the model, of a checkpoint (None: the whole training).
+    """
     found = card.provenance(run, PACKAGES)
     sources = manifest.read(run / "manifest.parquet").facts.sources
     report = card.read_json(run / paths.INDEX / "report.json")
     datasets = _datasets(found["recipe"]["task"], sources, report.get("datasets", {}))
     counts = {key: value for key, value in report.items() if _is_count(value)}
-    return found | {"training": trained(run), "datasets": datasets, "report": counts}
+    checkpoint = {} if step is None else {"checkpoint": step}
+    return found | checkpoint | {"training": trained(run, step), "datasets": datasets, "report": counts}
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """Totals over the metrics: steps, tokens, last losses, hours from step to step, and GPU-hours.
+def trained(run: Path, step: int | None = None) -> dict[str, Any]:
+    """Totals over the metrics, up to ``step``: steps, tokens, last losses, hours from step to step, and GPU-hours.
 
     Tokens are those that made the model. Hours are from each launch's first step to its last: with evaluations and
     saves and also steps that a resume had to repeat, without what lay between the launches.
     """
-    lines = metrics.read(run)
+    until = math.inf if step is None else step
+    lines = [line for line in metrics.read(run) if line["step"] <= until]
     steps = [line for line in lines if "loss" in line]
     if not steps:
         return {}
     hours = gpu_hours = 0.0
-    launches = metrics.files(run)
-    for path in launches:
-        if ended := [line for line in metrics.lines(path.read_bytes()) if "loss" in line]:
+    launches = 0
+    for path in metrics.files(run):
+        ended = [line for line in metrics.lines(path.read_bytes()) if "loss" in line and line["step"] <= until]
+        if ended:
             took = (ended[-1]["time"] - ended[0]["time"] + (ended[0].get("seconds") or 0.0)) / 3600
             hours += took
             gpu_hours += took * _gpus(ended[-1])
+            launches += 1
     return {
         "steps": steps[-1]["step"],
         "tokens": sum(line.get("tokens", 0) for line in steps),
@@ -57,7 +65,7 @@ def trained(run: Path) -> dict[str, Any]:
         "hours": round(hours, 4),
         "gpu_hours": round(gpu_hours, 4),
         "gpus": _gpus(steps[-1]),
-        "launches": len(launches),
+        "launches": launches,
     }
 
 
@@ -65,7 +73,8 @@ def render(record: dict[str, Any]) -> str:
     """The model card, as the hub shows it."""
     base, training = record["base_model"], record["training"]
     bases = [] if record["base_is_local"] else [base]
-    lines = card.heading(record["run"], bases, f"`{base}`, trained further by hala_hpc.")
+    at = f": its checkpoint after step {record['checkpoint']:,}" if "checkpoint" in record else ""
+    lines = card.heading(record["run"], bases, f"`{base}`, trained further by hala_hpc{at}.")
     lines += card.table(("", ""), _facts(record, training))
     columns = ("dataset", "kind", "weight", "rows", "dropped", "tokens", "sources")
     lines += ["", "## Data", "", *card.table(columns, map(_dataset_cells, record["datasets"]))]

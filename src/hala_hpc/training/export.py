@@ -2,14 +2,16 @@
 
 ``save`` is rank 0's, with the gathered weights; ``fingerprint`` is asked of the model in training, by every rank;
 ``check`` loads the folder in a process of its own, for the training's may be one where DeepSpeed cuts every model that
-is loaded into pieces, and compares.
+is loaded into pieces, and compares. Of a checkpoint there is no model in training to compare with.
 """
 
+import contextlib
 import copy
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +29,8 @@ PROMPT: Final = (
     "Jordaniako hiriburua Amman da.\ndef square(x): return x ** 2\n"
 )
 """What the fingerprint is taken of: the project's languages, digits and code, for many rows of the vocabulary."""
+STOP_SECONDS: Final = 5.0
+"""So often a caller may ask to stop while the model loads."""
 PROMPT_TOKENS: Final = 96
 NOISE_FACTOR: Final = 3.0
 NOISE_FLOOR: Final = 0.005
@@ -88,18 +92,24 @@ def save(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, proven
         (made / "README.md").write_text(card.render(record), "utf-8")
 
 
-def check(folder: Path, expected: list[float], tolerance: float | None = None) -> float:
-    """Load the folder anew and hold it against ``expected``, the fingerprint of the model in training.
+def check(
+    folder: Path,
+    expected: list[float] | None,
+    tolerance: float | None = None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> float:
+    """Load the folder anew and hold it against ``expected``, the fingerprint of the model in training (None: unknown).
 
     ``tolerance``: the mean difference allowed, in nats; None: by the model's own rounding noise. Returns the mean
     difference. Raises HalaError that names each fault: files that are not whole, weights that are not finite or that
-    the model does not know, tied weights stored twice, and a fingerprint too far off.
+    the model does not know, tied weights stored twice, and a fingerprint too far off or of no numbers.
     """
     faults = unsound(folder)
     difference = float("nan")
     if not faults:
-        found = _reloaded(folder)
+        found = _reloaded(folder, check_stop)
         exact, rounded = found["float32"], found["bfloat16"]
+        expected = exact if expected is None else expected
         if tolerance is None:
             tolerance = max(NOISE_FLOOR, NOISE_FACTOR * _mean_difference(exact, rounded))
         faults = list(found["faults"])
@@ -195,21 +205,30 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _stored_names(folder: Path) -> list[str]:
-
     return [tensor.name for path in sorted(folder.glob("*.safetensors")) for tensor in tensors_of(path)]
 
 
-def _reloaded(folder: Path) -> dict[str, Any]:
+def _reloaded(folder: Path, check_stop: Callable[[], None]) -> dict[str, Any]:
     """``examine`` in a fresh process, on the CPU and knowing nothing of ranks."""
     shed = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "PMI", "ACCELERATE_", "HALA_LAUNCH")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(shed)}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", __name__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    said, errors = process.communicate(timeout=STOP_SECONDS)
+                    break
+                check_stop()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        last = "\n".join(errors.strip().splitlines()[-3:])
         raise HalaError(f"{folder}: the exported model does not load: {last}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
 
 

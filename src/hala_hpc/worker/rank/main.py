@@ -21,6 +21,7 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.tasks import prepare, train
 from hala_hpc.training import card, export, index, metrics, paths, templates
+from hala_hpc.training.checkpoints import Checkpoints, Saved, complete
 from hala_hpc.training.flops import flops_per_token
 from hala_hpc.training.layout import layout
 from hala_hpc.training.options import Options
@@ -28,7 +29,6 @@ from hala_hpc.training.prepared import Prepared
 from hala_hpc.worker.rank import model as models
 from hala_hpc.worker.rank.batches import Batches, Collate, Loader
 from hala_hpc.worker.rank.beacon import Beacon
-from hala_hpc.worker.rank.checkpoints import Checkpoints, Saved
 from hala_hpc.worker.rank.keeper import SIGNALS, Keeper
 from hala_hpc.worker.rank.place import Place
 from hala_hpc.worker.rank.trainer import Data, Diverged, HalaTrainer
@@ -120,7 +120,7 @@ def _resume_point(checkpoints: Checkpoints, here: Place) -> Saved | None:
     if here.is_first:
         for aside in checkpoints.set_aside():
             _say(f"incomplete checkpoint set aside: {aside}")
-        found = [next(iter(checkpoints.complete()), None)]
+        found = [next(iter(complete(checkpoints.folder)), None)]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     saved = found[0]

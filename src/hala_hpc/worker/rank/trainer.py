@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 from trl import SFTTrainer
 
+from hala_hpc.training import zero
+from hala_hpc.training.checkpoints import Checkpoints, Saved
 from hala_hpc.training.flops import mfu
 from hala_hpc.training.index import Index
 from hala_hpc.training.options import Options, Schedule
@@ -22,7 +24,6 @@ from hala_hpc.training.prepared import Prepared
 from hala_hpc.worker.rank import elastic
 from hala_hpc.worker.rank.batches import Collate, Loader
 from hala_hpc.worker.rank.beacon import Beacon
-from hala_hpc.worker.rank.checkpoints import Checkpoints, Saved
 from hala_hpc.worker.rank.keeper import Keeper
 
 WARM_STEPS = 20
@@ -226,7 +227,7 @@ class HalaTrainer(SFTTrainer):
         if saved is None or not saved.stage or saved.world == self.data.world:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        elastic.restore(self.model_wrapped, elastic.read(saved.path / f"global_step{saved.step}"))
+        elastic.restore(self.model_wrapped, zero.read(saved.path / f"global_step{saved.step}"))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)  # with DeepSpeed: the scheduler alone
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate

@@ -27,8 +27,22 @@ class Saved:
     seconds: float
 
 
+def complete(folder: Path) -> list[Saved]:
+    """All complete ones, newest first. Raises HalaError for one of somebody else's: loading runs what is in it."""
+    found = []
+    for path in folder.glob(f"{PREFIX}*"):
+        try:
+            marker, owner = (path / MARKER).read_text(), (path / MARKER).stat().st_uid
+        except FileNotFoundError:  # half-written, or about to be dropped
+            continue
+        if owner != os.getuid():
+            raise HalaError(f"{path}: belongs to another user, and loading it would run what is in it")
+        found.append(Saved(path, **json.loads(marker)))
+    return sorted(found, key=lambda one: -one.step)
+
+
 class Checkpoints:
-    """The checkpoints of one run, newest first."""
+    """The checkpoints of one run, as its first rank makes and drops them."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
@@ -36,18 +50,6 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step}"
-
-    def complete(self) -> list[Saved]:
-        """All complete ones. Raises HalaError for one that belongs to somebody else: loading runs what is in it."""
-        found = []
-        for path in self.folder.glob(f"{PREFIX}*"):
-            marker = path / MARKER
-            if not marker.is_file():
-                continue
-            if marker.stat().st_uid != os.getuid():
-                raise HalaError(f"{path}: belongs to another user, and loading it would run what is in it")
-            found.append(Saved(path, **json.loads(marker.read_text())))
-        return sorted(found, key=lambda one: -one.step)
 
     def set_aside(self) -> list[Path]:
         """Move what a kill left half-written out of the way; it is dropped with the next complete one."""
@@ -66,7 +68,7 @@ class Checkpoints:
         said = asdict(saved)
         del said["path"]
         write_durably(saved.path / MARKER, json.dumps(said).encode())
-        for old in self.complete()[self._keep :]:
+        for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts
             remove_tree(old.path)
         remove_tree(self.folder / "incomplete")
