@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from hala_hpc.models import checkpoint
 from hala_hpc.training import launch, metrics, paths
 from tests.conftest import ROOT, Hala
 from tests.minislurm.cluster import Cluster
 from tests.slurm.test_cluster import slurm_hala, wait_for
 from tests.slurm.test_training_launch import at_step, events, planned, published, tokens
+from tests.training import trainings
 from tests.training.work import work_python
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.timeout(1500)]
@@ -57,6 +59,10 @@ def test_a_broken_training_equals_an_unbroken_one(
     slurm_hala("verify", "broken")
     slurm_hala("collect", "broken", "--to", slurm_hala.folder / "model")
     agrees_in_vllm(slurm_hala.folder / "model", work_python, serve_python)
+
+    exported = trainings.export(slurm_hala, work_python, whole, steps=[len(expected)])
+    (last,) = checkpoint.locate(str(exported)).values()
+    assert (last / "model.safetensors").read_bytes() == weights(whole), "from ZeRO-3's checkpoint"
 
     fewer = slurm_hala.folder / "runs" / "fewer"
     shutil.copytree(whole, fewer, symlinks=True)

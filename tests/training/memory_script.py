@@ -21,8 +21,11 @@ class Followed(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.most = 0
-        there = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-        self._seen = {each.untyped_storage()._cdata for each in there}
+        self._seen: set[int] = set()
+        for storage in [each.untyped_storage() for each in gc.get_objects() if isinstance(each, torch.Tensor)]:
+            if storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                weakref.finalize(storage, self._seen.discard, storage._cdata)  # its address may be another's later
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))

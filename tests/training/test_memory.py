@@ -29,7 +29,7 @@ WIDE = {
 LLAMA = WIDE | {"model_type": "llama"}
 GEMMA = WIDE | {"model_type": "gemma2", "head_dim": 32}
 LFM = WIDE | {"model_type": "lfm2", "full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False}
-SEQUENCES, LENGTH, WORLD, NEAR = 2, 256, 2, 0.15
+SEQUENCES, LENGTH, WORLD, NEAR = 2, 256, 2, 0.1
 TILE_WORDS = 64  # of the fused head, as the script sets it: see there
 CASES: list[tuple[dict[str, Any], int, str, bool]] = [
     (LLAMA, 0, "bfloat16", False),

@@ -80,16 +80,14 @@ def test_a_resume_on_any_number_of_ranks_changes_nothing(
     first, second = (trained_weights(hala.folder / name) for name in ("runs/tiny", "on-2"))
     assert first == second, "the same bytes in the exported model"
 
-    models = checkpoint.locate(str(trainings.export(hala, work_python, run)))
-    steps = [*range(3, len(whole) + 1, 3), *([len(whole)] if len(whole) % 3 else [])]
-    assert list(models) == [f"step-{step}" for step in steps]
-    assert same_model(models[f"step-{len(whole)}"], run / paths.EXPORTED)
-    told = json.loads((models["step-3"] / "hala.json").read_text())
+    exported = trainings.export(hala, work_python, run, steps=[3, len(whole)])
+    third, last = checkpoint.locate(str(exported)).values()
+    assert same_model(last, run / paths.EXPORTED)
+    told = json.loads((third / "hala.json").read_text())
     assert (told["checkpoint"], told["training"]["steps"], told["training"]["final_loss"]) == (3, 3, whole[2])
-    assert "after step 3" in (models["step-3"] / "README.md").read_text()
-    subprocess.run(
-        [work_python, "-c", AS_DEEPSPEED_SAYS, run / paths.CHECKPOINTS / "checkpoint-3", models["step-3"]], check=True
-    )
+    assert "after step 3" in (third / "README.md").read_text()
+    source = run / paths.CHECKPOINTS / "checkpoint-3"
+    subprocess.run([work_python, "-c", AS_DEEPSPEED_SAYS, source, third], check=True)
 
 
 AS_DEEPSPEED_SAYS = """

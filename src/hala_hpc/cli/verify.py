@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PROVEN = {
     "rows": "proven: every row is there exactly once",
     "models": "proven: every file of the model is what was written, every weight a number",
+    "checkpoints": "proven: every file of every model is what was written, every weight a number",
     "files": "proven: every tensor is there, quantized within its scheme's rounding or byte for byte the source's",
     "merges": "proven: every file of every model is what was written, every weight a number",
     "benchmarks": "proven: every result is what its samples say",
