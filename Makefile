@@ -45,8 +45,8 @@ lint: setup  ## format, lint and types
 	$(VENV)/mypy
 
 test: setup serve work lint  ## lint, types and every test; slurm, vllm and train tests included
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not (slurm and train)"
-	$(VENV)/python -m pytest -m "slurm and train"  # four ranks want all cores
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(VENV)/python -m pytest -m alone
 
 test-fast: setup lint  ## lint, types and the quick tests: under a minute
 	$(VENV)/python -m pytest -n auto -m "$(FAST)"

@@ -151,7 +151,7 @@ def theirs(bench: Bench, name: str, per_device: int, packing: bool) -> dict[str,
     asked |= {"sequence_length": LENGTH, "packing": packing, "per_device": per_device, "sequences": SEQUENCES}
     words, out = bench.folder / f"trl-{name}.json", bench.folder / f"trl-{name}.out"
     words.write_text(json.dumps(asked))
-    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}  # as our launcher has it
     quiet(WORK, ROOT / "benchmarks" / "train_trl.py", words, out, env=environment() | threads)
     found: dict[str, float] = json.loads(out.read_text())
     return found

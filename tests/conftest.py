@@ -13,6 +13,7 @@ import pytest
 from tests.minislurm.fixture import cluster as cluster
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores take ten times as long
 TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 

@@ -141,14 +141,12 @@ def _configs(name: str, ours: Any, theirs: Any) -> list[dict[str, Any]]:
 
 
 def main(folder: Path, out: Path, *models: Path) -> None:
-    import torch
     from lm_eval.models.huggingface import HFLM
 
     told = {}
     for model in models:
         chosen = {name: one for name, one in cases(folder).items() if model is models[0] or name in BRIEF}
         told[model.name] = ask(model, folder, chosen)
-        torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long
         plain = HFLM(pretrained=str(model), dtype="float32", batch_size=8, device="cpu")
         told[model.name]["theirs"] = {name: reference(plain, one) for name, one in chosen.items()}
         told[model.name]["rolling"] = [told[model.name]["rolling"], rolling(plain)]

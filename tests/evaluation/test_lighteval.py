@@ -21,7 +21,6 @@ MODELS = ("llama", "gemma2")
 """The first is asked without its chat template, the second with it; both with and without examples."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",

@@ -37,7 +37,7 @@ ENGINE = {
     "enforce_eager": True,
     "arguments": {"distributed_executor_backend": "uni"},
 }
-SERVE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+SERVE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 @pytest.fixture

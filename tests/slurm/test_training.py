@@ -20,7 +20,7 @@ from tests.slurm.test_training_launch import at_step, events, planned, published
 from tests.training import trainings
 from tests.training.work import work_python
 
-pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.alone, pytest.mark.timeout(1500)]
 __all__ = ["planned", "slurm_hala", "tokens", "work_python"]
 
 AS_GOOD_AS_EQUAL = 1e-5

@@ -241,6 +241,7 @@ def test_given_up_after_so_many_crashes(planned: Callable[..., Path], slurm_hala
 
 @pytest.mark.slurm
 @pytest.mark.train
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_a_node_that_does_not_answer_the_preflight_is_left_out(
     planned: Callable[..., Path], work_python: Path, tmp_path: Path
@@ -274,6 +275,7 @@ def test_a_node_that_does_not_answer_the_preflight_is_left_out(
 
 @pytest.mark.slurm
 @pytest.mark.train
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_a_stopped_rank_is_named_and_the_run_ends_trained(
     planned: Callable[..., Path], slurm_hala: Hala, work_python: Path

@@ -38,7 +38,7 @@ site:
   environments:
     serve:
       venv: {SERVE_PYTHON.parents[1]}
-      variables: {{VLLM_CPU_KVCACHE_SPACE: "1", OMP_NUM_THREADS: "1", VLLM_ENABLE_V1_MULTIPROCESSING: "0"}}
+      variables: {{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_ENABLE_V1_MULTIPROCESSING: "0"}}
 """)
     return path
 

@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 VARIABLES = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }

@@ -179,7 +179,6 @@ def main() -> None:
     trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = 64  # on the CPU a tile is folded in many copies: make them small
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as ranks do
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    torch.set_num_threads(1)
     for asked in json.loads(sys.argv[1]):
         result = measure(asked)
         if os.environ["RANK"] == "0":

@@ -86,7 +86,7 @@ def measured(work_python: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     command = [work_python, "-P", "-W", "ignore", SCRIPT, json.dumps([asked(*case) for case in CASES])]
     ranks = []
     for rank in range(WORLD):
-        env = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        env = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with (folder / f"{rank}.log").open("w") as log:
             ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
     codes = [rank.wait() for rank in ranks]

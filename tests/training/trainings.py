@@ -54,7 +54,7 @@ def start(python: Path, run: Path, world: int, launch: str) -> list["subprocess.
     """Start all ranks; what they print goes to RUN/logs/LAUNCH.RANK.log."""
     port = str(random.randrange(20_000, 32_000))
     common = {**os.environ, "HALA_LAUNCH": launch, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}
+    common |= {"WORLD_SIZE": str(world)}
     ranks = []
     for rank in range(world):
         with (run / "logs" / f"{launch}.{rank}.log").open("wb") as log:
