@@ -16,7 +16,7 @@ TOLD: dict[str, Any] = {
     "few_shot": 0,
     "limit": None,
     "seconds": 2.0,
-    "questions_per_second": 2.5,
+    "questions_per_second": 1.5,
     "engine": {"kind": "vllm"},
 }
 

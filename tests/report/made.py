@@ -128,6 +128,7 @@ def summary(model: Model, benchmark: str, **told: Any) -> dict[str, Any]:
         "few_shot": 0,
         "limit": None,
         "seconds": 12.5,
+        "questions_per_second": 8.0,
         "engine": {},
     }
     return found | told

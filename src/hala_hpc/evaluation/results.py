@@ -34,6 +34,7 @@ class Result:
 
     ``score`` is the unweighted mean over ``tasks``, as the papers of these benchmarks do. ``weights`` is the digest of
     the model's files. ``missing`` names the benchmark's tasks that the data lacks. ``folder`` is where the samples are.
+    ``questions_per_second`` leaves out those whose answers an earlier attempt had kept.
     """
 
     folder: Path
@@ -132,13 +133,10 @@ def write(folder: Path, found: Sequence[Sample], told: dict[str, Any]) -> Result
     rows = [asdict(each) | {"benchmark": told["benchmark"], "metrics": json.dumps(each.metrics)} for each in found]
     folder.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema()), folder / SAMPLES)
-    seconds = float(told["seconds"])
-    rate = round(len(found) / seconds, 3) if seconds > 0 else 0.0
     summary = told | {
         "questions": len(found),
         "tasks": {name: asdict(score) for name, score in tasks.items()},
         "score": mean(score.score for score in tasks.values()),
-        "questions_per_second": rate,
     }
     (folder / RESULT).write_text(json.dumps(summary, ensure_ascii=False, indent=1), "utf-8")
     return read_one(folder)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
@@ -11,6 +12,8 @@ from typing import Any, Final
 from hala_hpc import __version__
 from hala_hpc.run import manifest
 
+SHARD: Final = re.compile(r"/shards/\d+/(\d+)$")
+"""The end of a path of a shard's folder (``run.layout``)."""
 PUBLISHED: Final = ("name", "task", "model")
 """Sections of the recipe that say something of the model; the others name a site, accounts and folders."""
 
@@ -65,13 +68,25 @@ def made_by(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(record[name])
 
 
+def name_of(folder: Path) -> str:
+    """What a folder is called in public: a model in a run by the run, and which of several; else by its last name."""
+    shard = SHARD.search(str(folder))
+    run = folder.parents[2] if shard else folder.parent
+    if not (run / "manifest.parquet").is_file():
+        return folder.name
+    items = manifest.read(run / "manifest.parquet").facts.items
+    if shard is None or len(items) < 2:
+        return run.name
+    return f"{run.name}-{items[int(shard[1])]['name']}"
+
+
 def without_folders(value: Any) -> Any:
-    """Paths by their last name: a card is published, and a folder may tell who worked where."""
+    """Paths by their names alone: a card is published, and a folder may tell who worked where."""
     if isinstance(value, dict):
         return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and is_local(value) else value
+    return name_of(Path(value)) if isinstance(value, str) and is_local(value) else value
 
 
 def number(value: Any) -> str:
