@@ -56,17 +56,18 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
 
 @contextmanager
 def _watching() -> Iterator[Watch]:
-    """A line on standard error that counts rows while they are read."""
+    """A line on standard error that counts rows, or bytes, while they are read."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("reading {task.fields[name]}: {task.completed:,.0f} rows"), TimeElapsedColumn())
+    columns = (TextColumn("reading {task.fields[name]}{task.fields[read]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
     ) as bar:
-        line = bar.add_task("", total=None, name="data")
+        line = bar.add_task("", total=None, name="data", read="")
         yield Watch(
-            say=lambda text: bar.update(line, name=text.removeprefix("reading ")),
-            count=lambda rows: bar.update(line, completed=rows),
+            say=lambda text: bar.update(line, name=text.removeprefix("reading "), read=""),
+            count=lambda rows: bar.update(line, read=f": {rows:,} rows"),
+            weigh=lambda size: bar.update(line, read=f": {size / 1e9:,.2f} GB"),
         )

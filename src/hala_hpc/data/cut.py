@@ -34,10 +34,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class Watch:
-    """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the number of rows read so far."""
+    """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the rows read so far, ``weigh`` the bytes."""
 
     say: Callable[[str], None] = lambda _: None
     count: Callable[[int], None] = lambda _: None
+    weigh: Callable[[int], None] = lambda _: None
 
 
 @dataclass
