@@ -24,7 +24,6 @@ from hala_hpc.training import metrics, paths
 
 WORK = ROOT / ".envs" / "work-cpu" / "bin" / "python"
 SEQUENCES = 8
-LENGTH = 512
 SAVE_SECONDS = 6.0
 """Between checkpoints, where a kill is measured."""
 PATIENCE = 1200.0
@@ -38,15 +37,16 @@ class Bench:
     model: Path
     rows: Path
     steps: int
+    length: int
 
     def submit(self, name: str, **task: Any) -> Path:
         """Submit a training to this machine; its run directory."""
         options = {
             "kind": "train",
             "datasets": {"alpaca": {"path": str(self.rows), "kind": "chat"}},
-            "sequence_length": LENGTH,
+            "sequence_length": self.length,
             "too_long": "drop",
-            "tokens": self.steps * SEQUENCES * LENGTH,
+            "tokens": self.steps * SEQUENCES * self.length,
             "batch": {"sequences": SEQUENCES, "per_device": 1},
             "precision": "float32",
             "loader_workers": 0,
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--rows", type=int, default=3_000)
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--hidden", type=int, default=256)
@@ -72,7 +73,9 @@ def main() -> None:
     if not WORK.is_file():
         sys.exit("no work environment: make work")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), Path(folder, "model"), Path(folder, "rows.jsonl"), arguments.steps)
+        bench = Bench(
+            Path(folder), Path(folder, "model"), Path(folder, "rows.jsonl"), arguments.steps, arguments.length
+        )
         build = [WORK, ROOT / "jobs" / "demo" / "tiny_model.py", bench.model]
         quiet(*build, "--architecture", arguments.architecture, "--hidden", arguments.hidden, "--layers", 4)
         bench.rows.write_text("".join(json.dumps(row) + "\n" for row in chats(arguments.rows)))
@@ -148,7 +151,7 @@ def theirs(bench: Bench, name: str, per_device: int, packing: bool) -> dict[str,
         "scratch": str(bench.folder / "trl"),
         "steps": bench.steps,
     }
-    asked |= {"sequence_length": LENGTH, "packing": packing, "per_device": per_device, "sequences": SEQUENCES}
+    asked |= {"sequence_length": bench.length, "packing": packing, "per_device": per_device, "sequences": SEQUENCES}
     words, out = bench.folder / f"trl-{name}.json", bench.folder / f"trl-{name}.out"
     words.write_text(json.dumps(asked))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}  # as our launcher has it

@@ -42,8 +42,9 @@ def test_submit() -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("data")
-def test_throughput(serve_python: Path) -> None:
+def test_throughput(serve_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert serve_python.exists()
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process to start, not two
     assert "worker / raw" in bench("throughput", "--rows", "100", "--times", "1", "--eager")
 
 
@@ -52,7 +53,8 @@ def test_throughput(serve_python: Path) -> None:
 @pytest.mark.usefixtures("data")
 def test_train(work_python: Path) -> None:
     assert work_python.exists()
-    out = bench("train", "--steps", "5", "--times", "1", "--rows", "400", "--hidden", "128")
+    small = ("--steps", "5", "--times", "1", "--rows", "400", "--hidden", "128", "--length", "256")
+    out = bench("train", *small)
     for figure in ("padding share", "first step", "both packed", "TRL not packed", "lost at a kill"):
         assert figure in out
 
