@@ -154,6 +154,7 @@ def test_built_once_left_alone_then_built_anew_for_another_lock(checkout: Path) 
     marker = json.loads((target / MARKER).read_text())
     assert marker["versions"]["tinypkg"] == "1.0"
     assert marker["hala"] == str(checkout.resolve())
+    assert list(target.glob("lib/python3*/site-packages/__pycache__/tinypkg.*.pyc")), "compiled, once for all workers"
     said.clear()
     build()
     assert len(said) == 1

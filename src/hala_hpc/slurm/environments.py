@@ -193,7 +193,9 @@ def build_environment(
         here = f"{sys.version_info.major}.{sys.version_info.minor}" == LOCK_PYTHON
         wish = sys.executable if here else LOCK_PYTHON
         _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target), environ=environ)
-        rest = ("pip", "install", "--python", python, "--no-deps", "--requirement", "-")
+        # Compiled here once: where workers may not write, each of them would compile a torch and a vLLM for itself.
+        environ.setdefault("PYC_INVALIDATION_MODE", "TIMESTAMP")  # as Python's own; uv's would read every source too
+        rest = ("pip", "install", "--python", python, "--no-deps", "--compile-bytecode", "--requirement", "-")
         if "torch" in wanted:
             # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
             torch = _choose_torch(wanted.pop("torch"), python, environ, echo)
