@@ -195,12 +195,13 @@ def build_environment(
         _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target), environ=environ)
         # Compiled here once: where workers may not write, each of them would compile a torch and a vLLM for itself.
         environ.setdefault("PYC_INVALIDATION_MODE", "TIMESTAMP")  # as Python's own; uv's would read every source too
-        rest = ("pip", "install", "--python", python, "--no-deps", "--compile-bytecode", "--requirement", "-")
+        install = ("pip", "install", "--python", python, "--compile-bytecode")
         if "torch" in wanted:
             # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
             torch = _choose_torch(wanted.pop("torch"), python, environ, echo)
-            _uv("pip", "install", "--python", python, *torch.options, torch.requirement, environ=environ)
-        _uv(*rest, environ=environ, stdin="\n".join(f"{package}=={version}" for package, version in wanted.items()))
+            _uv(*install, *torch.options, torch.requirement, environ=environ)
+        listed = "\n".join(f"{package}=={version}" for package, version in wanted.items())
+        _uv(*install, "--no-deps", "--requirement", "-", environ=environ, stdin=listed)
         _add_missing_files(target, wanted)
         _install_hala(target, project, environ)
         _write_marker(target, name, digest, hala, environ)
