@@ -61,7 +61,6 @@ def measure(questions: int, times: int, architecture: str = "llama") -> None:
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "HF_HUB_OFFLINE": "1",
-            "TQDM_DISABLE": "1",
         }
         command = [SERVE, __file__, "--inner", folder, "--questions", questions, "--times", times]
         said = quiet(*command, env=environment)

@@ -5,8 +5,6 @@ that it reads mapped, copies no generation config where it makes a tokenizer, an
 decides the numbers is all mergekit's: its methods, filters and gradients.
 """
 
-import contextlib
-import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.merge_inputs import FLOATS, Input
 from hala_hpc.models.merge_writer import Writer
 from hala_hpc.models.tensors import Tensor
@@ -24,10 +23,8 @@ NAMES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 FLUSH_BYTES: Final = 32 * 1024 * 1024
 """After so much of results the files that are read are let go of: what is mapped of them counts as memory."""
 TELL_SECONDS: Final = 5.0
-M_MMAP_THRESHOLD: Final = -3
-"""Of mallopt(3): from how many bytes on a piece of memory is one of its own."""
-MAPPED_FROM: Final = 1024 * 1024
-"""Smaller than the pieces that slerp works in: kept by glibc, those added up to 0.4 GB by chance (measured)."""
+PIECE: Final = 1 << 20
+"""Bytes: smaller than the pieces that slerp works in."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def merge(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin cost tenfold where cores are shared
     import torch
 
-    _free_at_once()
+    free_at_once(PIECE)
     torch.manual_seed(asked.seed)
     tied = _tied_to(asked)
     wanted = {name: tensor for name, tensor in asked.tensors.items() if tied.get(name) not in asked.tensors}
@@ -172,12 +169,6 @@ def _results(asked: Asked, steps: Mapping[str, Any]) -> Iterator[tuple[str, Any]
         if done >= FLUSH_BYTES:
             LoaderCache().flush_all()
             done = 0
-
-
-def _free_at_once() -> None:
-    """Have glibc return large pieces when they are freed: it would keep hundreds of megabytes for the next ones."""
-    with contextlib.suppress(AttributeError, OSError):  # another libc
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
 def _bytes_of(tensor: Any, dtype: str) -> Any:

@@ -16,6 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, checkpoint, quant_files, quant_folder, quant_schemes, quant_whole, quantized
+from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.quant_schemes import Scheme
 from hala_hpc.models.tensors import Tensor, Unreadable, digest_of, tensors_of
 from hala_hpc.run import files
@@ -31,6 +32,8 @@ WHOLE: Final = "model"
 CALIBRATION: Final = "input/calibration.json"
 """In the run: the texts that the model is run on, as tokens."""
 TYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+PIECE: Final = 1 << 24
+"""Bytes: smaller than what a part of a weight takes while it is quantized, larger than what checking it does."""
 READERS: Final = 8
 """Files hashed at once while a run is planned."""
 
@@ -176,6 +179,7 @@ class Quantizing:
     def do(self, item: Item) -> dict[str, Any]:
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
+        free_at_once(PIECE)
         asked, source = item.asked, Path(item.shard.source)
         item.place.mkdir()
         item.tell("quantizing")
