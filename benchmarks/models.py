@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument("--dir", type=Path, help="a folder with room for seven times the model")
-    parser.add_argument("--questions", type=int, default=100, help="of each task; 0: no evaluation")
+    parser.add_argument("--questions", type=int, default=25, help="of each task; 0: no evaluation")
     parser.add_argument("--times", type=int, default=3, help="pairs of evaluations")
     arguments = parser.parse_args()
     title("models")

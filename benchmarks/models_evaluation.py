@@ -36,7 +36,7 @@ Ask = Callable[[int], int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=100, help="of each task")
+    parser.add_argument("--questions", type=int, default=25, help="of each task")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--inner", type=Path, help=argparse.SUPPRESS)
