@@ -123,7 +123,6 @@ def test_the_card_tells_what_made_the_model_and_nobody_s_folders(folder: Path) -
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("architecture", ["llama"], indirect=True, scope="module")  # gemma2: tests/slurm/test_training
 def test_vllm_agrees_with_the_model_in_training(seen: Any, folder: Path, serve_python: Path) -> None:
     small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     command = [serve_python, "-P", HERE / "vllm_fingerprint_script.py", folder / "out" / "pieces", folder / "vllm.json"]

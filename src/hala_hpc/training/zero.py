@@ -43,7 +43,10 @@ def read(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"), key=_rank)
     models = sorted(folder.glob("*model_states.pt"), key=lambda path: ("zero_pp_rank" in path.name, path.name))
     if not files or not models:
-        raise HalaError(f"{folder}: holds no ZeRO checkpoint", "resume on as many ranks as wrote it")
+        raise HalaError(
+            f"{folder}: holds no ZeRO checkpoint",
+            "take another, or resume on as many ranks as wrote it",
+        )
     ranks = [_load(path)["optimizer_state_dict"] for path in files]
     return Checkpoint(ranks, _load(models[0]))
 
