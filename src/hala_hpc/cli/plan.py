@@ -74,6 +74,7 @@ def summary_of(recipe: Any, planned: Path, target: Path, stage: str) -> dict[str
         "texts": plan.facts.texts,
         "characters": plan.facts.characters,
         "estimated_tokens": plan.facts.tokens,
+        "notes": plan.facts.notes,
         "shards": len(plan),
         "tokens_per_shard": {"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
         "workers": workers,
@@ -85,6 +86,7 @@ def summary_of(recipe: Any, planned: Path, target: Path, stage: str) -> dict[str
 
 def _show(summary: dict[str, Any], created: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -97,6 +99,8 @@ def _show(summary: dict[str, Any], created: bool) -> None:
         _items(table, summary, items)
     else:
         _rows(table, summary)
+    for note, count in summary["notes"].items():
+        table.add_row("[yellow]note[/]", f"{count:,} {escape(note)}")
     table.add_row("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})")
     table.add_row("run", summary["run"])
     Console(soft_wrap=True).print(table)

@@ -65,6 +65,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [f"| rows | {collected.rows:,} of {facts.rows:,} |"]
     lines += [f"| in quarantine: {reason} | {count:,} |" for reason, count in sorted(collected.quarantined.items())]
     lines += [f"| shards missing | {collected.missing_shards} |"] if collected.missing_shards else []
+    lines += [f"| note | {count:,} {note} |" for note, count in facts.notes.items()]
     lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.made_by.items()]
     lines += [
         "",

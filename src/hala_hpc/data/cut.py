@@ -3,6 +3,7 @@
 Memory holds a chunk of rows and a line per shard, however large the dataset.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,7 @@ def cut(
     folder: Path,
     texts_of: Callable[[pa.Schema], TextsOf],
     watch: Watch,
+    notes: Counter[str] | None = None,
 ) -> Cut:
     """Plan the shards of a row task.
 
@@ -99,12 +101,14 @@ def cut(
     ----------
     folder : the run directory in the making; copies of inputs go to its ``input/``.
     texts_of : given the schema of a source as far as it is read, how to find the texts of a row.
+    notes : what is counted while rows are read (see ``Facts.notes``); the caller's ``texts_of`` may count there too.
 
     Raises
     ------
     HalaError : a missing or broken file, a missing column, a row of another form, no rows at all.
     """
     cutter = Cutter(task, run.shard_tokens, run.shard_rows)
+    notes = Counter() if notes is None else notes
     kept: list[dict[str, object]] = []
     whole: pa.Schema | None = None
     inferred = False
@@ -123,7 +127,7 @@ def cut(
         raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
     stored = schema.dump(infer.storable(whole) if inferred else whole)
-    facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored)
+    facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored, notes=dict(notes))
     return Cut(cutter.shards, facts)
 
 

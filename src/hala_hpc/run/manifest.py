@@ -44,7 +44,8 @@ class Facts:
 
     ``sources`` holds a dict per input file (path, rows, bytes, and of which file it is a copy); ``schema`` the Arrow
     schema of the input rows (serialized, hex); ``texts`` the number of texts to work on; ``unit`` what ``rows`` counts
-    (models: of a training); ``items`` what each shard asks for, where it is not rows.
+    (models: of a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
+    person, what was left as it is, replaced or set aside while planning: plan and card show them.
     """
 
     suffix: str
@@ -57,6 +58,7 @@ class Facts:
     made_by: dict[str, str] = field(default_factory=dict)
     unit: Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"] = "rows"
     items: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 class Manifest:
