@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Hala
+from tests.models.merge_pairs import store
 from tests.report import made
 from tests.report.made import Model
 
@@ -29,9 +31,19 @@ def test_the_choice_is_written_down_with_its_table(hala: Hala, run: Path) -> Non
 
 def test_people_see_the_table_and_the_path(hala: Hala, run: Path) -> None:
     said = hala("best", run, "--rule", "one-se", "--split", "all", "--to", "choice.json").stdout
-    assert "t0.50: /models/b" in said
+    assert "t0.50: /models/b" in said and "points ahead of t0.25 on the questions that chose it" in said
     assert (hala.folder / "choice.json").is_file()
     assert not (run / "best.json").exists()
+
+
+def test_weights_that_were_replaced_since_are_not_chosen(hala: Hala, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    store(model, {"a": np.zeros(2, np.float32)})
+    made.evaluation(tmp_path / "runs" / "evaluate", [MODELS[0], Model("t0.50", 0.8, str(model))])
+    assert "t0.50: " in hala("best", "evaluate", code=2).stderr
+    assert not (tmp_path / "runs" / "evaluate" / "best.json").exists()
 
 
 def test_an_unfinished_evaluation_chooses_nothing(hala: Hala, tmp_path: Path) -> None:

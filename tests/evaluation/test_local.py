@@ -10,6 +10,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.evaluation import arabic, local
+from hala_hpc.evaluation.benchmark import Benchmark
 
 EXAMS = arabic.BENCHMARKS["arabic_exams"]
 MMLU = arabic.BENCHMARKS["arabic_mmlu"]
@@ -92,7 +93,7 @@ def test_what_is_no_question_is_told_with_its_place(tmp_path: Path, file: str, t
 def test_an_mmlu_row_without_an_answer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "anatomy_test.csv").write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
-    with pytest.raises(HalaError, match=r"anatomy_test.csv, row 2: a question, four choices"):
+    with pytest.raises(HalaError, match=r"anatomy_test.csv, row 2: the answer is .E., of 4"):
         local.read(HT, HT.tasks, tmp_path)
 
 
@@ -104,3 +105,62 @@ def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
     second = local.digest_of([tmp_path])
     (tmp_path / "a" / "x.jsonl").rename(tmp_path / "a" / "y.jsonl")
     assert len({first, second, local.digest_of([tmp_path]), local.digest_of([])}) == 4
+
+
+@pytest.mark.parametrize("answer", ["B", "b ", 1, "1"])
+def test_an_answer_may_be_a_letter_or_a_number(tmp_path: Path, answer: str | int) -> None:
+    (tmp_path / "anatomy").mkdir()
+    row = {"question": "q", "choices": ["w", "x", "y", "z"], "answer": answer}
+    for split in ("test", "dev"):
+        (tmp_path / "anatomy" / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n\n")
+    splits = local.read(HT, HT.tasks, tmp_path).tasks["arabic_mmlu_ht:anatomy"]
+    assert [row["answer"] for rows in splits.values() for row in rows] == [1, 1]
+
+
+ARATRUST, GHAFA = arabic.BENCHMARKS["aratrust"], arabic.BENCHMARKS["alghafa"]
+TRUST = {"Question": "q", "A": "a", "B": "b", "C": "c"}
+HAFA = {"query": "q", "sol1": "a", "sol2": "b"}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "column", "kept"),
+    [
+        (EXAMS, ROW | {"answer": "c"}, "answer", "C"),
+        (ARATRUST, TRUST | {"Answer": "B"}, "Answer", "ب"),
+        (ARATRUST, TRUST | {"Answer": "ج"}, "Answer", "ج"),
+        (GHAFA, HAFA | {"label": "1"}, "label", 1),
+        (GHAFA, HAFA | {"label": "A"}, "label", 0),
+    ],
+)
+def test_the_answer_becomes_what_the_harness_looks_for(
+    tmp_path: Path, benchmark: Benchmark, row: dict[str, str], column: str, kept: object
+) -> None:
+    subset = local.subset_of(benchmark.tasks[0])
+    (tmp_path / subset).mkdir()
+    (tmp_path / subset / f"{benchmark.split}.jsonl").write_text(json.dumps(row))
+    (rows,) = local.read(benchmark, benchmark.tasks, tmp_path).tasks[benchmark.tasks[0]].values()
+    assert rows[0][column] == kept
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("test.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": "C"}', "row 1: the answer is 'C', of 2"),
+        ("test.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": true}', "the answer is True"),
+        ("test.jsonl", '{"question": "q", "choices": ["a", "b"]}', "the answer is None"),
+        ("test.jsonl", '{"question": "q", "choices": [1, 2], "answer": 0}', "not a list of texts"),
+        ("test.csv", "question,choices,answer\nq,\"['a', 'b']\",A\n", "row 1: choices is .*not a list of texts"),
+        ("test.csv", "question,choices,answer\nq,a,A,more\n", "row 1: has more fields than the header"),
+    ],
+)
+def test_choices_and_answers_that_fit_nothing_are_refused(tmp_path: Path, file: str, text: str, said: str) -> None:
+    (tmp_path / "anatomy").mkdir()
+    (tmp_path / "anatomy" / file).write_text(text)
+    with pytest.raises(HalaError, match=said):
+        local.read(HT, HT.tasks, tmp_path)
+
+
+def test_questions_in_another_encoding_are_refused_by_file(tmp_path: Path) -> None:
+    (tmp_path / "default.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
+    with pytest.raises(HalaError, match=r"default.jsonl: not UTF-8"):
+        local.read(EXAMS, EXAMS.tasks, tmp_path)

@@ -23,7 +23,9 @@ def test_the_score_is_the_mean_of_tasks_not_of_questions(tmp_path: Path) -> None
     assert result.questions_per_second == 1.5, "as it was told: of questions that an engine answered just now"
     scores = [1.0, 0.0, 1.0, 1.0]
     assert result.tasks["arabic_mmlu:a"].stderr == pytest.approx(statistics.stdev(scores) / math.sqrt(4), abs=1e-15)
-    assert result.tasks["arabic_mmlu:b"].stderr == 0.0
+    assert math.isnan(result.tasks["arabic_mmlu:b"].stderr), "of a single question nothing is known"
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["tasks"]["arabic_mmlu:b"]["stderr"] is None
+    assert results.contradictions(tmp_path / "r") == []
     assert results.contradictions(tmp_path / "r") == []
 
 

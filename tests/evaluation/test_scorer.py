@@ -3,11 +3,11 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hala_hpc.evaluation import scorer
-from hala_hpc.evaluation.scorer import WRITTEN, _requests, _score
+from hala_hpc.evaluation.scorer import WRITTEN, _requests, _score, _scored
 
 
 def probability(before: tuple[int, ...], token: int) -> float:
@@ -49,6 +49,24 @@ def test_a_tree_and_prompts_give_each_continuation_its_probability(
             sum(probability(context + continuation[:at], continuation[at]) for at in places), abs=1e-12
         )
     assert len(requests) <= max(1, len(follow)), "never more requests than the harness's own way"
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(tokens, min_size=1, max_size=4).map(tuple), st.lists(tokens, max_size=4).map(tuple)),
+        min_size=1,
+        max_size=12,
+    )
+)
+@example([((1,), (2, 3)), ((1,), (2, 4)), ((1, 2), (0,)), ((1, 2), (1,))])
+def test_contexts_that_go_on_in_each_other_keep_their_own_answers(
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    found = _scored([(*pair, 0) for pair in pairs], lambda requests: [answered(request) for request in requests])
+    for (context, follow), score in zip(pairs, found, strict=True):
+        places = range(len(follow))
+        expected = sum(probability(context + follow[:at], follow[at]) for at in places)
+        assert score.sum == pytest.approx(expected, abs=1e-12)
 
 
 def test_choices_of_one_token_cost_one_request() -> None:

@@ -1,3 +1,4 @@
+import json
 import statistics
 from pathlib import Path
 
@@ -80,6 +81,32 @@ def test_no_loss_leaves_out_what_fell_below_the_base(tmp_path: Path) -> None:
     choice = choose.choose(found, "no-loss", Split(1.0))
     assert choice.model == "even"
     assert [one.fits for one in choice.candidates] == [True, False]
+
+
+def test_a_choice_says_how_far_it_is_ahead_of_the_next(run: Path) -> None:
+    found = scores.read([run])
+    split = Split(0.5, seed=3)
+    choice = choose.choose(found, "average", split)
+    others = [one for one in choice.candidates if one.model != choice.model]
+    second = max(others, key=lambda one: one.average.value)
+    mine = next(one for one in choice.candidates if one.model == choice.model)
+    assert choice.lead is not None and choice.lead.over == second.model
+    assert choice.lead.chosen_by.value == pytest.approx(mine.average.value - second.average.value)
+    assert choice.lead.held_out is not None and mine.held_out is not None and second.held_out is not None
+    assert choice.lead.held_out.value == pytest.approx(mine.held_out.value - second.held_out.value)
+    low, high = choice.lead.fair.interval
+    assert low <= 0 <= high, "two skills of two points apart are not told apart by 120 questions"
+    assert choose.choose(found.only(["t0.50"], ["*"]), "average", split).lead is None
+
+
+def test_what_is_unknown_of_a_single_question_is_null(tmp_path: Path) -> None:
+    run = made.evaluation(tmp_path / "run", MODELS[:3], {"aratrust": ["ethics", "privacy"]}, questions=1)
+    found = scores.read([run])
+    told = choose.told(choose.choose(found, "average", Split(1.0)), found)
+    assert json.loads(json.dumps(told, allow_nan=False))["candidates"][0]["chosen_by"]["error"] is None
+    for rule in ("one-se", "no-loss"):
+        with pytest.raises(HalaError, match="a single question to choose by"):
+            choose.choose(found, rule, Split(1.0))
 
 
 def test_of_equal_ones_the_first_is_taken(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """``hala best``: which of several models, by a rule and a split that are stated."""
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hala_hpc.cli import common
 
 if TYPE_CHECKING:
-    from hala_hpc.report.choose import Choice
+    from hala_hpc.report.choose import Choice, Lead
+    from hala_hpc.report.paired import Mean
 
 RULES = ("average", "one-se", "no-loss")
 
@@ -62,14 +64,36 @@ def command(
     asked = choose.Split(1.0 if split == "all" else share, seed)
     choice = choose.choose(evaluations, rule, asked, with_base)
     told = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
+    _refuse_other_weights(told)
     target = to or paths[0] / chosen.RECORD
-    write_durably(target, json.dumps(told, ensure_ascii=False, indent=1).encode() + b"\n")
+    write_durably(target, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     if json_:
         common.echo_json(told)
         return
     _show(choice)
-    click.echo(f"{choice.model}: {told['path']}")
+    click.echo(f"{choice.model}: {_place(Path(told['path']))}")
+    if choice.lead is not None:
+        click.echo(_worth(choice.lead))
     click.echo(f"written down in {target}")
+
+
+def _refuse_other_weights(told: dict[str, Any]) -> None:
+    """Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody."""
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.models import checkpoint
+
+    folder = Path(told["path"])
+    if folder.is_dir() and checkpoint.digest(folder) != told["weights"]:
+        raise HalaError(f"{told['model']}: {folder} is not what was evaluated", "evaluate it again, as a new run")
+
+
+def _place(folder: Path) -> str:
+    """A model's folder, and what people call it where that is a shard of a run."""
+    from hala_hpc.models.card import name_of
+
+    name = name_of(folder)
+    gone = "" if folder.is_dir() else ", not there any more"
+    return f"{folder}" + (f" ({name}{gone})" if name != folder.name or gone else "")
 
 
 def _refuse_unfinished(paths: list[Path]) -> None:
@@ -81,13 +105,31 @@ def _refuse_unfinished(paths: list[Path]) -> None:
             raise HalaError(f"{path}: {len(missing)} shards are not finished", f"`hala resume {path}`")
 
 
+def _worth(lead: "Lead") -> str:
+    """What the choice is worth, in a sentence."""
+    gap, where = lead.fair, "on the questions held out" if lead.held_out else "on the questions that chose it"
+    ahead = f"{abs(gap.value) * 100:.2f} points {'ahead of' if gap.value >= 0 else 'behind'} {lead.over} {where}"
+    low, high = gap.interval
+    if math.isnan(low):
+        return f"it is {ahead}; how much of that is chance is unknown, since a task has a single question"
+    chance = ": chance alone may have chosen it" if low <= 0 <= high else ""
+    return f"it is {ahead}, 95 % interval {low * 100:+.2f} to {high * 100:+.2f}{chance}"
+
+
 def _show(choice: "Choice") -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("model", "chosen by", "held out", "fits", box=None, pad_edge=False)
     for one in choice.candidates:
-        means = [f"{mean.value:.2%} ± {mean.error:.2%}" if mean else "–" for mean in (one.average, one.held_out)]
+        means = [_percent(mean) for mean in (one.average, one.held_out)]
         style = "bold" if one.model == choice.model else None
         table.add_row(one.model, *means, "yes" if one.fits else "no", style=style)
     Console().print(table)
+
+
+def _percent(mean: "Mean | None") -> str:
+    """The standard error is left out where it is unknown."""
+    if mean is None:
+        return "–"
+    return f"{mean.value:.2%}" + ("" if math.isnan(mean.error) else f" ± {mean.error:.2%}")

@@ -9,9 +9,10 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.evaluation.benchmark import Benchmark
@@ -27,6 +28,10 @@ LEVELS: Final = {
 }
 """ArabicMMLU's levels in its CSV file, and in the names of its subsets on the hub."""
 LETTERS: Final = "ABCDE"
+ARABIC: Final = ("أ", "ب", "ج", "د", "هـ")
+"""Letters of choices as AraTrust has them (LightEval's ``LETTER_INDICES_AR``)."""
+MOST_SHOWN: Final = 60
+"""Characters of a value in an error."""
 NUMBER: Final = "__row"
 """Key of a row that says where it was read from, for error messages; taken out before anybody else sees it."""
 
@@ -63,7 +68,7 @@ def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
     for splits in found.values():
         for split, rows in splits.items():
             for row in rows:
-                _check(row, row.pop(NUMBER), benchmark if split == benchmark.split else None)
+                _check(row, row.pop(NUMBER), benchmark, is_question=split == benchmark.split)
     return Local(found, tuple(task for task in tasks if task not in found))
 
 
@@ -114,33 +119,49 @@ def _arabic_subset(row: Row) -> str:
 
 
 def _header(file: Path) -> list[str]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with _opened(file) as lines:
         return next(csv.reader(lines), [])
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    """A file of text. Raises HalaError, also later, where it is no UTF-8 or no CSV."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield lines
+    except UnicodeDecodeError as error:
+        raise HalaError(f"{file}: not UTF-8: {error.reason}", "convert it: iconv -t UTF-8") from error
+    except csv.Error as error:
+        raise HalaError(f"{file}: not valid CSV: {error}") from error
+    except OSError as error:
+        raise HalaError(f"{file} cannot be read: {error.strerror}") from error
+
+
 def _csv_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with _opened(file) as lines:
         for number, row in enumerate(csv.DictReader(lines), 1):
+            if None in row:
+                raise HalaError(f"{file}, row {number}: has more fields than the header")
             yield dict(row) | {NUMBER: f"{file}, row {number}"}
 
 
 def _mmlu_rows(file: Path) -> Iterator[Row]:
     """Without a header, or with one: then its last column is ``answer``."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with _opened(file) as lines:
         for number, cells in enumerate(csv.reader(lines), 1):
-            if number == 1 and cells and cells[-1] == "answer":
+            if not cells or (number == 1 and cells[-1] == "answer"):
                 continue
             where = f"{file}, row {number}"
-            right = LETTERS.find(cells[-1].strip()) if cells and cells[-1].strip() else -1
-            right = int(cells[-1]) if cells and cells[-1].isdigit() else right
-            if len(cells) != 6 or not 0 <= right < 4:
+            if len(cells) != 6:
                 raise HalaError(f"{where}: a question, four choices and an answer A to D are wanted")
-            yield {"question": cells[0], "choices": cells[1:5], "answer": right, NUMBER: where}
+            yield {"question": cells[0], "choices": cells[1:5], "answer": cells[5], NUMBER: where}
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
+    with _opened(file) as lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:
@@ -162,14 +183,52 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         yield row | {NUMBER: f"{file}, row {number}"}
 
 
-def _check(row: Row, where: str, benchmark: Benchmark | None) -> None:
-    if benchmark is None:
-        return
+def _check(row: Row, where: str, benchmark: Benchmark, is_question: bool) -> None:
+    """Refuse a question that cannot be asked; the right answer, of examples too, becomes what the harness looks for."""
     lacking = [column for column in benchmark.columns if row.get(column) in (None, "", [])]
-    if lacking:
+    if is_question and lacking:
         raise HalaError(f"{where}: no {', '.join(lacking)}", f"{benchmark.name} wants {', '.join(benchmark.columns)}")
-    key = str(row.get("Answer Key") or "")
-    if "Answer Key" in benchmark.columns and not row.get(f"Option {LETTERS.find(key) + 1}"):
-        raise HalaError(f"{where}: the answer is {key!r}, and there is no such option")
-    if "choices" in benchmark.columns and not 0 <= int(row.get("answer", -1)) < len(row["choices"]):
-        raise HalaError(f"{where}: the answer is {row.get('answer')!r}, of {len(row['choices'])} choices")
+    if lacking or not (answer := _answer_column(benchmark)):
+        return
+    if answer == "answer" and "choices" in benchmark.columns:
+        row[answer] = _number_of(row.get(answer), _choices(row["choices"], where), where)
+    elif answer == "label":
+        options = sum(row.get(f"sol{number}") not in (None, "") for number in range(1, len(LETTERS) + 1))
+        row[answer] = _number_of(row[answer], options, where)
+    else:
+        names = [
+            f"Option {number + 1}" if answer == "Answer Key" else LETTERS[number] for number in range(len(LETTERS))
+        ]
+        options = [name for name in names if row.get(name) not in (None, "")]
+        number = _number_of(row[answer], len(LETTERS), where, digits=False)
+        if names[number] not in options:
+            raise HalaError(f"{where}: the answer is {row[answer]!r}, and there is no such option")
+        row[answer] = (ARABIC if answer == "Answer" else LETTERS)[number]
+
+
+def _answer_column(benchmark: Benchmark) -> str:
+    """The column that says which choice is right; '' for a benchmark whose harness looks after itself."""
+    if "choices" in benchmark.columns:
+        return "answer"
+    return next((name for name in ("Answer Key", "Answer", "answer", "label") if name in benchmark.columns), "")
+
+
+def _choices(value: Any, where: str) -> int:
+    """How many there are. Raises HalaError for what is no list of texts, as a CSV file would have it."""
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
+        shown = value if len(str(value)) <= MOST_SHOWN else f"{str(value)[:MOST_SHOWN]}…"
+        raise HalaError(f"{where}: choices is {shown!r}, not a list of texts", "JSON lines, Parquet, or MMLU's own CSV")
+    return len(value)
+
+
+def _number_of(answer: Any, choices: int, where: str, digits: bool = True) -> int:
+    """The right choice, counted from 0: from a letter of either alphabet or, where they are used, a number."""
+    text = str(answer).strip()
+    number = int(text) if digits and text.isdecimal() else -1
+    for letters in (LETTERS, ARABIC):
+        if text.upper() in tuple(letters):
+            number = letters.index(text.upper())
+    if isinstance(answer, bool) or not 0 <= number < choices:
+        others = ", or a number from 0" if digits else ""
+        raise HalaError(f"{where}: the answer is {answer!r}, of {choices} choices", f"a letter from A{others}")
+    return number

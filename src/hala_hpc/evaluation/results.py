@@ -20,7 +20,10 @@ TOLERANCE: Final = 1e-9
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Mean of the samples' scores; ``stderr`` is their standard deviation (n - 1) by the root of n."""
+    """Mean of the samples' scores; ``stderr`` is their standard deviation (n - 1) by the root of n.
+
+    NaN where a task has a single question, of which nothing is known; null in ``result.json``.
+    """
 
     score: float
     stderr: float
@@ -74,7 +77,7 @@ def read_one(folder: Path) -> Result:
     """The result in a shard's folder. Raises HalaError."""
     try:
         told = json.loads((folder / RESULT).read_text("utf-8"))
-        tasks = {name: TaskScore(**score) for name, score in told.pop("tasks").items()}
+        tasks = {name: _task_score(**score) for name, score in told.pop("tasks").items()}
         missing = tuple(told.pop("missing", ()))
         return Result(folder, tasks=tasks, missing=missing, **told)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -135,10 +138,10 @@ def write(folder: Path, found: Sequence[Sample], told: dict[str, Any]) -> Result
     pq.write_table(pa.Table.from_pylist(rows, schema=schema()), folder / SAMPLES)
     summary = told | {
         "questions": len(found),
-        "tasks": {name: asdict(score) for name, score in tasks.items()},
+        "tasks": {name: _written(score) for name, score in tasks.items()},
         "score": mean(score.score for score in tasks.values()),
     }
-    (folder / RESULT).write_text(json.dumps(summary, ensure_ascii=False, indent=1), "utf-8")
+    (folder / RESULT).write_text(json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False), "utf-8")
     return read_one(folder)
 
 
@@ -162,11 +165,26 @@ def mean(values: Iterable[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 for a single value, of which nothing is known."""
+    """Of the mean of independent values; NaN for a single one, of which nothing is known."""
     if len(values) < 2:
-        return 0.0
+        return math.nan
     middle = mean(values)
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def standard_error_of_means(errors: Sequence[float]) -> float:
+    """Of the unweighted mean of k independent means, √(Σ se²)/k; NaN where one of theirs is unknown."""
+    return math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+
+
+def _written(score: TaskScore) -> dict[str, Any]:
+    """JSON has no word for NaN."""
+    return asdict(score) | {"stderr": None if math.isnan(score.stderr) else score.stderr}
+
+
+def _task_score(score: float, stderr: float | None, questions: int, metric: str) -> TaskScore:
+    """As a file tells it; older ones tell 0 for the unknown error of a single question."""
+    return TaskScore(score, math.nan if stderr is None or questions < 2 else stderr, questions, metric)
 
 
 def contradictions(folder: Path) -> list[str]:
@@ -197,7 +215,8 @@ def contradictions(folder: Path) -> list[str]:
 
 
 def _same(one: TaskScore, other: TaskScore) -> bool:
-    near = abs(one.score - other.score) <= TOLERANCE and abs(one.stderr - other.stderr) <= TOLERANCE
+    unknown = math.isnan(one.stderr) and math.isnan(other.stderr)
+    near = abs(one.score - other.score) <= TOLERANCE and (unknown or abs(one.stderr - other.stderr) <= TOLERANCE)
     return near and (one.questions, one.metric) == (other.questions, other.metric)
 
 

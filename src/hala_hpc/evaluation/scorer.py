@@ -81,6 +81,9 @@ class _Request:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+_Answers = dict[tuple[tuple[int, ...], int], Any]
+"""Answers to the requests of ONE context, by their ``tokens`` and ``after``. Another context may ask at the same place
+for other tokens: where it is this one and the beginning of an answer."""
 _Fitted = tuple[tuple[int, ...], tuple[int, ...], int]
 """A pair that fits the model, and how many tokens were cut from its context."""
 
@@ -160,13 +163,7 @@ class Scorer:
         """
         cut = [self._fitted(*pair) for pair in pairs]
         self.truncated += sum(over > 0 for _, _, over in cut)
-        groups: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-        for context, continuation, _ in cut:
-            groups.setdefault(context, set()).add(continuation)
-        requests = [request for context, follow in groups.items() for request in _requests(context, follow)]
-        answers = self._answers(requests, kept, check_stop, tell)
-        found = {(request.tokens, request.after): answer for request, answer in zip(requests, answers, strict=True)}
-        return [Scored(*_score(context, follow, found), truncated) for context, follow, truncated in cut]
+        return _scored(cut, lambda requests: self._answers(requests, kept, check_stop, tell))
 
     def generate(
         self,
@@ -249,6 +246,18 @@ class Scorer:
         self.output_tokens += sum(len(each.token_ids) for each in output.outputs)
 
 
+def _scored(pairs: Sequence[_Fitted], ask: Callable[[list[_Request]], list[Any]]) -> list[Scored]:
+    """Each pair's score; ``ask`` answers requests in their order."""
+    groups: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for context, continuation, _ in pairs:
+        groups.setdefault(context, set()).add(continuation)
+    requests = [(context, request) for context, follow in groups.items() for request in _requests(context, follow)]
+    answers: dict[tuple[int, ...], _Answers] = {context: {} for context in groups}
+    for (context, request), answer in zip(requests, ask([request for _, request in requests]), strict=True):
+        answers[context][request.tokens, request.after] = answer
+    return [Scored(*_score(context, follow, answers[context]), truncated) for context, follow, truncated in pairs]
+
+
 def _requests(context: tuple[int, ...], continuations: Collection[tuple[int, ...]]) -> list[_Request]:
     """What to ask to know each continuation after one context: a tree of next tokens, or each as a prompt."""
     branches: dict[tuple[int, ...], set[int]] = {}
@@ -268,10 +277,8 @@ def _requests(context: tuple[int, ...], continuations: Collection[tuple[int, ...
     ]
 
 
-def _score(
-    context: tuple[int, ...], continuation: tuple[int, ...], found: dict[tuple[tuple[int, ...], int], Any]
-) -> tuple[float, bool]:
-    """Sum of log-probabilities and whether it is greedy, from the answers to ``_requests``."""
+def _score(context: tuple[int, ...], continuation: tuple[int, ...], found: _Answers) -> tuple[float, bool]:
+    """Sum of log-probabilities and whether it is greedy, from the answers to this context's ``_requests``."""
     if (whole := found.get((context + continuation, len(context)))) is not None:
         return whole[0], whole[1]
     total, is_greedy = 0.0, True

@@ -1,5 +1,6 @@
 """Cards: what a model or dataset is, where it comes from, under which licences, and what it cost."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def _scores(scores: Scores | None) -> list[str]:
     for line in scores.lines:
         told = [_plain(line.benchmark), str(line.few_shot if line.few_shot is not None else ""), f"{line.questions:,}"]
         cells = (line.scores.get(model) for model in scores.models)
-        rows.append([*told, *("" if cell is None else f"{cell[0] * 100:.2f} ± {cell[1] * 100:.2f}" for cell in cells)])
+        rows.append([*told, *("" if cell is None else _percent(*cell) for cell in cells)])
     averages = [scores.average(model) for model in scores.models]
     last = ("" if average is None else f"{average * 100:.2f}" for average in averages)
     lines = ["## Scores", "", *card.table(header, [*rows, ["average of benchmarks", "", "", *last]]), ""]
@@ -167,6 +168,11 @@ def _work(told: Told) -> list[str]:
     if work.output_tokens:
         rows += [("tokens read", f"{work.prompt_tokens:,}"), ("tokens written", f"{work.output_tokens:,}")]
     return ["## What it cost", "", *card.table(("", ""), rows), ""]
+
+
+def _percent(score: float, error: float) -> str:
+    """The error is left out where it is unknown (NaN)."""
+    return f"{score * 100:.2f}" + ("" if math.isnan(error) else f" ± {error * 100:.2f}")
 
 
 def _model_index(name: str, scores: Scores) -> list[dict[str, Any]]:

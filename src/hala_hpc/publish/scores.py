@@ -1,6 +1,5 @@
 """Scores of a model for its card: from evaluation runs, and of exactly these weights."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ BEST: Final = "best.json"
 
 @dataclass(frozen=True)
 class Line:
-    """One benchmark. ``scores`` by model: score and standard error, of the mean over its tasks.
+    """One benchmark. ``scores`` by model: score and standard error (NaN: unknown), of the mean over its tasks.
 
     ``metric`` is that of its tasks. ``notes``: what a reader must know to compare it. ``whole``: of all its questions.
     """
@@ -87,7 +86,8 @@ def _choice(told: dict[str, Any], weights: str) -> str:
     said = f"Chosen among {', '.join(names)} by {by}: {told['rule']['says']}."
     own: dict[str, Any] = next((one for one in told["candidates"] if one["weights"] == weights), {})
     if held := own.get("held_out"):
-        said += f" On the other questions its average is {held['value'] * 100:.2f} ± {held['error'] * 100:.2f}."
+        error = f" ± {held['error'] * 100:.2f}" if held["error"] is not None else ""
+        said += f" On the other questions its average is {held['value'] * 100:.2f}{error}."
     return said
 
 
@@ -97,17 +97,16 @@ def _line(own: Result, found: Sequence[Result]) -> Line:
     notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
     notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []
     notes += ["with the chat template"] if own.chat_template else []
-    scores = {result.model: (result.score, _standard_error(result)) for result in alike}
+    scores = {result.model: (result.score, _error(result)) for result in alike}
     metric = ", ".join(sorted({task.metric for task in own.tasks.values()}))
     return Line(
         own.benchmark, own.few_shot, own.questions, metric, scores, tuple(notes), own.limit is None and not own.missing
     )
 
 
+def _error(result: Result) -> float:
+    return results.standard_error_of_means([task.stderr for task in result.tasks.values()])
+
+
 def _way(result: Result) -> tuple[object, ...]:
     return result.harness, result.few_shot, result.limit, result.chat_template, result.questions, tuple(result.tasks)
-
-
-def _standard_error(result: Result) -> float:
-    """Of an unweighted mean of independent tasks."""
-    return math.sqrt(math.fsum(task.stderr**2 for task in result.tasks.values())) / max(1, len(result.tasks))

@@ -5,6 +5,7 @@ choice is made on one part of the questions, and the other part tells what it is
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -12,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.report.paired import NORMAL_95, Mean
+from hala_hpc.report.paired import NORMAL_95, Difference, Mean
 from hala_hpc.report.scores import AVERAGE, Answered, Evaluations
+from hala_hpc.report.table import known
 
 RULES: Final[dict[str, str]] = {
     "average": "the highest average of benchmarks; of equal ones the first in the recipe",
@@ -52,20 +54,38 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """How far the chosen model is ahead of the best of the others, ``over``: on the questions that chose, and on those
+    held out (None where there are none).
+    """
+
+    over: str
+    chosen_by: Difference
+    held_out: Difference | None
+
+    @property
+    def fair(self) -> Difference:
+        """On questions that had no say, where there are any: on the others it is ahead because it was chosen."""
+        return self.held_out or self.chosen_by
+
+
+@dataclass(frozen=True)
 class Choice:
-    """The chosen model and what it was chosen from."""
+    """The chosen model and what it was chosen from; ``lead`` is None where there was no other."""
 
     model: str
     rule: str
     split: Split
     base: str
     candidates: list[Candidate]
+    lead: Lead | None
 
 
 def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = False) -> Choice:
     """Pick a model; the base is a candidate only if asked for.
 
-    Raises HalaError where a candidate lacks a benchmark or was asked other questions, or none fits the rule.
+    Raises HalaError where a candidate lacks a benchmark or was asked other questions, none fits the rule, or the rule
+    looks at standard errors that are unknown, since a task has a single question.
     """
     models = [model for model in evaluations.models if with_base or model != evaluations.base]
     _refuse_unequal(evaluations, models)
@@ -80,12 +100,27 @@ def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = 
     candidates = [
         Candidate(model, averages[model], _average(rest, model) if rest else None, model in fitting) for model in models
     ]
-    return Choice(ranked[0], rule, split, evaluations.base, candidates)
+    return Choice(ranked[0], rule, split, evaluations.base, candidates, _lead(ranked[0], averages, part, rest))
+
+
+def _lead(model: str, averages: dict[str, Mean], part: Evaluations, rest: Evaluations | None) -> Lead | None:
+    others = [one for one in averages if one != model]
+    if not others:
+        return None
+    over = max(others, key=lambda one: averages[one].value)
+    chosen_by = part.difference(model, base=over)
+    assert chosen_by is not None  # unequal questions were refused
+    return Lead(over, chosen_by, rest.difference(model, base=over) if rest else None)
 
 
 def _fitting(part: Evaluations, models: Sequence[str], averages: dict[str, Mean], rule: str) -> list[str]:
     if rule == "average":
         return list(models)
+    if any(math.isnan(averages[model].error) for model in models):
+        raise HalaError(
+            f"--rule {rule}: a task has a single question to choose by, so no standard error is known",
+            "--rule average, --split all, or leave its benchmark out by --benchmarks",
+        )
     if rule == "one-se":
         top = max(models, key=lambda model: averages[model].value)
         return [model for model in models if model == top or _is_near(part, model, top)]
@@ -138,6 +173,7 @@ def told(choice: Choice, evaluations: Evaluations) -> dict[str, Any]:
     """The choice as plain data: the model with its folder and weights, rule, split, and the table it came from.
 
     ``benchmarks`` has a digest of the questions of each, ``limit`` is the most that was asked of a task, if not all.
+    Standard errors that are unknown are None.
     """
     asked = {one: evaluations.cells[choice.model, one] for one in evaluations.benchmarks}
     limits = [cell.result.limit for cell in asked.values() if cell.result.limit is not None]
@@ -152,6 +188,7 @@ def told(choice: Choice, evaluations: Evaluations) -> dict[str, Any]:
         "base": choice.base,
         "benchmarks": {name: cell.questions for name, cell in asked.items()},
         "limit": max(limits, default=None),
+        "lead": _told_lead(choice.lead),
         "candidates": candidates,
     }
 
@@ -162,9 +199,24 @@ def _candidate(one: Candidate, evaluations: Evaluations) -> dict[str, Any]:
     return {
         "model": one.model,
         "fits": one.fits,
-        "chosen_by": vars(one.average),
-        "held_out": vars(one.held_out) if one.held_out else None,
+        "chosen_by": _plain(one.average),
+        "held_out": _plain(one.held_out) if one.held_out else None,
         "path": result.path,
         "weights": result.weights,
         "scores": {name: cell.mean.value for name, cell in cells.items()},
     }
+
+
+def _told_lead(lead: Lead | None) -> dict[str, Any] | None:
+    if lead is None:
+        return None
+    return {
+        "over": lead.over,
+        "chosen_by": _plain(lead.chosen_by),
+        "held_out": _plain(lead.held_out) if lead.held_out else None,
+    }
+
+
+def _plain(number: Mean | Difference) -> dict[str, Any]:
+    """As JSON can say it."""
+    return {name: known(value) for name, value in vars(number).items()}

@@ -37,7 +37,11 @@ def section(run: Run) -> Section | None:
 
 def _row(chosen: str, candidate: dict[str, Any]) -> list[Cell | Value]:
     cells = [
-        Cell(mean["value"] * PERCENT, mean["error"] * PERCENT, best=candidate["model"] == chosen) if mean else None
+        Cell(mean["value"] * PERCENT, _percent(mean["error"]), best=candidate["model"] == chosen) if mean else None
         for mean in (candidate["chosen_by"], candidate["held_out"])
     ]
     return [candidate["model"], *cells, "yes" if candidate["fits"] else "no", candidate["weights"][:12]]
+
+
+def _percent(error: float | None) -> float | None:
+    return None if error is None else error * PERCENT

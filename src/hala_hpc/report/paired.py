@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hala_hpc.evaluation import results
+
 Scores = npt.NDArray[np.float64]
 """One per question of a task."""
 ROUNDS: Final = 10_000
@@ -50,14 +52,14 @@ class Difference:
 
 def mean(scores: Scores) -> Mean:
     """Of one task's questions."""
-    error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else float("nan")
-    return Mean(float(np.mean(scores)), error, len(scores))
+    values = scores.tolist()
+    return Mean(results.mean(values), results.standard_error(values), len(values))
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
     """Unweighted: of tasks, a benchmark's; of benchmarks, a model's."""
     count = len(means)
-    error = float(np.sqrt(sum(one.error**2 for one in means))) / count
+    error = results.standard_error_of_means([one.error for one in means])
     return Mean(sum(one.value for one in means) / count, error, sum(one.questions for one in means))
 
 

@@ -143,7 +143,10 @@ class Compare:
         found: dict[str, Path] = {}
         for label, model in self._recipe.task.models.items():
             for part, folder in checkpoint.locate(model.name, model.revision).items():
-                found[f"{label}-{part}" if part else label] = folder
+                name = f"{label}-{part}" if part else label
+                if name in found:
+                    raise HalaError(f"task.models: two models are called '{name}'", "choose another label")
+                found[name] = folder
         for label in found:
             if not label.replace("-", "").replace(".", "").replace("_", "").isalnum() or label.startswith("."):
                 raise HalaError(f"task.models: {label!r} cannot be a label", "letters, digits, -, _ and .")
