@@ -193,8 +193,8 @@ def _check(row: Row, where: str, benchmark: Benchmark, is_question: bool) -> Non
     if answer == "answer" and "choices" in benchmark.columns:
         row[answer] = _number_of(row.get(answer), _choices(row["choices"], where), where)
     elif answer == "label":
-        options = sum(row.get(f"sol{number}") not in (None, "") for number in range(1, len(LETTERS) + 1))
-        row[answer] = _number_of(row[answer], options, where)
+        count = sum(row.get(f"sol{number}") not in (None, "") for number in range(1, len(LETTERS) + 1))
+        row[answer] = _number_of(row[answer], count, where)
     else:
         names = [
             f"Option {number + 1}" if answer == "Answer Key" else LETTERS[number] for number in range(len(LETTERS))
