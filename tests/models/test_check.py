@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hala_hpc.models import check
+from hala_hpc.models import check, tensors
 from hala_hpc.models.tensors import digest_of
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 from tests.conftest import Hala, TinyModel
+from tests.models.merge_pairs import store
 from tests.training import trainings
 from tests.training.test_progress import training_run
 
@@ -184,3 +185,18 @@ def test_verify_proves_the_model_and_the_rows_it_was_made_from(
     assert "NOT proven" in hala("verify", run, code=1).stdout
     shutil.rmtree(run / "prepare")  # tokens may go once the model stands; then nothing is said of them
     assert "mine" not in hala("verify", run).stdout
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_one_read_gives_the_digest_and_finds_what_is_no_number(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "CHUNK", 16)
+    draw = np.random.default_rng(0)
+    stored = {"a": draw.normal(size=(7, 3)), "none": np.zeros((0, 2)), "b": draw.normal(size=(5,))}
+    store(tmp_path, stored, files=1, dtype=dtype)
+    path = tmp_path / "model.safetensors"
+    assert tensors.digest_of_finite(path) == tensors.digest_of(path)
+    store(tmp_path, stored | {"b": np.array([1.0, np.nan, 2.0, 3.0, 4.0])}, files=1, dtype=dtype)
+    with pytest.raises(tensors.Unreadable, match=r"1 tensors hold NaN or infinity, e\.g\. b"):
+        tensors.digest_of_finite(path)

@@ -80,6 +80,16 @@ def eight_bits(folder: Path) -> None:
     header = {"w": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}
     told = json.dumps(header).encode()
     file.write_bytes(len(told).to_bytes(8, "little") + told + b"1234")
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    kept = {name: place for name, place in places.items() if place != file.name}
+    index.write_text(json.dumps({"weight_map": kept | {"w": file.name}}))
+
+
+def less_than_the_index_says(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": places | {"lost": "model-00001-of-00002.safetensors"}}))
 
 
 def one_more(folder: Path) -> None:
@@ -107,6 +117,7 @@ def other_cuts(folder: Path) -> None:
         (eight_bits, "is quantized (w of type I8)"),
         (missing_file, "1 of 2 weights files are missing"),
         (cut_short, "tuned: "),
+        (less_than_the_index_says, "1 tensors of the index are not there, e.g. lost"),
         (lambda two: (two / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda two: configure(two, model_type="gemma2"), "model_type is llama and gemma2"),
         (lambda two: configure(two, num_attention_heads=2), "num_attention_heads is 4 and 2"),

@@ -205,6 +205,8 @@ def model(folder: Path, shape: tuple[int, ...] = (2, 128), **config: Any) -> Pat
     """A folder with one weight of ones, as small as can be."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
     size = 2 * math.prod(shape)
     header = {"model.up_proj.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}
     told = json.dumps(header).encode()
@@ -241,10 +243,17 @@ def test_what_cannot_be_is_told_at_once(tmp_path: Path) -> None:
     assert "no matrix" in refused(source=model(tmp_path / "flat", (96,)))
     again = model(tmp_path / "again", quantization_config={"format": "dense"})
     assert "is quantized already" in refused(source=again)
-    (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-5])
-    assert "is not whole" in refused()
-    (source / "model.safetensors").unlink()
+    weights = source / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-2] + b"\x80\x7f")  # an infinity in bfloat16
+    assert f"{weights}: 1 tensors hold NaN or infinity, e.g. model.up_proj.weight" in refused()
+    weights.write_bytes(whole[:-5])
+    assert f"{weights}: " in refused() and "download the model again" in refused()
+    weights.unlink()
     assert "only models in safetensors files" in refused()
+    weights.write_bytes(whole)
+    (source / "tokenizer.json").rename(source / "tokenizer.model")
+    assert "has no tokenizer.json (make it: AutoTokenizer" in refused()
 
 
 def test_a_plan_has_an_item_a_file_and_knows_its_contents(tmp_path: Path) -> None:

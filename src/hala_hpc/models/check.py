@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.models.tensors import Unreadable, digest_of, not_finite, tensors_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
@@ -12,6 +13,14 @@ from hala_hpc.run.verify import ShardReport
 RECORD: Final = "hala.json"
 """In the model folder: what made it, and size and digest of every other file but the card, which people edit."""
 NEEDED: Final = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def require_files(label: str, folder: Path) -> None:
+    """Refuse a model that lacks what every model made from it must have. Raises HalaError."""
+    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
+        slow = (folder / "tokenizer.model").is_file() and missing[0] == "tokenizer.json"
+        hint = "make it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)" if slow else "copy it there"
+        raise HalaError(f"{label}: {folder} has no {missing[0]}", hint)
 
 
 def check_model(shard: Shard, path: Path) -> ShardReport:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models.tensors import digest_of
+from hala_hpc.models.tensors import Unreadable, digest_of, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 
@@ -17,6 +17,7 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 TEXTS: Final = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files besides the weights that decide what a model says: configuration, tokenizer, template."""
+AGAIN: Final = "download the model again: an interrupted download goes on"
 NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
 
 
@@ -54,38 +55,62 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> list[Path]:
-    """The safetensors files of a model, by name. Raises HalaError where one of its index is missing, or all are."""
+    """The safetensors files of a model, by name.
+
+    Raises HalaError where one of its index is missing, or all are, or a file is cut short or lacks what the index says
+    that it holds. Only headers are read.
+    """
     index = folder / INDEX
-    if not index.is_file():
-        if not (folder / SINGLE).is_file():
-            raise HalaError(f"{folder}: no {SINGLE} and no {INDEX}", "only models in safetensors files are read")
-        return [folder / SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise HalaError(f"{index} cannot be read: {error}") from error
-    files = [folder / name for name in names]
+    if index.is_file():
+        try:
+            places: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+            files = [folder / name for name in sorted(set(places.values()))]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HalaError(f"{index} cannot be read: {error}", AGAIN) from error
+    elif (folder / SINGLE).is_file():
+        places, files = {}, [folder / SINGLE]
+    else:
+        raise HalaError(f"{folder}: no {SINGLE} and no {INDEX}", "only models in safetensors files are read")
     if missing := [file.name for file in files if not file.is_file()]:
-        raise HalaError(
-            f"{folder}: {len(missing)} of {len(files)} weights files are missing, e.g. {missing[0]}",
-            "download the model again: an interrupted download goes on",
-        )
+        raise HalaError(f"{folder}: {len(missing)} of {len(files)} weights files are missing, e.g. {missing[0]}", AGAIN)
+    stored: set[tuple[str, str]] = set()
+    for file in files:
+        try:
+            stored.update((tensor.name, file.name) for tensor in tensors_of(file))
+        except (OSError, Unreadable) as error:
+            raise HalaError(f"{file}: {error}", AGAIN) from error
+    if lost := sorted(places.items() - stored):
+        raise HalaError(f"{folder}: {len(lost)} tensors of the index are not there, e.g. {lost[0][0]}", AGAIN)
     return files
 
 
-def digest(folder: Path, count: Callable[[int], None] = lambda _: None) -> str:
+def sound_digest(folder: Path, count: Callable[[int], None] = lambda _: None) -> str:
+    """``digest``, for a plan. Raises HalaError where a weight is NaN or infinite: nothing sound is made of it."""
+    return digest(folder, count, digest_of_weights)
+
+
+def digest_of_weights(path: Path) -> str:
+    """Digest of one file of weights that are all numbers. Raises HalaError naming file and tensor."""
+    try:
+        return digest_of_finite(path)
+    except (OSError, Unreadable) as error:
+        raise HalaError(f"{path}: {error}", AGAIN) from error
+
+
+def digest(
+    folder: Path, count: Callable[[int], None] = lambda _: None, of_weights: Callable[[Path], str] = digest_of
+) -> str:
     """Digest (BLAKE2b, 16 bytes, hex) of everything that decides what a model says: weights, configuration, tokenizer.
 
     Of the contents, not of names, sizes or times: a folder that was written over has another. Reads every byte, about
     a gigabyte a second and core; ``count`` takes the number of bytes read so far.
     """
-    files = weights(folder)
-    files += sorted(
-        {path for kind in TEXTS for path in folder.glob(kind)} - {folder / name for name in NOT_OF_THE_MODEL}
-    )
+    digests = dict.fromkeys(weights(folder), of_weights)
+    others = {path for kind in TEXTS for path in folder.glob(kind)} - {folder / name for name in NOT_OF_THE_MODEL}
+    digests |= dict.fromkeys(sorted(others), digest_of)
     hashed, read = hashlib.blake2b(digest_size=16), 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for file, found in zip(files, threads.map(digest_of, files), strict=True):
+        for file, found in zip(digests, threads.map(lambda file: digests[file](file), digests), strict=True):
             hashed.update(f"{file.name}\0{found}\0".encode())
             read += file.stat().st_size
             count(read)

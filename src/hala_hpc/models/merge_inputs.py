@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import checkpoint
-from hala_hpc.models.check import NEEDED
-from hala_hpc.models.tensors import CHUNK, Tensor, Unreadable, tensors_of
+from hala_hpc.models.check import require_files
+from hala_hpc.models.tensors import CHUNK, Tensor, tensors_of
 
 FLOATS: Final = ("BF16", "F16", "F32", "F64")
 WHOLE: Final = ("I64", "I32", "I16", "BOOL")
@@ -52,15 +52,14 @@ def read(label: str, folder: Path) -> Input:
     told += [name for name in QUANTIZED_FILES if (folder / name).is_file()]
     if told:
         raise _quantized(label, folder, told[0])
-    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-        raise HalaError(f"{label}: {folder} has no {missing[0]}", "a model with its fast tokenizer is needed")
+    require_files(label, folder)
     tensors: dict[str, tuple[Path, Tensor]] = {}
-    for file in checkpoint.weights(folder):
-        try:
-            found = tensors_of(file)
-        except (OSError, Unreadable) as error:
-            raise HalaError(f"{label}: {file}: {error}", "download the model again") from error
-        for tensor in found:
+    try:
+        files = checkpoint.weights(folder)
+    except HalaError as error:
+        raise HalaError(f"{label}: {error.message}", error.hint) from error
+    for file in files:
+        for tensor in tensors_of(file):
             if tensor.dtype not in (*FLOATS, *WHOLE):
                 raise _quantized(label, folder, f"{tensor.name} of type {tensor.dtype}")
             tensors[tensor.name] = (file, tensor)

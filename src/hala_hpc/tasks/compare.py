@@ -107,7 +107,7 @@ class Compare:
         for label, model in found.items():
             watch.say(f"reading {label}")
             size = sum(path.stat().st_size for path in checkpoint.weights(model))
-            digest = checkpoint.digest(model, watch.weigh)
+            digest = checkpoint.sound_digest(model, watch.weigh)
             items.append({"name": label, "model": str(model), "weights": digest, "bytes": size, "base": base})
         return _cut(items, tokens)
 

@@ -83,7 +83,7 @@ class Evaluate:
         for label, path in self._models().items():
             vllm.check(replace(self._recipe, model=Model(str(path))))
             watch.say(f"reading {label}'s weights")
-            weights = checkpoint.digest(path, watch.weigh)
+            weights = checkpoint.sound_digest(path, watch.weigh)
             size = sum(file.stat().st_size for file in checkpoint.weights(path))
             sources.append({"path": str(path), "original": str(path), "rows": len(asked), "bytes": size})
             for cost, question in asked:

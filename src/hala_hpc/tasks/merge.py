@@ -97,7 +97,7 @@ class Merge:
         told: dict[str, dict[str, Any]] = {}
         for label, model in given.items():
             watch.say(f"reading {label}")
-            digest = checkpoint.digest(model["folder"], watch.weigh)
+            digest = checkpoint.sound_digest(model["folder"], watch.weigh)
             told[label] = model | {"folder": str(model["folder"]), "digest": digest}
         donor = _donor(self._recipe.task.files_from, inputs)
         return _cut(list(self._items(told, donor)), inputs)

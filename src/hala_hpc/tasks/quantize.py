@@ -16,9 +16,10 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, checkpoint, quant_files, quant_folder, quant_schemes, quant_whole, quantized
+from hala_hpc.models.checkpoint import digest_of_weights
 from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.quant_schemes import Scheme
-from hala_hpc.models.tensors import Tensor, Unreadable, digest_of, tensors_of
+from hala_hpc.models.tensors import Tensor, tensors_of
 from hala_hpc.run import files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
@@ -100,14 +101,17 @@ class Quantize:
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
-        stored = _stored(checkpoint.weights(source))
+        check.require_files("model.name", source)
+        stored = {path: tensors_of(path) for path in checkpoint.weights(source)}
         ignore = self._ignored(config)
         self._refuse(stored, ignore)
         if self._scheme.calibrated or self._recipe.task.rounding == "gptq":
             _write_calibration(self._recipe, folder, watch)
         watch.say("reading weights")
         with ThreadPoolExecutor(READERS) as threads:
-            digests = {path.name: found for path, found in zip(stored, threads.map(digest_of, stored), strict=True)}
+            digests = {
+                path.name: found for path, found in zip(stored, threads.map(digest_of_weights, stored), strict=True)
+            }
         items = self._whole(stored, config) if self._method == "whole" else _by_file(stored, self._scheme)
         return _cut([item | {"ignore": ignore, "digests": digests} for item in items], source, stored)
 
@@ -251,13 +255,6 @@ def source_of(recipe: Recipe) -> Path:
     if len(found) != 1:
         raise HalaError(f"model.name: {recipe.model.name} holds {len(found)} models: {', '.join(found)}", "name one")
     return next(iter(found.values()))
-
-
-def _stored(paths: Sequence[Path]) -> dict[Path, list[Tensor]]:
-    try:
-        return {path: tensors_of(path) for path in paths}
-    except (OSError, Unreadable) as error:
-        raise HalaError(f"model.name: a file of weights is not whole: {error}", "download the model again") from error
 
 
 def _by_file(stored: dict[Path, list[Tensor]], scheme: Scheme) -> Iterator[dict[str, Any]]:
