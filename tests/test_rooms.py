@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "data": {"config", "run"},
     "text": set(),
     "models": {"config", "run"},
-    "engines": {"config"},
+    "engines": {"config", "text"},
     "training": {"config", "run", "data", "text", "models"},
     "tasks": {"config", "run", "data", "text", "engines", "models", "training", "evaluation"},
     "slurm": {"config", "run"},
