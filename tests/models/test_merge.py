@@ -12,8 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models import merge_folder, merge_grid, merge_inputs, merge_methods
+from hala_hpc.models import merge_folder, merge_grid, merge_inputs, merge_methods, merge_vocabulary
 from hala_hpc.models.merge_cosine import cosines
+from hala_hpc.models.merge_vocabulary import Vocabulary
 from hala_hpc.models.merge_writer import Writer
 from hala_hpc.models.tensors import tensors_of
 from tests.models.merge_pairs import Numbers, configure, cosine, store, weights_of
@@ -156,6 +157,42 @@ def test_a_tied_head_that_was_stored_once_more_is_no_difference(two: tuple[Path,
         compare(*two)
         base, tuned = merge_inputs.read("base", one), merge_inputs.read("tuned", other)
         assert merge_inputs.tensors_to_merge(base, {"tuned": tuned}).keys() == alone.keys()
+
+
+def test_a_padded_vocabulary_is_shared_up_to_the_last_common_token(two: tuple[Path, Path]) -> None:
+    one, other = two
+    wide = tensors(1)
+    wide |= {name: np.concatenate([wide[name], np.ones((4, 4))]) for name in wide if "embed" in name or "head" in name}
+    store(other, wide)
+    configure(other, vocab_size=16)
+    with pytest.raises(HalaError, match=r"vocab_size is 12 and 16 .*"):
+        compare(one, other)
+    base, tuned = merge_inputs.read("base", one), merge_inputs.read("tuned", other)
+    merge_inputs.refuse_unlike(base, tuned, same_vocabulary=False)
+    inputs = {"base": base, "tuned": tuned}
+    assert merge_vocabulary.find(inputs, "base") == Vocabulary(12, 12)
+    assert merge_vocabulary.find(inputs, "tuned") == Vocabulary(12, 16)
+    tokenizer("abcdefghijklm").save(str(other / "tokenizer.json"))
+    assert merge_vocabulary.find(inputs, "tuned") == Vocabulary(12, 16)
+    tokenizer("abcdefghijXYZ").save(str(other / "tokenizer.json"))
+    assert merge_vocabulary.find(inputs, "tuned") == Vocabulary(10, 16)
+    tokenizer("bacdefghijkl").save(str(other / "tokenizer.json"))
+    with pytest.raises(HalaError, match=r"2 tokens have other numbers, e\.g\. 'a' \(0 and 1\)"):
+        merge_vocabulary.find(inputs, "base")
+    tokenizer().save(str(other / "tokenizer.json"))
+    assert merge_vocabulary.find({"base": base, "again": base}, "base") is None
+
+
+def test_a_model_cut_to_shared_rows_is_a_model_of_its_own(two: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = merge_inputs.read("tuned", two[1])
+    for _ in range(2):  # again, as after a kill
+        cut = merge_vocabulary.cut(whole, Vocabulary(10, 12), tmp_path / "cut")
+    again = merge_inputs.read("tuned", tmp_path / "cut")
+    assert again.config["vocab_size"] == 10 and again.tensors.keys() == whole.tensors.keys()
+    for name, (file, tensor) in again.tensors.items():
+        other_file, other = cut.tensors[name]
+        assert tensor.shape == other.shape
+        assert file.read_bytes()[tensor.begin : tensor.end] == other_file.read_bytes()[other.begin : other.end]
 
 
 def names(*arguments: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from hala_hpc import tasks
 from hala_hpc.cli.planning import plan_run
@@ -85,6 +86,25 @@ def odd_pair(gemma: Path, folder: Path) -> Path:
     return folder
 
 
+def padded_pair(llama: Path, folder: Path) -> None:
+    """A tuned model with one more token, and rows of embeddings and head up to a multiple of eight."""
+    shutil.copytree(llama, folder)
+    tuned = weights_of(folder / "tuned")
+    rows, width = tuned["model.embed_tokens.weight"].shape
+    draw = np.random.default_rng(0)
+    wide = {
+        name: np.concatenate([numbers, draw.normal(size=(8, width))])
+        for name, numbers in tuned.items()
+        if "embed_tokens" in name or "lm_head" in name
+    }
+    store(folder / "tuned", tuned | wide, files=1)
+    configure(folder / "tuned", vocab_size=rows + 8)
+    tokenizer = Tokenizer.from_file(str(folder / "tuned" / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() <= rows
+    tokenizer.add_special_tokens(["<|extra|>"])
+    tokenizer.save(str(folder / "tuned" / "tokenizer.json"))
+
+
 def strange_pair(gemma: Path, folder: Path) -> list[str]:
     """Two models with a tensor that the architecture does not have."""
     shutil.copytree(gemma, folder)
@@ -98,6 +118,9 @@ def worked(pairs: Path, work_python: Path) -> Path:
     """Where merge_script worked: its runs, out/ with what it saw. One process, for its imports take long."""
     odd, half = odd_pair(pairs / "gemma2", pairs / "odd"), pairs / "half"
     runs = [plan(pairs, name, pairs / name, t=WEIGHTS) for name in ARCHITECTURES[1:]]
+    padded_pair(pairs / "llama", pairs / "padded")
+    padded = {"t": [0.3], "vocabulary": "shared"}
+    runs += [plan(pairs, f"padded-{one}", pairs / "padded", files_from=one, **padded) for one in ("base", "tuned")]
     runs.append(plan(pairs, "odd", odd, files_from="tuned"))
     shutil.copytree(pairs / "llama" / "tuned", half)
     store(half, {name: numbers * 0.5 for name, numbers in weights_of(pairs / "llama" / "base").items()}, dtype="F32")
@@ -136,6 +159,24 @@ def test_merges_over_t_are_slerp_tensor_by_tensor(worked: Path, architecture: st
         assert check_merge(manifest.read(run / "manifest.parquet")[0], folder).problems == ()
     assert {path.name for path in published(run)[0].iterdir()} >= {"generation_config.json", "chat_template.jinja"}
     assert len(list(published(run)[0].glob("*.safetensors"))) == 2  # as the base's
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("donor", ["base", "tuned"])
+def test_of_vocabularies_that_begin_alike_the_shared_rows_are_merged(worked: Path, donor: str) -> None:
+    base, tuned = (weights_of(worked / "padded" / label) for label in ("base", "tuned"))
+    (folder,) = checkpoint.locate(str(worked / "runs" / f"padded-{donor}")).values()
+    found = weights_of(folder)
+    own = (base if donor == "base" else tuned)["model.embed_tokens.weight"]
+    shared = Tokenizer.from_file(str(worked / "padded" / "base" / "tokenizer.json")).get_vocab_size()
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(own)
+    for name, numbers in found.items():
+        rows = shared if "embed_tokens" in name or "lm_head" in name else len(numbers)
+        assert off(numbers[:rows], 0.3, base[name][:rows], tuned[name][:rows]) <= 1.0, name
+        if rows == shared:
+            assert np.array_equal(numbers[rows:], (base if donor == "base" else tuned)[name][rows:]), name
+    own_rows = len(own) - shared
+    assert f"{shared:,} rows are merged; {own_rows:,} more are those of {donor}" in (folder / "README.md").read_text()
 
 
 @pytest.mark.train

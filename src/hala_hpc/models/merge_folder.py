@@ -12,6 +12,7 @@ from hala_hpc.models import card
 from hala_hpc.models.check import NEEDED, RECORD, check_model
 from hala_hpc.models.checkpoint import weights
 from hala_hpc.models.merge_cosine import LERP_ABOVE
+from hala_hpc.models.merge_vocabulary import with_rows
 from hala_hpc.models.tensors import Tensor, Unreadable, digest_of, not_finite, tensors_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
@@ -35,9 +36,12 @@ def template_of(folder: Path) -> Any:
     return card.read_json(folder / "tokenizer_config.json").get("chat_template")
 
 
-def copy_files(base: Path, donor: Path, dtype: str, folder: Path) -> None:
-    """Configuration of the base, but for the type of its weights; tokenizer, template and generation of ``donor``."""
+def copy_files(base: Path, donor: Path, dtype: str, folder: Path, rows: int | None = None) -> None:
+    """Configuration of the base, but for the type of its weights and, where given, the number of its vocabulary's rows;
+    tokenizer, template and generation of ``donor``.
+    """
     config = json.loads((base / "config.json").read_text("utf-8"))
+    config = config if rows is None else with_rows(config, rows)
     config.pop("_name_or_path", None)  # somebody's folder, as a rule
     for part in (config, *(part for part in config.values() if isinstance(part, dict))):
         for key in ("dtype", "torch_dtype"):
@@ -75,6 +79,7 @@ def report_of(
     return {
         "kind": "merge",
         **{key: asked[key] for key in ("name", "method", "cell", "config", "files_from", "seed")},
+        "vocabulary": asked.get("vocabulary"),
         "models": {
             label: {key: card.without_folders(model[key]) for key in ("name", "revision", "digest")}
             for label, model in asked["models"].items()
@@ -116,6 +121,9 @@ def render(record: dict[str, Any]) -> str:
     models = ((label, one["name"], str(one["revision"] or ""), one["digest"]) for label, one in merge["models"].items())
     lines += ["", "## Models", "", *card.table(columns, models), ""]
     lines += [f"Configuration of the base; tokenizer, chat template and generation settings of {merge['files_from']}."]
+    if vocabulary := merge.get("vocabulary"):
+        shared, own = vocabulary["shared"], vocabulary["rows"] - vocabulary["shared"]
+        lines += [f"Of the vocabulary {shared:,} rows are merged; {own:,} more are those of {merge['files_from']}."]
     lines += ["", "## Merge", "", "As mergekit takes it, with labels in the place of models:", ""]
     lines += ["```yaml", card.yaml_of(merge["config"]), "```"]
     return "\n".join([*lines, *card.ending(record)])

@@ -1,6 +1,6 @@
 """Which models can be merged, told before anything is merged: from headers and configurations, without torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ SAME: Final = (
 )  # fmt: skip
 """Keys of the configuration that say what the weights are for. What only one of two models says is not compared:
 transformers' versions write more or fewer keys."""
+SHARED: Final = "if one vocabulary is only padded or added to at its end: task.vocabulary=shared"
 SAMPLE: Final = " 1. A sample:\n\n\tnaïve «نصٌّ عربيّ» 12,345 Euskaraz ñ ▁ \u00a0 🙂 def f(x): return x**2\n"
 """Spaces, scripts, digits, code: where tokenizers of one vocabulary still differ."""
 
@@ -66,10 +67,14 @@ def read(label: str, folder: Path) -> Input:
     return Input(label, folder, config, tensors)
 
 
-def refuse_unlike(base: Input, other: Input) -> None:
-    """Raises HalaError, with the reason, for two models that no merge of tensor with tensor makes sense of."""
+def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> None:
+    """Raises HalaError, with the reason, for two models that no merge of tensor with tensor makes sense of.
+
+    ``same_vocabulary`` False: the number of rows of embeddings and head may differ (see ``merge_vocabulary``).
+    """
     where = f"{other.label} and {base.label} cannot be merged"
-    if difference := next(_unlike_configs(base.config, other.config), None):
+    free = () if same_vocabulary else ("vocab_size",)
+    if difference := next(_unlike_configs(base.config, other.config, free), None):
         raise HalaError(f"{where}: {difference}", "models of one architecture and one size are wanted")
     for one, two in ((base, other), (other, base)):
         alone = [name for name in one.tensors if name not in two.tensors and not _is_copied_head(one, name)]
@@ -77,10 +82,13 @@ def refuse_unlike(base: Input, other: Input) -> None:
             raise HalaError(f"{where}: {len(alone)} tensors are in {one.label} only, e.g. {alone[0]}")
     for name, (_, tensor) in base.tensors.items():
         shape = other.tensors[name][1].shape if name in other.tensors else tensor.shape
-        if shape != tensor.shape:
-            raise HalaError(f"{where}: {name} is {_by(tensor.shape)} in {base.label}, {_by(shape)} in {other.label}")
-    if difference := _unlike_tokenizers(base, other):
-        raise HalaError(f"{where}: {difference}", "models with one vocabulary are wanted: row by row the same token")
+        free_rows = not same_vocabulary and name.endswith((EMBEDDINGS, HEAD))
+        if shape[free_rows:] != tensor.shape[free_rows:]:
+            raise HalaError(
+                f"{where}: {name} is {_by(tensor.shape)} in {base.label}, {_by(shape)} in {other.label}", SHARED
+            )
+    if difference := _unlike_tokenizers(base, other, same_vocabulary):
+        raise HalaError(f"{where}: {difference}", SHARED)
 
 
 def tensors_to_merge(base: Input, others: Mapping[str, Input]) -> dict[str, Tensor]:
@@ -89,10 +97,10 @@ def tensors_to_merge(base: Input, others: Mapping[str, Input]) -> dict[str, Tens
     return {name: tensor for name, tensor in shared.items() if all(name in other.tensors for other in others.values())}
 
 
-def _unlike_configs(base: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+def _unlike_configs(base: dict[str, Any], other: dict[str, Any], free: Sequence[str]) -> Iterator[str]:
     for key in SAME:
         one, two = base.get(key), other.get(key)
-        if one is not None and two is not None and one != two:
+        if key not in free and one is not None and two is not None and one != two:
             yield f"{key} is {one} and {two}"
     one, two = _rotation(base), _rotation(other)
     for key in ("theta", "type", "factor"):
@@ -131,12 +139,12 @@ def _is_copied_head(model: Input, name: str) -> bool:
     return True
 
 
-def _unlike_tokenizers(base: Input, other: Input) -> str:
+def _unlike_tokenizers(base: Input, other: Input, same_vocabulary: bool) -> str:
     from tokenizers import Tokenizer
 
     one, two = (Tokenizer.from_file(str(model.folder / "tokenizer.json")) for model in (base, other))
     words, others = one.get_vocab(), two.get_vocab()
-    if words != others:
+    if same_vocabulary and words != others:
         apart = sorted(words.items() ^ others.items(), key=lambda word: (word[1], word[0]))
         return (
             f"different vocabularies: {len({word for word, _ in apart})} of {len(words)} and {len(others)} tokens "

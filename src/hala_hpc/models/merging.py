@@ -38,6 +38,8 @@ class Asked:
     dtype: str
     device: str = "cpu"
     seed: int = 0
+    beyond: Callable[[str], Any] | None = None
+    """By a tensor's name the rows after those that are merged; None for a tensor without (``merge_vocabulary``)."""
 
 
 def merge(
@@ -70,6 +72,9 @@ def merge(
     told = time.monotonic()
     with Writer(folder, _layout(asked, wanted, kept)) as writer:
         for number, (name, tensor) in enumerate(_results(asked, steps), 1):
+            rest = asked.beyond(name) if asked.beyond is not None else None
+            if rest is not None:
+                tensor = torch.cat([tensor.to("cpu", torch.float32), rest.to(torch.float32)])
             writer.write(name, _bytes_of(tensor, writer.place(name).dtype))
             del tensor
             check_stop()

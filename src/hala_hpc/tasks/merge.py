@@ -4,16 +4,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import checkpoint, merge_folder, merge_grid, merge_inputs, merge_methods
+from hala_hpc.models import checkpoint, merge_folder, merge_grid, merge_inputs, merge_methods, merge_vocabulary
 from hala_hpc.models.merge_cosine import cosines
 from hala_hpc.models.merge_inputs import Input
+from hala_hpc.models.merge_vocabulary import Vocabulary
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
@@ -54,6 +56,7 @@ class Options(TaskOptions):
     base_as_model: bool = False  # of methods whose base is optional: the recipe's model is one like the others
     dtype: Type = "bfloat16"  # of the merged weights
     compute_dtype: Type | None = None  # null: float32
+    vocabulary: Literal["same", "shared"] = "same"  # shared: padded or added to at its end; see docs/models.md
     files_from: str | None = None  # label of the model whose tokenizer, template and generation config are kept
     device: str = "cpu"  # or cuda
     seed: int = 0  # of methods that draw
@@ -93,14 +96,17 @@ class Merge:
         inputs = {label: merge_inputs.read(label, model["folder"]) for label, model in given.items()}
         for label, one in inputs.items():
             if label != BASE:
-                merge_inputs.refuse_unlike(inputs[BASE], one)
+                merge_inputs.refuse_unlike(inputs[BASE], one, self._recipe.task.vocabulary == "same")
         told: dict[str, dict[str, Any]] = {}
         for label, model in given.items():
             watch.say(f"reading {label}")
             digest = checkpoint.sound_digest(model["folder"], watch.weigh)
             told[label] = model | {"folder": str(model["folder"]), "digest": digest}
         donor = _donor(self._recipe.task.files_from, inputs)
-        return _cut(list(self._items(told, donor)), inputs)
+        items = list(self._items(told, donor))
+        if self._recipe.task.vocabulary == "shared":
+            items = [item | _vocabulary(item, inputs) for item in items]
+        return _cut(items, inputs)
 
     def models_on_hub(self) -> list[Model]:
         """Besides the base, which is the recipe's model."""
@@ -191,20 +197,27 @@ class Merging:
 
         asked = item.asked
         inputs = {label: self._input(label, model, item) for label, model in asked["models"].items()}
+        donor = inputs[asked["files_from"]]
+        vocabulary = Vocabulary(**asked["vocabulary"]) if asked.get("vocabulary") else None
+        if vocabulary is not None:
+            folder = item.kept / "cut"
+            inputs = {label: merge_vocabulary.cut(one, vocabulary, folder / label) for label, one in inputs.items()}
         base, others = inputs[BASE], {label: one for label, one in inputs.items() if label != BASE}
-        tensors = merge_inputs.tensors_to_merge(base, others)
+        shared = merge_inputs.tensors_to_merge(base, others)
+        tensors = {name: merge_vocabulary.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
         config = dict(asked["config"])
         dtype = config.pop("out_dtype")
         item.place.mkdir()
-        wanted = merging.Asked(config, inputs, BASE, tensors, dtype, asked["device"], asked["seed"])
+        beyond = partial(_beyond, donor, vocabulary)
+        wanted = merging.Asked(config, inputs, BASE, tensors, dtype, asked["device"], asked["seed"], beyond)
         made = merging.merge(wanted, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
-        donor = inputs[asked["files_from"]].folder
-        merge_folder.copy_files(base.folder, donor, dtype, item.place)
+        rows = vocabulary.rows if vocabulary is not None else None
+        merge_folder.copy_files(base.folder, donor.folder, dtype, item.place, rows)
         item.tell("comparing the models")
         alike = {label: self._alike(base, one, list(made), item) for label, one in others.items()}
         item.tell("checking")
         kept = {name: tensors[name] for name in made}
-        if faults := list(itertools.islice(merge_folder.faults(item.place, donor, kept, item.check_stop), 8)):
+        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, kept, item.check_stop), 8)):
             raise HalaError(f"the merged model is not sound: {'; '.join(faults)}")
         report = merge_folder.report_of(asked, tensors, made, alike)
         merge_folder.finish(self._run, item.place, report, item.check_stop)
@@ -266,6 +279,17 @@ def _donor(asked: str | None, inputs: Mapping[str, Input]) -> str:
         return asked
     with_template = [label for label, one in inputs.items() if merge_folder.template_of(one.folder) is not None]
     return BASE if BASE in with_template or not with_template else with_template[0]
+
+
+def _vocabulary(item: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str, Any]:
+    """The plan's entry for a merge whose models do not have the same rows; empty where they have."""
+    found = merge_vocabulary.find({label: inputs[label] for label in item["models"]}, item["files_from"])
+    return {"vocabulary": asdict(found)} if found is not None else {}
+
+
+def _beyond(donor: Input, vocabulary: Vocabulary | None, name: str) -> Any:
+    has_more = vocabulary is not None and merge_vocabulary.has_rows(name) and vocabulary.rows > vocabulary.shared
+    return merge_vocabulary.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None
 
 
 def _cut(items: list[dict[str, Any]], inputs: Mapping[str, Input]) -> Cut:
