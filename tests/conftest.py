@@ -43,7 +43,9 @@ CLUSTER = (
 """Tests of the one cluster: where several processes run the tests, they are for one of them. They mostly wait."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "exhaustive" not in config.getoption("-m"):  # these run when they are asked for
+        items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker("slow")

@@ -156,6 +156,8 @@ def test_an_output_of_another_shard_or_none(planned_rows: tuple[Path, Cut]) -> N
     assert "5 rows lost, the first is row 0" in said
     assert "5 rows of another shard, the first is row 5" in said
     other.write_bytes(other.read_bytes()[:-100])
+    assert "its seal is broken" in check(cut.shards[1], other, cut).problems[0]
+    other.write_bytes(b"PAR1")
     assert "not readable" in check(cut.shards[1], other, cut).problems[0]
 
 

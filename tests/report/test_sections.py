@@ -63,7 +63,7 @@ def test_quarantine_is_counted_by_reason(tmp_path: Path) -> None:
     pq.write_table(table, run.directory.shard_output(0))
     made.work(run.directory, [0])
     ledger = next(run.directory.ledger.glob("worker-0.jsonl"))
-    ledger.write_text(ledger.read_text().replace('"quarantined": 0', '"quarantined": 3'))
+    ledger.write_text(ledger.read_text().replace('"errors": 0', '"errors": 3'))
     found = rows.section(run, 0)
     assert found is not None
     assert [[cell.value for cell in row] for row in found.tables[1].rows] == [["truncated", 2], ["empty", 1]]

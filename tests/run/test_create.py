@@ -1,6 +1,7 @@
 """A run comes to be whole, or not at all; and so does everything else that is made aside and named."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,17 +26,20 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     manifest.write(tmp_path / "m.parquet", SHARDS, FACTS)
     plan = manifest.read(tmp_path / "m.parquet")
     assert list(plan) == SHARDS
-    assert plan.facts == FACTS
+    assert plan.facts == replace(FACTS, sealed=True)
     assert plan[1] == SHARDS[1]
     assert plan.column("rows") == [10, 10, 10]
 
 
-@pytest.mark.parametrize("data", [None, b"", b"PAR1 not really", b"{}"])
-def test_what_is_no_manifest_is_said_to_be_none(tmp_path: Path, data: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "No such file"), (b"", "is empty"), (b"PAR1 not really", "not readable"), (b"{}", "not readable")],
+)
+def test_what_is_no_manifest_is_said_to_be_none(tmp_path: Path, data: bytes | None, said: str) -> None:
     path = tmp_path / "manifest.parquet"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(HalaError, match="not a manifest"):
+    with pytest.raises(HalaError, match=rf"manifest.parquet: .*{said}.*put a copy back"):
         manifest.read(path)
 
 

@@ -23,7 +23,8 @@ def test_torn_and_strange_lines_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "ada.jsonl"
     Ledger(path).close()
     with path.open("ab") as raw:
-        raw.write(b'\xff\n[]\n{"time": 1}\n{"event": "claimed", "sh\n{"event": "ended"}\n{"event": "tor')
+        raw.write(b'\xff\n[]\n{"time": 1}\n{"event": "claimed", "sh\n{"event": "ended"}\n')
+        raw.write(b'{"event": "ended", "time": 2}\n{"event": "tor')
     assert [event["event"] for event in ledger.read(path)] == ["started", "ended"]
     path.write_bytes(b'{"event": "sta')
     assert list(ledger.read(path)) == []

@@ -51,7 +51,7 @@ def test_counts_rates_and_what_is_left(tmp_path: Path) -> None:
     state = status.read(run.path, TTL, attempts=2)
 
     assert (state.shards, state.done, state.running, state.waiting, state.failed) == (5, 1, 1, 2, 1)
-    assert (state.rows, state.rows_done, state.quarantined) == (150, 10 + 15 + 7, 2)
+    assert (state.rows, state.rows_done, state.quarantined) == (150, 10 + 15 + 7, 0)
     assert state.rows_per_second == pytest.approx(0.2)  # of the living, over the last minutes
     assert state.tokens_per_second == pytest.approx(0.2 * 30)
     assert state.seconds_left == pytest.approx((150 - 32) / 0.2)

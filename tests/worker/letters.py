@@ -92,7 +92,7 @@ def planned(path: Path, letters: Sequence[dict[str, Any]]) -> Path:
         Shard(number, "letters", letter.get("source", ""), 0, number, 1, 0, 1, "")
         for number, letter in enumerate(letters)
     ]
-    facts = Facts("", len(letters), 0, 0, len(letters), unit="benchmarks", items=list(letters))
+    facts = Facts("", len(letters), 0, 0, len(letters), unit="benchmarks", items=list(letters), assembled=True)
     return create.create(path, "name: letters\n", lambda _: (shards, facts)).path
 
 

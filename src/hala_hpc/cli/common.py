@@ -74,17 +74,33 @@ def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def frozen(run: Path) -> dict[str, Any]:
-    """The frozen recipe of a run as plain data, without the machinery that checks one: status must be quick."""
+    """The frozen recipe of a run as plain data, without the machinery that checks one: status must be quick.
+
+    Raises HalaError where it cannot be read.
+    """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    recipe: dict[str, Any] = yaml.load((run / "recipe.yaml").read_text(), Loader=loader)
+    from hala_hpc.config.errors import HalaError
+
+    hint = "a run cannot do without it: put a copy back"
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        recipe: dict[str, Any] = yaml.load((run / "recipe.yaml").read_text("utf-8"), Loader=loader)
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise HalaError(f"{run / 'recipe.yaml'} cannot be read: {error}", hint) from error
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("run"), dict):
+        raise HalaError(f"{run / 'recipe.yaml'} is no frozen recipe of a run", hint)
     return recipe
 
 
 def run_settings(run: Path) -> Run:
-    """The ``run`` section of a frozen recipe."""
-    return Run(**frozen(run)["run"])
+    """The ``run`` section of a frozen recipe. Raises HalaError where it cannot be read."""
+    from hala_hpc.config.errors import HalaError
+
+    try:
+        return Run(**frozen(run)["run"])
+    except TypeError as error:
+        raise HalaError(f"{run / 'recipe.yaml'}: {error}", "was the run planned by a newer hala?") from error
 
 
 def job_states(run: Path) -> "list[JobState]":
@@ -97,6 +113,19 @@ def job_states(run: Path) -> "list[JobState]":
         return commands.states(slurm_jobs(run))
     except HalaError:
         return []
+
+
+def owner_of_closed(folder: Path) -> str | None:
+    """Whose folder it is, where it exists and this user may not read and write it; None where all is well."""
+    import pwd
+
+    if not folder.is_dir() or os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        return None
+    uid = folder.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def echo_json(value: Any) -> None:

@@ -223,7 +223,7 @@ def _start(folder: Path, planned: Sequence[Planned]) -> "list[Submission]":
     jobs = [
         ArrayWorker(str(one.path))
         for one in planned
-        for _ in range(min(one.recipe.run.workers, len(status.missing(one.path))))
+        for _ in range(min(one.recipe.run.workers, max(1, len(status.missing(one.path)))))  # 1: its last step
     ]
     asked = _as_a_whole(first.recipe, folder, len(jobs))
     ranks = train.ranks_per_node(asked.site) if is_training else None

@@ -11,7 +11,14 @@ from hala_hpc.cli import common
 @click.command()
 @common.run_argument
 @click.argument("shard", type=int, required=False)
-@click.option("-n", "--lines", default=20, show_default=True, help="Lines from the end of each log; 0: all.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Lines from the end of each log; 0: all.",
+)
 @click.option("--rank", type=click.IntRange(min=1), help="Of a training's last launch; rank 0 is in the run's own log.")
 def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     r"""Show the end of each worker's log; with SHARD, its history and the logs of the workers that were at it.
@@ -24,21 +31,42 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     from hala_hpc.run import ledger
 
     path = common.find(run)
+    _refuse(path, shard)
     if rank is not None:
         _show(_rank_log(path, rank), lines)
         return
     jobs: set[str] = set()
+    shown = False
     for file in sorted((path / "ledger").glob("*.jsonl")):
         job = str(ledger.first(file).get("job") or "")
         events = [event for event in ledger.read(file) if shard is not None and event.get("shard") == shard]
         for event in events:
             rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("event", "time", "shard"))
             click.echo(f"{file.stem}: {event['event']} {rest}")
+            shown = True
         if shard is None or events:
             jobs.add(job)
     for log in sorted((path / "logs").glob("*.out")):
         if shard is None or any(job and log.name.startswith(f"{job}_") for job in jobs):
             _show(log, lines)
+            shown = True
+    if not shown:
+        of = "" if shard is None else f" of shard {shard}"
+        click.echo(f"no logs{of}: no worker has written one yet, or they were removed (hala status {path})", err=True)
+
+
+def _refuse(path: Path, shard: int | None) -> None:
+    """Raises HalaError for a shard that is not there, and where the logs are closed to this user."""
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.run import manifest
+
+    count = len(manifest.read(path / "manifest.parquet"))
+    if shard is not None and not 0 <= shard < count:
+        raise HalaError(f"{path.name} has no shard {shard}", f"its shards are 0 to {count - 1}")
+    if (owner := common.owner_of_closed(path / "logs")) is not None:
+        raise HalaError(
+            f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` tells its last errors"
+        )
 
 
 def _rank_log(run: Path, rank: int) -> Path:

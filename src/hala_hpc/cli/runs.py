@@ -20,24 +20,48 @@ def command(root: Path | None, json_: bool) -> None:
     folder = root or common.runs_root()
     found = sorted(folder.glob("*/manifest.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
     rows = [_row(path.parent) for path in found]
+    broken = [row for row in rows if "error" in row] + _half_planned(folder)
     if json_:
-        common.echo_json(rows)
+        common.echo_json(rows + broken[sum("error" in row for row in rows) :])
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("run", "shards", "rows", "workers", "planned", box=None, pad_edge=False)
-    for row in rows:
+    whole = [row for row in rows if "error" not in row]
+    for row in whole:
         counts = (f"{row['done']:,}/{row['shards']:,}", f"{row['rows_done']:,}/{row['rows']:,}")
         table.add_row(row["run"], *counts, str(row["workers"]), row["planned_at"])
-    Console().print(table if rows else f"no runs in {folder}")
+    Console().print(table if whole else f"no runs in {folder}")
+    for row in broken:
+        click.echo(f"{row['run']}: {row['error']}", err=True)
+
+
+def _half_planned(root: Path) -> list[dict[str, Any]]:
+    """Folders that a plan which was killed, or is at work still, has left."""
+    from hala_hpc.run import create
+
+    said = "in the making, or left by a plan that was killed"
+    return [
+        {
+            "run": path.name,
+            "path": str(path),
+            "error": f"{said} (last changed {common.human_seconds(seconds)} ago): rm -r {path}",
+        }
+        for path, seconds in create.half_made(root)
+    ]
 
 
 def _row(path: Path) -> dict[str, Any]:
+    """What is told of a run; ``error`` alone of one that cannot be read."""
+    from hala_hpc.config.errors import HalaError
     from hala_hpc.run import manifest, status
 
-    settings = common.run_settings(path)
-    state = status.read(path, settings.lease_seconds, settings.attempts)
+    try:
+        settings = common.run_settings(path)
+        state = status.read(path, settings.lease_seconds, settings.attempts)
+    except (HalaError, OSError) as error:
+        return {"run": path.name, "path": str(path), "error": " ".join(str(error).split())}
     return {
         "run": state.run,
         "path": state.path,

@@ -107,7 +107,8 @@ def _shown(seen: Seen) -> Any:
     if alive and seen.training is None:
         parts += [Text(), _workers(alive) if state.unit == "rows" else _workers_on_items(alive, state.unit)]
     for error in state.errors:
-        parts.append(Text(f"{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
+        times = f"×{error['count']} " if error["count"] > 1 else ""
+        parts.append(Text(f"{times}{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
     if seen.training is not None and (reason := training.failure(seen.training)):
         parts.append(Text(reason, style="red"))
     if _is_idle(seen):
@@ -124,13 +125,20 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
         f"{f'[red]{state.failed:,} failed[/]' if state.failed else '0 failed'}, {state.shards:,} in all"
     )
     lines = [("run", state.path), ("shards" if state.unit == "rows" else state.unit, counts)]
+    if state.damaged:
+        lines += [("set aside", f"{state.damaged:,} damaged outputs, in {state.path}/damaged")]
+    if state.absent:
+        lines += [("gone", f"[red]{_few(state.absent)}[/]: hala resume makes them again{_lost(state)}")]
+    if state.unassembled and state.done == state.shards:
+        lines += [("last step", "to do: it makes final/ of all that is done")]
     left = state.seconds_left
     if seen.training is not None:
         lines += training.rows(seen.training, state)
         left = training.seconds_left(seen.training, state)
     elif state.unit == "rows":
         share = f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%})"
-        lines += [("rows", f"{share}, {state.quarantined:,} in quarantine")]
+        more = f", and of {state.unknown_quarantine:,} shards unknown" if state.unknown_quarantine else ""
+        lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
         lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
     alive = sum(worker.alive for worker in state.workers)
     lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
@@ -138,6 +146,16 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
     if seen.jobs:
         lines += [("jobs", ", ".join(f"{count} {name}" for name, count in sorted(seen.jobs.items())))]
     return lines
+
+
+def _few(names: "Sequence[str]", most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name}/" for name in names[:most]) + more
+
+
+def _lost(state: "Status") -> str:
+    """What cannot be made again is said with the rest."""
+    return ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
 
 
 def _workers(alive: "Sequence[WorkerStatus]") -> Any:

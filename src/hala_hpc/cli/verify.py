@@ -9,6 +9,7 @@ import click
 from hala_hpc.cli import common
 
 if TYPE_CHECKING:
+    from hala_hpc.data.collected import FolderVerdict
     from hala_hpc.run.verify import Verdict
 
 PROVEN = {
@@ -28,13 +29,18 @@ PROVEN = {
 def command(run: str, json_: bool) -> None:
     r"""Prove that every input row is in the output or in quarantine, exactly once. Exit code 0: proven; 1: not.
 
-    Of a training: that the model is whole, and that every row of its datasets was made into tokens.
+    Of a training: that the model is whole, and that every row of its datasets was made into tokens. Of a folder that
+    `hala collect` made: that every byte of its data is what was written.
 
     \b
     hala verify translate-openorca
+    hala verify data/openorca-ar
     """
     from hala_hpc.cli import grid, grid_status
+    from hala_hpc.data import collected
 
+    if collected.is_collected(Path(run)):
+        _folder(collected.verify(Path(run)), json_)
     if folder := grid.find(run):
         grid_status.verify(folder, json_)
     path = common.find(run)
@@ -52,6 +58,21 @@ def command(run: str, json_: bool) -> None:
         _show(verdict, unit, path)
         click.echo(PROVEN[unit] if proven else "NOT proven")
     raise click.exceptions.Exit(0 if proven else 1)
+
+
+def _folder(verdict: "FolderVerdict", json_: bool) -> None:
+    """Tell of a collected folder, and end."""
+    if json_:
+        common.echo_json(asdict(verdict) | {"proven": verdict.proven})
+    else:
+        for problem in verdict.problems:
+            click.echo(problem, err=True)
+        if verdict.unsealed:
+            told = f"{verdict.unsealed} of {verdict.files} files were written before there were seals"
+            click.echo(f"{told}: a change in them cannot be seen (hala collect writes them anew)", err=True)
+        click.echo(f"{verdict.rows:,} rows, {verdict.quarantined:,} in quarantine, {verdict.files} files")
+        click.echo("proven: every byte of its data is what was written" if verdict.proven else "NOT proven")
+    raise click.exceptions.Exit(0 if verdict.proven else 1)
 
 
 def _verified(path: Path) -> "tuple[Verdict, str]":
@@ -80,6 +101,15 @@ def _show(verdict: "Verdict", unit: str, path: Path, before: str = "") -> None:
     if verdict.missing_shards:
         told = f"{before}{verdict.missing_shards} of {verdict.shards} shards are not finished: hala resume {path}"
         click.echo(told, err=True)
+    if verdict.damaged or verdict.damaged_final:
+        which = f"{len(verdict.damaged)} shards are" if verdict.damaged else "final/ is"
+        told = f"{before}{which} damaged: hala resume {path} --damaged sets them aside and does them again"
+        click.echo(told, err=True)
+    if verdict.unassembled:
+        click.echo(f"{before}its last step, which makes final/, is not done: hala resume {path}", err=True)
+    if verdict.unsealed:
+        told = f"{verdict.unsealed:,} of {verdict.shards:,} shards were written before there were seals"
+        click.echo(f"{before}{told}: of what was added to their rows a change cannot be seen", err=True)
     held = ", ".join(f"{count:,} {reason}" for reason, count in sorted(verdict.quarantined.items()))
     quarantine = f", {held or 'none'} in quarantine" if unit == "rows" else ""
     click.echo(f"{before}{verdict.rows:,} {unit}: {verdict.done:,} done{quarantine}, {verdict.shards:,} shards")

@@ -2,18 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data import shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
-from hala_hpc.run import files, manifest
+from hala_hpc.run import files, manifest, seal
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 
@@ -37,17 +37,21 @@ def collect(
 ) -> Collected:
     """Write the rows of the run at ``path`` to the folder ``target``: whole or not at all.
 
-    ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason.
+    ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason; ``collected.verify``
+    checks such a folder. Each shard is checked as it is copied.
 
     Raises
     ------
-    HalaError : the run is not finished (unless ``partial``) or ``target`` exists.
+    HalaError : the run is not finished (unless ``partial``: then nothing of it is), a shard is damaged, or ``target``
+        exists.
     """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
     missing = sum(not run.shard_output(shard).exists() for shard in range(len(plan)))
     if missing and not partial:
         raise HalaError(f"{missing} of {len(plan)} shards are not finished", f"`hala resume {path}`, or --partial")
+    if missing == len(plan):
+        raise HalaError(f"none of {len(plan)} shards is finished: there is nothing to take", f"`hala status {path}`")
     try:
         with files.whole_directory(target) as folder:
             written = _write(run, plan, folder, progress)
@@ -65,6 +69,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [f"| rows | {collected.rows:,} of {facts.rows:,} |"]
     lines += [f"| in quarantine: {reason} | {count:,} |" for reason, count in sorted(collected.quarantined.items())]
     lines += [f"| shards missing | {collected.missing_shards} |"] if collected.missing_shards else []
+    lines += [f"| sealed files | {collected.files + bool(collected.quarantined)} |"]
     lines += [f"| note | {count:,} {note} |" for note, count in facts.notes.items()]
     lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.made_by.items()]
     lines += [
@@ -90,7 +95,7 @@ def _write(
         output = run.shard_output(shard.id)
         if not output.exists():
             continue
-        table = pq.ParquetFile(output).read()
+        table = _checked(run, shard, output, plan.facts)
         is_done = pc.is_null(table[ERROR])
         data.add(table.filter(is_done).drop_columns([ERROR]))
         refused = table.filter(pc.invert(is_done))
@@ -100,6 +105,23 @@ def _write(
     data.close("train-{index:05d}-of-{count:05d}.parquet")
     quarantine.close("quarantine.parquet")
     return len(data.paths), data.rows, dict(reasons)
+
+
+def _checked(run: RunDirectory, shard: Shard, output: Path, facts: Facts) -> pa.Table:
+    """An output that is what a worker wrote. Raises HalaError where it is not."""
+    try:
+        table, sealed = shards.read_output(shard, output, facts)
+    except seal.Damaged as error:
+        problems: Sequence[str] = [str(error)]
+    else:
+        if sealed:  # the worker that wrote it held it against its source
+            problems = list(shards.row_problems(shard, table[ROW].to_pylist()))
+        else:
+            problems = shards.check_table(shard, table, sealed, facts, ()).problems
+        if not problems:
+            return table
+    hint = f"`hala resume {run.path} --damaged` sets it aside and does it again"
+    raise HalaError(f"shard {shard.id} ({output}): {problems[0]}", hint)
 
 
 class _Writer:
@@ -118,7 +140,7 @@ class _Writer:
         if self._writer is None or self._bytes > FILE_BYTES:
             self._finish()
             self.paths.append(self._folder / f".{len(self.paths)}.parquet")
-            self._writer = pq.ParquetWriter(self.paths[-1], table.schema, compression="zstd")
+            self._writer = seal.open_writer(self.paths[-1], table.schema)
             self._bytes = 0
         self._writer.write_table(table)
         self._bytes += table.nbytes
@@ -132,8 +154,4 @@ class _Writer:
     def _finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def as_json(collected: Collected) -> dict[str, Any]:
-    """For scripts."""
-    return asdict(collected)
+            seal.seal(self.paths[-1])

@@ -4,6 +4,7 @@ One file holds all rows of a shard. Those that could not be done stand in it wit
 file of their own: so no kill can come between the two, and "exactly once" holds by construction.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import digest, readers, schema
 from hala_hpc.data.digest import Row
 from hala_hpc.data.schema import Fields
+from hala_hpc.run import seal
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport
 
@@ -25,6 +26,7 @@ ROW = "hala_row"
 ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
+CURE = "put the file back as it was and `hala resume`; if it is gone for good, plan a new run"
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
@@ -60,7 +62,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         if len(rows) == shard.rows:
             break
     if digest.digest_of(rows) != shard.digest:
-        raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", "plan a new run")
+        raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", CURE)
     whole = schema.load(facts.schema)
     native = sum(table.num_rows for table in tables) == len(rows) and all(table.schema == whole for table in tables)
     return ShardInput(shard, rows, pa.concat_tables(tables) if native else schema.to_table(rows, whole))
@@ -90,15 +92,43 @@ def write_output(
         table = table.append_column(field, column)
     table = table.append_column(ROW, pa.array(numbers, pa.int64()))
     table = table.append_column(ERROR, pa.array([errors.get(number) for number in numbers], pa.string()))
-    pq.write_table(table.replace_schema_metadata({KEY: made_by}), path, compression="zstd")
+    seal.write_table(table.replace_schema_metadata({KEY: made_by}), path)
+
+
+def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]:
+    """An output as it was written for this shard of this run, and whether it is sealed.
+
+    Raises seal.Damaged where a byte of it changed, or it was written for another shard or another run.
+    """
+    table, sealed = seal.read(path)
+    if facts.sealed and not sealed:
+        raise seal.Damaged("is damaged: its seal is gone")
+    try:
+        told = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
+    except ValueError as error:
+        raise seal.Damaged("is damaged: it does not say what made it") from error
+    if not isinstance(told, dict):
+        raise seal.Damaged("is damaged: it does not say what made it")
+    if told.get("shard", shard.id) != shard.id:
+        raise seal.Damaged(f"is the output of shard {told['shard']} under another's name")
+    if any(told.get(key, value) != value for key, value in facts.made_by.items()):
+        raise seal.Damaged("was made by another run")
+    if lacking := [name for name in RESERVED if name not in table.column_names]:
+        raise seal.Damaged(f"lacks the columns {', '.join(lacking)}")
+    return table, sealed
 
 
 def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> ShardReport:
     """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged."""
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        return ShardReport(problems=(f"not readable: {error}",))
+        table, sealed = read_output(shard, path, facts)
+    except seal.Damaged as error:
+        return ShardReport(problems=(str(error),))
+    return check_table(shard, table, sealed, facts, fields)
+
+
+def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, fields: Fields) -> ShardReport:
+    """``check_output`` of what ``read_output`` gave."""
     inputs = schema.load(facts.schema)
     absent = [
         name for name in [*inputs.names, *(field.name for field in fields), *RESERVED] if name not in table.column_names
@@ -106,7 +136,7 @@ def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> Shar
     if absent:
         return ShardReport(problems=(f"lacks the columns {', '.join(absent)}",))
     numbers = table[ROW].to_pylist()
-    problems = list(_row_problems(shard, numbers))
+    problems = list(row_problems(shard, numbers))
     try:
         rows = schema.to_rows(table.select(inputs.names).cast(inputs))
     except (pa.ArrowException, ValueError) as error:
@@ -115,7 +145,7 @@ def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> Shar
         problems.append("its rows are not those of the source when the run was planned")
     reasons = table[ERROR].to_pylist()
     quarantined = Counter(reason_of(reason) for reason in reasons if reason is not None)
-    return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems))
+    return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems), sealed)
 
 
 def reason_of(error: str) -> str:
@@ -133,7 +163,8 @@ def refuse_reserved(found: pa.Schema, added: Sequence[str]) -> None:
             raise HalaError(f"column '{name}' is there already, and the output adds one of that name", "rename it")
 
 
-def _row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
+def row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
+    """What is wrong with the row numbers of an output: lost, twice, of another shard, out of order."""
     expected = range(shard.start, shard.start + shard.rows)
     if numbers == list(expected):
         return

@@ -122,6 +122,8 @@ def _of_run(run: Path) -> dict[str, Path]:
     whole = run / "final"
     if (whole / "config.json").is_file():
         return {"": whole}
+    if facts.assembled:
+        raise HalaError(f"{run}: its last step, which puts the model together, is not done", f"`hala resume {run}`")
     outputs = RunDirectory(run, facts.suffix)
     count = max(1, len(facts.items))
     found = {

@@ -36,27 +36,41 @@ def _counts(run: Run) -> table.Table:
     columns = ["rows", "done", "in quarantine", "texts", "prompt tokens", "output tokens"]
     tokens = (sum(worker.prompt_tokens for worker in workers), sum(worker.output_tokens for worker in workers))
     row: list[table.Cell | table.Value] = [state.rows, state.rows_done, state.quarantined, run.facts.texts, *tokens]
-    note = (
-        "Rows done and quarantine also count those of unfinished shards; tokens are all that workers had, also again."
-    )
+    note = "Rows done also count those of unfinished shards; tokens are all that workers had, also again."
     return table.of(f"rows-{run.name}", "Rows", columns, [row], note)
 
 
 def _quarantine(run: Run, done: list[Path]) -> table.Table:
     counted: Counter[str] = Counter()
+    damaged = 0
     for path in done:
-        errors = pq.ParquetFile(path).read(columns=[ERROR])[ERROR].drop_null()
+        try:
+            errors = pq.ParquetFile(path).read(columns=[ERROR])[ERROR].drop_null()
+        except (pa.ArrowException, OSError, KeyError):
+            damaged += 1
+            continue
         counted.update(reason_of(str(error)) for error in errors.to_pylist())
     rows: list[list[table.Cell | table.Value]] = [[reason, count] for reason, count in counted.most_common()]
     name = f"quarantine-{run.name}"
-    return table.of(name, "Quarantine", ["reason", "rows"], rows, "Of finished shards.")
+    return table.of(name, "Quarantine", ["reason", "rows"], rows, f"Of finished shards.{_said(damaged)}")
+
+
+def _said(damaged: int) -> str:
+    return f" {damaged} of them are damaged and not counted (hala verify)." if damaged else ""
 
 
 def _examples(run: Run, done: list[Path], count: int) -> Iterator[Example]:
     """The first rows of the run that were done: what went in beside what came out."""
     if not done or not count:
         return
-    file = pq.ParquetFile(done[0])
+    try:
+        yield from _examples_in(run, done[0], count)
+    except (pa.ArrowException, OSError, ValueError):
+        return  # damaged, which `hala verify` tells
+
+
+def _examples_in(run: Run, output: Path, count: int) -> Iterator[Example]:
+    file = pq.ParquetFile(output)
     given = set(pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(run.facts.schema))).names) if run.facts.schema else set()
     made = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
     suffix = str(run.recipe["task"].get("suffix", ""))

@@ -36,9 +36,12 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
     """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
-    whole = path / "final"
-    if plan.facts.items and whole.is_dir() and target != whole:
-        return _collected([(whole, "")], target)
+    if plan.facts.assembled:
+        if not run.final.is_dir():
+            raise HalaError(
+                f"{path}: its last step, which makes {run.final.name}/, is not done", f"`hala resume {path}`"
+            )
+        return _collected([(run.final, "")], target)
     items = plan.facts.items
     outputs = [
         (output, str(items[shard]["name"]) if items else output.name)

@@ -1,6 +1,8 @@
 """A run comes to be: planned in a folder aside, then named, whole or not at all."""
 
+import contextlib
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +15,10 @@ from hala_hpc.run import files, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 
+LOOKED_AT = ".plan-"
+"""How the folders begin in which `hala plan` looks at what would be."""
+DAY = 24 * 3600.0
+"""A plan in which nothing changes for so long is dead."""
 Fill = Callable[[Path], tuple[list[Shard], Facts]]
 """Plans the shards; may leave files of its own in the folder that it is given."""
 
@@ -26,6 +32,7 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
     """
     if target.exists():
         raise _exists(target)
+    _sweep(target)
     try:
         with files.whole_directory(target) as folder:
             shards, facts = fill(folder)
@@ -37,6 +44,36 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
     except FileExistsError as error:
         raise _exists(target) from error
     return RunDirectory(target, facts.suffix)
+
+
+def half_made(root: Path) -> list[tuple[Path, float]]:
+    """Folders of plans that are in the making or were killed, with the seconds since anything in them changed.
+
+    By the file server's clock as far as it can be asked.
+    """
+    hidden = [path for path in root.glob(".*") if files.is_beside(path.name) or path.name.startswith(LOOKED_AT)]
+    found = sorted(path for path in hidden if path.is_dir())
+    if not found:
+        return []
+    now = files.now_in(root)
+    return [(path, max(0.0, now - _changed(path))) for path in found]
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed plans of this name left: ours, and nothing in it has changed for a day."""
+    for path, seconds in half_made(target.parent):
+        of_us = path.name.startswith((f".{target.name}.", LOOKED_AT)) and path.stat().st_uid == os.geteuid()
+        if of_us and seconds > DAY:
+            files.remove_tree(path)
+
+
+def _changed(folder: Path) -> float:
+    """When the newest thing in a folder was changed."""
+    times = [folder.stat().st_mtime]
+    for each in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(each.lstat().st_mtime)
+    return max(times)
 
 
 def provenance(recipe: str) -> dict[str, str]:

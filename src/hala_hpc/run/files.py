@@ -1,7 +1,10 @@
 """Writes that a kill, a full disk or a second writer cannot spoil, and the file server's clock."""
 
+import contextlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +44,24 @@ def write_durably(path: Path, data: bytes) -> None:
 def beside(path: Path) -> Path:
     """A hidden name next to ``path`` that nobody else has: process ids repeat on other hosts and in containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def is_beside(name: str) -> bool:
+    """Whether ``beside`` made this name."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", name) is not None
+
+
+def now_in(folder: Path) -> float:
+    """The file server's time, by a file that is made and removed; this host's where the folder may only be read."""
+    probe = beside(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def fsync_tree(path: Path) -> None:

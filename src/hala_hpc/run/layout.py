@@ -62,6 +62,11 @@ class RunDirectory:
         return self.path / "logs"
 
     @property
+    def damaged(self) -> Path:
+        """Outputs that ``hala verify`` refused, set aside to be done again."""
+        return self.path / "damaged"
+
+    @property
     def final(self) -> Path:
         return self.path / "final"
 
@@ -76,13 +81,22 @@ class RunDirectory:
         return self.leases / folder_of(shard)
 
     def create_folders(self, shards: int) -> None:
-        """Make every folder that ``shards`` shards will need, so that no worker has to."""
-        for name in FOLDERS:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        self.logs.chmod(0o700)  # submitit keeps pickles here: nobody else may plant one
-        for parent in (self.shards, self.partial, self.leases):
-            for folder in folders(shards):
-                (parent / folder).mkdir(exist_ok=True)
+        """Make every folder that so many shards will need and that is not there: a purge of scratch removes empty ones.
+
+        Raises HalaError where a file stands in the place of one.
+        """
+        for folder in self.absent_folders(shards):
+            try:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise HalaError(f"{self.path / folder}: a run needs a folder here", "move the file away") from error
+            if folder == self.logs.name:
+                self.logs.chmod(0o700)  # submitit keeps pickles here: nobody else may plant one
+
+    def absent_folders(self, shards: int) -> list[str]:
+        """Folders of a run with so many shards that are gone, by their path in it."""
+        within = [f"{parent}/{folder}" for parent in ("shards", "partial", "leases") for folder in folders(shards)]
+        return [name for name in (*FOLDERS, *within) if not (self.path / name).is_dir()]
 
 
 def folder_of(shard: int) -> str:
@@ -96,16 +110,47 @@ def folders(shards: int) -> list[str]:
 
 
 def finished(run: RunDirectory, folder: str) -> set[int]:
-    """Ids of the shards whose output stands in one fan-out folder."""
-    with os.scandir(run.shards / folder) as entries:
-        return {int(entry.name.partition(".")[0]) for entry in entries}
+    """Ids of the shards whose output stands in one fan-out folder; other names there (.nfs0001, a copy) are none."""
+    found = (shard_of(name, run.suffix) for name in listing(run.shards / folder))
+    return {shard for shard in found if shard is not None and folder_of(shard) == folder}
+
+
+def make_again(folder: Path) -> None:
+    """Make a folder that lies two below a run's and may have been purged.
+
+    Raises FileNotFoundError where the whole run was removed: nobody wants it back.
+    """
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
+def shard_of(name: str, suffix: str) -> int | None:
+    """The shard whose output has this name; None for a name that is not ours."""
+    digits = name[: len(name) - len(suffix)]
+    if not name.endswith(suffix) or len(digits) < 6 or not (digits.isascii() and digits.isdecimal()):
+        return None
+    return int(digits) if len(digits) == 6 or digits[0] != "0" else None
+
+
+def listing(folder: Path) -> list[str]:
+    """Names in a folder of a run, hidden ones left out; none where the folder is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def find_run(name: str, root: Path) -> Path:
-    """A run by its path, or by its name under ``root``. Raises HalaError listing what is there."""
+    """A run by its path, or by its name under ``root``. Raises HalaError listing what is there, or what a run lacks."""
     for path in (Path(name), root / name):
-        if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
+        wanting = [part for part in ("manifest.parquet", "recipe.yaml") if not (path / part).is_file()]
+        if not wanting:
             return path.resolve()
+        if len(wanting) == 1 or (path / "shards").is_dir():
+            state = "is a folder" if (path / wanting[0]).is_dir() else "is gone"
+            hint = "a run cannot do without it, and nothing makes it again: put a copy back, or plan anew"
+            raise HalaError(f"{path / wanting[0]} {state}", f"{hint} under another name")
     known = sorted(path.parent.name for path in root.glob("[!.]*/manifest.parquet"))
     listed = f"runs in {root}: {', '.join(known[:8])}" if known else f"there are no runs in {root}"
     raise HalaError(f"no run '{name}'", listed)

@@ -10,20 +10,20 @@ worker win.
 """
 
 import contextlib
-import os
 import random
+import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hala_hpc.run import layout
-from hala_hpc.run.files import touched_now
+from hala_hpc.run.files import now_in, touched_now
 from hala_hpc.run.layout import RunDirectory
 
 FAILED = ".failed"
 """Suffix of a lease whose worker gave the shard up with an error: it counts as an attempt and blocks nobody."""
+_LEASE = re.compile(r"([0-9]{6,})\.([0-9]+)(\.failed)?")
 BEATS = 6
 """Heartbeats per lease time."""
 
@@ -54,6 +54,7 @@ class Leases:
         self.ttl = ttl
         self.attempts = attempts
         self.beacon = run.workers / worker
+        layout.make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=False)
         self._inode = self.beacon.stat().st_ino
 
@@ -61,7 +62,7 @@ class Leases:
         """Take the shard at this attempt; None where somebody else did or it is finished."""
         path = self.run.lease_folder(shard) / f"{shard:06d}.{attempt}"
         try:
-            path.hardlink_to(self.beacon)
+            self._link(path)
         except FileExistsError:
             if not self._is_ours(path):  # a link whose answer was lost on the way (NFS) is still ours
                 return None
@@ -109,7 +110,7 @@ class Leases:
             if held.attempt < lease.attempt:
                 held.path.unlink(missing_ok=True)
         try:
-            first.hardlink_to(self.beacon)
+            self._link(first)
         except FileExistsError:  # of a worker with an old listing, which sees our higher attempt and takes it back
             return lease
         lease.path.unlink(missing_ok=True)
@@ -122,10 +123,30 @@ class Leases:
 
     def now(self) -> float:
         """The file server's time; touching the beacon for it is a heartbeat as well."""
-        return touched_now(self.beacon)
+        try:
+            return touched_now(self.beacon)
+        except FileNotFoundError:
+            self._light_again()
+            return touched_now(self.beacon)
 
     def close(self) -> None:
         self.beacon.unlink(missing_ok=True)
+
+    def _link(self, path: Path) -> None:
+        """Raises FileExistsError where the lease is taken."""
+        try:
+            path.hardlink_to(self.beacon)
+        except FileNotFoundError:
+            layout.make_again(path.parent)
+            if not self.beacon.exists():
+                self._light_again()
+            path.hardlink_to(self.beacon)
+
+    def _light_again(self) -> None:
+        """Somebody removed ``leases/``: go on with a new beacon. What we held is lost to us, as to everybody."""
+        layout.make_again(self.beacon.parent)
+        self.beacon.touch()
+        self._inode = self.beacon.stat().st_ino
 
     def _is_ours(self, path: Path) -> bool:
         try:
@@ -264,14 +285,12 @@ class Finder:
 
 
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
-    """All lease files of one fan-out folder, by shard."""
+    """All lease files of one fan-out folder, by shard; names that are none of ours are passed over."""
     found: dict[int, list[Held]] = {}
-    with os.scandir(run.leases / folder) as entries:
-        for entry in entries:
-            name = entry.name.removesuffix(FAILED)
-            shard, _, attempt = name.partition(".")
-            held = Held(int(attempt), name != entry.name, Path(entry.path))
-            found.setdefault(int(shard), []).append(held)
+    for name in layout.listing(run.leases / folder):
+        if (read := _LEASE.fullmatch(name)) is not None:
+            held = Held(int(read[2]), read[3] is not None, run.leases / folder / name)
+            found.setdefault(int(read[1]), []).append(held)
     return found
 
 
@@ -284,15 +303,7 @@ def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
 
 def server_now(run: RunDirectory) -> float:
     """The file server's time for somebody who is no worker; this host's where the run may only be read."""
-    probe = run.leases / f".clock-{os.getpid()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:
-        return time.time()
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
+    return now_in(run.leases)
 
 
 def _ids(folder: str, shards: int) -> range:

@@ -15,6 +15,7 @@ class Ledger:
 
     def __init__(self, path: Path, **constants: Any) -> None:
         """``constants`` (host, job, pid, …) are written once, with the first event."""
+        path.parent.mkdir(exist_ok=True)
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self.write("started", **constants)
@@ -31,8 +32,11 @@ class Ledger:
 
 
 def read(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """Events of one file, oldest first; a torn line is passed over. ``tail``: only about the last so many bytes."""
-    with path.open("rb") as file:
+    """Events of one file, oldest first; a torn line is passed over. ``tail``: only about the last so many bytes.
+
+    None of a file that is gone, or that is a folder.
+    """
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()
@@ -41,15 +45,19 @@ def read(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and "event" in event:
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and _is_time(event.get("time")):
                 yield event
 
 
 def first(path: Path) -> dict[str, Any]:
     """The opening event of a file: who wrote it. Empty where even that is torn."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             event = json.loads(file.readline())
-        except ValueError:
-            return {}
+    except (ValueError, FileNotFoundError, IsADirectoryError):
+        return {}
     return event if isinstance(event, dict) else {}
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float)

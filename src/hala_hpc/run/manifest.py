@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run import seal
 
+CURE = "it is the plan, which nothing makes again: put a copy back, or plan anew under another name"
+ASSEMBLED = ("quantize", "compare")
+"""Tasks with a last step, of manifests that do not say it themselves."""
 KEY = b"hala"
 """Metadata key under which the manifest keeps what is true of the whole run."""
 
@@ -45,7 +48,9 @@ class Facts:
     ``sources`` holds a dict per input file (path, rows, bytes, and of which file it is a copy); ``schema`` the Arrow
     schema of the input rows (serialized, hex); ``texts`` the number of texts to work on; ``unit`` what ``rows`` counts
     (models: of a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
-    person, what was left as it is, replaced or set aside while planning: plan and card show them.
+    person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
+    every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
+    ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
     """
 
     suffix: str
@@ -59,6 +64,8 @@ class Facts:
     unit: Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"] = "rows"
     items: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    sealed: bool = False
+    assembled: bool = False
 
 
 class Manifest:
@@ -87,16 +94,23 @@ class Manifest:
 def write(path: Path, shards: Sequence[Shard], facts: Facts) -> None:
     """Write the manifest into a folder that is still being made (see ``files.whole_directory``)."""
     table = pa.Table.from_pylist([asdict(shard) for shard in shards], schema=SCHEMA)
-    table = table.replace_schema_metadata({KEY: json.dumps(asdict(facts)).encode()})
-    pq.write_table(table, path)
+    told = json.dumps(asdict(replace(facts, sealed=True)))
+    seal.write_table(table.replace_schema_metadata({KEY: told.encode()}), path)
 
 
 def read(path: Path) -> Manifest:
-    """Read a manifest. Raises HalaError where it is none."""
+    """Read a manifest. Raises HalaError where it is none, or not what was written."""
     try:
-        # Not pq.read_table: it imports pyarrow.dataset and with it pandas, which takes longer than all else here.
-        table = pq.ParquetFile(path).read()
-        facts = Facts(**json.loads(table.schema.metadata[KEY]))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise HalaError(f"{path}: not a manifest of a run: {error}") from error
+        table, sealed = seal.read(path)
+        told = json.loads(table.schema.metadata[KEY])
+        facts = Facts(**told)
+        if facts.sealed and not sealed:
+            raise seal.Damaged("is damaged: its seal is gone")
+        table = table.select(SCHEMA.names)
+        if "assembled" not in told:  # planned before manifests said so
+            facts = replace(facts, assembled=bool(facts.items) and table["task"][0].as_py() in ASSEMBLED)
+    except seal.Damaged as error:
+        raise HalaError(f"{path}: {error}", CURE) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise HalaError(f"{path}: not a manifest of a run: {error}", CURE) from error
     return Manifest(table, facts)

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.run import layout
 from hala_hpc.run.files import remove_tree
 from hala_hpc.run.layout import RunDirectory
 
@@ -39,6 +40,7 @@ class PartialFile:
         if not self._pending:
             return
         if self._descriptor is None:
+            layout.make_again(self.path.parent)  # a purge of scratch removes folders that are empty
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         # A newline first: an append that broke off (full disk) must not swallow the first record after it.
         data = memoryview(b"\n" + b"".join(self._pending))
@@ -72,7 +74,11 @@ def drop(run: RunDirectory, shard: int) -> None:
 
 
 def temporary_output(run: RunDirectory, shard: int, worker: str) -> Path:
-    """Where a worker builds a shard's output before it is published; swept away with the partial rows."""
+    """Where a worker builds a shard's output before it is published; swept away with the partial rows.
+
+    The folder is made where it is gone, as a purge of scratch leaves it.
+    """
+    layout.make_again(run.partial_folder(shard))
     return run.partial_folder(shard) / f"{shard:06d}.{worker}.tmp{run.suffix}"
 
 
@@ -82,15 +88,14 @@ def kept_folder(run: RunDirectory, shard: int) -> Path:
 
 
 def _files(run: RunDirectory, shard: int, suffix: str) -> list[Path]:
-    prefix = f"{shard:06d}."
-    with os.scandir(run.partial_folder(shard)) as entries:
-        return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and e.name.endswith(suffix))
+    prefix, folder = f"{shard:06d}.", run.partial_folder(shard)
+    return sorted(folder / n for n in layout.listing(folder) if n.startswith(prefix) and n.endswith(suffix))
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
-    except FileNotFoundError:  # another worker published the shard this moment
+    except (FileNotFoundError, IsADirectoryError):  # published this moment by another worker, or none of ours
         return
     for line in lines:
         try:

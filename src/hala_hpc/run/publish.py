@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hala_hpc.run.files import fsync_directory, fsync_file, fsync_tree, remove_tree
-from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.layout import RunDirectory, make_again
 
 
 def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
@@ -17,6 +17,9 @@ def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
     try:
         won = _publish_folder(temporary, output) if temporary.is_dir() else _publish_file(temporary, output)
     except FileNotFoundError:
+        if not output.parent.exists() and temporary.exists():
+            make_again(output.parent)
+            return publish(run, shard, temporary)
         if not output.exists():
             raise
         won = False

@@ -1,6 +1,8 @@
 """How far a run is, read from its directory alone: any time, by anybody, from any host."""
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,11 @@ from hala_hpc.run.manifest import Manifest
 
 TAIL_BYTES = 64 * 1024
 """How much of each ledger's end is read: enough for some minutes of progress and the last errors."""
+MOST_FOOTERS = 200
+"""Outputs opened for what a lost ledger would have told."""
+ERROR = "hala_error"
+"""Column of an output that says why a row could not be done (see ``data.shards``)."""
+_PUBLISHED = re.compile(rb'{"event": "published", "time": ([0-9.]+), "shard": ([0-9]+),[^\n]*"errors": ([0-9]+)')
 WINDOW_SECONDS = 300.0
 """Rates are taken over so long a time."""
 
@@ -37,6 +44,9 @@ class Status:
     """Counts of shards and rows, rates, and what went wrong last. ``seconds_left`` is None while nobody works.
 
     ``unit`` is what ``rows`` counts: rows, or models. ``time`` is the file server's, when the run was looked at.
+    ``quarantined`` counts rows of finished shards, as ``verify`` and ``collect`` do; those of ``unknown_quarantine``
+    shards, whose history is lost, are not in it. ``unassembled``: the last step, which makes RUN/final of all shards,
+    is still to do. ``damaged`` counts outputs that were set aside. ``absent`` names folders of the run that are gone.
     """
 
     run: str
@@ -56,10 +66,14 @@ class Status:
     errors: list[dict[str, Any]] = field(default_factory=list)
     unit: str = "rows"
     time: float = 0.0
+    unassembled: bool = False
+    unknown_quarantine: int = 0
+    damaged: int = 0
+    absent: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
-        return self.done == self.shards
+        return self.done == self.shards and not self.unassembled
 
 
 def read(path: Path, ttl: float, attempts: int) -> Status:
@@ -67,6 +81,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
     now = lease.server_now(run)
+    absent = run.absent_folders(len(plan))
     done, held = _survey(run, len(plan))
     running = {shard for shard, leases in held.items() if _alive(leases, now, ttl)}
     failed = {shard for shard in held.keys() - running if max(one.attempt for one in held[shard]) >= attempts}
@@ -74,6 +89,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
     live = [worker for worker in workers if worker.alive]
     rows_done = _rows_done(plan, done, workers)
     rate = sum(worker.rows_per_second for worker in live)
+    quarantined, unknown = _quarantined(run, done) if plan.facts.unit == "rows" else (0, 0)
     return Status(
         run=run.name,
         path=str(path),
@@ -84,15 +100,64 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
         failed=len(failed),
         rows=plan.facts.rows,
         rows_done=rows_done,
-        quarantined=sum(worker.quarantined for worker in workers),
+        quarantined=quarantined,
         rows_per_second=rate,
         tokens_per_second=sum(worker.tokens_per_second for worker in live),
         seconds_left=(plan.facts.rows - rows_done) / rate if rate > 0 else None,
-        workers=workers,
+        # What the dead were at is theirs no longer.
+        workers=[worker if worker.alive else replace(worker, working_on={}, doing="") for worker in workers],
         errors=_last_errors(run),
         unit=plan.facts.unit,
         time=now,
+        unassembled=plan.facts.assembled and not run.final.is_dir(),
+        unknown_quarantine=unknown,
+        damaged=len(layout.listing(run.damaged)),
+        absent=absent,
     )
+
+
+def _quarantined(run: RunDirectory, done: set[int]) -> tuple[int, int]:
+    """Rows in quarantine in the finished shards, and the number of shards of which that is not known.
+
+    Of each shard the last worker that published it tells; where its ledger was lost, the output's footer, of so many
+    as can be read in a moment.
+    """
+    told: dict[int, tuple[float, int]] = {}
+    for file in run.ledger.glob("*.jsonl"):
+        for time, shard, errors in _published(file):
+            told[shard] = max(told.get(shard, (0.0, 0)), (time, errors))
+    unknown = sorted(done - told.keys())
+    footers = (_in_footer(run.shard_output(shard)) for shard in unknown[:MOST_FOOTERS])
+    found = [count for count in footers if count is not None]
+    known = sum(errors for shard, (_, errors) in told.items() if shard in done)
+    return known + sum(found), len(unknown) - len(found)
+
+
+def _published(file: Path) -> Iterator[tuple[float, int, int]]:
+    """Time, shard and rows in quarantine of each output that a worker published; other lines are not parsed."""
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return
+    for found in _PUBLISHED.finditer(content):
+        yield float(found[1]), int(found[2]), int(found[3])
+
+
+def _in_footer(output: Path) -> int | None:
+    """Rows in quarantine of one output; None of one that is damaged, which ``hala verify`` tells."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(output)
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        columns = [(group.num_rows, group.column(group.num_columns - 1)) for group in groups]  # it is the last
+        if any(column.path_in_schema != ERROR for _, column in columns):
+            return None
+        counted = [(rows, column.statistics) for rows, column in columns]
+    except (OSError, pa.ArrowException, ValueError):
+        return None
+    return sum(rows - (statistics.null_count or 0) for rows, statistics in counted if statistics is not None)
 
 
 def missing(path: Path) -> list[int]:
@@ -127,7 +192,8 @@ def _survey(run: RunDirectory, shards: int) -> tuple[set[int], dict[int, list[le
     for folder in layout.folders(shards):
         held |= lease.listed(run, folder)
         done |= layout.finished(run, folder)
-    return done, {shard: leases for shard, leases in held.items() if shard not in done}
+    done &= set(range(shards))  # an output of another run may lie there: see ``verify.strangers``
+    return done, {shard: leases for shard, leases in held.items() if shard not in done and shard < shards}
 
 
 def _alive(leases: list[lease.Held], now: float, ttl: float) -> bool:
@@ -182,10 +248,16 @@ def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> i
 
 
 def _last_errors(run: RunDirectory, most: int = 5) -> list[dict[str, Any]]:
+    """Those of the same words once, with their ``count``, as the last of them."""
     errors = [
         {"worker": file.stem, **event}
         for file in run.ledger.glob("*.jsonl")
         for event in ledger.read(file, TAIL_BYTES)
         if event["event"] in ("failed", "crashed")
     ]
-    return sorted(errors, key=lambda event: float(event["time"]))[-most:]
+    alike: dict[str, dict[str, Any]] = {}
+    for event in sorted(errors, key=lambda event: float(event["time"])):
+        words = str(event.get("error", event["event"]))
+        before = alike.pop(words, None)
+        alike[words] = event | {"count": 1 + (before["count"] if before else 0)}
+    return list(alike.values())[-most:]

@@ -5,21 +5,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hala_hpc.run import manifest
+from hala_hpc.run import layout, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
 MOST_PROBLEMS = 20
 """Problems told in full; the rest are counted."""
+FINAL = "final: "
+"""How a problem begins that is not one of the shard but of what was made of all of them."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What one shard's output holds. ``problems`` says, in plain words, what contradicts the manifest."""
+    """What one shard's output holds. ``problems`` says, in plain words, what contradicts the manifest.
+
+    ``sealed`` is false of rows that were written before there were seals, whose new columns nothing can prove.
+    """
 
     done: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     problems: tuple[str, ...] = ()
+    sealed: bool = True
 
 
 CheckShard = Callable[[Shard, Path], ShardReport]
@@ -28,7 +34,12 @@ CheckShard = Callable[[Shard, Path], ShardReport]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result. ``quarantined`` counts rows by reason."""
+    """The result. ``quarantined`` counts rows by reason.
+
+    ``damaged`` names the shards whose output is refused; ``unsealed`` counts those written before there were seals;
+    ``unassembled`` says that the run's last step, which makes RUN/final of its shards, is still to do;
+    ``damaged_final`` that what it made is refused.
+    """
 
     shards: int
     rows: int
@@ -37,13 +48,18 @@ class Verdict:
     quarantined: dict[str, int]
     problem_count: int
     problems: list[str]
+    damaged: list[int] = field(default_factory=list)
+    unsealed: int = 0
+    unassembled: bool = False
+    damaged_final: bool = False
 
     @property
     def proven(self) -> bool:
-        """Every row is accounted for exactly once."""
+        """Every row is accounted for exactly once, and nothing is left to do."""
         return (
             self.problem_count == 0
             and self.missing_shards == 0
+            and not self.unassembled
             and self.done + sum(self.quarantined.values()) == self.rows
         )
 
@@ -55,6 +71,8 @@ def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], 
     done = missing = problem_count = following = 0
     quarantined: Counter[str] = Counter()
     problems: list[str] = []
+    damaged: list[int] = []
+    unsealed, damaged_final = 0, False
     for shard in progress(iter(plan)):
         found = [] if shard.start == following else [f"manifest: starts at row {shard.start}, not {following}"]
         following = shard.start + shard.rows
@@ -64,6 +82,10 @@ def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], 
             done += report.done
             quarantined += report.quarantined
             found += report.problems
+            unsealed += not report.sealed
+            about_final = [problem for problem in report.problems if problem.startswith(FINAL)]
+            damaged_final |= bool(about_final)
+            damaged += [shard.id] if len(report.problems) > len(about_final) else []
         else:
             missing += 1
         problem_count += len(found)
@@ -71,4 +93,15 @@ def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], 
     if following != plan.facts.rows:
         problem_count += 1
         problems.append(f"manifest: its shards hold {following} rows, its sources {plan.facts.rows}")
-    return Verdict(len(plan), plan.facts.rows, done, missing, dict(quarantined), problem_count, problems)
+    for name in strangers(run, len(plan)):
+        problem_count += 1
+        problems.append(f"{name}: the plan has no such shard; move it away")
+    unassembled = plan.facts.assembled and not run.final.is_dir()
+    counts = (len(plan), plan.facts.rows, done, missing, dict(quarantined))
+    return Verdict(*counts, problem_count, problems, damaged, unsealed, unassembled, damaged_final)
+
+
+def strangers(run: RunDirectory, shards: int) -> list[str]:
+    """Outputs of shards that the plan does not have, by their path in the run."""
+    found = sorted(shard for folder in layout.listing(run.shards) for shard in layout.finished(run, folder))
+    return [str(run.shard_output(shard).relative_to(run.path)) for shard in found if shard >= shards]

@@ -326,7 +326,9 @@ def _cut(items: list[dict[str, Any]], tokens: Mapping[str, list[int]]) -> Cut:
         digest = hashlib.blake2b(json.dumps([item["weights"], tokens]).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, "compare", item["model"], 0, number, 1, 0, count, digest))
     read = [{"path": item["model"], "original": item["name"], "rows": 1, "bytes": item["bytes"]} for item in items]
-    facts = Facts("", len(shards), len(tokens), 0, count * len(shards), read, unit="benchmarks", items=items)
+    facts = Facts(
+        "", len(shards), len(tokens), 0, count * len(shards), read, unit="benchmarks", items=items, assembled=True
+    )
     return Cut(shards, facts)
 
 

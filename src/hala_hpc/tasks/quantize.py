@@ -23,7 +23,7 @@ from hala_hpc.models.tensors import Tensor, tensors_of
 from hala_hpc.run import files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
-from hala_hpc.run.verify import CheckShard, ShardReport
+from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
 from hala_hpc.tasks.items import Item
 from hala_hpc.training import calibration
 from hala_hpc.training.options import Kind
@@ -121,7 +121,7 @@ class Quantize:
             problems = quant_folder.changed(path) or quantized.problems_of(lambda: self.compare(shard, asked, path))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
-                problems += [f"final: {problem}" for problem in check.unsound(final)]
+                problems += [f"{FINAL}{problem}" for problem in check.unsound(final)]
             return ShardReport(done=0 if problems else 1, problems=tuple(problems))
 
         return report
@@ -280,7 +280,7 @@ def _cut(items: Sequence[dict[str, Any]], source: Path, stored: dict[Path, list[
         shards.append(Shard(number, "quantize", str(source), 0, number, 1, 0, size, hashed.hexdigest()))
     read = [{"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in stored]
     total = sum(shard.tokens for shard in shards)
-    return Cut(shards, Facts("", len(shards), 0, 0, total, read, unit="files", items=kept))
+    return Cut(shards, Facts("", len(shards), 0, 0, total, read, unit="files", items=kept, assembled=True))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch) -> None:

@@ -71,6 +71,7 @@ def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
     recipe = thaw(path / "recipe.yaml", tasks.options_of)
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
+    run.create_folders(len(plan))
     task = tasks.create(recipe)
     worker = worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
