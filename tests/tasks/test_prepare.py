@@ -16,8 +16,10 @@ from hala_hpc import tasks
 from hala_hpc.cli import common, planning
 from hala_hpc.config.compose import freeze, thaw
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run import manifest
 from hala_hpc.tasks import prepare
 from hala_hpc.training import token_file
+from hala_hpc.training.expected import of
 from hala_hpc.training.options import Dataset, Options
 from hala_hpc.training.prepared import Prepared
 from tests.conftest import Hala
@@ -199,6 +201,39 @@ def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(
     with pytest.raises(HalaError, match=said):
         plan(rows, **task)
     assert list((tmp_path / "runs").glob("*")) == []
+
+
+def test_what_the_template_leaves_out_is_told_by_file_and_row_or_counted(plan: Plan, tmp_path: Path) -> None:
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
+    rows = [*CHAT[:3], {"messages": [{"role": "user", "content": "2+2? <eos>"}, thought]}]
+    with pytest.raises(
+        HalaError, match=r"rows\.jsonl: row 4: the chat template leaves out reasoning_content of turn 2"
+    ):
+        plan(rows)
+    for key, value, said in (("leave_out", "thought", "no such part"), ("control_tokens", "<x>", "no control token")):
+        with pytest.raises(HalaError, match=f"{key}: .*{said}|{key}: '<x>' is {said}"):
+            plan(rows, **{key: [value]})
+    facts = manifest.read(plan(rows, leave_out=["reasoning_content"]) / "manifest.parquet").facts
+    assert facts.notes == {
+        "rows whose reasoning_content the chat template leaves out": 1,
+        "rows with words of control tokens, which are text in them": 1,
+    }
+
+
+@pytest.mark.parametrize(("too_long", "count"), [("drop", 900), ("truncate", 100)])
+def test_rows_that_are_used_and_dropped_are_counted_exactly_at_plan_time(plan: Plan, too_long: str, count: int) -> None:
+    """Also where only some of the rows have to be tokenized for it; tokens are exact where all were."""
+    rows = [long(n, 290 if n % 7 == 3 else 1 + n % 5) | ({"output": " "} if n % 11 == 1 else {}) for n in range(count)]
+    run = plan(rows, sequence_length=200, too_long=too_long, run={"shard_rows": 450})
+    expected = of(manifest.read(run / "manifest.parquet").facts)
+    finish(run)
+    prepared = Prepared([run])
+    assert expected.dropped == prepared.parts[0].dropped
+    assert expected.used == len(np.unique(prepared.rows)) == count - sum(expected.dropped.values())
+    assert expected.truncated == prepared.parts[0].truncated
+    assert expected.truncated == (too_long == "truncate" and sum(n % 7 == 3 and n % 11 != 1 for n in range(count)))
+    assert expected.is_exact is (count == 100)
+    assert expected.tokens == pytest.approx(prepared.lengths.sum(), rel=0 if expected.is_exact else 0.05)
 
 
 def test_sources_that_would_be_read_in_two_ways(plan: Plan, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ model's folder or the template's file.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,11 @@ from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
+from hala_hpc.text.control import ControlWords
 from hala_hpc.training import templates, token_file
-from hala_hpc.training.documents import Dropped, Reader
+from hala_hpc.training.documents import Document, Dropped, Reader
+from hala_hpc.training.expected import Tally
+from hala_hpc.training.marks import NAMES
 from hala_hpc.training.options import Dataset
 from hala_hpc.training.options import Prepare as Options
 from hala_hpc.training.prepared import place_of
@@ -61,12 +64,14 @@ class Prepare:
         recipe, options = self._recipe, self._recipe.task
         tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)
         templates.check(tokenizer, {options.rows})
+        _refuse_unknown(options, tokenizer)
         watch.say("keeping the tokenizer")
         kept = _kept(tokenizer, folder / TOKENIZER)
         measure = _Measure(kept, recipe)
-        found = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch)
+        found = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
         measure.conclude(found.facts)
-        return Cut(found.shards, replace(found.facts, suffix=self.suffix))
+        expected = asdict(measure.tally.expected())
+        return Cut(found.shards, replace(found.facts, suffix=self.suffix, expected=expected))
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
@@ -90,6 +95,8 @@ def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:
         chat_template=options.chat_template,
         sequence_length=options.sequence_length,
         too_long=options.too_long,
+        leave_out=dataset.leave_out,
+        control_tokens=dataset.control_tokens,
     )
     data = Data(**{field.name: getattr(dataset, field.name) for field in fields(Data)})
     run = replace(recipe.run, shard_tokens=max(recipe.run.shard_tokens, SHARD_TOKENS))
@@ -150,7 +157,8 @@ class _Measure:
         self._recipe = recipe
         self._options: Options = recipe.task
         self._readers: set[Reader] = set()
-        self._rows = 0
+        self.tally = Tally()
+        self.notes: Counter[str] = Counter()
         self._too_long = 0
         self._longest = 0
         self._first: list[tuple[int, int]] = []  # row, tokens
@@ -160,18 +168,31 @@ class _Measure:
         self._readers.add(work.reader)
 
         def texts(row: Row) -> list[str]:
-            self._rows += 1
+            self.tally.rows += 1
             try:
                 document = work.reader.read(row)
-            except Dropped:
+                self.notes.update(work.notes(document))
+                self._measure(work, document)
+            except Dropped as reason:
+                self.tally.dropped[shards.reason_of(str(reason))] += 1
                 return []  # its reason will stand in the output
-            limit = self._options.sequence_length
-            is_near = work.most(document) > limit and self._options.rows != "text"
-            if is_near and self._options.too_long == "refuse" and (length := work.length(document)) > limit:
-                self._note(length)
             return document.texts
 
         return texts
+
+    def _measure(self, work: Tokenizing, document: Document) -> None:
+        """Tokenize the row where only that can tell whether it is dropped, and some for an estimate. Raises Dropped."""
+        options, most = self._options, work.most(document)
+        is_near = options.rows != "text" and most > options.sequence_length
+        if not (is_near or options.leave_out or self.tally.is_sample):
+            self.tally.unmeasured(most)
+            return
+        try:
+            self.tally.measured(work.pieces(document), most)
+        except Dropped:
+            if options.too_long == "refuse" and (length := work.length(document)) > options.sequence_length:
+                self._note(length)
+            raise
 
     def conclude(self, facts: Facts) -> None:
         """Raises HalaError for rows that are too long, that are read in two ways, or that teach nothing at all."""
@@ -181,8 +202,11 @@ class _Measure:
                 f"data: rows of different shapes: some would be read by {strange.pop()}, all together by {whole}",
                 "set data.shape or data.columns, or make them datasets of their own",
             )
-        if not facts.texts:
-            raise HalaError(f"data: none of the {facts.rows} rows holds anything to learn", "see data.columns")
+        if not facts.texts and not self._too_long:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.tally.dropped.most_common())
+            raise HalaError(
+                f"data: none of the {facts.rows} rows holds anything to learn ({reasons})", "see data.columns"
+            )
         if self._too_long:
             limit = self._options.sequence_length
             first = ", ".join(f"{place_of(facts, row)} ({length})" for row, length in self._first)
@@ -200,7 +224,15 @@ class _Measure:
         self._too_long += 1
         self._longest = max(self._longest, length)
         if len(self._first) < LISTED:
-            self._first.append((self._rows - 1, length))
+            self._first.append((self.tally.rows - 1, length))
+
+
+def _refuse_unknown(options: Options, tokenizer: Any) -> None:
+    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that there are not."""
+    if unknown := set(options.leave_out) - NAMES:
+        raise HalaError(f"leave_out: no such part of a row: {min(unknown)!r}", f"one of {', '.join(sorted(NAMES))}")
+    if unknown := set(options.control_tokens) - ControlWords(tokenizer.backend_tokenizer).words:
+        raise HalaError(f"control_tokens: {min(unknown)!r} is no control token of this tokenizer", "leave it out")
 
 
 def _kept(tokenizer: Any, folder: Path) -> Any:

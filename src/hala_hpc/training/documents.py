@@ -19,6 +19,16 @@ CALLS: Final = ("function_call", "tool_call")
 ROLE_OF: Final = {word: role for role, words in ROLES.items() for word in words} | dict.fromkeys(CALLS, "assistant")
 EMPTY_LINE: Final = "\n\n"
 """Stands between the columns of a prompt, and between a prompt and its answer."""
+CONTENTS: Final = ("tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
+"""Keys of a turn, beside its text, that hold what is said."""
+WEIGHTS: Final = ("weight", "loss", "train")
+"""Keys of a turn that say whether it is to be learned: OpenAI's, AgentInstruct's, axolotl's."""
+TEXT_PARTS: Final = ("text", "input_text", "output_text")
+"""Types of a turn's parts that are text; a part without a type is told by its key ``text``."""
+BEFORE_ALPACA: Final = ("system", "history")
+"""Columns of Alpaca rows that come before the user's turn: a text, and pairs of a prompt and its answer."""
+UNHEARD: Final = "turns that are marked to be learned and are not, for only the assistant's are"
+TWO_SYSTEMS: Final = "rows whose column 'system' is left out, for their first turn is a system turn"
 
 
 class Dropped(Exception):
@@ -27,10 +37,15 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns as chat templates want them, and the tools that the system offers."""
+    """Turns as chat templates want them, and the tools that the system offers.
+
+    ``unlearned``: numbers of the assistant's turns that the row wants not to be learned. ``notes``: what was left out.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    unlearned: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def texts(self) -> list[str]:
@@ -77,44 +92,58 @@ class Turns:
         if not isinstance(given, list) or not all(isinstance(turn, dict) for turn in given):
             raise HalaError(f"column '{self.column}' holds {what(given)}, not a list of turns")
         messages = [self._message(turn, number) for number, turn in enumerate(given)]
+        weights = [_weight(turn, self._where(number)) for number, turn in enumerate(given)]
+        notes = [UNHEARD for at, weight in enumerate(weights) if weight and messages[at]["role"] != "assistant"]
         system = row.get("system")
-        if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        answers = [message for message in messages if message["role"] == "assistant"]
+        if isinstance(system, str) and system.strip() and messages:
+            if messages[0]["role"] == "system":
+                notes.append(TWO_SYSTEMS)
+            else:
+                messages.insert(0, {"role": "system", "content": system})
+                weights.insert(0, None)
+        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        unlearned = frozenset(at for at in answers if weights[at] is False)
         if not answers:
             raise Dropped("no answer: no turn is the assistant's")
-        if not all(answer["content"].strip() or answer.get("tool_calls") for answer in answers):
+        if len(unlearned) == len(answers):
+            raise Dropped("no answer: no turn of the assistant is to be learned")
+        if not all(_says_something(messages[at]) for at in answers):
             raise Dropped("empty: a turn of the assistant says nothing")
-        return Chat(messages, _tools(row.get("tools")))
+        return Chat(messages, _tools(row.get("tools")), unlearned, tuple(notes))
 
     def _message(self, turn: dict[str, Any], number: int) -> dict[str, Any]:
-        where = f"turn {number + 1} of '{self.column}'"
+        where = self._where(number)
         word = turn.get(self.role_key)
         role = ROLE_OF.get(word.lower()) if isinstance(word, str) else None
         if role is None:
             raise HalaError(f"{where} has the {self.role_key} {word!r}", f"known: {', '.join(sorted(ROLE_OF))}")
         kept = {key: value for key, value in turn.items() if value is not None}  # Parquet fills in absent keys
-        kept = {key: value for key, value in kept.items() if key not in (self.role_key, self.text_key)}
-        return {"role": role, "content": self._content(turn.get(self.text_key), where), **kept}
+        kept = {key: value for key, value in kept.items() if key not in (self.role_key, self.text_key, *WEIGHTS)}
+        return {**kept, "role": role, "content": self._content(turn.get(self.text_key), where)}
+
+    def _where(self, number: int) -> str:
+        return f"turn {number + 1} of '{self.column}'"
 
     @staticmethod
     def _content(content: Any, where: str) -> str:
         if content is None or isinstance(content, str):
             return content or ""
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if not isinstance(content, list) or len(texts) < len(content):
-            raise HalaError(f"{where} holds {what(content)} that is not all text", "only texts can be trained on")
-        return "".join(texts)
+        if not isinstance(content, list):
+            raise HalaError(f"{where} holds {what(content)}, not text", "only texts can be trained on")
+        return "".join(_part(part, where) for part in content)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows of a prompt in some columns and its answer in another: Alpaca and its like."""
+    """Rows of a prompt in some columns and its answer in another: Alpaca and its like.
+
+    ``before``: those of BEFORE_ALPACA that the rows have.
+    """
 
     prompt: tuple[str, ...]
     answer: str
     chat: bool
+    before: tuple[str, ...] = ()
 
     def read(self, row: Row) -> Document:
         """Raises HalaError for a row of another form, Dropped for one without an answer."""
@@ -122,8 +151,15 @@ class Columns:
         answer = "".join(text for _, text in ColumnShape([self.answer]).texts(row))
         if not answer:
             raise Dropped(f"empty: '{self.answer}' says nothing")
+        before = [message for column in self.before for message in _before(column, row.get(column))]
         if self.chat:
-            return Chat([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+            turns = (("user", prompt), ("assistant", answer))
+            return Chat([*before, *({"role": role, "content": text} for role, text in turns)])
+        if before:
+            raise HalaError(
+                f"column '{'system' if before[0]['role'] == 'system' else 'history'}' has no place in a completion",
+                "kind: chat; or data.columns, with all columns of the prompt and last that of the answer",
+            )
         is_apart = not prompt or prompt[-1].isspace() or answer[0].isspace()
         return Completion(prompt if is_apart else prompt + EMPTY_LINE, answer)
 
@@ -148,6 +184,7 @@ Reader = Turns | Columns | Texts
 def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
     """How rows of this schema are read. Raises HalaError where their columns do not fit the kind."""
     columns: Sequence[str] = data.columns
+    before: tuple[str, ...] = ()
     if columns and data.shape in ("auto", "columns", "pairs"):
         require(columns, schema)
     else:
@@ -157,6 +194,9 @@ def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
         if isinstance(shape, TurnShape):
             raise HalaError(f"rows of conversations are not of kind '{kind}'", "kind: chat")
         columns = list(shape.columns)
+        if {"instruction", "output"} <= set(columns):
+            columns = [column for column in columns if column not in BEFORE_ALPACA]
+            before = tuple(column for column in BEFORE_ALPACA if column in schema.names)
     if kind == "text":
         return Texts(tuple(columns))
     if len(columns) < 2:
@@ -164,7 +204,43 @@ def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
             f"a row of kind '{kind}' has a prompt and an answer, and '{', '.join(columns)}' is only one column",
             "kind: text, or columns: [PROMPT, ANSWER]",
         )
-    return Columns(tuple(columns[:-1]), columns[-1], chat=kind == "chat")
+    return Columns(tuple(columns[:-1]), columns[-1], kind == "chat", before)
+
+
+def _says_something(message: dict[str, Any]) -> bool:
+    return bool(message["content"].strip()) or any(message.get(key) for key in CONTENTS)
+
+
+def _weight(turn: dict[str, Any], where: str) -> bool | None:
+    """Whether a turn says that it is to be learned, or not to be; None where it says neither. Raises HalaError."""
+    said = [(key, turn[key]) for key in WEIGHTS if turn.get(key) is not None]
+    for key, value in said:
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise HalaError(f"{where} has the {key} {value!r}", "a turn is learned (1, true) or not (0, false)")
+    return all(value for _, value in said) if said else None
+
+
+def _part(part: Any, where: str) -> str:
+    """The text of one part of a turn. Raises HalaError for what is no text: an image, a call, a thought."""
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind not in TEXT_PARTS or not isinstance(text, str):
+        raise HalaError(f"{where} has a part that is not text ({kind or what(part)})", "only texts can be trained on")
+    return text
+
+
+def _before(column: str, given: Any) -> list[dict[str, str]]:
+    """The turns of one column of BEFORE_ALPACA. Raises HalaError where it has another form."""
+    if column == "system" and isinstance(given, str | None):
+        return [{"role": "system", "content": given}] if given and given.strip() else []
+    pairs = given or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+    ):
+        form = "text" if column == "system" else "a list of pairs: a prompt and its answer"
+        raise HalaError(f"column '{column}' holds {what(given)}, not {form}")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
 def _tools(given: Any) -> list[dict[str, Any]] | None:

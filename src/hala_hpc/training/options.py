@@ -18,6 +18,8 @@ class Dataset(Data):
 
     kind: Kind = "chat"
     weight: float = 1.0  # how often each row is seen per epoch: 0.5 every other row, 2 each twice
+    leave_out: list[str] = field(default_factory=list)  # what the chat template may leave out: tools, system, …
+    control_tokens: list[str] = field(default_factory=list)  # words that stay control tokens in data, too
 
 
 @dataclass
@@ -126,3 +128,5 @@ class Prepare(TaskOptions):
     chat_template: str | None = field(default=None, metadata=PATH)
     sequence_length: int = 4096
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    leave_out: list[str] = field(default_factory=list)  # of marks.NAMES
+    control_tokens: list[str] = field(default_factory=list)

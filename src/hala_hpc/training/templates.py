@@ -89,11 +89,20 @@ def render(tokenizer: Any, chat: Chat) -> Rendered:
             tools=chat.tools,
             chat_template=template_of(tokenizer),
             return_assistant_tokens_mask=True,
+            strftime_now=_refuse_date,
             **tokenizer.special_tokens_map,
         )
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise HalaError(f"the chat template refuses this conversation: {_first_line(error)}") from error
     return Rendered(texts[0], [(begin, end) for begin, end in spans[0]])
+
+
+def _refuse_date(form: str) -> str:
+    """Stands in for what gives templates the date."""
+    raise HalaError(
+        f"the chat template prints the date of today ({form}), so tokens would depend on the day that they are made",
+        "give a copy of it with task.chat_template, with a date that is written there",
+    )
 
 
 def template_of(tokenizer: Any) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +10,24 @@ import pyarrow as pa
 
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
+from hala_hpc.text.control import ControlWords
 from hala_hpc.training import templates
 from hala_hpc.training.documents import Chat, Completion, Document, Dropped, Text, reader_of
+from hala_hpc.training.marks import Marks, Spans
 from hala_hpc.training.options import Prepare
-from hala_hpc.training.templates import Rendered
 from hala_hpc.training.token_file import Tokens
 
 Ids = npt.NDArray[np.int32]
-Marks = npt.NDArray[np.bool_]
+Loss = npt.NDArray[np.bool_]
+CONTROL_WORDS: Final = "rows with words of control tokens, which are text in them"
 
 
 class Tokenizing:
     """How rows of one schema become tokens. Call it with a row.
 
     Special tokens come from the chat template alone; texts, and prompts with their answers, get one BOS, where the
-    tokenizer has one, and EOS.
+    tokenizer has one, and EOS. Words of a row that are special tokens are text (``text.control``), but for those that
+    ``control_tokens`` allows.
     """
 
     def __init__(self, tokenizer: Any, options: Prepare, data: Data, schema: pa.Schema) -> None:
@@ -37,17 +40,36 @@ class Tokenizing:
         self._backend.no_padding()
         self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._eos = [tokenizer.eos_token_id]
+        self._words = ControlWords(self._backend, options.control_tokens)
+        self._marks = Marks(self._rendered, options.leave_out)
 
     def __call__(self, row: Row) -> list[Tokens]:
         """The pieces of a row: one, or for a long text several, none longer than the sequence length.
 
         Raises HalaError for a row of another form, Dropped for one that has nothing to learn or is too long.
         """
-        document = self.reader.read(row)
+        return self.pieces(self.reader.read(row))
+
+    def pieces(self, document: Document) -> list[Tokens]:
+        """As of a row."""
         tokens = self._encoded(document)
         if isinstance(document, Text):
             return _cut(tokens, self._options.sequence_length)
         return [self._fitted(tokens)]
+
+    def notes(self, document: Document) -> list[str]:
+        """What of a document is left out, or not taken as it may be meant; in words that are the same for all rows.
+
+        Raises HalaError where the chat template leaves out what ``leave_out`` does not name.
+        """
+        parts = [document.messages, document.tools] if isinstance(document, Chat) else document.texts
+        found = [CONTROL_WORDS] if self._words.held(parts) else []
+        if isinstance(document, Chat):
+            missing = self._marks.look(document).left_out
+            found += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
+            found += document.notes
+            found += ["turns of the assistant that are not to be learned"] * len(document.unlearned)
+        return found
 
     def length(self, document: Document) -> int:
         """Tokens of a document, however long."""
@@ -59,14 +81,16 @@ class Tokenizing:
         A token stands for at least one byte of the normalized text; the word mark that some tokenizers put in front
         is one more. Raises HalaError where the chat template refuses the document.
         """
-        texts = [templates.render(self._tokenizer, document).text] if isinstance(document, Chat) else document.texts
+        texts = [self._words.restore(self._rendered(document)[0])] if isinstance(document, Chat) else document.texts
         normalizer = self._backend.normalizer
         sizes = [len((normalizer.normalize_str(text) if normalizer else text).encode()) + 1 for text in texts]
         return sum(sizes) + len(self._bos) + len(self._eos)
 
     def _encoded(self, document: Document) -> Tokens:
         if isinstance(document, Chat):
-            ids, loss = self._chat(templates.render(self._tokenizer, document))
+            text, spans = self._rendered(document)
+            found = self._words.encode(text, self._marks.learned(document, spans))
+            ids, loss = np.array(found.ids, np.int32), overlapping(found.offsets, found.spans)
         elif isinstance(document, Completion):
             before, answer = [*self._bos, *self._ids(document.prompt)], [*self._ids(document.answer), *self._eos]
             ids = np.array(before + answer, np.int32)
@@ -76,13 +100,15 @@ class Tokenizing:
             loss = np.ones(len(ids), np.bool_)
         return _piece(ids, loss)
 
-    def _chat(self, rendered: Rendered) -> tuple[Ids, Marks]:
-        encoding = self._backend.encode(rendered.text, add_special_tokens=False)
-        return np.array(encoding.ids, np.int32), overlapping(encoding.offsets, rendered.spans)
+    def _rendered(self, chat: Chat) -> tuple[str, Spans]:
+        """The words of the data in it are hidden."""
+        if self._words.held([chat.messages, chat.tools]):
+            chat = replace(chat, messages=self._words.hide(chat.messages), tools=self._words.hide(chat.tools))
+        rendered = templates.render(self._tokenizer, chat)
+        return rendered.text, rendered.spans
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._words.encode(self._words.hide(text)).ids
 
     def _fitted(self, tokens: Tokens) -> Tokens:
         most = self._options.sequence_length
@@ -100,7 +126,7 @@ def tokenizing(tokenizer: Any, options: Prepare, data: Data, schema: pa.Schema) 
     return Tokenizing(tokenizer, options, data, schema)
 
 
-def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Marks:
+def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Loss:
     """Which tokens hold a character of one of the spans.
 
     Parameters
@@ -117,7 +143,7 @@ def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) ->
     return marks
 
 
-def _piece(ids: Ids, loss: Marks) -> Tokens:
+def _piece(ids: Ids, loss: Loss) -> Tokens:
     """Nothing comes before the first token, so it is never predicted."""
     loss = loss.copy()
     loss[:1] = False
