@@ -125,12 +125,12 @@ def test_mixed_formats_and_columns(tmp_path: Path, folder: Path) -> None:
     paths = [
         write(tmp_path / "a.parquet", pa.Table.from_pylist(ROWS)),
         write(tmp_path / "b.jsonl", [{"text": "b", "extra": {"x": [1]}}] * 4),
-        write(tmp_path / "c.csv", "text,n\nc,7\n"),
+        write(tmp_path / "c.csv", "text,note\nc,7\n"),
         write(tmp_path / "d.json", json.dumps([{"text": "d"}] * 5)),
         write(tmp_path / "e.txt", "e\nf\n"),
         write(tmp_path / "f.jsonl.gz", ROWS),
     ]
-    expected = [*ROWS, *[{"text": "b", "extra": {"x": [1]}}] * 4, {"text": "c", "n": "7"}, *[{"text": "d"}] * 5]
+    expected = [*ROWS, *[{"text": "b", "extra": {"x": [1]}}] * 4, {"text": "c", "note": "7"}, *[{"text": "d"}] * 5]
     expected += [{"text": "e"}, {"text": "f"}, *ROWS]
     for rows in (1, 3, 100):
         assert rows_of(tmp_path / f"run{rows}", *paths, rows=rows) == expected

@@ -214,22 +214,14 @@ def test_values_that_no_single_type_fits(tmp_path: Path, pair: tuple[Row, Row]) 
 
 
 def _tables() -> Iterator[tuple[str, pa.Array, pa.Array]]:
-    from datetime import date, datetime
-    from decimal import Decimal
+    from datetime import datetime
 
     when = datetime(2020, 1, 2, 3, 4, 5, 678)
-    yield "int and float", pa.array([2**60 + 1]), pa.array([2.5])
     yield "small int and float", pa.array([7]), pa.array([2.5])
     yield "dictionary and string", pa.array(["a"]).dictionary_encode(), pa.array(["b"])
     yield "string and large", pa.array(["a"]), pa.array(["b"], pa.large_string())
     yield "us and ns", pa.array([when], pa.timestamp("us")), pa.array([when], pa.timestamp("ns"))
-    yield "time and date", pa.array([when]), pa.array([date(2020, 1, 2)])
-    yield "decimal and int", pa.array([Decimal("1.5")]), pa.array([2])
-    yield "two decimals", pa.array([Decimal("1.5")]), pa.array([Decimal("1.50")])
-    yield "bytes and text", pa.array([b"a"]), pa.array(["a"])
-    yield "uint64 and int64", pa.array([2**64 - 1], pa.uint64()), pa.array([-1])
     yield "struct and struct", pa.array([{"a": 1}]), pa.array([{"b": "x"}])
-    yield "struct and text", pa.array([{"a": 1}]), pa.array(["x"])
 
 
 @pytest.mark.parametrize(("one", "other"), [pytest.param(a, b, id=name) for name, a, b in _tables()])

@@ -15,6 +15,7 @@ from hala_hpc.cli.planning import check, plan_run
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.collect import collect
+from hala_hpc.data.schema import to_rows
 from hala_hpc.run import manifest
 from hala_hpc.run.verify import verify
 from hala_hpc.worker.main import StopFlag, work
@@ -52,14 +53,8 @@ def quoted(turns: list[dict[str, Any]], role: str, text: str) -> list[dict[str, 
 
 
 def as_written(rows: list[dict[str, Any]]) -> bytes:
-    """Bytes of rows without what Arrow changes: nulls for keys that a row never had, and the order of keys."""
-    return orjson.dumps([_bare(row) for row in rows], option=orjson.OPT_SORT_KEYS)
-
-
-def _bare(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _bare(item) for key, item in value.items() if item is not None}
-    return [_bare(item) for item in value] if isinstance(value, list) else value
+    """Bytes of rows but for the order of keys: nulls and absent keys are two, as 1 and 1.0 are."""
+    return orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +64,7 @@ def test_conversations_keep_their_turns(data: Path, run: Run, name: str, count: 
     """The real files, whole: every turn that is not to be translated, byte for byte."""
     source = data / "multiturn" / f"{name}.json"
     rows = json.loads(source.read_text())
-    found = run(source, words=("run.shard_rows=90",)).to_pylist()
+    found = to_rows(run(source, words=("run.shard_rows=90",)))
     assert len(found) == len(rows) == count
     kept = [{key: row[key] for key in rows[0]} for row in found]
     assert as_written(kept) == as_written(rows)
@@ -114,7 +109,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def test_messages_with_tool_calls(run: Run, tmp_path: Path) -> None:
     rows = [{"id": 1, "messages": MESSAGES, "tools": [{"name": "f"}]}, {"id": 2, "messages": [], "tools": []}]
-    found = run(write(tmp_path / "a.jsonl", [*rows, {"id": 3, "messages": None}])).to_pylist()
+    found = to_rows(run(write(tmp_path / "a.jsonl", [*rows, {"id": 3, "messages": None}])))
     assert as_written([{key: row[key] for key in ("id", "messages", "tools")} for row in found[:2]]) == as_written(rows)
     expected = [quoted(MESSAGES[:2], "role", "content"), MESSAGES[2:4], quoted(MESSAGES[4:], "role", "content")]
     assert as_written(found[0]["messages_ar"]) == as_written([turn for turns in expected for turn in turns])
@@ -122,19 +117,21 @@ def test_messages_with_tool_calls(run: Run, tmp_path: Path) -> None:
 
 
 def test_messages_of_parts(run: Run, tmp_path: Path) -> None:
-    """Text here and parts there: no Arrow type holds both, so the column is JSON text."""
+    """Text here and parts there: a list of turns all the same."""
     rows = [{"messages": MESSAGES}, {"messages": [{"role": "user", "content": PARTS}]}]
-    found = run(write(tmp_path / "a.jsonl", rows)).to_pylist()
-    assert [json.loads(row["messages"]) for row in found] == [row["messages"] for row in rows]
-    parts = json.loads(found[1]["messages_ar"])[0]["content"]
+    table = run(write(tmp_path / "a.jsonl", rows))
+    assert table.schema.field("messages").type == table.schema.field("messages_ar").type == pa.list_(pa.json_())
+    found = to_rows(table)
+    assert [row["messages"] for row in found] == [row["messages"] for row in rows]
+    parts = found[1]["messages_ar"][0]["content"]
     assert parts == [PARTS[0] | {"text": "«What is this?»"}, PARTS[1], PARTS[2], PARTS[3] | {"text": "«And this?»"}]
-    assert json.loads(found[0]["messages_ar"])[2] == MESSAGES[2]
+    assert found[0]["messages_ar"][2] == MESSAGES[2]
 
 
 def test_only_parts(run: Run, tmp_path: Path) -> None:
-    found = run(write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": PARTS}]}])).to_pylist()
+    found = to_rows(run(write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": PARTS}]}])))
     assert as_written(found[0]["messages"][0]["content"]) == as_written(PARTS)
-    assert [part["text"] for part in found[0]["messages_ar"][0]["content"]] == [
+    assert [part.get("text") for part in found[0]["messages_ar"][0]["content"]] == [
         "«What is this?»",
         None,
         " ",
@@ -143,7 +140,7 @@ def test_only_parts(run: Run, tmp_path: Path) -> None:
 
 
 def test_roles_of_the_recipe(run: Run, tmp_path: Path) -> None:
-    found = run(write(tmp_path / "a.jsonl", [{"messages": MESSAGES}]), task={"roles": ["system", "tool"]}).to_pylist()
+    found = to_rows(run(write(tmp_path / "a.jsonl", [{"messages": MESSAGES}]), task={"roles": ["system", "tool"]}))
     contents = [turn["content"] for turn in found[0]["messages_ar"]]
     assert contents == ["«Be kind.»", "Hi {text} \n ", None, "«  42\u2028 »", "It is 42."]
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import shards
+from hala_hpc.data import schema, shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
 from hala_hpc.run import files, manifest, seal
 from hala_hpc.run.layout import RunDirectory
@@ -75,12 +75,24 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [
         "",
         f"`{ROW}` is a row's number in the sources below, taken one after the other, from 0.",
+        *_told_json(facts),
         "",
         "## Sources",
         "",
     ]
     lines += [f"- `{Path(source['original']).name}`: {source['rows']:,} rows" for source in facts.sources]
     return "\n".join([*lines, ""])
+
+
+def _told_json(facts: Facts) -> list[str]:
+    """What columns are of which the values have no type of Arrow's in common."""
+    found = [field.name for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
+    if not found:
+        return []
+    names = ", ".join(f"`{name}`" for name in found)
+    return [
+        f"Objects of {names} differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
+    ]
 
 
 def _write(

@@ -16,6 +16,7 @@ from hala_hpc.data import digest, infer, readers, schema, sources
 from hala_hpc.data.digest import Hash, Row
 from hala_hpc.data.readers import Chunk
 from hala_hpc.data.sources import Source
+from hala_hpc.data.unify import Union, unify
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4
@@ -110,23 +111,26 @@ def cut(
     cutter = Cutter(task, run.shard_tokens, run.shard_rows)
     notes = Counter() if notes is None else notes
     kept: list[dict[str, object]] = []
-    whole: pa.Schema | None = None
+    whole = Union()
     inferred = False
     for source in sources.open_sources(data, folder / "input", watch.say):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
         found = _cut_source(cutter, source, name, data.limit, texts_of, watch)
-        whole = infer.unify(whole, found) if found is not None else whole
-        inferred |= not readers.is_parquet(source.path)
+        declared = readers.is_parquet(source.path)
+        inferred |= not declared
+        if found is not None:
+            whole.add(found, source.original, declared)
         rows = cutter.rows - before
         kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
         if data.limit is not None and cutter.rows >= data.limit:
             break
     cutter.close()
-    if whole is None or not cutter.shards:
+    if whole.schema is None or not cutter.shards:
         raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
-    stored = schema.dump(infer.storable(whole) if inferred else whole)
+    notes.update(whole.notes())
+    stored = schema.dump(infer.storable(whole.schema) if inferred else whole.schema)
     facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored, notes=dict(notes))
     return Cut(cutter.shards, facts)
 
@@ -143,10 +147,10 @@ def _cut_source(
     before = cutter.rows
     whole: pa.Schema | None = None
     for chunk in _limited(readers.chunks(source.path), limit, cutter):
-        found = chunk.schema()
-        if whole is None or not found.equals(whole, check_metadata=True):  # a column may first appear late
-            whole = infer.unify(whole, found)
-            find = _finder(texts_of, whole, source.original)
+        merged = unify(whole, chunk.schema(), fill=chunk.table is not None)
+        if whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
+            find = _finder(texts_of, merged, source.original)
+            whole = merged
         for position, row in zip(chunk.positions, chunk.rows, strict=True):
             _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
         watch.count(cutter.rows)
@@ -179,5 +183,5 @@ def _add(cutter: Cutter, find: TextsOf, row: Row, source: str, position: int, wh
         cutter.add(row, find(row), source, position)
     except HalaError as error:
         raise HalaError(f"{where}: {error.message}", error.hint) from error
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, UnicodeEncodeError, RecursionError) as error:
         raise HalaError(f"{where}: holds a value that cannot be kept: {error}") from error

@@ -1,16 +1,20 @@
-"""Which Arrow schema holds rows that come without one, or with one that differs from file to file."""
+"""Which Arrow schema holds rows that come without one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import chain
+from types import NoneType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hala_hpc.data.digest import Row
-from hala_hpc.data.schema import JSON_TEXT, Mark, has, json_field
+from hala_hpc.data.schema import JSON, JSON_TEXT, Mark, has, is_list, items_of
 
 EXACT: Mark = {b"hala": b"exact"}
 """Mark of a column, while planning, that holds integers which no float holds: it must not become one of floats."""
+DEEPEST = 16
+"""Levels of lists and objects in a column, below which all is JSON (ours: no table is meant to be so deep)."""
 _MOST = 2**53
 
 
@@ -29,53 +33,48 @@ def marked(table: pa.Table) -> pa.Schema:
     return pa.schema(fields)
 
 
-def unify(one: pa.Schema | None, other: pa.Schema) -> pa.Schema:
-    """A schema that holds the rows of both; columns whose types contradict each other become JSON text."""
-    if one is None or one.equals(other, check_metadata=True):
-        return other
-    names = dict.fromkeys([*one.names, *other.names])
-    return pa.schema([_unify_field(name, one, other) for name in names])
-
-
 def storable(schema: pa.Schema) -> pa.Schema:
     """An inferred schema as Parquet can hold it: pyarrow 26 cannot read back the nulls of a list of nothing else."""
     return pa.schema([field.with_type(_storable(field.type)) for field in schema])
 
 
 def _infer_field(name: str, values: list[Any]) -> "pa.Field[Any]":
+    kind = _kind_of(values, DEEPEST)
+    exact = _is_integers(kind) and _needs_integers(pa.array(values, kind))
+    return pa.field(name, kind, metadata=EXACT if exact else None)
+
+
+def _kind_of(values: list[Any], levels: int, in_object: bool = False) -> pa.DataType:
+    """The type that holds values as they are; but 1 beside 2.5 becomes 1.0, unless it is of an object."""
+    found = set(map(type, values)) - {NoneType}
+    if found == {str}:
+        return pa.string()
+    if found == {dict}:
+        return _struct_of([value for value in values if value is not None], levels - 1)
+    if found == {list}:
+        inner = list(chain.from_iterable(value for value in values if value is not None))
+        return pa.list_(_kind_of(inner, levels - 1, in_object)) if levels else JSON
+    if len(found) > 1 and (in_object or found != {int, float}):  # pa.array would make 0.0 of false beside 1.5
+        return JSON
     try:
-        array = pa.array(values)
+        kind: pa.DataType = pa.array(values).type
+        return kind
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return json_field(name)
-    if _has_empty_struct(array.type):
-        return json_field(name)
-    return pa.field(name, array.type, metadata=EXACT if _needs_integers(array) else None)
+        return JSON
 
 
-def _unify_field(name: str, one: pa.Schema, other: pa.Schema) -> "pa.Field[Any]":
-    fields = [schema.field(name) for schema in (one, other) if name in schema.names]
-    kinds = [field.type for field in fields if not pa.types.is_null(field.type)] or [pa.null()]
-    has_nulls = len(fields) == 1 or any(field.nullable for field in fields)
-    if any(has(field, JSON_TEXT) for field in fields):
-        return json_field(name)
-    metadata = next((field.metadata for field in fields if field.metadata), None)
-    if all(kind == kinds[0] for kind in kinds):
-        return pa.field(name, kinds[0], has_nulls, metadata)
-    if any(_holds(kind, _stands_alone) for kind in kinds):
-        return json_field(name)
-    try:
-        bare = [pa.schema([pa.field(name, _decoded(kind))]) for kind in kinds]
-        kind = pa.unify_schemas(bare, promote_options="permissive").field(0).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return json_field(name)
-    if _holds(kind, pa.types.is_floating) and any(has(field, EXACT) for field in fields):
-        return json_field(name)
-    return pa.field(name, kind, has_nulls, metadata)
+def _struct_of(objects: list[dict[str, Any]], levels: int) -> pa.DataType:
+    """A struct, where all objects have the same keys and no nulls: then it gives them back as they were.
 
-
-def _decoded(kind: pa.DataType) -> pa.DataType:
-    """A dictionary is a way to write texts, not another type."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    ``{}`` is JSON, for Parquet has no struct without fields.
+    """
+    keys = objects[0].keys()
+    if levels < 0 or not keys or any(value.keys() != keys for value in objects):
+        return JSON
+    columns = {key: [value[key] for value in objects] for key in keys}
+    if any(value is None for column in columns.values() for value in column):
+        return JSON
+    return pa.struct([pa.field(key, _kind_of(column, levels, in_object=True)) for key, column in columns.items()])
 
 
 def _storable(kind: pa.DataType, in_list: bool = False) -> pa.DataType:
@@ -86,35 +85,20 @@ def _storable(kind: pa.DataType, in_list: bool = False) -> pa.DataType:
     return pa.string() if in_list and pa.types.is_null(kind) else kind
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Parquet has no struct without fields, which is how Arrow reads ``{}``."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
-    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
-
-
 def _marked(field: "pa.Field[Any]") -> "pa.Field[Any]":
     metadata: Any = field.metadata or {}
     return field.with_metadata({**metadata, **EXACT})
 
 
-def _holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or one at any depth in it, is of a sort."""
-    return test(kind) or any(_holds(kind.field(index).type, test) for index in range(kind.num_fields))
-
-
-def _stands_alone(kind: pa.DataType) -> bool:
-    """Types whose values another type does not hold, or holds as others to a digest (the decimals 1.5 and 1.50)."""
-    types = pa.types
-    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    return is_binary or types.is_decimal(kind) or types.is_uint64(kind)
+def _is_integers(kind: pa.DataType) -> bool:
+    return _is_integers(items_of(kind)) if is_list(kind) else pa.types.is_int64(kind) or pa.types.is_uint64(kind)
 
 
 def _needs_integers(array: Any) -> bool:
     """Whether an Arrow array holds integers, at any depth, that no float holds."""
     if pa.types.is_struct(array.type):
         return any(map(_needs_integers, array.flatten()))
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+    if is_list(array.type):
         return _needs_integers(array.flatten())
     if not pa.types.is_int64(array.type) and not pa.types.is_uint64(array.type):
         return False

@@ -5,7 +5,6 @@ file, the byte at which its line begins in JSONL.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,6 @@ BOM = b"\xef\xbb\xbf"
 OPENING = 1024
 """Bytes in which the first character that is no space is looked for."""
 MAGIC = b"PAR1"
-_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def parse_row(line: bytes, where: str) -> Row:
         row = orjson.loads(line.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
         raise HalaError(f"{where}: not valid JSON: {error}", "mend or remove this line") from error
-    if _LONG_NUMBER.search(line):
+    if schemas.has_long_number(line):
         json.loads(line, parse_int=partial(_integer, where))
     return only_object(row, where)
 

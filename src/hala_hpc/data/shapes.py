@@ -15,6 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
+from hala_hpc.data.schema import is_json
 
 Place = tuple[str | int, ...]
 """Where a text sits in its row: a column, and for conversations the number of the turn (and of the part in it)."""
@@ -168,6 +169,8 @@ def field_of(column: str, schema: pa.Schema) -> "pa.Field[Any] | None":
     first, *rest = column.split(".")
     field = schema.field(first) if first in schema.names else None
     for name in rest:
+        if field is not None and is_json(field.type):  # its objects differ: some may have it
+            return pa.field(column, pa.string())
         inner = list(field.type) if field is not None and pa.types.is_struct(field.type) else []
         field = next((one for one in inner if one.name == name), None)
     return field

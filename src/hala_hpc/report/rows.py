@@ -8,6 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hala_hpc.data.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW, reason_of
 from hala_hpc.report import table
 from hala_hpc.report.runs import Run
@@ -76,7 +77,7 @@ def _examples_in(run: Run, output: Path, count: int) -> Iterator[Example]:
     suffix = str(run.recipe["task"].get("suffix", ""))
     shown = 0
     for batch in file.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
+        for row in to_rows(pa.Table.from_batches([batch])):
             if shown == count:
                 return
             if row.get(ERROR) is None:

@@ -11,7 +11,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
-from hala_hpc.data.schema import Fields
+from hala_hpc.data.schema import Fields, is_json
 from hala_hpc.data.shapes import Shape, field_of, shape_of
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.run.manifest import Facts
@@ -116,5 +116,5 @@ def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":
     """A translation has the type of its original; a text is a plain string whatever its original's encoding."""
     found = field_of(column, schema)
     assert found is not None  # shape_of has looked
-    is_text = not pa.types.is_nested(found.type)
+    is_text = not pa.types.is_nested(found.type) and not is_json(found.type)
     return pa.field(name, pa.string(), metadata=found.metadata) if is_text else found.with_name(name)
