@@ -37,6 +37,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    refuses_cards: str = ""
     faults: list[tuple[str, str, int | Callable[[], None]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -124,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
-            return self._send(200, {"errors": [], "warnings": []})
+            errors = [{"message": hub.refuses_cards}] if hub.refuses_cards else []
+            return self._send(200, {"errors": errors, "warnings": []})
         if found := re.fullmatch(r"/large/([0-9a-f]{64})", path):
             return self._keep(found[1], body)
         if found := re.fullmatch(r"/(datasets/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", path):

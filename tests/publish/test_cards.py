@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.models import checkpoint
 from hala_hpc.publish import content, publication, readme
 from hala_hpc.publish.publication import Asked, Publication
 from tests.publish import runs
@@ -190,10 +191,30 @@ def test_a_path_in_a_recipe_is_told_by_its_last_name(tuned: Path) -> None:
         ("---\r\na: 1\r\n---\r\nx", {"a": 1}, "x\n"),
         ("no metadata\n---\n", {}, "no metadata\n---\n"),
         ("---\na: 1\n", {}, "---\na: 1\n"),
-        ("---\n- a\n---\nx", {}, "x\n"),
-        ("---\na: [\n---\nx", {}, "x\n"),
         ("", {}, ""),
     ],
 )
 def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str) -> None:
     assert readme.split(text) == (metadata, body)
+
+
+@pytest.mark.parametrize(
+    ("front", "told"),
+    [
+        ("tags: [a", "no YAML: line "),
+        ("- a", "no YAML mapping"),
+        ("language: Arabic", "language: the hub does not take 'Arabic' (for example ar"),
+        ("language: no", "language: the hub does not take False"),
+        ("datasets: [my corpus v2]", "datasets: the hub does not take 'my corpus v2'"),
+        ("base_model: /models/x", "base_model: the hub does not take"),
+        ("tags: yes", "tags: [True, 'hala-hpc', 'train'] is not a list of texts"),
+    ],
+)
+def test_a_card_that_the_hub_would_refuse_is_refused_before_anything_is_sent(
+    tuned: Path, front: str, told: str
+) -> None:
+    (folder,) = checkpoint.locate(str(tuned)).values()
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# x\n")
+    with pytest.raises(HalaError) as refused:
+        prepared(tuned)
+    assert told in str(refused.value)

@@ -150,6 +150,13 @@ def test_a_refusal_is_told_at_once_in_one_line(hub: Hub, upload: Upload, said: l
     assert said == [] and "\n" not in str(caught.value) and hub.key not in str(caught.value)
 
 
+def test_a_card_that_the_hub_refuses_is_told_before_anything_is_sent(hub: Hub, upload: Upload, tmp_path: Path) -> None:
+    hub.refuses_cards = '"license" must be one of [mit, ...]'
+    with pytest.raises(HalaError, match=r'refuses the card: "license" must be'):
+        upload(entries(tmp_path / "m"))
+    assert not hub.objects and not hub.count("commit|preupload")
+
+
 def test_a_refusal_by_the_store_for_large_files_is_told_at_once(
     hub: Hub, upload: Upload, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,8 @@ def test_a_model_that_is_not_as_it_was_made_is_refused(tuned: Path, tmp_path: Pa
     with pytest.raises(HalaError, match=r"not as it was made: .*its digest differs"):
         publish(tuned, tmp_path / "out", "--licence", "cc-by-nc-4.0")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(HalaError, match=r"not as it was made: .*its digest differs"):
+        publish(tuned, "hub:org/sft", "--licence", "cc-by-nc-4.0", "--dry-run")
 
 
 def test_runs_that_make_nothing_to_publish(tmp_path: Path, rows: Path) -> None:

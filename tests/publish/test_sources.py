@@ -138,3 +138,20 @@ def test_two_runs_made_from_each_other_do_not_go_round_for_ever(tmp_path: Path, 
     runs.merged(one, [{"name": str(two / "shards" / "000" / "000000")}])
     runs.merged(two, [{"name": str(one / "shards" / "000" / "000000")}, {"name": "Org/base-1b"}])
     assert list(found(one, cache)) == ["Org/base-1b"]
+
+
+def test_a_licence_that_one_of_two_recipes_tells_is_known_for_both(tmp_path: Path, cache: Path) -> None:
+    """A base that was trained, and is merged with what came of it; another folder of the same name is another work."""
+    base, other = (tmp_path / name / "base" for name in ("one", "two"))
+    for folder in (base, other):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    sft = runs.trained(
+        tmp_path / "sft", {"name": str(base), "licence": "mit"}, {"d": {"hub": "Org/d", "licence": "mit"}}, []
+    )
+    merge = runs.merged(tmp_path / "merge", [{"name": str(base)}, {"name": str(sft)}])
+    bases = [one.licence for one in sources.of_run(merge, hub.cards(cache, online=False)) if one.name == "base"]
+    assert bases == ["mit"]
+    merge = runs.merged(tmp_path / "again", [{"name": str(other)}, {"name": str(sft)}])
+    bases = [one.licence for one in sources.of_run(merge, hub.cards(cache, online=False)) if one.name == "base"]
+    assert sorted(bases, key=str) == [None, "mit"]

@@ -40,6 +40,10 @@ def test_spans_end_as_the_ledger_says(run: RunDirectory) -> None:
         shard("claimed", 105, 1),
         shard("published", 106, 0),
         shard("failed", 107, 1, error="OSError: gone"),
+        shard("claimed", 107, 4),
+        shard("deferred", 107, 4, done=0),
+        shard("claimed", 108, 5),
+        shard("abandoned", 108, 5, done=1),
         shard("claimed", 108, 2),
         shard("released", 109, 2),
         shard("claimed", 110, 3),
@@ -52,7 +56,8 @@ def test_spans_end_as_the_ledger_says(run: RunDirectory) -> None:
         1: (105, 107, "failed"),
         2: (108, 109, "given back"),
         3: (110, 111, "not ended"),
-    }
+        5: (108, 108, "failed"),
+    }, "a claim that is given back while the engine loads is no work at a shard"
     assert worker.ending == "not ended"
     assert [(one.shard, one.error) for one in worker.troubles] == [(1, "OSError: gone")]
 

@@ -137,8 +137,16 @@ def test_what_is_unequal_is_told(tmp_path: Path) -> None:
     assert "only the first 40 questions" in text
     assert "has no aratrust, so it has no average" in text
     assert "arabic_mmlu: not all models were asked the same questions" in text
-    assert "arabic_mmlu: 2 prompts were too long" in text
+    assert "arabic_mmlu: 2 prompts of one model were too long" in text
     assert "arabic_mmlu: not all models were asked in the same way" in text
+
+
+def test_a_limit_is_told_of_the_benchmarks_that_had_it(tmp_path: Path) -> None:
+    one = made.evaluation(tmp_path / "one", [BASE, TUNED], {"arabic_mmlu": ["law"]}, limit=10, truncated=4)
+    two = made.evaluation(tmp_path / "two", [BASE, TUNED], {"aratrust": ["ethics"]})
+    text = " ".join(gather.gather([one, two], Asked()).sections[0].text)
+    assert "A try: of arabic_mmlu only the first 10 questions" in text
+    assert "arabic_mmlu: 4 prompts of each of 2 models were too long" in text
 
 
 def test_examples_are_answers_that_changed(merged: Path) -> None:

@@ -67,6 +67,7 @@ def command(
     for warning in made.warnings:
         _say(f"look at this: {warning}")
     if dry_run:
+        content.refuse_unsound(made.content)
         _show(made, to, json_)
         return
     made.refuse_conflicts(accept_conflicts)

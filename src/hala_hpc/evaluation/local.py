@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError
 from hala_hpc.evaluation.benchmark import Benchmark
 
 SPLITS: Final = ("test", "dev", "validation", "train")
@@ -63,8 +63,9 @@ def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
     if not found and len(tasks) == 1 and len(subsets) == 1:  # whatever its file is called
         found = {tasks[0]: next(iter(subsets.values()))}
     if not found:
-        hint = did_you_mean(subset_of(tasks[0]), list(subsets)[:12]) if subsets else f"no file {', '.join(KINDS)}"
-        raise HalaError(f"{benchmark.name}: {folder} has none of its {len(tasks)} tasks", hint)
+        there = f"it holds {', '.join(sorted(subsets)[:12])}" if subsets else f"it has no file {', '.join(KINDS)}"
+        wanted = ", ".join(subset_of(task) for task in tasks[:12]) + (", …" if len(tasks) > 12 else "")
+        raise HalaError(f"{benchmark.name}: {folder} has none of its {len(tasks)} tasks; {there}", f"wanted: {wanted}")
     for splits in found.values():
         for split, rows in splits.items():
             for row in rows:

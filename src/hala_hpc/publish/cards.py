@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.models import card
 from hala_hpc.publish import readme
 from hala_hpc.publish.content import CARD, Content
@@ -50,19 +51,29 @@ def model(content: Content, told: Told) -> str:
     """A model's card: the one that it got when it was made, with licence, sources, scores and what it cost."""
     try:
         metadata, text = readme.split((content.folder / CARD).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         metadata, text = {}, f"# {told.run}\n"
+    except UnicodeDecodeError as error:
+        raise HalaError(f"{content.folder / CARD}: not UTF-8", readme.MEND) from error
+    except HalaError as error:
+        raise HalaError(f"{content.folder / CARD}: {error.message}", error.hint) from error
     kind = str(told.recipe["task"].get("kind", ""))
     metadata |= readme.licence_metadata(told.decision.licence, told.licence_file)
     metadata |= {"base_model_relation": RELATIONS.get(kind)} if metadata.get("base_model") else {}
-    metadata["datasets"] = sorted({source.name for source in told.sources if source.role == "data" and source.on_hub})
-    metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), "hala-hpc", *([kind] if kind else [])]))
+    data = sorted({source.name for source in told.sources if source.role == "data" and source.on_hub})
+    metadata["datasets"] = list(dict.fromkeys([*_listed(metadata.get("datasets")), *data]))
+    metadata["tags"] = list(dict.fromkeys([*_listed(metadata.get("tags")), "hala-hpc", *([kind] if kind else [])]))
     metadata["model-index"] = _model_index(told.run, told.scores) if told.scores else []
     ours = [*_about(told), *_scores(told.scores), *_licences(told)]
     if "training" not in content.record:  # whose card has its hours already
         ours += _work(told)
     head, mark, rest = text.partition("\n## ")
     return readme.join(metadata, "\n".join([head.rstrip(), "", *ours]) + mark + rest)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What a person's own card has under a key."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def dataset(content: Content, told: Told) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish.content import CARD, Entry
 from hala_hpc.publish.patience import Patience, persist
+from hala_hpc.publish.readme import MEND
 from hala_hpc.publish.sources import FindCard
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def upload(
     hub = _Hub(api or HfApi(), {"repo_id": name, "repo_type": kind}, say, patience or Patience())
     refuse_without_key(hub.api)
     hub.make(private)
+    hub.check(next(entry.text for entry in entries if entry.name == CARD))
     ordered = sorted(entries, key=lambda entry: (entry.name == CARD, entry.name))
     old = hub.others(READ_TOGETHER[kind], ordered)
     if old and not replace:
@@ -104,6 +106,20 @@ class _Hub:
     about: dict[str, Any]
     say: Callable[[str], None]
     patience: Patience
+
+    def check(self, card: str) -> None:
+        """Have the hub look at the card first: the client does so with the commit that names it, when all was sent."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        def validate() -> Any:
+            about = {"repoType": self.about["repo_type"], "content": card}
+            headers = build_hf_headers(token=self.api.token)
+            answer = get_session().post(f"{self.api.endpoint}/api/validate-yaml", json=about, headers=headers)
+            hf_raise_for_status(answer)
+            return answer.json()
+
+        if errors := self.again("checking its card", validate).get("errors"):
+            raise HalaError(f"the hub refuses the card: {'; '.join(str(one.get('message')) for one in errors)}", MEND)
 
     def make(self, private: bool) -> None:
         self.again(

@@ -1,13 +1,14 @@
 """A publication before it goes: files, card, sources and licence, and what speaks against it."""
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import checkpoint
-from hala_hpc.publish import cards, hub, licences, scores, work
+from hala_hpc.publish import cards, hub, licences, readme, scores, work
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Source
@@ -46,19 +47,22 @@ class Publication:
     def refuse_conflicts(self, accepted: bool) -> None:
         """Raises HalaError where there is no licence, or where it contradicts a source's and nobody accepted that."""
         licence, conflicts = self.decision.licence, "; ".join(self.decision.conflicts)
+        unknown = [source.name for source in self.sources if source.licence is None]
+        of = f"--licence-of {shlex.quote(unknown[0])}=LICENCE" if unknown else ""
         if licence is None:
-            raise HalaError(f"licence: {conflicts}", "choose with --licence")
+            raise HalaError(f"licence: {conflicts}", f"choose with --licence{f', and tell {of}' if of else ''}")
         if conflicts and not accepted:
+            cure = of or "another --licence, or --licence-of NAME=LICENCE for one that is told wrongly"
             raise HalaError(
-                f"{licence} contradicts the licences of sources: {conflicts}",
-                "another --licence, or --licence-of NAME=LICENCE for one that is told wrongly, or --accept-conflicts",
+                f"{licence} contradicts the licences of sources: {conflicts}", f"{cure}, or --accept-conflicts"
             )
 
 
 def prepare(run: Path, content: Content, asked: Asked) -> Publication:
     """Find sources and licence, and write the card. Nothing is changed, and nothing sent.
 
-    Raises HalaError for a licence of no source, scores of other weights, and texts that hold a secret key.
+    Raises HalaError for a licence of no source, scores of other weights, a card that the hub would refuse, and texts
+    that hold a secret key.
     """
     recipe = origins.recipe_of(run)
     site = recipe.get("site") or {}
@@ -82,6 +86,7 @@ def prepare(run: Path, content: Content, asked: Asked) -> Publication:
     )
     write = cards.dataset if content.kind == "dataset" else cards.model
     entries.append(Entry(CARD, text=write(content, told)))
+    readme.refuse_odd(entries[-1].text)
     refuse_keys(entries)
     warnings = [*naming(entries, [run, run.parent, Path.home()]), *_odd(decision.licence, told.licence_file)]
     if content.kind == "model" and any((source.licence or "").startswith(cards.LLAMA) for source in sources):

@@ -1,15 +1,23 @@
 """A card, README.md: metadata in YAML between two lines of three dashes, then Markdown."""
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.publish.licences import NOT_TOLD, ON_THE_HUB, normal
 
 FENCE: Final = "---"
+LANGUAGE: Final = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
+"""The hub's values of ``language``: ISO 639 codes, not names."""
+NAME: Final = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
+"""Of a dataset or a model on the hub."""
+
+MEND: Final = "mend the README.md of the model"
 
 
 def split(text: str) -> tuple[dict[str, Any], str]:
-    """The metadata of a card and the text after it. Metadata that are no YAML mapping count as none."""
+    """The metadata of a card and the text after it. Raises HalaError where the metadata are no YAML mapping."""
     import yaml
 
     lines = text.lstrip("\ufeff").splitlines()
@@ -19,10 +27,31 @@ def split(text: str) -> tuple[dict[str, Any], str]:
     if end is None:
         return {}, text
     try:
-        found = yaml.safe_load("\n".join(lines[1:end]))
-    except yaml.YAMLError:
-        found = None
-    return found if isinstance(found, dict) else {}, "\n".join(lines[end + 1 :]).strip() + "\n"
+        found = yaml.safe_load("\n".join(lines[1:end])) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 2}: " if mark is not None else ""
+        raise HalaError(f"the card's metadata are no YAML: {where}{getattr(error, 'problem', error)}", MEND) from error
+    if not isinstance(found, dict):
+        raise HalaError("the card's metadata are no YAML mapping", MEND)
+    return found, "\n".join(lines[end + 1 :]).strip() + "\n"
+
+
+def refuse_odd(text: str) -> None:
+    """Refuse metadata that the hub would refuse, after everything else was sent. Raises HalaError naming the key."""
+    metadata, _ = split(text)
+    for key, pattern, example in (
+        ("language", LANGUAGE, "ar"),
+        ("datasets", NAME, "org/name"),
+        ("base_model", NAME, "org/name"),
+    ):
+        value = [] if metadata.get(key) is None else metadata[key]
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str) or not pattern.fullmatch(one):
+                raise HalaError(f"the card's {key}: the hub does not take {one!r}", f"for example {example}; {MEND}")
+    tags = metadata.get("tags") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise HalaError(f"the card's tags: {tags!r} is not a list of texts", MEND)
 
 
 def join(metadata: dict[str, Any], text: str) -> str:
@@ -38,7 +67,7 @@ def licences_in(path: Path) -> list[str]:
     """The licences that a card names, as the hub writes them; none where there is no card or it tells none."""
     try:
         metadata, _ = split(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, HalaError):  # somebody else's card: its licence is not known then
         return []
     told = metadata.get("license")
     names = [normal(str(name)) for name in (told if isinstance(told, list) else [told]) if name]

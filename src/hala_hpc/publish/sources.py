@@ -43,11 +43,20 @@ class Named:
 
 
 def of_run(run: Path, find_card: FindCard) -> list[Source]:
-    """The sources of the run at ``run``, each once. ``find_card`` gets cards from the hub or its cache."""
+    """The sources of the run at ``run``, each once. ``find_card`` gets cards from the hub or its cache.
+
+    Where one of several recipes tells a work's licence, it is known for all of them.
+    """
     found: dict[tuple[str, str, str | None], Source] = {}
     for source in _of_run(run, find_card, frozenset({run.resolve()})):
         found.setdefault((source.name, source.role, source.licence), source)
-    return list(found.values())
+    known = {_work(source) for source in found.values() if source.licence is not None}
+    return [source for source in found.values() if source.licence is not None or _work(source) not in known]
+
+
+def _work(source: Source) -> tuple[str, str, Path | None]:
+    """What a source is, whoever names it: a name on the hub, or a folder."""
+    return source.name, source.role, None if source.on_hub or source.folder is None else source.folder.resolve()
 
 
 def recipe_of(run: Path) -> dict[str, Any]:

@@ -125,9 +125,7 @@ def _asked(found: Evaluations) -> Table:
 
 def _warnings(found: Evaluations) -> list[str]:
     told = []
-    limits = sorted({cell.result.limit for cell in found.cells.values() if cell.result.limit is not None})
-    if limits:
-        told.append(f"A try: only the first {' or '.join(map(str, limits))} questions of each task were asked.")
+    told += _limits(found)
     told += [
         f"{isolated(model)} has no {', '.join(lacking)}, so it has no average."
         for model in found.models
@@ -139,11 +137,33 @@ def _warnings(found: Evaluations) -> list[str]:
             told.append(f"{benchmark}: not all models were asked the same questions; those are not compared.")
         if len({(cell.result.few_shot, cell.result.chat_template, cell.result.harness) for cell in cells}) > 1:
             told.append(f"{benchmark}: not all models were asked in the same way (see what was evaluated).")
-        if cut := sum(cell.result.truncated for cell in cells):
-            told.append(f"{benchmark}: {cut:,} prompts were too long for a model and were cut at their beginning.")
+        if cut := {cell.result.truncated for cell in cells} - {0}:
+            count = f"{min(cut):,}" if len(cut) == 1 else f"{min(cut):,} to {max(cut):,}"
+            models = sum(cell.result.truncated > 0 for cell in cells)
+            told.append(
+                f"{benchmark}: {count} prompts of each of {models} models were too long and lost their beginning."
+                if models > 1
+                else f"{benchmark}: {count} prompts of one model were too long and lost their beginning."
+            )
         if missing := sorted({task for cell in cells for task in cell.result.missing}):
             named = ", ".join(missing[:MOST_NAMED]) + (" …" if len(missing) > MOST_NAMED else "")
             told.append(
-                f"{benchmark}: the data had not {len(missing)} of its tasks ({named}); its score is over the others."
+                f"{benchmark}: the data lack {len(missing)} of its tasks ({named}); its score is over the others."
             )
     return told
+
+
+def _limits(found: Evaluations) -> list[str]:
+    """Which benchmarks were tries on the first questions of each task."""
+    limits: dict[str, set[int]] = {}
+    for (_, benchmark), cell in found.cells.items():
+        if cell.result.limit is not None:
+            limits.setdefault(benchmark, set()).add(cell.result.limit)
+    by_count: dict[str, list[str]] = {}
+    for benchmark, counts in limits.items():
+        by_count.setdefault(" or ".join(map(str, sorted(counts))), []).append(benchmark)
+    return [
+        f"A try: of {'every benchmark' if len(named) == len(found.benchmarks) else ', '.join(named)} only the first "
+        f"{count} questions of each task were asked."
+        for count, named in by_count.items()
+    ]

@@ -14,7 +14,15 @@ BINS: Final = 150
 """Points of a curve over the time of a run."""
 PARTS: Final = 600
 """A worker's spans with the same end that are nearer than this part of the run's time are drawn as one."""
-ENDINGS: Final = {"published": "done", "failed": "failed", "released": "given back", "lost": "lost to another"}
+ENDINGS: Final = {
+    "published": "done",
+    "failed": "failed",
+    "abandoned": "failed",
+    "released": "given back",
+    "lost": "lost to another",
+}
+NO_SPAN: Final = ("deferred",)
+"""Events that end a claim nobody worked under: the engine was still to be loaded."""
 UNENDED: Final = "not ended"
 
 
@@ -161,6 +169,8 @@ def _spans(worker: str, events: Sequence[dict[str, Any]], end: float) -> list[Sp
             continue
         if event["event"] == "claimed":
             claimed[shard] = event["time"]
+        elif event["event"] in NO_SPAN:
+            claimed.pop(shard, None)
         elif event["event"] in ENDINGS and shard in claimed:
             found.append(Span(worker, shard, claimed.pop(shard), event["time"], ENDINGS[event["event"]]))
     return found + [Span(worker, shard, start, end, UNENDED) for shard, start in claimed.items()]

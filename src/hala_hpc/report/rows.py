@@ -34,10 +34,11 @@ def section(run: Run, examples: int) -> Section | None:
 
 def _counts(run: Run) -> table.Table:
     state, workers = run.status, run.status.workers
-    columns = ["rows", "done", "in quarantine", "texts", "prompt tokens", "output tokens"]
+    columns = ["rows", "done", "in quarantine", "left", "texts", "prompt tokens", "output tokens"]
+    done, left = state.rows_done - state.quarantined, state.rows - state.rows_done
     tokens = (sum(worker.prompt_tokens for worker in workers), sum(worker.output_tokens for worker in workers))
-    row: list[table.Cell | table.Value] = [state.rows, state.rows_done, state.quarantined, run.facts.texts, *tokens]
-    note = "Rows done also count those of unfinished shards; tokens are all that workers had, also again."
+    row: list[table.Cell | table.Value] = [state.rows, done, state.quarantined, left, run.facts.texts, *tokens]
+    note = "Quarantine counts finished shards only; tokens include repeated work."
     return table.of(f"rows-{run.name}", "Rows", columns, [row], note)
 
 
