@@ -109,13 +109,13 @@ class _Hub:
 
     def check(self, card: str) -> None:
         """Have the hub look at the card first: the client does so with the commit that names it, when all was sent."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub import get_session, get_token
 
         def validate() -> Any:
             about = {"repoType": self.about["repo_type"], "content": card}
-            headers = build_hf_headers(token=self.api.token)
+            headers = {"authorization": f"Bearer {self.api.token or get_token()}"}
             answer = get_session().post(f"{self.api.endpoint}/api/validate-yaml", json=about, headers=headers)
-            hf_raise_for_status(answer)
+            answer.raise_for_status()
             return answer.json()
 
         if errors := self.again("checking its card", validate).get("errors"):
