@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hala_hpc.cli import training_data
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 GPU: Final = "H100"
 GPU_BYTES: Final = 80 * 1024**3
-"""Of the GPUs that the table assumes: an A100 or H100 of 80 GB."""
+"""Of the GPUs that the table assumes where ``site.slurm.gpu_memory_gb`` is not set: an A100 or H100 of 80 GB."""
 HARDWARE: Final = ((1, 8), (2, 8), (4, 8))
 """Nodes and GPUs on each, beside what the site has."""
 MFU: Final = 0.4
@@ -29,17 +31,19 @@ SUM: Final = (*PARTS, "total")
 def summary(recipe: Recipe, planned: Path) -> dict[str, Any]:
     """Plain data for the table and for ``--json``. ``planned`` is the run, perhaps under another name."""
     from hala_hpc.training import templates
-    from hala_hpc.training.layout import global_batch
+    from hala_hpc.training.layout import global_batch, steps_of
 
     options: Options = recipe.task
     config = templates.model_config(recipe.model)
     datasets = _datasets(recipe, planned)
-    tokens = options.tokens or round(sum(each["tokens"] * each["weight"] for each in datasets) * options.epochs)
-    rows = sum(each["rows"] * each["weight"] for each in datasets) * options.epochs
+    share = options.epochs * _trained_share(options, datasets)
+    tokens = options.tokens or round(sum(each["tokens"] * each["weight"] for each in datasets) * share)
     batch = global_batch(options)
     packing = _packing(recipe, config)
-    by_tokens = tokens / (batch * options.sequence_length)
-    steps = max(1, round(by_tokens if packing != "no" or options.tokens else rows / batch))
+    if packing != "no" or options.tokens:
+        sequences = tokens / options.sequence_length
+    else:
+        sequences = sum(_sequences(each, options.sequence_length) * each["weight"] for each in datasets) * share
     found = {
         "model": {"name": recipe.model.name, "family": config.get("model_type")},
         "datasets": datasets,
@@ -47,7 +51,8 @@ def summary(recipe: Recipe, planned: Path) -> dict[str, Any]:
         "sequence_length": options.sequence_length,
         "batch": {"sequences": batch, "tokens": batch * options.sequence_length},
         "estimated_tokens_trained": tokens,
-        "estimated_steps": steps,
+        "estimated_steps": max(1, steps_of(ceil(sequences), batch)),
+        "epochs": None if options.tokens else options.epochs,
     }
     return found | _cost(recipe, config, tokens)
 
@@ -93,6 +98,8 @@ def _cost(recipe: Recipe, config: Mapping[str, Any], tokens: int) -> dict[str, A
     except HalaError as error:
         return {"memory": [], "memory_unknown": str(error)}
     hours = gpu_hours(model, options, tokens)
+    memory_gb = recipe.site.slurm.gpu_memory_gb
+    room = GPU_BYTES if memory_gb is None else round(memory_gb * 1024**3)
     rows = []
     for label, nodes, gpus in hardware(recipe):
         found = on_hardware(model, options, nodes, gpus, config.get("attn_implementation"))
@@ -100,34 +107,37 @@ def _cost(recipe: Recipe, config: Mapping[str, Any], tokens: int) -> dict[str, A
         if isinstance(found, str):
             rows.append(row | {"refused": found})
         else:
-            rows.append(row | asdict(found) | {"total": found.total, "fits": found.fits(GPU_BYTES)})
+            rows.append(row | asdict(found) | {"total": found.total, "fits": found.fits(room)})
+    weights = parameters.count(model).total
+    state = 12 if not options.deepspeed.stage else 14  # weights and Adam's moments; of ZeRO also the bfloat16 weights
     return {
-        "weights": parameters.count(model).total,
+        "weights": weights,
+        "gpu_bytes": room,
+        # One more than are kept is there while it is written.
+        "disk": {"checkpoints": state * weights * (options.save.keep + 1), "model": 2 * weights},
         "memory": rows,
         "gpu_hours": hours,
-        "assumed": {"gpu": f"{GPU} of {GPU_BYTES // 1024**3} GB", "mfu": MFU, "mfu_recomputing": MFU * RECOMPUTED},
+        "assumed": {"gpu": f"{GPU} of {room / 1024**3:g} GB", "mfu": MFU, "mfu_recomputing": MFU * RECOMPUTED},
     }
 
 
 def _datasets(recipe: Recipe, planned: Path) -> list[dict[str, Any]]:
-    from hala_hpc.run import manifest
     from hala_hpc.tasks import train
 
-    found = []
-    runs = train.prepare_runs(planned, recipe)
-    for (name, dataset), run in zip(recipe.task.datasets.items(), runs, strict=True):
-        facts = manifest.read(run / "manifest.parquet").facts
-        found.append(
-            {
-                "name": name,
-                "kind": dataset.kind,
-                "weight": dataset.weight,
-                "rows": facts.rows,
-                "tokens": facts.tokens,
-                "sources": [source["original"] for source in facts.sources],
-            }
-        )
-    return found
+    asked = recipe.task.datasets
+    read = training_data.read(zip(asked, train.prepare_runs(planned, recipe), strict=True))
+    return [each | {"kind": asked[each["name"]].kind, "weight": asked[each["name"]].weight} for each in read]
+
+
+def _trained_share(options: "Options", datasets: list[dict[str, Any]]) -> float:
+    """Of the rows that are used, those that are not held out."""
+    used = sum(each["used"] for each in datasets)
+    return max(0.0, 1 - options.evaluation.rows / used) if used else 1.0
+
+
+def _sequences(each: Mapping[str, Any], length: int) -> float:
+    """Of a dataset that is not packed: its rows, or the pieces of its texts."""
+    return float(max(each["used"], each["tokens"] / length)) if each["kind"] == "text" else float(each["used"])
 
 
 def _packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
@@ -146,23 +156,29 @@ def _packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
 def show(found: Mapping[str, Any]) -> None:
     """The tables, on standard output."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True)
+    wide = Console(width=max(console.width, 250))  # a terminal may break its lines, but no number is cut off
+    wide.print(training_data.table(found["datasets"]))
+    for line in training_data.loud(found["datasets"]):
+        console.print(f"[bold red]{escape(line)}[/]")
+    console.print()
     facts = Table(show_header=False, box=None, pad_edge=False)
     weights = f", {found['weights']:,} weights" if "weights" in found else ""
-    facts.add_row("model", f"{found['model']['name']}  [dim]{found['model']['family']}{weights}[/]")
-    for each in found["datasets"]:
-        times = f", each {each['weight']:g} times an epoch" if each["weight"] != 1 else ""
-        more = f" and {len(each['sources']) - 1} more" if len(each["sources"]) > 1 else ""
-        numbers = f"{each['kind']}, {each['rows']:,} rows, about {each['tokens']:,} tokens{times}"
-        facts.add_row(f"dataset {each['name']}", f"{numbers}  [dim]{each['sources'][0]}{more}[/]")
+    facts.add_row("model", f"{escape(found['model']['name'])}  [dim]{found['model']['family']}{weights}[/]")
     batch = found["batch"]
     facts.add_row(
         "batch", f"{batch['sequences']:,} sequences of {found['sequence_length']:,} tokens: {batch['tokens']:,}"
     )
     facts.add_row("packing", found["packing"])
-    facts.add_row("training", f"about {found['estimated_tokens_trained']:,} tokens, {found['estimated_steps']:,} steps")
+    epochs = "" if found["epochs"] is None else f", {found['epochs']:g} epochs"
+    told = f"about {found['estimated_tokens_trained']:,} tokens, {found['estimated_steps']:,} steps{epochs}"
+    facts.add_row("training", told)
+    if disk := found.get("disk"):
+        sizes = f"{_gigabytes(disk['checkpoints'])} of checkpoints, {_gigabytes(disk['model'])} of the model"
+        facts.add_row("disk", f"about {sizes}")
     console.print(facts)
     if not found["memory"]:
         console.print(f"memory: {found['memory_unknown']}")
@@ -171,11 +187,17 @@ def show(found: Mapping[str, Any]) -> None:
     for row in found["memory"]:
         if "refused" in row:
             console.print(f"{row['hardware']}: {row['refused']}")
+    own = found["memory"][0]
+    if not own.get("fits", False):
+        why = own.get("refused") or f"it needs {own['total'] / 1024**3:,.3g} GiB of each GPU's {_room(found):g}"
+        console.print(f"[bold red]This training does not fit on what the site gives it ({own['hardware']}): {why}[/]")
+    if not any(row.get("fits") for row in found["memory"]):
+        console.print("[bold red]It fits on none of these. A larger deepspeed.stage, a smaller batch.per_device, …[/]")
     assumed = found["assumed"]
     share = f"{assumed['mfu']:.0%} MFU ({assumed['mfu_recomputing']:.0%} with activation checkpointing)"
     console.print(
-        f"[dim]Estimated GiB of memory on each GPU; it fits where a tenth of {GPU_BYTES // 1024**3} GiB is left over.\n"
-        f"About {found['gpu_hours']:,.1f} GPU-hours: assumes {share}\nof {GPU}s, at 6 N + 12 L H T FLOPs a token.[/]"
+        f"[dim]Estimated GiB of memory on each GPU; it fits where a tenth of {_room(found):g} GiB is left over.\n"
+        f"About {_hours(found['gpu_hours'])} GPU-hours: assumes {share}\nof {GPU}s, at 6 N + 12 L H T FLOPs a token.[/]"
     )
 
 
@@ -193,5 +215,17 @@ def _memory(found: Mapping[str, Any]) -> Any:
             f"{row[part] / 1024**3:.1f}" if row["total"] > 1024**3 else f"{row[part] / 1024**3:.3f}" for part in SUM
         ]
         fits = "[green]yes[/]" if row["fits"] else "[red]no[/]"
-        table.add_row(row["hardware"], *numbers, fits, f"{row['hours']:,.1f}")
+        table.add_row(row["hardware"], *numbers, fits, _hours(row["hours"]))
     return table
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}" if hours >= 0.001 else "<0.001"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _room(found: Mapping[str, Any]) -> float:
+    return float(found["gpu_bytes"] / 1024**3)

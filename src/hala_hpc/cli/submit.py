@@ -19,7 +19,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala submit jobs/demo/translate.yaml
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
-    from hala_hpc.cli import grid
+    from hala_hpc.cli import grid, training
     from hala_hpc.cli.planning import check, plan_run
     from hala_hpc.cli.starting import start
     from hala_hpc.run import manifest
@@ -51,4 +51,6 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
         click.echo(
             f"{submission.workers} workers for {run.path} ({submission.executor} {', '.join(submission.jobs[:4])})"
         )
+        for line in training.loud(run.path) if asked.task.kind == "train" else ():
+            click.secho(line, fg="red", bold=True)
         click.echo(f"next: hala status {run.path}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hala_hpc.cli import common
+from hala_hpc.cli import common, training_data
 
 if TYPE_CHECKING:
     from hala_hpc.run.status import Status
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """``training`` is None while the data are being prepared; ``preparation`` is empty once they are."""
+    """``training`` is None while the data are being prepared; ``preparation`` is empty once they are.
+
+    ``loud``: lines on datasets of which little is used.
+    """
 
     training: "Progress | None"
     preparation: "Sequence[Status]"
+    loud: Sequence[str] = ()
 
 
 def read(path: Path, state: "Status") -> TrainingState | None:
@@ -28,16 +32,23 @@ def read(path: Path, state: "Status") -> TrainingState | None:
     from hala_hpc.training import progress
 
     found = progress.read(path, state.time)
+    lines = loud(path)
     if found is not None or state.finished:
-        return TrainingState(found, ())
+        return TrainingState(found, (), lines)
     settings = common.run_settings(path)
-    runs = [run for run in prepare_runs(path) if (run / "manifest.parquet").is_file()]
-    return TrainingState(None, [status.read(run, settings.lease_seconds, settings.attempts) for run in runs])
+    preparation = [status.read(run, settings.lease_seconds, settings.attempts) for _, run in _datasets(path)]
+    return TrainingState(None, preparation, lines)
+
+
+def loud(path: Path) -> list[str]:
+    """A line for each dataset of which the training uses little; of those whose preparation still is there."""
+    return training_data.loud(training_data.read(_datasets(path)))
 
 
 def rows(found: TrainingState, state: "Status") -> list[tuple[str, str]]:
     """Lines of the table: name and value."""
-    lines = [(f"prepare {run.run}", _preparation(run)) for run in found.preparation]
+    lines = [("data", f"[bold red]{line}[/]") for line in found.loud]
+    lines += [(f"prepare {run.run}", _preparation(run)) for run in found.preparation]
     now = found.training
     if now is None:
         return lines
@@ -91,6 +102,7 @@ def as_json(found: TrainingState) -> dict[str, Any]:
     return {
         "training": asdict(found.training) if found.training is not None else None,
         "preparation": [{key: getattr(run, key) for key in told} for run in found.preparation],
+        "loud": list(found.loud),
     }
 
 
@@ -102,6 +114,11 @@ def prepare_runs(path: Path) -> list[Path]:
     from hala_hpc.tasks import train
 
     return train.prepare_runs(path, common.thawed(path))
+
+
+def _datasets(path: Path) -> list[tuple[str, Path]]:
+    named = zip(common.frozen(path)["task"].get("datasets", {}), prepare_runs(path), strict=True)
+    return [(name, run) for name, run in named if (run / "manifest.parquet").is_file()]
 
 
 def _preparation(run: "Status") -> str:

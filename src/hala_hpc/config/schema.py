@@ -100,6 +100,7 @@ class Slurm:
     ranks_per_node: int | None = None  # processes of a training on each node; null: one a GPU
     gpus_per_worker: int = 0
     gpu_type: str | None = None
+    gpu_memory_gb: float | None = None  # of one GPU: what the plan of a training has to fit in; null: 80
     cpus_per_worker: int = 4
     mem_gb: float | None = None
     minutes: int = 60  # time limit of one job; a longer run goes on by requeueing

@@ -17,7 +17,7 @@ from hala_hpc.run import manifest
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks import prepare
-from hala_hpc.training import packable, templates
+from hala_hpc.training import expected, packable, templates
 from hala_hpc.training.attention import attention_of
 from hala_hpc.training.layout import layout
 from hala_hpc.training.options import Options as Options
@@ -67,6 +67,7 @@ class Train:
         templates.check(tokenizer, {dataset.kind for dataset in options.datasets.values()})
         read: list[dict[str, Any]] = []
         hashed = hashlib.blake2b(digest_size=16)
+        notes: dict[str, int] = {}
         rows = characters = tokens = 0
         for name, target in zip(options.datasets, prepare_runs(folder, recipe), strict=True):
             plan = self._plan_dataset(name, target, watch)
@@ -74,9 +75,10 @@ class Train:
             hashed.update("".join([name, *map(str, plan.column("digest"))]).encode())
             rows += plan.facts.rows
             characters += plan.facts.characters
-            tokens += plan.facts.tokens
+            tokens += expected.of(plan.facts).tokens
+            notes |= {f"{note} ({name})": count for note, count in plan.facts.notes.items()}
         shard = Shard(0, "train", recipe.model.name, 0, 0, 1, characters, tokens, hashed.hexdigest())
-        return Cut([shard], Facts("", 1, rows, characters, tokens, read, unit="models"))
+        return Cut([shard], Facts("", 1, rows, characters, tokens, read, unit="models", notes=notes))
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts

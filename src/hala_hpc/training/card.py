@@ -8,6 +8,7 @@ from typing import Any, Final
 from hala_hpc.models import card
 from hala_hpc.run import manifest
 from hala_hpc.training import metrics, paths
+from hala_hpc.training.expected import Expected
 
 PACKAGES: Final = (
     "torch",
@@ -28,12 +29,22 @@ def provenance(run: Path, step: int | None = None) -> dict[str, Any]:
     ``step``: the last one that made the model, of a checkpoint (None: the whole training).
     """
     found = card.provenance(run, PACKAGES)
-    sources = manifest.read(run / "manifest.parquet").facts.sources
+    facts = manifest.read(run / "manifest.parquet").facts
+    sources = facts.sources
     report = card.read_json(run / paths.INDEX / "report.json")
     datasets = _datasets(found["recipe"]["task"], sources, report.get("datasets", {}))
     counts = {key: value for key, value in report.items() if _is_count(value)}
     checkpoint = {} if step is None else {"checkpoint": step}
-    return found | checkpoint | {"training": trained(run, step), "datasets": datasets, "report": counts}
+    return (
+        found
+        | checkpoint
+        | {
+            "training": trained(run, step),
+            "datasets": datasets,
+            "report": counts,
+            "notes": facts.notes,
+        }
+    )
 
 
 def trained(run: Path, step: int | None = None) -> dict[str, Any]:
@@ -78,6 +89,9 @@ def render(record: dict[str, Any]) -> str:
     lines += card.table(("", ""), _facts(record, training))
     columns = ("dataset", "kind", "weight", "rows", "dropped", "tokens", "sources")
     lines += ["", "## Data", "", *card.table(columns, map(_dataset_cells, record["datasets"]))]
+    remarks = [*filter(None, map(_warning, record["datasets"]))]
+    remarks += [f"{count:,} {note}" for note, count in record.get("notes", {}).items()]
+    lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
     if record["report"]:
         counts = ((key.replace("_", " "), card.number(value)) for key, value in record["report"].items())
         lines += ["", *card.table(("prepared", ""), counts)]
@@ -119,7 +133,9 @@ def _dataset_cells(dataset: dict[str, Any]) -> tuple[str, ...]:
     sources = ", ".join(f"`{source['file']}` ({source['rows']:,})" for source in dataset["sources"][:5])
     more = len(dataset["sources"]) - 5
     where = f"{dataset['hub']}: {sources}" if dataset["hub"] else sources
-    counts = (card.number(dataset.get(key)) for key in ("rows", "dropped_rows", "tokens"))
+    rows, dropped, tokens = (card.number(dataset.get(key)) for key in ("rows", "dropped_rows", "tokens"))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dataset.get("dropped", {}).items()))
+    counts = (rows, dropped + (f" ({reasons})" if reasons else ""), tokens)
     return (
         dataset["name"],
         dataset["kind"],
@@ -127,6 +143,12 @@ def _dataset_cells(dataset: dict[str, Any]) -> tuple[str, ...]:
         *counts,
         where + (f", … {more} more" if more > 0 else ""),
     )
+
+
+def _warning(dataset: dict[str, Any]) -> str:
+    """Of a dataset of which a large part was dropped."""
+    told = Expected(dataset.get("rows") or 0, dataset.get("dropped", {}))
+    return f"**Only {told.used:,} of {told.rows:,} rows of {dataset['name']} were used.**" if told.is_loud else ""
 
 
 def _gpus(line: dict[str, Any]) -> int:

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from hala_hpc.run.manifest import Facts
-from hala_hpc.training.token_file import Tokens
+if TYPE_CHECKING:  # status reads this too, and has no need of what they import
+    from hala_hpc.run.manifest import Facts
+    from hala_hpc.training.token_file import Tokens
 
 FIRST, EVERY = 500, 50
 """Rows that are tokenized for the estimate of tokens alone: the first of them, then each so-and-so-many-th (ours)."""
@@ -49,7 +50,7 @@ class Tally:
         """Whether the row that was counted last is to be measured for the estimate."""
         return self.rows <= FIRST or self.rows % EVERY == 0
 
-    def measured(self, pieces: list[Tokens], most: int) -> None:
+    def measured(self, pieces: "list[Tokens]", most: int) -> None:
         """A row that was tokenized."""
         tokens = sum(len(piece.ids) for piece in pieces)
         self._measured += tokens
@@ -69,7 +70,7 @@ class Tally:
         return Expected(self.rows, dict(self.dropped), self._truncated, tokens, not self._unmeasured)
 
 
-def of(facts: Facts) -> Expected:
+def of(facts: "Facts") -> Expected:
     """As a manifest keeps it; of a run that was planned before it did, what it tells instead."""
     if facts.expected:
         return Expected(**facts.expected)

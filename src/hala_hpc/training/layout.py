@@ -39,6 +39,11 @@ def global_batch(options: Options) -> int:
     return sequences
 
 
+def steps_of(sequences: int, batch: int) -> int:
+    """Optimizer steps of so many sequences: the last may be shorter than the others."""
+    return -(-sequences // batch)
+
+
 def layout(options: Options, world: int) -> Layout:
     """Spread the global batch over ``world`` GPUs, with as many sequences at once as ``per_device`` allows.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from hala_hpc.training.layout import steps_of
 from hala_hpc.training.options import Options
 from hala_hpc.training.prepared import Prepared
 from hala_hpc.training.sequences import Sequences
@@ -23,7 +24,7 @@ def of(
     padded = len(training) * options.sequence_length if packed else _padded(sizes, batch, options.batch.per_device)
     parts = _parts(prepared, options, training)
     return {
-        "steps": -(-len(training) // batch),
+        "steps": steps_of(len(training), batch),
         "batch": batch,
         "sequences": len(training),
         "sequence_length": options.sequence_length,
