@@ -57,6 +57,15 @@ def test_mmlu_with_a_header_and_numbers(tmp_path: Path) -> None:
     assert rows == [{"question": "Q,\n2", "choices": ["a", "b", "c", "d"], "answer": 3}]
 
 
+def test_choices_that_are_json_in_parquet(tmp_path: Path) -> None:
+    """As ``datasets`` writes lists of mixed values."""
+    (tmp_path / "anatomy").mkdir()
+    choices = pa.array([['"a"', '"b"', '"c"', '"d"']]).cast(pa.list_(pa.json_()))
+    pq.write_table(pa.table({"question": ["Q"], "choices": choices, "answer": [1]}), tmp_path / "anatomy/test.parquet")
+    rows = local.read(HT, HT.tasks, tmp_path).tasks["arabic_mmlu_ht:anatomy"]["test"]
+    assert rows == [{"question": "Q", "choices": ["a", "b", "c", "d"], "answer": 1}]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("name", ["default/test", "default", "test-00000-of-00001", "whatever"])
 def test_a_benchmark_of_one_task(tmp_path: Path, kind: str, name: str) -> None:

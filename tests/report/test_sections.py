@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from hala_hpc.data import infer, schema
 from hala_hpc.report import curve, merges, rows, runs, scores, whole, work
 from hala_hpc.report.runs import Run
 from hala_hpc.report.section import isolated
@@ -27,16 +28,18 @@ def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> Run:
 
 def texts(rows_of: list[dict[str, Any]], new: list[str]) -> tuple[Facts, pa.Table]:
     """Facts of a run over rows, and the output of its one shard."""
-    table = pa.Table.from_pylist(rows_of)
+    table = schema.to_table(rows_of, infer.infer(rows_of))
     given = table.drop_columns(["hala_row", "hala_error", *new]).schema
     return Facts(".parquet", table.num_rows, 2, 0, 0, schema=given.serialize().to_pybytes().hex()), table
 
 
-def test_examples_show_each_text_beside_its_own_translation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"weight": 1}])
+def test_examples_show_each_text_beside_its_own_translation(tmp_path: Path, more: dict[str, int]) -> None:
+    """Also where turns are kept as JSON, for they differ in their keys."""
     import pyarrow.parquet as pq
 
-    turns = [{"from": "human", "value": "good morning"}, {"from": "gpt", "value": "hello"}]
-    translated = [{"from": "human", "value": "صباح الخير"}, {"from": "gpt", "value": "مرحبا"}]
+    turns = [{"from": "human", "value": "good morning"}, {"from": "gpt", "value": "hello"} | more]
+    translated = [{"from": "human", "value": "صباح الخير"}, {"from": "gpt", "value": "مرحبا"} | more]
     first = {"turns": turns, "id": "7", "turns_ar": translated, "hala_row": 0, "hala_error": None}
     second = {"turns": turns, "id": "8", "turns_ar": None, "hala_row": 1, "hala_error": "truncated: after 9 tokens"}
     facts, table = texts([first, second], ["turns_ar"])

@@ -176,8 +176,10 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from hala_hpc.data.schema import to_rows
+
     try:
-        rows = pq.ParquetFile(file).read().to_pylist()
+        rows = to_rows(pq.ParquetFile(file).read())
     except (OSError, pa.ArrowException) as error:
         raise HalaError(f"{file}: not readable: {error}") from error
     for number, row in enumerate(rows, 1):
