@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Model, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, Message, Request
+from hala_hpc.config.schema import Model, Recipe, Sampling
+from hala_hpc.engines.base import Completion, EngineUnreachable, Message, Request
 from hala_hpc.engines.openai import Options
+from hala_hpc.tasks import translate
 from tests.conftest import ROOT, Hala
 
 
@@ -26,8 +28,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.busy = 0
@@ -174,10 +176,17 @@ def test_a_busy_server_is_asked_again(server: Server, start: Callable[..., Any])
     assert (found["0"].text, found["0"].error, len(server.asked)) == ("<busy>", None, 5)
 
 
-@pytest.mark.parametrize("text", ["401 no key", "404 no such model", "500 broken"])
-def test_what_holds_for_all_ends_the_engine(start: Callable[..., Any], text: str) -> None:
-    with pytest.raises(EngineDied, match="I refuse"):
+@pytest.mark.parametrize("text", ["401 no key", "404 no such model", "402 no money"])
+def test_what_a_person_has_to_mend_is_told(start: Callable[..., Any], text: str) -> None:
+    with pytest.raises(HalaError, match=r"refuses every request.*I refuse"):
         ask(start(retries=0), text)
+
+
+@pytest.mark.parametrize(("text", "its_own"), [("500 broken", "0"), ("503 busy", None), ("429 too many", None)])
+def test_a_server_in_trouble_is_out_of_reach(start: Callable[..., Any], text: str, its_own: str | None) -> None:
+    with pytest.raises(EngineUnreachable, match="I refuse") as raised:
+        ask(start(retries=0, patience_seconds=7.0), text)
+    assert (raised.value.request, raised.value.patience) == (its_own, 7.0)
 
 
 def test_answers_are_handed_over_before_the_end_is_told(start: Callable[..., Any]) -> None:
@@ -187,7 +196,7 @@ def test_answers_are_handed_over_before_the_end_is_told(start: Callable[..., Any
     engine.add("bad", Request("500"))
     time.sleep(0.3)
     assert [one.id for one in engine.poll(1)] == ["good"]
-    with pytest.raises(EngineDied):
+    with pytest.raises(EngineUnreachable):
         engine.poll(5)
 
 
@@ -198,7 +207,7 @@ def test_a_server_that_is_gone(server: Server, start: Callable[..., Any]) -> Non
     server.server_close()
     engine._client.close()  # the connection that is still open would be answered by its thread
     engine = start(retries=1)
-    with pytest.raises(EngineDied, match="APIConnectionError"):
+    with pytest.raises(EngineUnreachable, match="APIConnectionError"):
         ask(engine, "b")
 
 
@@ -222,6 +231,12 @@ def test_recipes_that_cannot_be() -> None:
         engines.check(recipe("x"))
     with pytest.raises(HalaError, match=r"engine\.concurrency: at least 1"):
         engines.check(recipe("http://x", concurrency=0))
+    with pytest.raises(HalaError, match=r"engine\.patience_seconds"):
+        engines.check(recipe("http://x", patience_seconds=-1))
+    bare = replace(recipe("http://x"), task=translate.Options(chat=False))
+    with pytest.raises(HalaError, match=r"sampling\.max_tokens: null.*16 tokens at most"):
+        engines.check(bare)
+    engines.check(replace(bare, sampling=Sampling(max_tokens=100)))
     with pytest.raises(HalaError, match=r"model\.name"):
         engines.check(Recipe(name="t", engine=Options()))
 

@@ -68,7 +68,19 @@ class Completion:
 
 
 class EngineDied(Exception):
-    """The engine is gone with all requests it held; a new one has to be started."""
+    """The engine is gone with all requests it held, and one of them may have done it; a new one has to be started."""
+
+
+class EngineUnreachable(Exception):
+    """The engine does not answer, by nobody's fault, and may come back within ``patience`` seconds.
+
+    ``request`` is the id of the one that failed, where the failure might still be its own (an endpoint's error 500).
+    """
+
+    def __init__(self, message: str, patience: float, request: str | None = None) -> None:
+        super().__init__(message)
+        self.patience = patience
+        self.request = request
 
 
 class Engine(Protocol):
@@ -81,7 +93,10 @@ class Engine(Protocol):
         """Hand in a request. Never raises for a bad one: that comes back as a completion with an error."""
 
     def poll(self, seconds: float) -> list[Completion]:
-        """Completions since the last call; waits up to ``seconds`` for the first. Raises EngineDied."""
+        """Completions since the last call; waits up to ``seconds`` for the first.
+
+        Raises EngineDied, EngineUnreachable, and HalaError for what holds for all requests and a person has to mend.
+        """
 
     def close(self) -> None:
         """Free the device; requests still held are dropped."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, Request
+from hala_hpc.engines.base import Completion, EngineDied, EngineUnreachable, Request
 
 
 @dataclass
@@ -28,6 +28,10 @@ class Options(EngineOptions):
     cut_on: str | None = None  # … is cut off, as by max_tokens
     die_on: str | None = None  # … kills the whole process
     crash_on: str | None = None  # … ends the engine, not the process
+    away_on: str | None = None  # … is not answered, as if the engine were out of reach
+    away: str | None = field(default=None, metadata=PATH)  # while there is such a file, it is out of reach
+    broken: str | None = field(default=None, metadata=PATH)  # while there is such a file, no engine starts
+    patience_seconds: float = 1800.0  # so long an engine out of reach is waited for
     log: str | None = field(default=None, metadata=PATH)  # every prompt is appended to this file
 
 
@@ -36,6 +40,8 @@ class Echo:
 
     def __init__(self, options: Options) -> None:
         time.sleep(options.start_seconds)
+        if options.broken and Path(options.broken).exists():
+            raise RuntimeError(f"{options.broken} is there")
         self.capacity = options.capacity
         self._options = options
         self._held: deque[tuple[float, str, Request]] = deque()
@@ -49,6 +55,8 @@ class Echo:
     def poll(self, seconds: float) -> list[Completion]:
         if self._held:
             time.sleep(min(seconds, max(0.0, self._held[0][0] - time.monotonic())))
+        if self._held and self._options.away and Path(self._options.away).exists():
+            raise EngineUnreachable(f"{self._options.away} is there", self._options.patience_seconds)
         done = []
         while self._held and self._held[0][0] <= time.monotonic():
             _, id, request = self._held.popleft()
@@ -64,6 +72,8 @@ class Echo:
             os.kill(os.getpid(), signal.SIGKILL)
         if options.crash_on and options.crash_on in text:
             raise EngineDied(f"crash_on: {options.crash_on}")
+        if options.away_on and options.away_on in text:
+            raise EngineUnreachable(f"away_on: {options.away_on}", options.patience_seconds, id)
         if options.fail_on and options.fail_on in text:
             return Completion(id, error=f"failed: fail_on '{options.fail_on}'")
         if len(text) > options.max_characters:

@@ -8,10 +8,18 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, Request
+from hala_hpc.engines.base import Completion, EngineUnreachable, Request
 
 NEVER = (400, 413, 422)
-"""HTTP states by which this very request will never succeed. Others (a wrong key, no such model) hold for them all."""
+"""HTTP states by which this very request will never succeed."""
+MOMENTARY = (408, 409, 425, 429, 502, 503, 504)
+"""HTTP states of a server that is busy or away. Other ones below 500 (a wrong key, no such model) hold for all requests
+until a person mends it; 500 and the like may be the request's own."""
+HINTS = {
+    401: "the key is read from the environment variable that engine.key_variable names",
+    403: "may this key use this model? (engine.key_variable, model.name)",
+    404: "is engine.url complete (…/v1), and model.name as the endpoint's /v1/models has it?",
+}
 
 
 @dataclass
@@ -23,7 +31,8 @@ class Options(EngineOptions):
     key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key, if one is needed
     concurrency: int = 64
     timeout_seconds: float = 600.0
-    retries: int = 8  # of busy, broken or absent servers, waiting longer each time; then the worker stops
+    retries: int = 8  # of one request to a busy, broken or absent server, waiting longer each time
+    patience_seconds: float = 1800.0  # then so long the worker waits for it to come back, before it ends
 
 
 class OpenAI:
@@ -34,7 +43,7 @@ class OpenAI:
 
         options: Options = recipe.engine
         self._errors = openai
-        self._model = recipe.model.name
+        self._model, self._url, self._patience = recipe.model.name, options.url, options.patience_seconds
         self._client = openai.OpenAI(
             base_url=options.url,
             api_key=os.environ.get(options.key_variable) or "none",
@@ -61,7 +70,7 @@ class OpenAI:
                     if done:  # these are paid for; the end is told by the next call
                         self._done.put(item)
                         return done
-                    raise EngineDied(f"{type(item).__name__}: {item}") from item
+                    raise item
                 done.append(item)
                 item = self._done.get_nowait()
         except queue.Empty:
@@ -78,16 +87,33 @@ class OpenAI:
             self._send(*asked)
 
     def _send(self, id: str, request: Request) -> None:
-        """Put a completion, or the exception that ends the engine, into the queue."""
+        """Put a completion, or what the main thread is to raise, into the queue."""
         try:
             self._done.put(self._answer(id, request))
         except self._errors.APIStatusError as error:
-            if error.status_code in NEVER:
-                self._done.put(Completion(id, error=f"bad request: {error.message}"))
-            else:
-                self._done.put(error)
-        except Exception as error:  # noqa: BLE001 (a thread has nobody above it: the main thread raises it)
-            self._done.put(error)
+            self._done.put(self._judged(id, error))
+        except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
+            is_own = not isinstance(error, self._errors.APIConnectionError) or isinstance(
+                error, self._errors.APITimeoutError
+            )
+            self._done.put(self._unreachable(error, id if is_own else None))
+
+    def _judged(self, id: str, error: Any) -> Completion | Exception:
+        """What an answer that is an HTTP error means."""
+        status: int = error.status_code
+        if status in NEVER:
+            return Completion(id, error=f"bad request: {error.message}")
+        if status in MOMENTARY:
+            return self._unreachable(error, None)
+        if status >= 500:
+            return self._unreachable(error, id)
+        return HalaError(
+            f"engine.url: {self._url} refuses every request ({status}): {error.message}", HINTS.get(status, "")
+        )
+
+    def _unreachable(self, error: Exception, request: str | None) -> EngineUnreachable:
+        told = " ".join(f"{self._url}: {type(error).__name__}: {error}".split())[:500]
+        return EngineUnreachable(told, self._patience, request)
 
     def _answer(self, id: str, request: Request) -> Completion:
         common: dict[str, Any] = {
@@ -116,13 +142,20 @@ class OpenAI:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a recipe without a model's name or with no URL. Raises HalaError."""
+    """Refuse a recipe without a model's name or with no URL, and bare prompts without a limit. Raises HalaError."""
     if not recipe.model.name:
         raise HalaError("model.name: which model does the endpoint serve?")
     if recipe.engine.concurrency < 1:
         raise HalaError("engine.concurrency: at least 1")
     if not recipe.engine.url.startswith(("http://", "https://")):
         raise HalaError(f"engine.url: '{recipe.engine.url}' is no http address")
+    if recipe.sampling.max_tokens is None and not getattr(recipe.task, "chat", True):
+        raise HalaError(
+            "sampling.max_tokens: null, with bare prompts (task.chat: false): endpoints then write 16 tokens at most",
+            "set sampling.max_tokens to what the longest answer may have, for example 2048",
+        )
+    if recipe.engine.patience_seconds < 0:
+        raise HalaError("engine.patience_seconds: less than nothing")
 
 
 def start(recipe: Recipe) -> OpenAI:

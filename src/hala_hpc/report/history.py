@@ -180,6 +180,6 @@ def _troubles(worker: str, host: str, events: Sequence[dict[str, Any]]) -> list[
     return [
         Trouble(event["time"], worker, event.get("node") or host, shard, str(event.get("error", event["event"])))
         for event in events
-        if event["event"] in ("failed", "crashed", "stalled")
+        if event["event"] in ("failed", "crashed", "stalled", "unreachable")
         for shard in event.get("shards") or [event.get("shard")]
     ]

@@ -253,7 +253,7 @@ def _last_errors(run: RunDirectory, most: int = 5) -> list[dict[str, Any]]:
         {"worker": file.stem, **event}
         for file in run.ledger.glob("*.jsonl")
         for event in ledger.read(file, TAIL_BYTES)
-        if event["event"] in ("failed", "crashed")
+        if event["event"] in ("failed", "crashed", "unreachable")
     ]
     alike: dict[str, dict[str, Any]] = {}
     for event in sorted(errors, key=lambda event: float(event["time"])):

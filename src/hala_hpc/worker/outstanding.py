@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from hala_hpc.engines.base import Completion, Engine, Request
 from hala_hpc.worker.memory import Memory
@@ -11,41 +12,53 @@ Waiter = tuple[OpenShard, RowInHand, int]
 """The shard, its row, and which of the row's requests it is."""
 
 
+@dataclass(frozen=True)
+class Out:
+    """A request that the engine has, and all that wait for it."""
+
+    id: str
+    request: Request
+    waiters: list[Waiter]
+
+
 class Outstanding:
     """Hands requests to the engine and finds, for a completion, whose it is. ``len`` is how many are out."""
 
     def __init__(self) -> None:
         self._memory = Memory()
         self._ids = itertools.count()
-        self.clear()
+        self._digests: dict[str, bytes] = {}  # by request id
+        self._out: dict[bytes, Out] = {}
 
     def __len__(self) -> int:
         return len(self._digests)
 
-    def clear(self) -> None:
-        """Nothing is out any more: the engine took everything with it."""
-        self._digests: dict[str, bytes] = {}  # by request id
-        self._waiting: dict[bytes, list[Waiter]] = {}
+    def clear(self) -> list[Out]:
+        """Nothing is out any more: the engine took everything with it. Returns what was out."""
+        was = list(self._out.values())
+        self._digests, self._out = {}, {}
+        return was
 
     def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
         """Ask for a text. Returns it at once where it was had before."""
         digest = request.digest()
         if (known := self._memory.get(digest)) is not None:
             return known
-        waiting = self._waiting.setdefault(digest, [])
-        waiting.append(waiter)
-        if len(waiting) == 1:
-            id = str(next(self._ids))
-            self._digests[id] = digest
-            engine.add(id, request)
+        if (out := self._out.get(digest)) is not None:
+            out.waiters.append(waiter)
+            return None
+        id = str(next(self._ids))
+        self._digests[id] = digest
+        self._out[digest] = Out(id, request, [waiter])
+        engine.add(id, request)
         return None
 
     def answered(self, completion: Completion) -> list[Waiter]:
         """Everybody who waits for this completion."""
         digest = self._digests.pop(completion.id)
         self._memory.put(digest, completion)
-        return self._waiting.pop(digest)
+        return self._out.pop(digest).waiters
 
     def shards(self) -> Iterator[OpenShard]:
         """The shards with rows out, some of them more than once."""
-        return (shard for waiting in self._waiting.values() for shard, _, _ in waiting)
+        return (shard for out in self._out.values() for shard, _, _ in out.waiters)

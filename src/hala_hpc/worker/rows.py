@@ -13,12 +13,13 @@ from typing import cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
-from hala_hpc.engines.base import Completion, Engine, EngineDied
+from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
 from hala_hpc.run import partial, publish
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.tasks.rows import RowError, RowTask
-from hala_hpc.worker.context import Context, Counters, Outcome
-from hala_hpc.worker.outstanding import Outstanding
+from hala_hpc.worker.context import Context, Counters, Outcome, say
+from hala_hpc.worker.outstanding import Out, Outstanding
+from hala_hpc.worker.revival import Gone, Revival
 from hala_hpc.worker.shard import OpenShard, RowInHand, most_in_flight, working_on
 
 POLL_SECONDS = 0.1
@@ -28,8 +29,6 @@ ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
 MOST_FAILURES = 3
 """Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
-MOST_DEATHS = 5
-"""Engines that die without a shard published in between: one more than a single poisoned row can cost."""
 
 
 class RowLoop:
@@ -43,6 +42,8 @@ class RowLoop:
         self._counters = Counters()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None
+        self._revival = Revival(context)
+        self._doing = ""  # while the engine is gone
         self._out = Outstanding()
         self._feeding: OpenShard | None = None
         self._open: list[OpenShard] = []
@@ -50,7 +51,6 @@ class RowLoop:
         self._writing: list[Future[None]] = []
         self._ask_again = 0.0
         self._unreadable: set[int] = set()
-        self._deaths = 0
         self._flushed = self._told = time.monotonic()
 
     def work(self) -> Outcome:
@@ -60,10 +60,8 @@ class RowLoop:
                 while not self._context.should_stop():
                     if not self._turn():
                         return Outcome.FINISHED
-                for shard in self._open:
-                    shard.withdraw()
                 return Outcome.STOPPED
-            except (OSError, HalaError, EngineDied):
+            except (OSError, HalaError):
                 raise
             except Exception:
                 self._abandon()  # a bug of ours, which one of the rows at hand may have brought out
@@ -81,8 +79,8 @@ class RowLoop:
                 self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
             if not self._out and self._coming:
                 self._await_coming()
-        except EngineDied as error:
-            self._bury_engine(error)
+        except (EngineDied, EngineUnreachable) as error:
+            self._recover(error)
         self._tend()
         return True
 
@@ -94,7 +92,7 @@ class RowLoop:
             if self._feeding is not None and (self._feeding.lost or not self._feeding.unsent):
                 self._feeding = None
             self._look_ahead()
-            shard = self._feeding or self._next_shard()
+            shard = self._feeding or self._unfed() or self._next_shard()
             if shard is None:
                 return
             self._feeding = shard
@@ -103,7 +101,7 @@ class RowLoop:
             if self._engine is None:
                 # Loading takes minutes, in which a worker that is ready may do the shard.
                 self._give_back(shard, "deferred")
-                self._engine = self._context.start_engine()
+                self._engine = self._revival.start()
                 continue
             engine = self._engine
             while shard.unsent and len(self._out) < most_in_flight(shard, engine.capacity):
@@ -112,6 +110,10 @@ class RowLoop:
                 self._send(engine, shard)
             if shard.unsent:
                 return
+
+    def _unfed(self) -> OpenShard | None:
+        """One whose rows came back unanswered."""
+        return next((shard for shard in self._open if shard.unsent and not shard.lost), None)
 
     def _look_ahead(self) -> None:
         """Have the next shard claimed and read before the rows at hand run out."""
@@ -195,6 +197,9 @@ class RowLoop:
             self._counters.remembered += len(self._out) == out
 
     def _take(self, completions: list[Completion]) -> None:
+        if completions:
+            self._revival.answered()
+            self._doing = ""
         for completion in completions:
             self._counters.prompt_tokens += completion.prompt_tokens
             self._counters.output_tokens += completion.output_tokens
@@ -224,8 +229,17 @@ class RowLoop:
         except RowError as refusal:
             error = str(refusal)
         if error is not None:
-            shard.quarantine(hand.number, error)
-            self._counters.quarantined += 1
+            self._set_aside(shard, hand, error)
+            return
+        self._done_with(shard)
+
+    def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
+        shard.quarantine(hand.number, error)
+        self._counters.quarantined += 1
+        self._done_with(shard)
+
+    def _done_with(self, shard: OpenShard) -> None:
+        """One more of its rows."""
         self._counters.rows += 1
         if shard.complete and not shard.lost:
             self._publish(shard)
@@ -253,7 +267,7 @@ class RowLoop:
         made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
         shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
         if publish.publish(context.run, shard.id, temporary):
-            self._deaths = 0
+            self._revival.published()
             seconds = round(time.monotonic() - started, 3)
             context.ledger.write(
                 "published",
@@ -287,7 +301,7 @@ class RowLoop:
     def _tell(self, working: dict[str, int] | None = None) -> None:
         self._told = time.monotonic()
         at = working_on(self._open) if working is None else working
-        self._context.ledger.write("progress", **vars(self._counters), working_on=at)
+        self._context.ledger.write("progress", **vars(self._counters), working_on=at, doing=self._doing)
 
     def _check_leases(self) -> None:
         """In the heartbeat's thread."""
@@ -297,26 +311,67 @@ class RowLoop:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def _bury_engine(self, error: EngineDied) -> None:
-        """The engine is gone: keep what is finished, and start another for the rest."""
+    def _recover(self, gone: Gone) -> None:
+        """The engine is gone: keep what is finished, and have another in its place.
+
+        Only once that one answered something else can a row be to blame. Until then the shards with rows out are ours.
+        Raises HalaError where no other is to be had: then nobody's attempts count.
+        """
         if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
             return
-        suspects = sorted({shard.id for shard in self._out.shards()})
-        self._context.ledger.write("crashed", error=f"the engine died: {error}", shards=suspects)
-        self._abandon()
+        faulthandler.cancel_dump_traceback_later()
+        died = isinstance(gone, EngineDied)
+        out = self._out.clear()
+        suspects = {shard.id: shard for one in out for shard, _, _ in one.waiters}
+        self._note(gone, sorted(suspects))
+        for shard in [shard for shard in self._open if died and shard.id not in suspects]:
+            self._give_back(shard)
+        alone = {shard.id: shard.withdraw() for shard in self._open}
         self._close_engine()
-        self._deaths += 1
-        if self._deaths >= MOST_DEATHS:
-            raise error
+        self._feeding = None
+        sample = out[0].request if out else None
+        self._engine = self._revival.another(gone, sample, self._tend)
+        if self._engine is None:
+            return
+        if not died:
+            self._send_again(out, gone)
+            return
+        for shard in [shard for shard in suspects.values() if shard in self._open]:
+            for number in alone[shard.id]:
+                shard.begin(number)
+            self._give_back(shard, "abandoned")
+
+    def _note(self, gone: Gone, suspects: list[int]) -> None:
+        died = isinstance(gone, EngineDied)
+        said = f"the engine {'died' if died else 'is out of reach'}: {gone}"
+        self._context.ledger.write("crashed" if died else "unreachable", error=said[:2_000], shards=suspects)
+        say(said)
+        self._doing = said[:200]
+        self._tell()
+
+    def _send_again(self, out: list[Out], gone: Gone) -> None:
+        """Rows that were out go out again; one that the engine failed at goes last, and after some times nowhere."""
+        blamed = {one.id for one in out if isinstance(gone, EngineUnreachable) and one.id == gone.request}
+        hands = {
+            (shard.id, hand.number): (shard, hand, one.id in blamed) for one in out for shard, hand, _ in one.waiters
+        }
+        for shard in list(self._open):
+            mine = [(hand, is_blamed) for own, hand, is_blamed in hands.values() if own is shard]
+            shard.send_again(hand for hand, is_blamed in mine if not is_blamed)
+            for hand in [hand for hand, is_blamed in mine if is_blamed]:
+                if shard.refused(hand):
+                    self._set_aside(
+                        shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}"
+                    )
 
     def _abandon(self) -> None:
         """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
         suspects = {shard.id for shard in self._out.shards()}
         for shard in list(self._open):
-            self._give_back(shard, "abandoned" if shard.id in suspects else "released")
+            if shard.id in suspects:
+                self._give_back(shard, "abandoned")
         self._feeding = None
         self._out.clear()
-        faulthandler.cancel_dump_traceback_later()
 
     def _give_back(self, shard: OpenShard, event: str = "released") -> None:
         """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
@@ -325,6 +380,8 @@ class RowLoop:
             self._feeding = None
         leases, lease = self._context.leases, shard.lease
         try:
+            if event != "abandoned":
+                shard.withdraw()
             shard.flush()
             shard.close()
         finally:

@@ -1,8 +1,8 @@
 """One shard on its way through a worker: which rows are to be sent, which are out, what came back."""
 
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hala_hpc.data.digest import Row
@@ -18,6 +18,8 @@ CAREFUL_FROM = 3
 BEGUN = "begun"
 """Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
 value false it takes that back."""
+MOST_REFUSALS = 3
+"""So often an engine fails at a row, and answers others in between, before the row is set aside."""
 
 
 @dataclass
@@ -44,6 +46,7 @@ class OpenShard:
         self.results: dict[int, Row] = {}
         self.errors: dict[int, str] = {}
         self._begun: set[int] = set()
+        self._refusals: Counter[int] = Counter()
         self._file = PartialFile(run, lease.shard, worker)
         self._lock = threading.Lock()
         self._take_up(run)
@@ -80,11 +83,28 @@ class OpenShard:
         with self._lock:
             self._file.add({ROW: number, "error": error})
 
-    def withdraw(self) -> None:
-        """Take back what ``begin`` said of unfinished rows: a signal stopped the worker, none of them did."""
-        for number in self._begun - self.results.keys() - self.errors.keys():
-            with self._lock:
+    def withdraw(self) -> set[int]:
+        """Take back what ``begin`` said of unfinished rows, and return them: none of them stopped the worker."""
+        withdrawn = self._begun - self.results.keys() - self.errors.keys()
+        with self._lock:
+            for number in withdrawn:
                 self._file.add({ROW: number, BEGUN: False})
+            self._begun.clear()
+            self._file.flush()
+        return withdrawn
+
+    def send_again(self, hands: Iterable[RowInHand]) -> None:
+        """Rows that were out with an engine that is out of reach are to be sent before the others."""
+        back = {hand.number: hand.row for hand in hands}
+        self.unsent.extendleft(sorted(back.items(), reverse=True))
+
+    def refused(self, hand: RowInHand) -> bool:
+        """Send a row last that an engine failed at, while it answers others. True when that was once too often."""
+        self._refusals[hand.number] += 1
+        if self._refusals[hand.number] >= MOST_REFUSALS:
+            return True
+        self.unsent.append((hand.number, hand.row))
+        return False
 
     def flush(self) -> None:
         """Make what is finished durable."""
