@@ -30,7 +30,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def asked(recipe: Path | None, *words: str, site: Path | None = None) -> Recipe:
-    return compose(recipe, site, words, tasks.options_of)
+    return compose(recipe, site, ["task.kind=translate", *words], tasks.options_of)
 
 
 def test_later_layers_win(write: Write) -> None:
@@ -56,8 +56,8 @@ def test_the_last_of_two_words_wins(write: Write) -> None:
         ("task.kind=translat", "no task 'translat' (did you mean 'translate'?"),
         ("engine.kind=vlm", "no engine 'vlm' (did you mean 'vllm'?"),
         ("run.workers=many", "run.workers: Value 'many'"),
-        ("run=5", "'run' holds keys of its own, not the value 5"),
-        ("task=translate", "'task' holds keys of its own"),
+        ("run=5", "'run' must be a mapping, not 5"),
+        ("task=translate", "'task' must be a mapping"),
         ("site.executor=slrum", "site.executor: Invalid value 'slrum', expected one of ['slurm', 'local', 'debug']"),
         ("data.path={a: b}", "data.path: a list of single values is wanted"),
         ("data.columns=[[a]]", "data.columns: a list of single values is wanted"),
@@ -90,8 +90,8 @@ def test_a_wrong_key_names_its_file(write: Write) -> None:
         (b"a: [\n", "not valid YAML"),
         (b"name: a\nname: b\n", "duplicate key name"),
         (b"name: \xff\n", "not valid YAML"),
-        (b"just words", "unknown key 'just words'"),
-        (b"", "name: "),
+        (b"just words", "expected `key: value` lines, found 'just words'"),
+        (b"", "expected `key: value` lines, found nothing"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: bytes, said: str) -> None:

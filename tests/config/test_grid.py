@@ -26,7 +26,12 @@ AXES = {
 def expand(tmp_path: Path) -> Expand:
     def expand(*words: str, site: dict[str, Any] | None = None, **section: Any) -> list[Cell]:
         recipe, profile = tmp_path / "g.yaml", tmp_path / "site.yaml"
-        values = {"name": "g", "engine": {"kind": "echo"}, "grid": {"axes": AXES} | section}
+        values = {
+            "name": "g",
+            "task": {"kind": "translate"},
+            "engine": {"kind": "echo"},
+            "grid": {"axes": AXES} | section,
+        }
         recipe.write_text(yaml.safe_dump(values, sort_keys=False))
         profile.write_text(yaml.safe_dump({"site": {"name": "s"}} | (site or {})))
         return grid.expand(recipe, profile, words, tasks.options_of)[1]
@@ -89,8 +94,8 @@ def test_paths_of_an_axis_are_relative_to_the_recipe(expand: Expand, tmp_path: P
     ("section", "said"),
     [
         ({"nme": "x"}, "unknown key 'grid.nme' (did you mean 'name'?"),
-        ({"axes": None}, "'grid.axes' holds keys of its own"),
-        ({"axes": {"a": ["x"]}}, "'grid.axes.a' holds keys of its own"),
+        ({"axes": None}, "'grid.axes' must be a mapping"),
+        ({"axes": {"a": ["x"]}}, "'grid.axes.a' must be a mapping"),
         ({"axes": {"a": {"x": {"tsk": {}}}}}, "cell x: "),
         ({"name": "{traget}"}, "grid.name: no axis 'traget' (did you mean 'target'?"),
         ({"name": "{target}{"}, "a brace too many"),

@@ -19,6 +19,47 @@ def test_secrets_are_refused(write_recipe: Callable[..., Path], override: str) -
         compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)
 
 
+KEY = "hf_" + "a" * 34
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "site.environments.serve.setup=[export HF_TOKEN=abc]",
+        "site.environments.serve.setup=['OPENAI_API_KEY=\"abc\" true']",
+        "site.slurm.extra.export='ALL,WANDB_API_KEY=abc'",
+        "site.environments.serve.container={image: x, args: ['--env=MY_SECRET=abc']}",
+        "site.environments.serve.variables.HF_TOKEN=$HOME",
+    ],
+)
+def test_secrets_in_lines_of_shell_are_refused(write_recipe: Callable[..., Path], override: str) -> None:
+    with pytest.raises(HalaError, match="would be written into the run directory"):
+        compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"site.environments.serve.setup=[login {KEY}]",
+        f"site.environments.serve.variables.X={KEY}",
+        f"site.slurm.extra.comment={KEY}",
+        f"engine={{kind: vllm, arguments: {{hf_token: {KEY}}}}}",
+        f"task.prompt='{{text}} {KEY}'",
+    ],
+)
+def test_what_looks_like_a_key_is_refused_wherever_it_stands(write_recipe: Callable[..., Path], override: str) -> None:
+    with pytest.raises(HalaError, match="holds what looks like a secret key"):
+        compose(write_recipe(data={"path": "x.jsonl"}, engine={}), None, [override], tasks.options_of)
+
+
+@pytest.mark.parametrize(
+    "line", ["export HF_TOKEN=$(cat ~/.hf_token)", 'export HF_TOKEN="$HF"', "export HF_TOKEN_PATH=~/x", "monkey=1"]
+)
+def test_where_a_secret_lies_may_be_told(write_recipe: Callable[..., Path], line: str) -> None:
+    recipe = write_recipe(data={"path": "x.jsonl"}, site={"environments": {"serve": {"setup": [line]}}})
+    assert compose(recipe, None, [], tasks.options_of).site.environments["serve"].setup == [line]
+
+
 def test_what_only_sounds_like_one_is_not(write_recipe: Callable[..., Path]) -> None:
     override = "site.environments.serve.variables.TOKENIZERS_PARALLELISM='false'"
     recipe = compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hala_hpc.config import layers
+from hala_hpc.config import layers, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
@@ -33,12 +33,32 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
     ------
     HalaError : a missing file, an unknown key (with the nearest valid one) or a value of the wrong type.
     """
-    files = [layers.from_file(path) for path in (site, recipe) if path is not None]
-    if grid := next((layer for layer in files if "grid" in layer.values), None):
+    stack = [*of_place(site), *([] if recipe is None else [layers.from_file(recipe)])]
+    if grid := next((layer for layer in stack if "grid" in layer.values), None):
         raise HalaError(
             f"{grid.where}: a grid of several runs, where one is wanted", "plan, submit and prefetch take grids"
         )
-    return merge([*files, layers.from_command_line(overrides)], options_of)
+    stack.append(layers.from_command_line(overrides))
+    composed = merge(stack, options_of)
+    if recipe is not None:
+        require_task(stack, recipe)
+    return composed
+
+
+def require_task(stack: Sequence[Layer], recipe: Path) -> None:
+    """Nobody's data is translated because nothing else was said. Raises HalaError."""
+    if not any(layer.values.get("task") for layer in stack):
+        raise HalaError(f"{recipe}: there is no task", "what is to be done? For example task: {kind: translate}")
+
+
+def of_place(site: Path | None) -> list[Layer]:
+    """The layers below a recipe: the site profile, and what the environment says. Raises HalaError."""
+    if site is None:
+        return layers.from_environment()
+    profile = layers.from_file(site)
+    if of_recipe := next((key for key in ("task", "data", "grid") if key in profile.values), None):
+        raise HalaError(f"{site}: is a recipe, for it has '{of_recipe}'", "--site wants a site profile: `hala sites`")
+    return [profile, *layers.from_environment()]
 
 
 def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
@@ -55,7 +75,7 @@ def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
         for section, given in opened.items():
             merged[section] = _section(layer, section, given, running, kinds[section], options_of)
         try:
-            result = OmegaConf.merge(result, merged)
+            result = OmegaConf.merge(result, layers.take_away(layer, result, merged))
         except OmegaConfBaseException as error:
             raise HalaError(f"{layer.where}: {_first_line(error)}") from error
     return to_recipe(result)
@@ -66,8 +86,11 @@ def to_recipe(config: Any) -> Recipe:
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            key = _first_line(error).rpartition(": ")[2].split()[-1]
+            raise HalaError(f"{key}: is missing", f"give it in the recipe, or as {key}=…") from error
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
-    _anchor(recipe)
+    _anchor(recipe, Path(recipe.run.root).resolve())
     return recipe
 
 
@@ -78,7 +101,7 @@ def freeze(recipe: Recipe) -> str:
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
     """A frozen recipe, and on top of it what may still change when a run is resumed."""
-    return merge([layers.from_file(path), layers.from_command_line(overrides)], options_of)
+    return merge([layers.from_file(path, frozen=True), layers.from_command_line(overrides)], options_of)
 
 
 def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
@@ -105,17 +128,23 @@ def _literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _anchor(section: Any) -> None:
-    """Make paths absolute that an interpolation left relative: nobody can tell later to what."""
+def _anchor(section: Any, runs: Path) -> None:
+    """Make paths absolute that an interpolation left relative, for nobody can tell later to what; and find runs."""
+
+    def anchored(value: Any, rule: str) -> Any:
+        if isinstance(value, list):
+            return [anchored(item, rule) for item in value]
+        if isinstance(value, str) and value.startswith(places.RUN) and rule != "text":
+            return places.in_runs(value, runs)
+        return layers.resolved(value, Path.cwd(), rule)
+
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         for inner in value.values() if isinstance(value, dict) else [value]:
             if dataclasses.is_dataclass(inner):
-                _anchor(inner)
+                _anchor(inner, runs)
         if "path" in field.metadata and value != field.default:
-            rule, here = field.metadata["path"], Path.cwd()
-            many = [layers.resolved(item, here, rule) for item in value] if isinstance(value, list) else None
-            setattr(section, field.name, layers.resolved(value, here, rule) if many is None else many)
+            setattr(section, field.name, anchored(value, field.metadata["path"]))
 
 
 def _kind(stack: Sequence[Layer], section: str) -> str:

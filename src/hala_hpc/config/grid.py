@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hala_hpc.config import layers
-from hala_hpc.config.compose import OptionsOf, freeze, merge
+from hala_hpc.config.compose import OptionsOf, freeze, merge, of_place, require_task
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import Recipe
@@ -66,7 +66,7 @@ def expand(recipe: Path, site: Path | None, overrides: Sequence[str], options_of
     grid = read(layer)
     base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
     said = layers.from_command_line(overrides)
-    below = [*([layers.from_file(site)] if site else []), base]
+    below = [*of_place(site), base]
     name = str(said.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
     for cell in cells(grid):
@@ -75,7 +75,9 @@ def expand(recipe: Path, site: Path | None, overrides: Sequence[str], options_of
             continue
         parts = [_part(layer, grid, axis, value) for axis, value in cell.values.items()]
         last = Layer({"name": cell.name}, "grid.name", layer.base)
-        composed.append(dataclasses.replace(cell, recipe=_merged([*below, *parts, said, last], cell, options_of)))
+        stack = [*below, *parts, said, last]
+        composed.append(dataclasses.replace(cell, recipe=_merged(stack, cell, options_of)))
+        require_task(stack, recipe)
     return name, _equal_once(composed)
 
 
@@ -150,7 +152,7 @@ def _matches(pattern: Mapping[str, Sequence[str]], chosen: Mapping[str, str]) ->
 
 def _mapping(layer: Layer, value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, dict) or (not value and name.count(".") < 3):
-        raise HalaError(f"{layer.where}: '{name}' holds keys of its own, not {value!r}")
+        raise HalaError(f"{layer.where}: '{name}' must be a mapping, not {value!r}")
     return value
 
 

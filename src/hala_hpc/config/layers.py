@@ -7,7 +7,6 @@ are resolved against the place that says them.
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -16,55 +15,82 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
+from hala_hpc.config import places, secrets, written
 from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.schema import Recipe
 
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)$", re.IGNORECASE)
-_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(\w+)")
+KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
+"""``${name}`` in a path points at a key of the recipe, ``${SCRATCH}`` is a variable."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one place says: ``values`` is a plain nested dict, ``where`` its name in errors, ``base`` its folder."""
+    """What one place says: ``values`` is a nested dict, ``where`` its name in errors, ``base`` its folder.
+
+    Numbers and truth values are ``Written`` until it is known what their keys want. What is ``frozen`` was checked and
+    expanded when its run was planned, and stays as it stands.
+    """
 
     values: dict[str, Any]
     where: str
     base: Path
+    frozen: bool = False
 
 
-def from_file(path: Path) -> Layer:
+def from_file(path: Path, frozen: bool = False) -> Layer:
     """Read a YAML file. Raises HalaError where it is missing, broken or no mapping."""
     if not path.is_file():
         raise HalaError(f"{path}: no such file", "give the path of a YAML file")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
-        raise HalaError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        values = written.load(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise HalaError(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
-        raise HalaError(f"{path}: expected `key: value` lines, found {'nothing' if not values else 'a list'}")
-    return Layer(typing.cast(dict[str, Any], values), str(path), path.resolve().parent)
+        kind = "a list" if isinstance(values, list) else "nothing" if values is None else f"'{values}'"
+        raise HalaError(f"{path}: expected `key: value` lines, found {kind}")
+    return Layer(values, str(path), path.resolve().parent, frozen)
+
+
+def from_environment() -> list[Layer]:
+    """What $HALA_RUNS says: a layer between the site profile and the recipe."""
+    root = places.from_environment("HALA_RUNS")
+    return [Layer({"run": {"root": root.replace("$", "$$")}}, "$HALA_RUNS", Path.cwd())] if root else []
 
 
 def from_command_line(overrides: Sequence[str]) -> Layer:
     """``key.sub=value`` words, as a layer."""
-    given = OmegaConf.create()
+    values: dict[str, Any] = {}
     for word in overrides:
-        if "=" not in word or word.startswith("="):
+        key, sign, text = word.partition("=")
+        if not sign or not all(key.split(".")):
             raise HalaError(f"'{word}': not of the form key=value", "for example run.workers=64")
         try:
-            given.merge_with_dotlist([_plain_words(word)])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise HalaError(f"command line: '{word}': {' '.join(str(error).split())}") from error
-    values = OmegaConf.to_container(given)
-    return Layer(typing.cast(dict[str, Any], values), "command line", Path.cwd())
+            value = written.load(_plain_words(text))
+        except yaml.YAMLError as error:
+            hint = f"is it one word for your shell? Quote all of it: '{key}=…'"
+            raise HalaError(f"command line: '{word}': {_one_line(error)}", hint) from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = _merged(values, value)
+    return Layer(values, "command line", Path.cwd())
 
 
-def _plain_words(word: str) -> str:
+def _merged(below: Any, above: Any) -> Any:
+    """Of two words about one key the later one; of two mappings the keys of both."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).replace(' in "<unicode string>",', " at").split())
+
+
+def _plain_words(value: str) -> str:
     """``data.path=*.jsonl`` is no YAML: a value that begins with a sign of YAML's grammar is meant as text."""
-    key, _, value = word.partition("=")
-    return f"{key}={json.dumps(value)}" if value.startswith(tuple("*&!%@`")) else word
+    return json.dumps(value) if value.startswith(tuple("*&!%@`")) else value
 
 
 def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[str, Any]:
@@ -72,7 +98,7 @@ def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[s
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise HalaError(f"{layer.where}: '{prefix.rstrip('.')}' holds keys of its own, not the value {values!r}")
+        raise HalaError(f"{layer.where}: '{prefix.rstrip('.')}' must be a mapping, not {values!r}")
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     result = {}
@@ -84,36 +110,82 @@ def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[s
 
 
 def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str], name: str) -> Any:
-    hint = _without_none(hint)
-    _refuse_secrets(layer, value, name)
+    is_optional, hint = hint is not _without_none(hint), _without_none(hint)
+    if not layer.frozen:
+        secrets.refuse(layer.where, name, value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if value is None else checked(layer, value, hint, f"{name}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
         inner = typing.cast(type, arguments[1])
-        return {key: checked(layer, item, inner, f"{name}.{key}.") for key, item in value.items()}
+        return {key: _entry(layer, item, inner, f"{name}.{key}") for key, item in value.items()}
     if origin is list and value is not None and not isinstance(value, list):
         value = [value]
     if origin is list and any(item is None or isinstance(item, dict | list) for item in value or ()):
         raise HalaError(f"{layer.where}: {name}: a list of single values is wanted, not {value!r}")
-    if "path" in metadata and value is not None:
-        try:
-            paths = [resolved(item, layer.base, metadata["path"]) for item in (value if origin is list else [value])]
-        except RuntimeError as error:  # ~nobody
-            raise HalaError(f"{layer.where}: {name}: {value}: no such home folder") from error
-        return paths if origin is list else paths[0]
+    if origin is None and value is None and not is_optional and hint is not Any:
+        raise HalaError(f"{layer.where}: {name}: is empty", "leave it out for its default, or give a value")
+    if hint is str and isinstance(value, dict | list):
+        kind = "a mapping" if isinstance(value, dict) else "a list"
+        raise HalaError(
+            f"{layer.where}: {name}: a text is wanted, and YAML reads {kind} here",
+            f"quote it: '{name}=\"…\"'" if layer.where == "command line" else 'quote it: "…"',
+        )
+    value = written.wanted(value, hint)
+    rule = metadata.get("path")
+    if rule and not layer.frozen and value is not None:
+        return _placed(layer, value, rule, name)
     return value
 
 
-def _refuse_secrets(layer: Layer, value: Any, name: str) -> None:
-    """Everything in a layer is written down in the run directory, and printed: no place for a secret."""
-    named = list(value) if isinstance(value, dict) and name.endswith(".variables") else []
-    named += _FROM_ENVIRONMENT.findall(value) if isinstance(value, str) else []
-    for secret in filter(_SECRET.search, map(str, named)):
+def _entry(layer: Layer, item: Any, schema: type, name: str) -> Any:
+    """An entry of a mapping; null is for ``take_away``."""
+    return None if item is None else checked(layer, item, schema, f"{name}.")
+
+
+def _placed(layer: Layer, value: Any, rule: str, name: str) -> Any:
+    """A path, or a list or mapping of them, with its variables replaced and, where its rule says so, made absolute."""
+    if isinstance(value, list):
+        return [_placed(layer, item, rule, name) for item in value]
+    if isinstance(value, dict):
+        return {key: _placed(layer, item, rule, f"{name}.{key}") for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    text = places.expanded(value, f"{layer.where}: {name}", KEYS)
+    if rule == "explicit" and _is_folder_too(text, layer.base):
         raise HalaError(
-            f"{layer.where}: {name}: {secret} would be written into the run directory",
-            f"read it where it is used: a line of setup, such as export {secret}=$(cat ~/.{secret.lower()})",
+            f"{layer.where}: {name}: '{text}' names something on the hub, and is a folder here too",
+            f"write ./{text} for the folder",
         )
+    return text if rule == "text" else resolved(text, layer.base, rule)
+
+
+def _is_folder_too(text: str, base: Path) -> bool:
+    is_name = bool(text) and not text.startswith((".", "/", places.RUN)) and "${" not in text
+    return is_name and (base / text).is_dir()
+
+
+def take_away(layer: Layer, below: DictConfig, given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What is left of a checked layer to be merged once its nulls have removed entries of mappings from ``below``.
+
+    In a mapping with a fixed type of entry a null that removes nothing is refused; in an open one it stays, as a value.
+    """
+    left = {}
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        is_there = key in below and not OmegaConf.is_missing(below, key) and not OmegaConf.is_interpolation(below, key)
+        mapping = below[key] if is_there and isinstance(below[key], DictConfig) else None
+        if isinstance(value, dict) and mapping is not None:
+            left[key] = take_away(layer, mapping, value, f"{name}.")
+        elif value is None and OmegaConf.get_type(below) is dict and key in below:
+            below.pop(key)
+        elif value is None and OmegaConf.get_type(below) is dict and below._metadata.element_type is not Any:
+            raise HalaError(f"{layer.where}: {name}: there is nothing to take away", did_you_mean(key, map(str, below)))
+        elif value is None and mapping is not None and OmegaConf.get_type(mapping) is dict:
+            below[key] = {}
+        else:
+            left[key] = value
+    return left
 
 
 def _without_none(hint: Any) -> Any:
@@ -126,8 +198,8 @@ def _without_none(hint: Any) -> Any:
 
 def resolved(value: Any, base: Path, rule: str) -> Any:
     """A path made absolute, by the rule of its field; what holds an interpolation has to wait for its value."""
-    if not isinstance(value, str) or "${" in value:
+    if not isinstance(value, str) or "${" in value or value.startswith(places.RUN) or rule == "text":
         return value
     if rule == "explicit" and not value.startswith((".", "/", "~")):
         return value
-    return str((base / Path(value).expanduser()).resolve()) if value else value
+    return str((base / value).resolve()) if value else value

@@ -14,7 +14,9 @@ MISSING: Any = "???"
 PATH: Final = {"path": "always"}
 """Metadata of a field that is always a path."""
 HUB_OR_PATH: Final = {"path": "explicit"}
-"""Metadata of a field that is a path only when it starts with ``.``, ``/`` or ``~``; else a name on the hub."""
+"""Metadata of a field that is a path only when it starts with ``.``, ``/``, ``~`` or ``run:``; else a hub name."""
+WITH_VARIABLES: Final = {"path": "text"}
+"""Metadata of a field with paths in it, which are not ours to make absolute: variables of the shell are replaced."""
 
 
 @dataclass
@@ -114,9 +116,9 @@ class Container:
     """Run the stage in a container. ``runtime`` apptainer wraps python; pyxis uses ``srun --container-*``."""
 
     runtime: Literal["apptainer", "pyxis"] = "apptainer"
-    image: str = MISSING
-    mounts: list[str] = field(default_factory=list)
-    args: list[str] = field(default_factory=list)
+    image: str = field(default=MISSING, metadata=WITH_VARIABLES)
+    mounts: list[str] = field(default_factory=list, metadata=WITH_VARIABLES)
+    args: list[str] = field(default_factory=list, metadata=WITH_VARIABLES)
 
 
 @dataclass
@@ -124,11 +126,13 @@ class Environment:
     """Where a stage's Python lives and what must be set up before it starts."""
 
     venv: str | None = field(default=None, metadata=PATH)
-    python: str | None = None  # instead of a venv: the interpreter, as named inside the container or by the modules
+    python: str | None = field(
+        default=None, metadata=WITH_VARIABLES
+    )  # instead of a venv: the interpreter, as named inside the container or by the modules
     modules: list[str] = field(default_factory=list)
     container: Container | None = None
     setup: list[str] = field(default_factory=list)  # shell lines of the site's own, run before the worker
-    variables: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict, metadata=WITH_VARIABLES)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from hala_hpc.config import secrets
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import checkpoint
 from hala_hpc.models.check import RECORD, unsound
@@ -19,8 +20,7 @@ ERROR: Final = "hala_error"
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
 """Larger text files are not looked through for secrets."""
-TOKEN: Final = re.compile(rb"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[ps]_[A-Za-z0-9]{30,})")
-"""Keys of the hub, of OpenAI and of GitHub."""
+TOKEN: Final = re.compile(secrets.KEYS.encode())
 
 
 @dataclass(frozen=True)

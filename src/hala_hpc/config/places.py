@@ -1,0 +1,52 @@
+"""Paths as people write them: `~` is a home folder, `$NAME` and `${NAME}` are variables of this shell, now."""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from hala_hpc.config.errors import HalaError
+
+RUN: Final = "run:"
+"""``run:NAME`` is the run of that name, or what lies in it (``run:NAME/final``), where this recipe's runs live."""
+_VARIABLE: Final = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+
+
+def expanded(text: str, what: str, keys: Collection[str] = ()) -> str:
+    """``text`` with a leading ``~`` and the variables in it replaced; ``$$`` is a dollar, ``${KEY}`` of ``keys`` stays.
+
+    Raises HalaError, which begins with ``what``, where there is no such variable or home folder: never is a folder made
+    that is called ``~`` or ``$HOME``.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[2] or found[3]
+        if found[1]:
+            return "$"
+        if found[3] in keys:
+            return found[0]
+        if not os.environ.get(name):
+            raise HalaError(f"{what}: {text}: there is no variable {name} in this shell", "export it, or write it out")
+        return os.environ[name]
+
+    whole = _VARIABLE.sub(value, text)
+    if not text.startswith("~"):
+        return whole
+    try:
+        return str(Path(whole).expanduser())
+    except RuntimeError as error:  # ~nobody
+        raise HalaError(f"{what}: {text}: no such home folder") from error
+
+
+def from_environment(name: str) -> str | None:
+    """The path or name that a variable of ours holds, expanded; an empty one is as good as none. Raises HalaError."""
+    return expanded(value, f"${name}") if (value := os.environ.get(name, "").strip()) else None
+
+
+def in_runs(value: str, root: Path) -> str:
+    """``run:NAME/…`` as a path below ``root``. Raises HalaError where it leads elsewhere."""
+    parts = Path(value.removeprefix(RUN)).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        raise HalaError(f"{value}: names no run", f"{RUN}NAME is the run of that name in {root}")
+    return str(root.joinpath(*parts))
