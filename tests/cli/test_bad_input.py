@@ -47,8 +47,8 @@ def command(request: pytest.FixtureRequest) -> tuple[str, ...]:
     ("name", "content", "said"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text":\n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not valid JSON"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: a row is a JSON object"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8: byte 0xff at byte 11 of the line"),
+        ("a.jsonl", "[1]\n", "a.jsonl: row 1: a row is a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"text": 5}\n', "a.jsonl: row 2: column 'text' holds a number, not text"),
         ("a.jsonl", '{"x": 1}\n', "cannot tell which columns hold the texts (set data.columns to some of: x)"),
         ("a.jsonl", '{"messages": [{"content": "x"}]}\n', "row 1: turn 0 of 'messages' has no 'role'"),

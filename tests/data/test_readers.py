@@ -159,25 +159,25 @@ def test_the_limit_counts_over_all_files(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.jsonl", b'{"text": "a"}\n\n{"text":\n', "a.jsonl:3: not valid JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not valid JSON"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1: not valid JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8: byte 0xff at byte 11 of the line (data.enc"),
         ("a.jsonl", b"{}\n[1]\n", "a.jsonl:2: a row is a JSON object, this is a list"),
         ("a.jsonl", b'{"n": 123456789012345678901}\n', "a.jsonl:1: the number 123456789012345678901 does not fit"),
         ("a.json", b'[{"text": "a"}, {"text": "b"', "a.json: not a valid JSON array after row 1: "),
         ("a.json", b'[{"text": "a"}, 5]', "a.json: row 2: a row is a JSON object, this is a number"),
-        ("a.json", b'[{"text": "\xff"}]', "a.json: not a valid JSON array"),
-        ("a.json", b'[{"n": 123456789012345678901}]', "a.json: not a valid JSON array"),
+        ("a.json", b'[{"text": "\xff"}]', "a.json: row 1: not UTF-8"),
+        ("a.json", b'[{"n": 123456789012345678901}]', "a.json: row 1: the number 123456789012345678901 does not"),
         ("a.json", b"5", "a.json: not a JSON array, it begins with '5'"),
         ("a.json.gz", b"5", "a.json.gz: not a JSON array"),
         ("a.csv", b"text,b\n1,2\n3\n", "a.csv: line 3: does not have the 2 fields"),
         ("a.csv", b"text,b\n1,2,3\n", "a.csv: line 2: does not have the 2 fields"),
         ("a.csv", b"text,text\n1,2\n", "a.csv: line 1: the header names 'text' twice"),
-        ("a.csv", b'text\nok\n"a"b\n', "a.csv: row 2: cannot be read as csv"),
-        ("a.csv", b"text\n\xff\n", "a.csv: row 1: cannot be read as csv"),
-        ("a.txt", b"\xff\xfe", "a.txt: row 1: cannot be read as text"),
+        ("a.csv", b'text\nok\n"a"b\n', "a.csv: line 3: cannot be read as csv"),
+        ("a.csv", b"text\n\xff\n", "a.csv: line 2: not UTF-8 (data.encoding names another"),
+        ("a.txt", b"ok\n\xff", "a.txt: line 2: not UTF-8"),
+        ("a.txt", b"\xff\xfea", "a.txt: row 1: cannot be read as text: 'utf-16-le' codec"),
         ("a.parquet", b"PAR1", "a.parquet: not readable as Parquet"),
         ("a.parquet.gz", b"PAR1", "a.parquet.gz: not a Parquet file"),
-        ("a.foo", b"", "a.foo: cannot tell its format by its ending (set data.format to parquet, jsonl, "),
+        ("a.foo", b"", "a.foo: cannot tell its format by its ending (set data.format to parquet, arrow, "),
         ("a.jsonl", b"", "no rows in "),
         ("a.csv", b"text,b\n", "no rows in "),
         ("a.json", b"[]", "no rows in "),
@@ -190,14 +190,14 @@ def test_broken_files(tmp_path: Path, folder: Path, name: str, content: bytes, s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("broken", ["cut off", "no gzip", "damaged"])
+@pytest.mark.parametrize("broken", ["cut off", "damaged"])
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
 def test_broken_gzip(tmp_path: Path, folder: Path, name: str, broken: str) -> None:
     path = write(tmp_path / name, lines([{"text": "abc" * n, "n": n**6} for n in range(500)]))
     raw = bytearray(path.read_bytes())
     if broken == "damaged":
         raw[200:260] = bytes(60)
-    path.write_bytes({"cut off": bytes(raw[:-30]), "no gzip": b"{}\n", "damaged": bytes(raw)}[broken])
+    path.write_bytes({"cut off": bytes(raw[:-30]), "damaged": bytes(raw)}[broken])
     with pytest.raises(HalaError, match=rf"{re.escape(name)}[: ]"):
         planned(folder, path)
 

@@ -134,7 +134,7 @@ def test_what_is_nested_deeply(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run", write(tmp_path / "a.jsonl", raw)) == [json.loads(raw)]
     for levels in (150, 400):
         raw = f'{{"text":"x","deep":{nested(levels)}}}'
-        with pytest.raises(HalaError, match=r"b\.jsonl: row 1: holds a value that cannot be kept: "):
+        with pytest.raises(HalaError, match=r"b\.jsonl:1: nested more than 250 deep"):
             planned(tmp_path / "two", write(tmp_path / "b.jsonl", raw))
 
 
@@ -223,9 +223,7 @@ def test_json_is_read_at_any_depth_and_stays_the_type_that_it_was(tmp_path: Path
 
 def test_a_column_of_json_that_is_none_is_refused_in_a_line(tmp_path: Path) -> None:
     table = pa.table({"text": ["x"], "j": pa.array(['{"a":']).cast(JSON)})
-    with pytest.raises(
-        HalaError, match=r"a\.parquet: not readable as Parquet: column 'j' holds a text that is not JSON"
-    ):
+    with pytest.raises(HalaError, match=r"a\.parquet: row 1: column 'j' holds a text that is not JSON"):
         planned(tmp_path / "run", write(tmp_path / "a.parquet", table))
 
 

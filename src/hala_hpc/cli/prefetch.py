@@ -46,7 +46,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
 
 def _label(data: "Data") -> str:
     """A dataset as a person names it; its parts apart."""
-    return "/".join(filter(None, (data.hub, data.hub_config))) + ("" if data.split == "train" else f" ({data.split})")
+    split = "" if data.split in (None, "train") else f" ({data.split})"
+    return "/".join(filter(None, (data.hub, data.hub_config))) + split
 
 
 def _needs_of(recipe: "Recipe") -> "tuple[list[Model], list[Data]]":

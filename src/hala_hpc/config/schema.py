@@ -24,15 +24,19 @@ class Data:
     """Which rows go in. Give ``path`` (files, folders, globs) or ``hub`` (a dataset on the Hugging Face hub)."""
 
     path: list[str] = field(default_factory=list, metadata=PATH)
-    format: Literal["auto", "parquet", "jsonl", "json", "csv", "text"] = "auto"
+    format: Literal["auto", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
+    delimiter: str | None = None  # of CSV; null: a comma, in .tsv a tab
+    encoding: str | None = None  # of text, CSV and JSON; null: UTF-8, or what a byte order mark says
+    bad_rows: Literal["refuse", "set_aside"] = "refuse"  # rows that are broken or of another form
     hub: str | None = field(default=None, metadata=HUB_OR_PATH)
     hub_config: str | None = None
-    split: str = "train"
+    split: str | None = None  # null: train on the hub; in a folder: refused where there are several. all: all of them
     revision: str | None = None
     limit: int | None = None  # only the first so many rows, in source order
     shape: Literal["auto", "alpaca", "columns", "messages", "conversations", "text", "pairs"] = "auto"
     columns: list[str] = field(default_factory=list)  # the text columns, for shapes without fixed names; a.b reaches in
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
+    field: str | None = None  # where in a JSON document the list of rows is; a.b reaches in
 
 
 @dataclass

@@ -1,105 +1,168 @@
 """Inputs that cannot be read from their middle are copied once, while planning, into a form that can.
 
-JSON arrays, CSV, plain text and anything compressed become JSON lines; hub datasets become Parquet. All of it streams.
+JSON arrays, CSV, plain text and anything compressed or in another encoding become JSON lines; Arrow files and hub
+datasets become Parquet. All of it streams.
 """
 
 import csv
-import gzip
 import io
-import zlib
+import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import readers
+from hala_hpc.data import folders, hub, json_array, opening, readers
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.digest import Row
 
-HUB_ROW_GROUP = 1_000
-"""Rows per row group of a hub dataset's copy: what a worker must read at least."""
+ROW_GROUP = 1_000
+"""Rows per row group of a copy in Parquet: what a worker must read at least."""
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_OTHERS = ";\t|"
+"""What separates fields where commas do not."""
+
+Rows = Iterator[Row | None]
+"""None stands for a bad row, which a copy keeps as an empty line: so the number of a row's line is that of the row."""
 
 
-_NO_ARRAY = "an array of objects, or an object a line with data.format=jsonl"
+def to_jsonl(path: Path, form: str, target: Path, data: Data, bad: BadRows) -> None:
+    """Copy ``path`` (json, jsonl, csv or text) to JSON lines; ``bad`` is told of bad rows.
 
-
-def to_jsonl(path: Path, form: str, target: Path, limit: int | None) -> None:
-    """Copy ``path`` (json, jsonl, csv or text, perhaps gzipped) to JSON lines. Raises HalaError naming the row."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    number = 0
+    Raises HalaError naming the row at which the file is damaged.
+    """
+    # Rows may be set aside later for their form, so nobody knows yet how many the limit needs.
+    limit = data.limit if bad.is_refusing else None
+    number = good = 0
     try:
-        with opener(path, "rb") as source, target.open("wb") as out:
-            for row in islice(_ROWS[form](source, path), limit):
-                out.write(orjson.dumps(row) + b"\n")
+        with opening.open_utf8(path, data.encoding) as source, target.open("wb") as out:
+            for row in _ROWS[form](source, path, data, bad):
                 number += 1
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, TypeError, csv.Error) as error:
-        raise HalaError(f"{path}: row {number + 1}: cannot be read as {form}: {error}") from error
+                out.write(b"\n" if row is None else orjson.dumps(row) + b"\n")
+                good += row is not None
+                if good == limit:
+                    break
+    except (*opening.UNREADABLE, csv.Error) as error:
+        raise HalaError(f"{path}: row {number + 1}: cannot be read as {form}: {opening.reason(error)}") from error
+
+
+def arrow_to_parquet(path: Path, target: Path, limit: int | None) -> None:
+    """Copy an Arrow file or stream (``save_to_disk``, caches, Feather) to Parquet. Raises HalaError."""
+    try:
+        with opening.open_bytes(path) as source:
+            file: Any = source
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader: Any = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+            readers.refuse_doubled(reader.schema, path)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+            rows = 0
+            with pq.ParquetWriter(target, reader.schema.remove_metadata()) as writer:
+                for batch in batches:
+                    kept = batch if limit is None else batch.slice(0, limit - rows)
+                    rows += kept.num_rows
+                    table = pa.Table.from_batches([kept]).replace_schema_metadata(None)
+                    writer.write_table(table, row_group_size=ROW_GROUP)
+                    if rows == limit:
+                        break
+    except opening.UNREADABLE as error:
+        raise HalaError(f"{path}: not readable as Arrow: {opening.reason(error)}", "is it whole?") from error
 
 
 def hub_to_parquet(data: Data, target: Path) -> None:
     """Copy a split of a hub dataset (from the cache, where it is there) to Parquet. Raises HalaError."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(data.hub, data.hub_config, split=data.split, revision=data.revision)
-        if data.limit is not None:
-            rows = rows.select(range(min(data.limit, len(rows))))
-        rows.to_parquet(str(target), batch_size=HUB_ROW_GROUP)
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HalaError(f"data.hub: cannot load '{data.hub}': {reason}", "see `hala prefetch`") from error
+    hub.to_parquet(data, target, ROW_GROUP)
 
 
-def _json_rows(source: BinaryIO, path: Path) -> Iterator[Row]:
-    import ijson
-
-    first = source.read(readers.OPENING).removeprefix(readers.BOM).lstrip()[:1]
-    if first and first != b"[":
-        raise HalaError(f"{path}: not a JSON array, it begins with {first.decode(errors='replace')!r}", _NO_ARRAY)
-    source.seek(0)
-    if source.read(len(readers.BOM)) != readers.BOM:
-        source.seek(0)
-    number = 0
-    try:
-        for number, row in enumerate(ijson.items(source, "item", use_float=True), 1):
-            yield readers.only_object(row, f"{path}: row {number}")
-    except ijson.JSONError as error:
-        said = error.args[0] if error.args else ""
-        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        reason = text.splitlines()[0] if text else "broken"
-        raise HalaError(f"{path}: not a valid JSON array after row {number}: {reason}", "is it whole?") from error
+def _json_rows(source: BinaryIO, path: Path, data: Data, bad: BadRows) -> Rows:
+    for number, line in enumerate(json_array.rows(source, path, data.field), 1):
+        yield _parsed(line, f"{path}: row {number}", bad)
 
 
-def _jsonl_rows(source: BinaryIO, path: Path) -> Iterator[Row]:
+def _jsonl_rows(source: BinaryIO, path: Path, _: Data, bad: BadRows) -> Rows:
     for number, line in enumerate(source, 1):
-        if line.strip():
-            yield readers.parse_row(line, f"{path}:{number}")
+        yield _parsed(line, f"{path}:{number}", bad) if line.strip() else None
 
 
-def _csv_rows(source: BinaryIO, path: Path) -> Iterator[Row]:
-    """Values stay the text that they are; ragged rows are refused, for their columns cannot be told."""
+def _parsed(line: bytes, where: str, bad: BadRows) -> Row | None:
+    try:
+        return readers.parse_row(line, bad.notes)
+    except HalaError as error:
+        bad.add(where, error)
+        return None
+
+
+def _csv_rows(source: BinaryIO, path: Path, data: Data, bad: BadRows) -> Rows:
+    """Values stay the text that they are; ragged rows are bad, for their columns cannot be told."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.TextIOWrapper(source, encoding="utf-8-sig", newline=""), strict=True)
-    if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-        raise HalaError(f"{path}: line 1: the header names '{twice[0]}' twice", "rename one")
-    for row in reader:
-        if None in row or None in row.values():
-            count = len(reader.fieldnames or ())
-            raise HalaError(f"{path}: line {reader.line_num}: does not have the {count} fields of the header")
-        yield row
+    reader = csv.reader(_text(source, ""), strict=True, delimiter=_delimiter(path, data))
+    names = next((fields for fields in reader if fields), [])
+    _refuse_header(path, names, data)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            bad.add(f"{path}: line {reader.line_num}", HalaError(f"cannot be read as csv: {error}"))
+            yield None
+            continue
+        if not fields:
+            continue
+        yield _checked(dict(zip(names, fields, strict=False)), f"{path}: line {reader.line_num}", bad, (
+            "" if len(fields) == len(names) else f"does not have the {len(names)} fields of the header"
+        ))  # fmt: skip
 
 
-def _text_rows(source: BinaryIO, _: Path) -> Iterator[Row]:
+def _refuse_header(path: Path, names: list[str], data: Data) -> None:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise HalaError(f"{path}: line 1: the header names '{twice}' twice", "rename one")
+    if _NOT_UTF8.search("".join(names)):
+        raise HalaError(f"{path}: line 1: not UTF-8", _ENCODING)
+    if data.delimiter is None and len(names) == 1 and (other := next((c for c in _OTHERS if c in names[0]), None)):
+        raise HalaError(
+            f"{path}: line 1: one column named '{names[0]}'".replace("\t", "\\t"),
+            f"data.delimiter='{other}' splits it".replace("\t", "\\t"),
+        )
+
+
+def _delimiter(path: Path, data: Data) -> str:
+    """The one asked for, else by the ending."""
+    asked = data.delimiter
+    if asked is None:
+        return "\t" if folders.ending_of(path) in (".tsv", ".tab") else ","
+    asked = {"\\t": "\t", "tab": "\t"}.get(asked, asked)
+    if len(asked) != 1 or asked in '"\r\n':
+        raise HalaError(f"data.delimiter: {data.delimiter!r} is not one character that can separate", "for example ;")
+    return asked
+
+
+def _text_rows(source: BinaryIO, path: Path, _: Data, bad: BadRows) -> Rows:
     """A row per line; empty lines are no rows."""
-    for line in io.TextIOWrapper(source, encoding="utf-8-sig", newline="\n"):
+    for number, line in enumerate(_text(source, "\n"), 1):
         if text := line.rstrip("\r\n"):
-            yield {"text": text}
+            yield _checked({"text": text}, f"{path}: line {number}", bad)
 
 
+def _text(source: BinaryIO, newline: str) -> io.TextIOWrapper:
+    """Text, in which bytes that are no UTF-8 are seen later, row by row."""
+    return io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape", newline=newline)
+
+
+def _checked(row: Row, where: str, bad: BadRows, wrong: str = "") -> Row | None:
+    hint = ""
+    if not wrong and _NOT_UTF8.search("".join(row.values())):
+        wrong, hint = "not UTF-8", _ENCODING
+    if wrong:
+        bad.add(where, HalaError(wrong, hint))
+    return None if wrong else row
+
+
+_ENCODING = "data.encoding names another, for example windows-1252"
 _ROWS = {"json": _json_rows, "jsonl": _jsonl_rows, "csv": _csv_rows, "text": _text_rows}

@@ -3,18 +3,20 @@
 Memory holds a chunk of rows and a line per shard, however large the dataset.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import digest, infer, readers, schema, sources
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.digest import Hash, Row
-from hala_hpc.data.readers import Chunk
 from hala_hpc.data.sources import Source
 from hala_hpc.data.unify import Union, unify
 from hala_hpc.run.manifest import Facts, Shard
@@ -110,22 +112,25 @@ def cut(
     """
     cutter = Cutter(task, run.shard_tokens, run.shard_rows)
     notes = Counter() if notes is None else notes
-    kept: list[dict[str, object]] = []
+    bad = BadRows(data.bad_rows, notes, folder)
+    kept: list[dict[str, Any]] = []
     whole = Union()
     inferred = False
-    for source in sources.open_sources(data, folder / "input", watch.say):
+    for source in sources.open_sources(data, folder / "input", watch.say, bad):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
-        found = _cut_source(cutter, source, name, data.limit, texts_of, watch)
+        found = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
         declared = readers.is_parquet(source.path)
         inferred |= not declared
         if found is not None:
             whole.add(found, source.original, declared)
         rows = cutter.rows - before
         kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
+        kept[-1] |= {"columns": source.columns, "set_aside": bad.by_source[name]}
         if data.limit is not None and cutter.rows >= data.limit:
             break
     cutter.close()
+    bad.conclude(cutter.rows)
     if whole.schema is None or not cutter.shards:
         raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
@@ -142,17 +147,26 @@ def _cut_source(
     limit: int | None,
     texts_of: Callable[[pa.Schema], TextsOf],
     watch: Watch,
+    bad: BadRows,
 ) -> pa.Schema | None:
     """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
-    before = cutter.rows
     whole: pa.Schema | None = None
-    for chunk in _limited(readers.chunks(source.path), limit, cutter):
-        merged = unify(whole, chunk.schema(), fill=chunk.table is not None)
+    for chunk in sources.chunks(source, name, bad, lambda: sys.maxsize if limit is None else limit - cutter.rows):
+        fill = chunk.table is not None
+        merged = unify(whole, chunk.schema(), fill)
         if whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
             find = _finder(texts_of, merged, source.original)
-            whole = merged
-        for position, row in zip(chunk.positions, chunk.rows, strict=True):
-            _add(cutter, find, row, name, position, f"{source.original}: row {cutter.rows - before + 1}")
+        wrong = set()
+        for place, (row, position) in enumerate(zip(chunk.rows, chunk.positions, strict=True)):
+            try:
+                _add(cutter, find, row, name, position)
+            except HalaError as error:
+                bad.add(f"{source.original}: row {chunk.numbers[place]}", error, name, position)
+                wrong.add(place)
+        if len(wrong) < len(chunk.rows):  # a row that is set aside has no say in the types of columns
+            whole = unify(whole, chunk.without(wrong).schema(), fill) if wrong else merged
+        if wrong and whole is not None:
+            find = _finder(texts_of, whole, source.original)
         watch.count(cutter.rows)
     return whole
 
@@ -162,15 +176,6 @@ def estimated_tokens(text: str) -> int:
     return len(text.encode()) // BYTES_PER_TOKEN + 1
 
 
-def _limited(chunks: Iterable[Chunk], limit: int | None, cutter: Cutter) -> Iterator[Chunk]:
-    for chunk in chunks:
-        if limit is not None and cutter.rows + len(chunk.rows) >= limit:
-            if limit > cutter.rows:
-                yield chunk.cut(limit - cutter.rows)
-            return
-        yield chunk
-
-
 def _finder(texts_of: Callable[[pa.Schema], TextsOf], found: pa.Schema, where: str) -> TextsOf:
     try:
         return texts_of(found)
@@ -178,10 +183,8 @@ def _finder(texts_of: Callable[[pa.Schema], TextsOf], found: pa.Schema, where: s
         raise HalaError(f"{where}: {error.message}", error.hint) from error
 
 
-def _add(cutter: Cutter, find: TextsOf, row: Row, source: str, position: int, where: str) -> None:
+def _add(cutter: Cutter, find: TextsOf, row: Row, source: str, position: int) -> None:
     try:
         cutter.add(row, find(row), source, position)
-    except HalaError as error:
-        raise HalaError(f"{where}: {error.message}", error.hint) from error
     except (TypeError, UnicodeEncodeError, RecursionError) as error:
-        raise HalaError(f"{where}: holds a value that cannot be kept: {error}") from error
+        raise HalaError(f"holds a value that cannot be kept: {error}") from error

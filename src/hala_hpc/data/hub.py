@@ -1,13 +1,25 @@
 """The Hugging Face hub: fetched once on the login node, read from the cache ever after."""
 
+import errno
 import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
 
 NOT_NEEDED = ["*.pth", "*.gguf", "*.onnx", "original/*", "*.msgpack", "*.h5"]
 """Copies of the weights that no engine of ours reads."""
+STREAMED_ROWS: Final = 100_000
+"""Of more rows than these (ours) it pays to have the dataset in the cache."""
+REACH_SECONDS: Final = 5.0
+"""A hub that is silent for so long is out of reach."""
 
 
 def use_cache(folder: str | None, offline: bool = False) -> None:
@@ -42,14 +54,87 @@ def fetch_model(model: Model) -> list[str]:
     return folders
 
 
+def to_parquet(data: Data, target: Path, rows_per_group: int) -> None:
+    """Copy a split of a hub dataset (from the cache, where it is there) to Parquet.
+
+    Of a small ``data.limit`` only the first rows are fetched, and nothing is built in the cache. Raises HalaError.
+    """
+    is_small = data.limit is not None and data.limit <= STREAMED_ROWS
+    with _offline_if_out_of_reach(data) as offline:
+        if is_small and not offline and _stream(data, target, rows_per_group):
+            return
+        rows = _load(data, offline)
+        if data.limit is not None:
+            rows = rows.select(range(min(data.limit, len(rows))))
+        rows.to_parquet(str(target), batch_size=rows_per_group)
+
+
 def fetch_dataset(data: Data) -> int:
-    """Download and prepare a dataset's split. Returns its number of rows."""
+    """Download and prepare a dataset's split. Returns its number of rows. Raises HalaError."""
+    with _offline_if_out_of_reach(data) as offline:
+        return len(_load(data, offline))
+
+
+def _load(data: Data, offline: bool) -> Any:
     import datasets
 
     try:
-        return len(datasets.load_dataset(data.hub, data.hub_config, split=data.split, revision=data.revision))
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise HalaError(f"data.hub: cannot download '{data.hub}': {_first_line(error)}") from error
+        return datasets.load_dataset(data.hub, data.hub_config, split=data.split or "train", revision=data.revision)
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = "it is not in the cache, and the hub is out of reach" if offline else _first_line(error)
+        raise HalaError(
+            f"data.hub: cannot load '{data.hub}': {why}", "`hala prefetch RECIPE` where the hub can be reached"
+        ) from error
+
+
+def _stream(data: Data, target: Path, rows_per_group: int) -> bool:
+    """Copy the first rows without the rest. False where that does not go: some datasets must be loaded whole."""
+    import datasets
+
+    try:
+        split = data.split or "train"
+        rows = datasets.load_dataset(data.hub, data.hub_config, split=split, revision=data.revision, streaming=True)
+        return int(rows.take(data.limit).to_parquet(str(target), batch_size=rows_per_group)) > 0
+    except Exception as error:  # any reader of any format; loading it whole then tells what is wrong
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+
+
+@contextmanager
+def _offline_if_out_of_reach(data: Data) -> Iterator[bool]:
+    """The libraries go straight to the cache where the hub does not answer, instead of trying for half a minute.
+
+    Yields whether nothing can be fetched.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    places: list[tuple[Any, str]] = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
+    before = [getattr(*place) for place in places]
+    offline = is_on_hub(data.hub or "") and (any(before) or not _is_reachable(constants.ENDPOINT))
+    try:
+        for owner, name in places:
+            setattr(owner, name, offline or getattr(owner, name))
+        yield offline
+    finally:
+        for (owner, name), value in zip(places, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether anything answers there, through a proxy where one is set; what it answers does not matter."""
+    try:
+        with urlopen(Request(endpoint, method="HEAD"), timeout=REACH_SECONDS):
+            return True
+    except HTTPError:
+        return True
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # the libraries have certificates of their own
+    except (OSError, HTTPException, ValueError):
+        return False
 
 
 def require_cached(model: Model) -> None:

@@ -5,8 +5,11 @@ file, the byte at which its line begins in JSONL.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,37 +22,78 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data import infer
 from hala_hpc.data import schema as schemas
 from hala_hpc.data.digest import Row
+from hala_hpc.data.opening import BOM
 
 CHUNK_ROWS = 2_000
 """Rows held at once while reading."""
-BOM = b"\xef\xbb\xbf"
-"""What some editors put before UTF-8; no part of the text."""
-OPENING = 1024
-"""Bytes in which the first character that is no space is looked for."""
 MAGIC = b"PAR1"
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KEY_END = re.compile(rb'"[ \t\r\n]*:')
+DEPTH = 250
+"""Lists and objects in each other that a row may have: orjson writes 254."""
+NAN = "rows with NaN or Infinity, which are no JSON: read as null"
+HALF = "rows with half a surrogate pair: replaced by U+FFFD"
+
+OnBad = Callable[[int, int, HalaError], None]
+"""Told of a bad row: its number in the file from 1, its position, and what is wrong."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file, and where each of them is. ``table`` is there when the file is Parquet."""
+    """Some rows of one file, and where each of them is. ``table`` is there when the file is Parquet.
+
+    ``numbers`` counts from 1: in JSONL the lines, in Parquet the rows.
+    """
 
     positions: list[int]
     rows: list[Row]
     table: pa.Table | None = None
+    numbers: Sequence[int] = ()
 
-    def cut(self, rows: int) -> "Chunk":
-        """The first so many rows."""
-        table = self.table.slice(0, rows) if self.table is not None else None
-        return Chunk(self.positions[:rows], self.rows[:rows], table)
+    def without(self, places: Collection[int]) -> "Chunk":
+        """All rows but those at these places of the chunk."""
+        kept = [place for place in range(len(self.rows)) if place not in places]
+        table = self.table.take(pa.array(kept, pa.int64())) if self.table is not None else None
+        return Chunk(
+            [self.positions[k] for k in kept], [self.rows[k] for k in kept], table, [self.numbers[k] for k in kept]
+        )
 
     def schema(self) -> pa.Schema:
         """Of these rows alone; columns of integers that no float holds are marked."""
         return infer.marked(self.table) if self.table is not None else infer.infer(self.rows)
 
 
-def chunks(path: Path, position: int = 0) -> Iterator[Chunk]:
+@dataclass(frozen=True)
+class Manner:
+    """How a file is read: the same when it is planned and when a worker reads it again.
+
+    ``columns`` are added to each row that has none of the name; rows at the positions ``skip`` are passed over.
+    Reading ends where no more rows are ``wanted``, and nothing behind them is looked at.
+    While planning ``on_bad`` is told of rows that cannot be read (without it the first one raises), and ``notes``
+    counts what was mended.
+    """
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    wanted: Callable[[], int] = lambda: CHUNK_ROWS
+    skip: Collection[int] = frozenset()
+    on_bad: OnBad | None = None
+    notes: Counter[str] | None = None
+
+
+def chunks(path: Path, position: int = 0, manner: Manner = Manner()) -> Iterator[Chunk]:
     """Rows of a Parquet or JSONL file from ``position`` on, in order. Raises HalaError naming file and line."""
-    return _parquet_chunks(path, position) if is_parquet(path) else _jsonl_chunks(path, position)
+    if manner.on_bad is None:
+        manner = replace(manner, on_bad=partial(_raise, path, position))
+    return _parquet_chunks(path, position, manner) if is_parquet(path) else _jsonl_chunks(path, position, manner)
+
+
+def _raise(path: Path, start: int, number: int, position: int, error: HalaError) -> None:
+    """Line numbers are known only where the file was read from its beginning."""
+    parquet = is_parquet(path)
+    where = f"{path}: row {number}" if parquet else f"{path} at byte {position}" if start else f"{path}:{number}"
+    raise HalaError(f"{where}: {error.message}", error.hint) from error
 
 
 def is_parquet(path: Path) -> bool:
@@ -60,39 +104,106 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _jsonl_chunks(path: Path, position: int) -> Iterator[Chunk]:
+def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
     positions: list[int] = []
     rows: list[Row] = []
-    from_start = position == 0  # else line numbers are not known
+    numbers: list[int] = []
+    most = min(CHUNK_ROWS, manner.wanted())
     with path.open("rb") as file:
         file.seek(position)
         for number, line in enumerate(file, 1):
-            if line.strip():
-                positions.append(position)
-                rows.append(parse_row(line, f"{path}:{number}" if from_start else f"{path} at byte {position}"))
+            if line.strip() and position not in manner.skip:
+                try:
+                    row = parse_row(line, manner.notes)
+                except HalaError as error:
+                    assert manner.on_bad is not None
+                    manner.on_bad(number, position, error)
+                else:
+                    rows.append({**manner.columns, **row} if manner.columns else row)
+                    positions.append(position)
+                    numbers.append(number)
             position += len(line)
-            if len(rows) == CHUNK_ROWS:
-                yield Chunk(positions, rows)
-                positions, rows = [], []
+            if len(rows) == most:
+                yield Chunk(positions, rows, None, numbers)
+                positions, rows, numbers = [], [], []
+                if (most := min(CHUNK_ROWS, manner.wanted())) <= 0:
+                    return
     if rows:
-        yield Chunk(positions, rows)
+        yield Chunk(positions, rows, None, numbers)
 
 
-def parse_row(line: bytes, where: str) -> Row:
-    """One JSON object. Raises HalaError that begins with ``where``."""
+def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
+    """One JSON object. Raises HalaError for what is none; NaN and halves of surrogate pairs are mended and counted."""
+    line = line.removeprefix(BOM)
     try:
-        row = orjson.loads(line.removeprefix(BOM))
+        row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise HalaError(f"{where}: not valid JSON: {error}", "mend or remove this line") from error
+        return only_object(_mended(line, error, notes))
+    if line.count(b"[") + line.count(b"{") > DEPTH and not _is_flat(row):
+        raise HalaError(f"nested more than {DEPTH} deep", "remove this line")
+    # A key that was there twice is not written again, so then there are fewer ends of keys.
+    if b"\\u0022" in line or len(_KEY_END.findall(line)) != len(_KEY_END.findall(orjson.dumps(row))):
+        json.loads(line, object_pairs_hook=_once)
     if schemas.has_long_number(line):
-        json.loads(line, parse_int=partial(_integer, where))
-    return only_object(row, where)
+        json.loads(line, parse_int=_integer)
+    return only_object(row)
 
 
-def only_object(row: Any, where: str) -> Row:
-    """``row``, if it is one. Raises HalaError that begins with ``where``."""
+def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | None) -> Any:
+    """What Python's own parser reads and orjson does not. Raises HalaError."""
+    strange: set[str] = set()
+
+    def constant(_: str) -> None:
+        strange.add(NAN)
+
+    def text(value: Any) -> Any:
+        if isinstance(value, str):
+            mended = _SURROGATE.sub("\ufffd", value)
+            strange.update({HALF} if mended != value else ())
+            return mended
+        if isinstance(value, list):
+            return [text(item) for item in value]
+        return {text(key): text(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    try:
+        options: Any = {"parse_constant": constant, "parse_int": _integer, "parse_float": _float}
+        row = text(json.loads(line.decode(), object_pairs_hook=_once, **options))
+    except UnicodeDecodeError as wrong:
+        byte = f"byte 0x{line[wrong.start]:02x} at byte {wrong.start + 1} of the line"
+        raise HalaError(f"not UTF-8: {byte}", "data.encoding names another, for example windows-1252") from wrong
+    except (json.JSONDecodeError, RecursionError):
+        strange.clear()
+    if not strange:
+        raise HalaError(f"not valid JSON: {error.msg} (at character {error.pos + 1})", "mend or remove this line")
+    if notes is not None:
+        notes.update(strange)
+    return row
+
+
+def _is_flat(value: Any, depth: int = 0) -> bool:
+    """Whether nothing lies deeper than ``DEPTH``."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth <= DEPTH and all(_is_flat(item, depth + 1) for item in inner)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise HalaError(f"the key '{twice}' is there twice", "rename or remove one")
+    return row
+
+
+def _float(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise HalaError(f"the number {digits} does not fit 64 bits", "make it a text")
+    return value
+
+
+def only_object(row: Any) -> Row:
+    """``row``, if it is one. Raises HalaError."""
     if not isinstance(row, dict):
-        raise HalaError(f"{where}: a row is a JSON object, this is {what(row)}")
+        raise HalaError(f"a row is a JSON object, this is {what(row)}")
     return row
 
 
@@ -103,16 +214,17 @@ def what(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _integer(where: str, digits: str) -> int:
+def _integer(digits: str) -> int:
     """Orjson would make a float, and lose digits, of what 64 bits do not hold."""
-    if not -(2**63) <= int(digits) < 2**64:
-        raise HalaError(f"{where}: the number {digits} does not fit 64 bits", "make it a text")
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise HalaError(f"the number {digits[:40]} does not fit 64 bits", "make it a text")
     return int(digits)
 
 
-def _parquet_chunks(path: Path, position: int) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
     try:
         with pq.ParquetFile(path) as file:
+            refuse_doubled(file.schema_arrow, path)
             groups, skip = _groups_from(file.metadata, position)
             # Group by group: pyarrow cannot put nested dictionaries of two groups into one batch.
             for batch in (batch for group in groups for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group])):
@@ -121,12 +233,72 @@ def _parquet_chunks(path: Path, position: int) -> Iterator[Chunk]:
                     skip -= table.num_rows
                     continue
                 table, skip = table.slice(skip), 0
-                yield Chunk(list(range(position, position + table.num_rows)), schemas.to_rows(table), table)
-                position += table.num_rows
+                table = _with_columns(table, manner.columns)
+                while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
+                    yield from _taken(table.slice(0, most), position, manner)
+                    position += min(most, table.num_rows)
+                    table = table.slice(most)
+                if table.num_rows:
+                    return
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise HalaError(f"{path}: no such file") from error
         raise HalaError(f"{path}: not readable as Parquet: {error}") from error
+
+
+def refuse_doubled(schema: pa.Schema, path: Path) -> None:
+    """Raises HalaError where a column, or a field of one at any depth, is there twice."""
+    if twice := _doubled([schema.field(place) for place in range(len(schema))]):
+        raise HalaError(f"{path}: two columns are named '{twice}'", "rename one in the data")
+
+
+def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
+    names = Counter(item.name for item in fields)
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        return before + twice
+    inner = (
+        _doubled([item.type.field(place) for place in range(item.type.num_fields)], f"{before}{item.name}.")
+        for item in fields
+    )
+    return next(filter(None, inner), "")
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, str | None]) -> pa.Table:
+    for name, value in columns.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
+
+
+def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
+    """The rows of a table as a chunk; those that are passed over, or hold what is no value of their type, left out."""
+    places = list(range(table.num_rows))
+    if manner.skip and (kept := [place for place in places if position + place not in manner.skip]) != places:
+        table, places = table.take(pa.array(kept, pa.int64())), kept
+    try:
+        rows = schemas.to_rows(table)
+    except (ValueError, OverflowError):  # text that is not UTF-8, a year 20000: which row is it?
+        found = [_row_or_error(table.slice(index, 1)) for index in range(table.num_rows)]
+        for place, row in zip(places, found, strict=True):
+            if isinstance(row, HalaError):
+                assert manner.on_bad is not None
+                manner.on_bad(position + place + 1, position + place, row)
+        good = [index for index, row in enumerate(found) if not isinstance(row, HalaError)]
+        table, places = table.take(pa.array(good, pa.int64())), [places[index] for index in good]
+        rows = schemas.to_rows(table)
+    if rows:
+        yield Chunk([position + place for place in places], rows, table, [position + place + 1 for place in places])
+
+
+def _row_or_error(table: pa.Table) -> Row | HalaError:
+    for name in table.column_names:
+        try:
+            schemas.to_rows(table.select([name]))
+        except (ValueError, OverflowError) as error:
+            said = " ".join(str(error).split())
+            told = said.startswith(f"column '{name}'")
+            return HalaError(said if told else f"column '{name}' holds what is no value of its type: {said}")
+    return schemas.to_rows(table)[0]
 
 
 def _groups_from(metadata: pq.FileMetaData, position: int) -> tuple[list[int], int]:

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import digest, readers, schema
+from hala_hpc.data import bad_rows, digest, readers, schema
 from hala_hpc.data.digest import Row
+from hala_hpc.data.readers import Manner
 from hala_hpc.data.schema import Fields
 from hala_hpc.run import seal
 from hala_hpc.run.manifest import Facts, Shard
@@ -46,20 +47,24 @@ class ShardInput:
 
 def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
     """Read a shard's rows from their source. Raises HalaError where the source changed since the run was planned."""
-    names = [str(source["path"]) for source in facts.sources]
+    sources = {str(source["path"]): source for source in facts.sources}
+    names = list(sources)
     rows: list[Row] = []
     tables: list[pa.Table] = []
     position = shard.position
+
+    def wanted() -> int:
+        return shard.rows - len(rows)
+
     for name in names[names.index(shard.source) :]:
-        for chunk in readers.chunks(run / name, position):
-            part = chunk.cut(shard.rows - len(rows))
-            rows += part.rows
-            if part.table is not None:
-                tables.append(part.table)
-            if len(rows) == shard.rows:
-                break
+        skip = bad_rows.positions(run, sources[name])
+        manner = Manner(sources[name].get("columns", {}), wanted, skip)
+        for chunk in readers.chunks(run / name, position, manner):
+            rows += chunk.rows
+            if chunk.table is not None:
+                tables.append(chunk.table)
         position = 0
-        if len(rows) == shard.rows:
+        if not wanted():
             break
     if digest.digest_of(rows) != shard.digest:
         raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", CURE)

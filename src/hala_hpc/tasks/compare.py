@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,8 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
-from hala_hpc.data import readers, shapes, sources
+from hala_hpc.data import shapes, sources
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.engines import vllm
 from hala_hpc.models import checkpoint, quant_compare
@@ -99,7 +101,8 @@ class Compare:
         base = self._recipe.task.base or next(iter(found))
         if len(found) < 2 or base not in found:
             raise HalaError(f"task.models: {', '.join(found)}", "two or more, and task.base one of them")
-        texts = self._texts(folder, watch)
+        notes: Counter[str] = Counter()
+        texts = self._texts(folder, watch, notes)
         tokens = _agreed({label: tokens_of(model, texts, self._recipe.task.length) for label, model in found.items()})
         (folder / ASKED).parent.mkdir(exist_ok=True)
         files.write_durably(folder / ASKED, json.dumps(tokens).encode())
@@ -109,7 +112,8 @@ class Compare:
             size = sum(path.stat().st_size for path in checkpoint.weights(model))
             digest = checkpoint.sound_digest(model, watch.weigh)
             items.append({"name": label, "model": str(model), "weights": digest, "bytes": size, "base": base})
-        return _cut(items, tokens)
+        cut = _cut(items, tokens)
+        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def models_on_hub(self) -> list[Model]:
         """What ``hala prefetch`` has to fetch."""
@@ -152,22 +156,28 @@ class Compare:
                 raise HalaError(f"task.models: {label!r} cannot be a label", "letters, digits, -, _ and .")
         return found
 
-    def _texts(self, folder: Path, watch: Watch) -> dict[str, str]:
+    def _texts(self, folder: Path, watch: Watch, notes: Counter[str]) -> dict[str, str]:
         data = self._recipe.data
         if not data.path and not data.hub:
             return dict(TEXTS)
-        rows = self._rows(folder, watch)
+        rows = self._rows(folder, watch, notes)
         texts = {f"row-{number}": text for number, text in zip(range(self._recipe.task.texts), rows, strict=False)}
         if not texts:
             raise HalaError("data: no row holds a text")
         return texts
 
-    def _rows(self, folder: Path, watch: Watch) -> Iterator[str]:
-        for source in sources.open_sources(self._recipe.data, folder / "input", watch.say):
-            for chunk in readers.chunks(source.path):
+    def _rows(self, folder: Path, watch: Watch, notes: Counter[str]) -> Iterator[str]:
+        bad = BadRows(self._recipe.data.bad_rows, notes, folder, most=1)
+        for source in sources.open_sources(self._recipe.data, folder / "input", watch.say, bad):
+            for chunk in sources.chunks(source, source.original, bad):
                 shape = shapes.shape_of(self._recipe.data, ["user", "assistant"], chunk.schema())
-                for row in chunk.rows:
-                    if text := "\n\n".join(text for _, text in shape.texts(row)):
+                for number, row in zip(chunk.numbers, chunk.rows, strict=True):
+                    try:
+                        text = "\n\n".join(text for _, text in shape.texts(row))
+                    except HalaError as error:
+                        bad.add(sources.where(source, number), error)
+                        continue
+                    if text:
                         yield text
 
 

@@ -4,16 +4,18 @@ import hashlib
 import json
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, checkpoint, quant_files, quant_folder, quant_schemes, quant_whole, quantized
 from hala_hpc.models.checkpoint import digest_of_weights
@@ -105,15 +107,17 @@ class Quantize:
         stored = {path: tensors_of(path) for path in checkpoint.weights(source)}
         ignore = self._ignored(config)
         self._refuse(stored, ignore)
+        notes: Counter[str] = Counter()
         if self._scheme.calibrated or self._recipe.task.rounding == "gptq":
-            _write_calibration(self._recipe, folder, watch)
+            _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
         with ThreadPoolExecutor(READERS) as threads:
             digests = {
                 path.name: found for path, found in zip(stored, threads.map(digest_of_weights, stored), strict=True)
             }
         items = self._whole(stored, config) if self._method == "whole" else _by_file(stored, self._scheme)
-        return _cut([item | {"ignore": ignore, "digests": digests} for item in items], source, stored)
+        cut = _cut([item | {"ignore": ignore, "digests": digests} for item in items], source, stored)
+        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def checker(self, facts: Facts) -> CheckShard:
         def report(shard: Shard, path: Path) -> ShardReport:
@@ -283,12 +287,14 @@ def _cut(items: Sequence[dict[str, Any]], source: Path, stored: dict[Path, list[
     return Cut(shards, Facts("", len(shards), 0, 0, total, read, unit="files", items=kept, assembled=True))
 
 
-def _write_calibration(recipe: Recipe, folder: Path, watch: Watch) -> None:
+def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
     given: Calibration = recipe.task.calibration
     target = folder / CALIBRATION
     try:
-        found = calibration.samples(recipe.model, given, given.kind, given.samples, given.length, target.parent, watch)
+        bad = BadRows(given.bad_rows, notes, folder, most=1)
+        asked = (given.kind, given.samples, given.length)
+        found = calibration.samples(recipe.model, given, *asked, target.parent, watch, bad)
     except HalaError as error:
         raise HalaError(f"task.calibration: {error.message}", error.hint) from error
     target.parent.mkdir(exist_ok=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
-from hala_hpc.data import readers, sources
+from hala_hpc.data import sources
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Watch
 from hala_hpc.training import templates
 from hala_hpc.training.documents import Chat, Document, Dropped, reader_of
@@ -14,18 +15,18 @@ from hala_hpc.training.options import Kind
 
 
 def samples(
-    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: Watch
+    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: Watch, bad: BadRows
 ) -> list[list[int]]:
     """Token ids of the first ``count`` rows that hold anything, each cut to ``length``.
 
     Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one.
-    ``copies`` is a folder for files that cannot be read as they are.
+    ``copies`` is a folder for files that cannot be read as they are; ``bad`` is told of bad rows.
 
     Raises HalaError for data that cannot be read, rows of another form, and where no row holds anything.
     """
     tokenizer = templates.load_tokenizer(model)
     found: list[list[int]] = []
-    for document in _documents(data, kind, copies, watch):
+    for document in _documents(data, kind, copies, watch, bad):
         found.append(_tokens(tokenizer, document)[:length])
         if len(found) == count:
             break
@@ -34,15 +35,17 @@ def samples(
     return found
 
 
-def _documents(data: Data, kind: Kind, copies: Path, watch: Watch) -> Iterator[Document]:
-    for source in sources.open_sources(data, copies, watch.say):
-        for chunk in readers.chunks(source.path):
+def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
+    for source in sources.open_sources(data, copies, watch.say, bad):
+        for chunk in sources.chunks(source, source.original, bad):
             reader = reader_of(kind, data, chunk.schema())
-            for row in chunk.rows:
+            for number, row in zip(chunk.numbers, chunk.rows, strict=True):
                 try:
                     yield reader.read(row)
                 except Dropped:
                     continue
+                except HalaError as error:
+                    bad.add(sources.where(source, number), error)
 
 
 def _tokens(tokenizer: Any, document: Document) -> list[int]:
