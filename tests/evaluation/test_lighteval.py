@@ -14,6 +14,7 @@ import pytest
 from hala_hpc.evaluation import arabic
 from hala_hpc.evaluation.results import mean
 from tests.conftest import TinyModel
+from tests.numbers import best_of, same_log_probabilities
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -47,9 +48,13 @@ def test_answers_and_log_probabilities_are_those_of_lighteval(seen: dict[str, An
     ours, theirs = seen[model]["ours"], seen[model]["theirs"]["samples"]
     assert ours.keys() == theirs.keys() and len(ours) == 20
     assert seen[model]["truncated"] == 0
+    clear = 0
     for question, (_, likely, score) in ours.items():
-        assert likely == pytest.approx(theirs[question][0], abs=1e-4), question
-        assert score == theirs[question][1], question
+        assert likely == same_log_probabilities(theirs[question][0]), question
+        if len(best_of(theirs[question][0])) == 1:  # rounding decides nothing
+            clear += 1
+            assert score == theirs[question][1], question
+    assert clear >= 0.9 * len(ours)
     assert len({answer for answer, _, _ in ours.values()}) > 1, "a model that always answers alike shows nothing"
 
 
@@ -70,8 +75,8 @@ def test_a_stopped_benchmark_is_taken_up_where_it_was(seen: dict[str, Any], mode
     assert resumed["first"] > 0 and resumed["second"] > 0
     assert resumed["first"] + resumed["second"] == seen[model]["requests"], "none is asked twice"
     for question, (answer, likely, _) in resumed["samples"].items():
-        assert likely == pytest.approx(seen[model]["ours"][question][1], abs=1e-5)
-        assert answer == seen[model]["ours"][question][0]
+        assert likely == same_log_probabilities(seen[model]["ours"][question][1])
+        assert answer in best_of(seen[model]["ours"][question][1])
 
 
 def test_there_is_one_beginning_of_text(seen: dict[str, Any]) -> None:

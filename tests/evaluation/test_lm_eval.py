@@ -12,6 +12,7 @@ import pytest
 
 from hala_hpc.evaluation import latxa
 from tests.conftest import ROOT, TinyModel
+from tests.numbers import LOG_PROBABILITY, best_of, same_log_probabilities
 
 pytestmark = pytest.mark.timeout(900)  # engines, and transformers beside them, on a machine that does other things too
 SCRIPT = Path(__file__).with_name("lm_eval_script.py")
@@ -212,13 +213,20 @@ CHOICES = ("letters", "letters_chat", "texts", "sentences", "sentences_chat", "g
 @pytest.mark.vllm
 @pytest.mark.parametrize(("architecture", "case"), asked(*CHOICES))
 def test_choices_equal_those_over_transformers(told: dict[str, Any], architecture: str, case: str) -> None:
-    for ours, theirs in pairs(told[architecture], case):
+    clear = 0
+    found = pairs(told[architecture], case)
+    for ours, theirs in found:
         likely = [response[0] for response in theirs["filtered_resps"]]
-        assert ours["log_probabilities"] == pytest.approx(likely, abs=1e-4)
-        assert ours["score"] == theirs[ours["metric"]]
+        assert ours["log_probabilities"] == same_log_probabilities(likely)
         assert ours["score"] == float(ours["answer"] in ours["gold"])
-        best = [likely[at] / (len(choice) if case == "texts" else 1) for at, choice in enumerate(ours["choices"])]
-        assert ours["answer"] == best.index(max(best))
+        best = best_of(
+            [one / (len(text) if case == "texts" else 1) for one, text in zip(likely, ours["choices"], strict=True)]
+        )
+        assert ours["answer"] in best
+        if len(best) == 1:  # rounding decides nothing
+            clear += 1
+            assert ours["score"] == theirs[ours["metric"]]
+    assert clear >= 0.9 * len(found)
 
 
 @pytest.mark.vllm
@@ -283,7 +291,7 @@ def test_what_is_fetched_beforehand_is_what_the_tasks_read(told: dict[str, Any])
 def test_a_score_that_is_no_choice_is_kept_as_it_is(told: dict[str, Any]) -> None:
     """Probability mass, say: then no choice is called the answer, for the score would not follow from it."""
     for ours, theirs in pairs(told["llama"], "mass"):
-        assert ours["score"] == pytest.approx(theirs["mass"], abs=1e-5)
+        assert ours["score"] == pytest.approx(theirs["mass"], abs=2 * LOG_PROBABILITY), "a quotient of two exponentials"
         assert (ours["answer"], ours["normalised"], len(ours["log_probabilities"])) == (-1, [], 4)
 
 
@@ -292,7 +300,7 @@ def test_long_texts_are_read_in_windows(told: dict[str, Any]) -> None:
     """A text that fits gives the same; of one that does not, our windows are a token or two shorter."""
     for architecture in ARCHITECTURES:
         ours, theirs = told[architecture]["rolling"]
-        assert ours[0] == pytest.approx(theirs[0], abs=1e-3)
+        assert ours[0] == same_log_probabilities(theirs[0])
         assert ours[1] == pytest.approx(theirs[1], rel=1e-3)
 
 

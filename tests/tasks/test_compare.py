@@ -21,6 +21,7 @@ from hala_hpc.tasks.compare import tokens_of
 from tests.conftest import ROOT, Hala
 from tests.models.test_quantized import source as tensors
 from tests.models.test_quantized import store
+from tests.numbers import same_log_probabilities
 from tests.training.tokenizer_kinds import byte_level
 from tests.training.work import work_python as work_python
 
@@ -71,7 +72,7 @@ def test_a_quantized_model_beside_its_source(compared: Path) -> None:
     places = [quant_compare.read(run.shard_output(shard) / quant_compare.TOKENS) for shard in (0, 1)]
     for name, wanted in expected.items():
         found = [place.log_probability for place in places[0] if place.text == name]
-        assert np.abs(np.array(found) - wanted).max() < 1e-4, "the base's are transformers' own"
+        assert found == same_log_probabilities(wanted), "the base's are transformers' own"
     report = json.loads((run.final / "report.json").read_text())
     fp8 = report["models"]["fp8"]
     mine = np.array([[place.log_probability for place in each] for each in places])

@@ -67,11 +67,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """What the server said, if that is why: Xet's part of the client tells it in words alone."""
-    from huggingface_hub.errors import HfHubHTTPError
-
     for each in _causes(error):
-        if isinstance(each, HfHubHTTPError):
-            return int(each.response.status_code)
+        if isinstance(status := getattr(getattr(each, "response", None), "status_code", None), int):
+            return status
         if said := STATUS_IN_WORDS.search(str(each)):
             return int(said[1])
     return None
