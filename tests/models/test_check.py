@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hala_hpc.models import check, tensors
-from hala_hpc.models.tensors import digest_of
 from hala_hpc.run.collect import collect_folders
+from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 from tests.conftest import Hala, TinyModel
@@ -196,7 +196,7 @@ def test_one_read_gives_the_digest_and_finds_what_is_no_number(
     stored = {"a": draw.normal(size=(7, 3)), "none": np.zeros((0, 2)), "b": draw.normal(size=(5,))}
     store(tmp_path, stored, files=1, dtype=dtype)
     path = tmp_path / "model.safetensors"
-    assert tensors.digest_of_finite(path) == tensors.digest_of(path)
+    assert tensors.digest_of_finite(path) == digest_of(path)
     store(tmp_path, stored | {"b": np.array([1.0, np.nan, 2.0, 3.0, 4.0])}, files=1, dtype=dtype)
     with pytest.raises(tensors.Unreadable, match=r"1 tensors hold NaN or infinity, e\.g\. b"):
         tensors.digest_of_finite(path)

@@ -119,7 +119,7 @@ class Crowd:
 
 def content(output: Path) -> str:
     if output.is_dir():
-        return "".join(file.read_text() for file in sorted(output.iterdir()))
+        return "".join(file.read_text() for file in sorted(output.glob("*.txt")))
     return output.read_text()
 
 

@@ -38,9 +38,12 @@ def command(run: str, json_: bool) -> None:
     """
     from hala_hpc.cli import grid, grid_status
     from hala_hpc.data import collected
+    from hala_hpc.run import digests
 
     if collected.is_collected(Path(run)):
         _folder(collected.verify(Path(run)), json_)
+    if models := digests.folders(Path(run)):
+        _models(models, json_)
     if folder := grid.find(run):
         grid_status.verify(folder, json_)
     path = common.find(run)
@@ -73,6 +76,20 @@ def _folder(verdict: "FolderVerdict", json_: bool) -> None:
         click.echo(f"{verdict.rows:,} rows, {verdict.quarantined:,} in quarantine, {verdict.files} files")
         click.echo("proven: every byte of its data is what was written" if verdict.proven else "NOT proven")
     raise click.exceptions.Exit(0 if verdict.proven else 1)
+
+
+def _models(folders: list[Path], json_: bool) -> None:
+    """Tell of folders that were collected from a run, and end."""
+    from hala_hpc.run import digests
+
+    problems = [f"{folder.name}: {fault}" for folder in folders for fault in digests.faults(folder) or []]
+    if json_:
+        common.echo_json({"folders": len(folders), "problems": problems, "proven": not problems})
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+        click.echo("NOT proven" if problems else "proven: every byte but the cards' is what was written")
+    raise click.exceptions.Exit(1 if problems else 0)
 
 
 def _verified(path: Path) -> "tuple[Verdict, str]":

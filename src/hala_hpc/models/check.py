@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models.tensors import Unreadable, digest_of, not_finite, tensors_of
+from hala_hpc.models.tensors import Unreadable, not_finite, tensors_of
+from hala_hpc.run.digests import changed
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 
@@ -36,7 +37,7 @@ def unsound(folder: Path) -> list[str]:
         recorded: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
         return [f"{RECORD} cannot be read: {type(error).__name__}: {error}"]
-    faults = [fault for name, facts in recorded.items() if (fault := _changed(folder / name, facts))]
+    faults = [fault for name, facts in recorded.items() if (fault := changed(folder / name, facts))]
     faults += [f"{name} was not exported" for name in NEEDED if name not in recorded]
     weights = sorted(name for name in recorded if name.endswith(".safetensors"))
     if not weights:
@@ -50,15 +51,6 @@ def unsound(folder: Path) -> list[str]:
         except (OSError, Unreadable) as error:
             faults.append(f"{name}: {error}")
     return faults + _index_faults(folder, stored)
-
-
-def _changed(path: Path, facts: dict[str, Any]) -> str:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-        return f"{path.name} has {size} bytes, {facts['bytes']} were written"
-    return "" if digest_of(path) == facts["blake2b"] else f"{path.name} is not what was written (its digest differs)"
 
 
 def _index_faults(folder: Path, stored: list[str]) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models.tensors import Unreadable, digest_of, digest_of_finite, tensors_of
+from hala_hpc.models.tensors import Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
+from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 
 INDEX: Final = "model.safetensors.index.json"

@@ -13,7 +13,8 @@ from hala_hpc.models.check import NEEDED, RECORD, check_model
 from hala_hpc.models.checkpoint import weights
 from hala_hpc.models.merge_cosine import LERP_ABOVE
 from hala_hpc.models.merge_vocabulary import with_rows
-from hala_hpc.models.tensors import Tensor, Unreadable, digest_of, not_finite, tensors_of
+from hala_hpc.models.tensors import Tensor, Unreadable, not_finite, tensors_of
+from hala_hpc.run.digests import digest_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 

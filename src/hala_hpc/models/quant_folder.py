@@ -14,7 +14,9 @@ from hala_hpc.models.check import NEEDED, RECORD
 from hala_hpc.models.checkpoint import INDEX
 from hala_hpc.models.quant_schemes import Scheme
 from hala_hpc.models.quantized import TensorReport
-from hala_hpc.models.tensors import digest_of, tensors_of
+from hala_hpc.models.tensors import tensors_of
+from hala_hpc.run import digests
+from hala_hpc.run.digests import digest_of
 
 REPORT: Final = "report.json"
 """In a shard's folder and in the model's: sizes, and what became of each tensor."""
@@ -90,6 +92,7 @@ def assemble(run: Path, made: Path, source: Path, scheme: Scheme, shards: Sequen
     }
     (made / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (made / "README.md").write_text(render(record), "utf-8")
+    digests.write(made, {name: facts["blake2b"] for name, facts in listed.items()})
 
 
 def whole_report(source: str, scheme: Scheme, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

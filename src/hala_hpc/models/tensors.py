@@ -120,9 +120,3 @@ def _is_finite(piece: bytes, dtype: str) -> bool:
     kind, mask = EXPONENTS[dtype]
     bits = np.frombuffer(piece, kind)
     return not bool(((bits & np.asarray(mask, kind)) == mask).any())
-
-
-def digest_of(path: Path) -> str:
-    """BLAKE2b of a file, 16 bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

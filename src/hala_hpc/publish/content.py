@@ -12,7 +12,7 @@ from hala_hpc.config import secrets
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import checkpoint
 from hala_hpc.models.check import RECORD, unsound
-from hala_hpc.run import manifest
+from hala_hpc.run import digests, manifest
 from hala_hpc.run.layout import RunDirectory
 
 CARD: Final = "README.md"
@@ -100,7 +100,7 @@ def _one_of(run: Path, item: str | None) -> Path:
 
 def refuse_unsound(content: Content) -> None:
     """Hold every file of a model against its record. Reads all of it. Raises HalaError."""
-    if content.kind == "model" and (faults := unsound(content.folder)):
+    if content.kind == "model" and (faults := digests.faults(content.folder) or unsound(content.folder)):
         raise HalaError(f"{content.folder}: not as it was made: {'; '.join(faults[:4])}", "`hala verify` tells more")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.run import files, manifest
+from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
 
 LINKED: Final = 64 * 1024 * 1024
@@ -32,7 +32,7 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
 
     Raises
     ------
-    HalaError : the run is not finished (unless ``partial``) or ``target`` exists.
+    HalaError : the run is not finished (unless ``partial``), what it made is damaged, or ``target`` exists.
     """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
@@ -41,7 +41,7 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
             raise HalaError(
                 f"{path}: its last step, which makes {run.final.name}/, is not done", f"`hala resume {path}`"
             )
-        return _collected([(run.final, "")], target)
+        return _collected(path, [(run.final, "")], target)
     items = plan.facts.items
     outputs = [
         (output, str(items[shard]["name"]) if items else output.name)
@@ -51,16 +51,21 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
     if not outputs or (len(outputs) < len(plan) and not partial):
         hint = f"`hala resume {path}`, or --partial" if outputs else f"`hala status {path}`"
         raise HalaError(f"{len(plan) - len(outputs)} of {len(plan)} shards are not finished", hint)
-    return _collected([(output, "" if len(plan) == 1 else name) for output, name in outputs], target)
+    return _collected(path, [(output, "" if len(plan) == 1 else name) for output, name in outputs], target)
 
 
-def _collected(outputs: list[tuple[Path, str]], target: Path) -> CollectedFolder:
-    """Each folder under its name in ``target``; '' for ``target`` itself. Raises HalaError where that exists."""
+def _collected(run: Path, outputs: list[tuple[Path, str]], target: Path) -> CollectedFolder:
+    """Each folder under its name in ``target``; '' for ``target`` itself.
+
+    Raises HalaError where that exists, or a folder is not what was published.
+    """
     try:
         with files.whole_directory(target) as folder:
             linked = 0
             for output, name in outputs:
                 linked += _copy(output, folder / name)
+                if faults := digests.faults(folder / name):  # of what was copied, so that nothing comes between
+                    raise HalaError(f"{output}: {'; '.join(faults[:3])}", f"`hala verify {run}` tells more")
             found = [each for each in folder.rglob("*") if each.is_file()]
             size = sum(each.stat().st_size for each in found)
     except FileExistsError as error:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hala_hpc.run import digests
 from hala_hpc.run.files import fsync_directory, fsync_file, fsync_tree, remove_tree
 from hala_hpc.run.layout import RunDirectory, make_again
 
@@ -40,6 +41,7 @@ def _publish_file(temporary: Path, output: Path) -> bool:
 
 
 def _publish_folder(temporary: Path, output: Path) -> bool:
+    digests.write(temporary)
     fsync_tree(temporary)
     try:
         temporary.rename(output)

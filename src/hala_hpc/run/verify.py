@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hala_hpc.run import layout, manifest
+from hala_hpc.run import digests, layout, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
@@ -78,7 +78,7 @@ def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], 
         following = shard.start + shard.rows
         output = run.shard_output(shard.id)
         if output.exists():
-            report = check(shard, output)
+            report = _checked(shard, output, check)
             done += report.done
             quarantined += report.quarantined
             found += report.problems
@@ -97,8 +97,22 @@ def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], 
         problem_count += 1
         problems.append(f"{name}: the plan has no such shard; move it away")
     unassembled = plan.facts.assembled and not run.final.is_dir()
+    if plan.facts.assembled and not damaged_final and (faults := run.final.is_dir() and digests.faults(run.final)):
+        damaged_final = True
+        problem_count += len(faults)
+        problems += [f"{FINAL}{fault}" for fault in faults][: MOST_PROBLEMS - len(problems)]
     counts = (len(plan), plan.facts.rows, done, missing, dict(quarantined))
     return Verdict(*counts, problem_count, problems, damaged, unsealed, unassembled, damaged_final)
+
+
+def _checked(shard: Shard, output: Path, check: CheckShard) -> ShardReport:
+    """Of a folder first that it is what was published: what a task makes of a damaged one tells a person nothing."""
+    if not output.is_dir():
+        return check(shard, output)
+    faults = digests.faults(output)
+    if faults:
+        return ShardReport(problems=tuple(faults))
+    return replace(check(shard, output), sealed=faults is not None)
 
 
 def strangers(run: RunDirectory, shards: int) -> list[str]:

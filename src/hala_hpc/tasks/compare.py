@@ -22,7 +22,7 @@ from hala_hpc.engines import vllm
 from hala_hpc.models import checkpoint, quant_compare
 from hala_hpc.models.quant_compare import RESULT, TOKENS, Place
 from hala_hpc.models.quant_texts import TEXTS
-from hala_hpc.run import files
+from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
@@ -141,6 +141,7 @@ class Compare:
             report = quant_compare.report(items[0]["base"], folders)
             (made / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             (made / TABLE).write_text(quant_compare.render(report), "utf-8")
+            digests.write(made)
 
     def _located(self) -> dict[str, Path]:
         """Model folders by label; a run that holds several models gives several labels."""

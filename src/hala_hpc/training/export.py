@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models.check import RECORD, unsound
-from hala_hpc.models.tensors import digest_of, tensors_of
+from hala_hpc.models.tensors import tensors_of
 from hala_hpc.run import files
+from hala_hpc.run.digests import digest_of
 from hala_hpc.training import card
 
 SHARD_BYTES: Final = 5 * 10**9
