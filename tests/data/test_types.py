@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import infer, readers, schema, shards
-from hala_hpc.data.digest import Row
+from hala_hpc.data.cut import Cut
+from hala_hpc.data.digest import Row, digest_of
 from hala_hpc.data.shapes import field_of
 from hala_hpc.data.unify import unify
 from hala_hpc.training.documents import Chat, reader_of
@@ -263,6 +265,36 @@ def test_columns_that_were_marked_as_json_text_are_still_read(tmp_path: Path) ->
     found, again = outputs(tmp_path / "two", path, new)
     assert [row["messages_ar"] for row in again] == [*values, values[1]]
     assert found.schema.field("messages").type == JSON
+
+
+def proven(run: Path, cut: Cut) -> list[Row]:
+    """Rows of all outputs of a run, each proven."""
+    found: list[Row] = []
+    for shard in cut.shards:
+        given = shards.read_input(run, shard, cut.facts)
+        path = run / f"{shard.id}.parquet"
+        shards.write_output(path, given, [], {}, {}, b"{}")
+        assert shards.check_output(shard, path, cut.facts, []).problems == ()
+        found += schema.to_rows(pq.ParquetFile(path).read())
+    return found
+
+
+def test_runs_that_older_commits_planned_go_on(tmp_path: Path) -> None:
+    """They marked columns of mixed values, and took columns of JSON for text."""
+    rows = [{"text": "a", "mixed": 1}, {"text": "b", "mixed": {"a": None}}]
+    cut = planned(tmp_path / "run", write(tmp_path / "a.jsonl", rows))
+    fields = [pa.field("text", pa.string()), pa.field("mixed", pa.string(), metadata={"hala": "json"})]
+    older = replace(cut, facts=replace(cut.facts, schema=schema.dump(pa.schema(fields)), sealed=False))
+    assert [row["mixed"] for row in proven(tmp_path / "run", older)] == [1, {"a": None}]
+
+    lists = pa.array([['{"a": 1}'], None]).cast(pa.list_(JSON))
+    cut = planned(tmp_path / "two", write(tmp_path / "b.parquet", pa.table({"text": ["a", "b"], "l": lists})))
+    digest = digest_of([{"text": "a", "l": ['{"a": 1}']}, {"text": "b", "l": None}])
+    older = replace(cut, shards=[replace(shard, digest=digest) for shard in cut.shards])
+    assert [row["l"] for row in proven(tmp_path / "two", older)] == [[{"a": 1}], None]
+    other = replace(cut, shards=[replace(shard, digest=digest_of([{}])) for shard in cut.shards])
+    with pytest.raises(HalaError, match="changed since the run was planned"):
+        proven(tmp_path / "two", other)
 
 
 def test_a_path_into_objects_that_differ() -> None:

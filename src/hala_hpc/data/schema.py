@@ -52,6 +52,11 @@ def to_rows(table: pa.Table) -> list[Row]:
     return rows
 
 
+def as_text(table: pa.Table) -> pa.Table:
+    """A table with the text of JSON instead of JSON."""
+    return table.cast(pa.schema([field.with_type(_as_text(field.type)) for field in table.schema]))
+
+
 def dump(schema: pa.Schema) -> str:
     """A schema as text for the manifest."""
     return schema.serialize().to_pybytes().hex()

@@ -66,7 +66,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         position = 0
         if not wanted():
             break
-    if digest.digest_of(rows) != shard.digest:
+    if not _are_planned(shard, rows, tables):
         raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", CURE)
     whole = schema.load(facts.schema)
     native = sum(table.num_rows for table in tables) == len(rows) and all(table.schema == whole for table in tables)
@@ -143,14 +143,24 @@ def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, field
     numbers = table[ROW].to_pylist()
     problems = list(row_problems(shard, numbers))
     try:
-        rows = schema.to_rows(table.select(inputs.names).cast(inputs))
+        given = table.select(inputs.names).cast(inputs)
+        rows = schema.to_rows(given)
     except (pa.ArrowException, ValueError) as error:
         return ShardReport(problems=(f"its columns are of other types: {error}",))
-    if not problems and digest.digest_of(rows) != shard.digest:
+    if not problems and not _are_planned(shard, rows, [given]):
         problems.append("its rows are not those of the source when the run was planned")
     reasons = table[ERROR].to_pylist()
     quarantined = Counter(reason_of(reason) for reason in reasons if reason is not None)
     return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems), sealed)
+
+
+def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> bool:
+    """Whether rows are those of the plan. Older commits took columns of JSON for the text that they are to Arrow."""
+    if digest.digest_of(rows) == shard.digest:
+        return True
+    if not any(schema.holds(field.type, schema.is_json) for table in tables for field in table.schema):
+        return False
+    return digest.digest_of(row for table in tables for row in schema.to_rows(schema.as_text(table))) == shard.digest
 
 
 def reason_of(error: str) -> str:
