@@ -1,33 +1,27 @@
 """The shapes of people's datasets: where the texts of a row sit, and how a row looks once they are translated.
 
 A shape finds texts as (place, text) pairs and builds, from translations by place, the new columns of the row. The row
-itself is never changed: what is new stands in columns of its own.
+itself is never changed: what is new stands in columns of its own. What it passes over it tells in words, to be counted.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
+from hala_hpc.data import columns as named
+from hala_hpc.data import turns
+from hala_hpc.data.columns import OF, Place
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
-from hala_hpc.data.schema import is_json
+from hala_hpc.data.schema import is_list
+from hala_hpc.data.turns import ROLES as ROLES
+from hala_hpc.data.turns import Items, spoken_by
 
-Place = tuple[str | int, ...]
-"""Where a text sits in its row: a column, and for conversations the number of the turn (and of the part in it)."""
 Texts = list[tuple[Place, str]]
-
-ROLES = {
-    "user": ("user", "human", "prompter"),
-    "assistant": ("assistant", "gpt", "bot", "chatgpt", "bard", "bing", "model"),
-    "system": ("system", "developer"),
-    "tool": ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython"),
-}
-"""The words that datasets use for the four roles."""
 
 
 class Shape(Protocol):
@@ -35,10 +29,13 @@ class Shape(Protocol):
 
     @property
     def columns(self) -> Sequence[str]:
-        """The columns whose texts are worked on; ``a.b`` reaches into a struct."""
+        """The columns that new ones are made from; ``a.b`` reaches into a struct."""
 
     def texts(self, row: Row) -> Texts:
         """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
+
+    def left(self, row: Row) -> list[str]:
+        """What of a row is passed over: "turns of 'tool' are left as they are"."""
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
         """The new columns, by the name of the column that each is made from."""
@@ -46,159 +43,185 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class ColumnShape:
-    """Texts that are columns: Alpaca, prompt and response, plain text, parallel pairs."""
+    """Texts that are columns: Alpaca, prompt and response, plain text, parallel pairs, answer options, preferences.
 
-    columns: Sequence[str]
+    Parameters
+    ----------
+    paths : columns, as ``data.columns`` names them.
+    roles : of turns that are worked on; a column then holds a text, a list of texts or turns. None: only a text.
+    is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
+    others : columns that are not worked on.
+    only_text : of ``paths``, those of which nothing tells the type.
+    """
+
+    paths: Sequence[str]
+    roles: frozenset[str] | None = None
+    is_talk: bool = False
+    others: Sequence[str] = ()
+    only_text: Sequence[str] = ()
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return tuple(dict.fromkeys(named.split(path)[0] for path in self.paths))
 
     def texts(self, row: Row) -> Texts:
-        found: Texts = []
-        for column in self.columns:
-            value = _reach(row, column)
-            if value is None:
-                continue
-            if not isinstance(value, str):
-                raise HalaError(f"column '{column}' holds {what(value)}, not text")
-            if value.strip():
-                found.append(((column,), value))
-        return found
+        return [(place, text) for place, text in self._items(row) if place is not None and text.strip()]
+
+    def left(self, row: Row) -> list[str]:
+        told = [words for place, words in self._items(row) if place is None]
+        told += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
+        return told + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        return {column: translated.get((column,), _reach(row, column)) for column in self.columns}
+        return {column: named.rebuilt(named.reach(row, column), column, translated) for column in self.columns}
+
+    def _items(self, row: Row) -> Items:
+        for path in self.paths:
+            column, steps = named.split(path)
+            for place, value in named.within(named.reach(row, column), steps, (column,)):
+                if self.roles is None or path in self.only_text:
+                    yield from _text(value, path)
+                else:
+                    find = turns.texts_of_turns if self.is_talk else turns.texts_in
+                    yield from find(value, place, self.roles)
 
 
 @dataclass(frozen=True)
 class TurnShape:
-    """Conversations: a list of turns, each with a role and a text; only turns of ``roles`` are worked on."""
+    """One column of conversations; ``role_key`` and ``text_key`` are what its type tells, or the usual ones."""
 
     column: str
     role_key: str
     text_key: str
     roles: frozenset[str]
+    others: Sequence[str] = ()
 
     @property
     def columns(self) -> Sequence[str]:
         return (self.column,)
 
     def texts(self, row: Row) -> Texts:
-        found: Texts = []
-        for number, turn in enumerate(self._turns(row)):
-            if self._is_kept(turn, number):
-                continue
-            content = turn.get(self.text_key)
-            if isinstance(content, str):
-                found.append(((self.column, number), content))
-            elif isinstance(content, list):  # OpenAI's parts: text among images
-                parts = [self._part(part, number) for part in content]
-                found += [((self.column, number, i), text) for i, text in enumerate(parts) if text is not None]
-            elif content is not None:
-                raise HalaError(f"turn {number} of '{self.column}' holds {what(content)}, not text")
-        return [(place, text) for place, text in found if text.strip()]
+        return self._inner.texts(row)
+
+    def left(self, row: Row) -> list[str]:
+        return self._inner.left(row)
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        turns = copy.deepcopy(self._turns(row))
-        for (_, number, *part), text in translated.items():
-            if part:
-                turns[int(number)][self.text_key][part[0]]["text"] = text
-            else:
-                turns[int(number)][self.text_key] = text
-        return {self.column: turns if row.get(self.column) is not None else None}
+        return self._inner.rebuild(row, translated)
 
-    def _turns(self, row: Row) -> list[dict[str, Any]]:
-        turns = row.get(self.column)
-        if turns is None:
-            return []
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise HalaError(f"column '{self.column}' holds {what(turns)}, not a list of turns")
-        return turns
-
-    def _part(self, part: Any, number: int) -> str | None:
-        """The text of one part of a turn; None for an image and its like."""
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(part, dict) or not isinstance(text, str | None):
-            raise HalaError(
-                f"turn {number} of '{self.column}' has a part that holds {what(text)}, not an object's text"
-            )
-        return text
-
-    def _is_kept(self, turn: dict[str, Any], number: int) -> bool:
-        role = turn.get(self.role_key)
-        if not isinstance(role, str):
-            raise HalaError(f"turn {number} of '{self.column}' has no '{self.role_key}'")
-        return role.lower() not in self.roles
+    @property
+    def _inner(self) -> ColumnShape:
+        return ColumnShape((self.column,), self.roles, is_talk=True, others=self.others)
 
 
-NAMED = {
-    "alpaca": ("instruction", "input", "output"),
-    "text": ("text",),
-    "messages": ("messages",),
-    "conversations": ("conversations",),
+@dataclass(frozen=True)
+class Known:
+    """A shape by name: its columns, which of them rows may lack, and the usual keys of its turns."""
+
+    columns: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
+    keys: tuple[str, str] | None = None
+
+
+KNOWN: Final = {
+    "messages": Known(("messages",), keys=("role", "content")),
+    "conversations": Known(("conversations",), keys=("from", "value")),
+    "text": Known(("text",)),
+    "alpaca": Known(("instruction", "input", "output"), may_lack=("input",)),
+    "columns": Known(),
+    "pairs": Known(),
 }
-"""Columns by which a shape is known; those of Alpaca may lack ``input``."""
+"""The shapes, in the order in which ``auto`` looks for their columns. A new one is a line here (and in Data.shape)."""
+ASIDE: Final = "rows hold text in a column that is left as it is: "
 
 
 def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
     """The shape that a recipe asks for, or the one that the columns tell. Raises HalaError listing the columns."""
     kind = data.shape if data.shape != "auto" else _guess(data, schema.names)
-    if kind in ("messages", "conversations"):
-        column = data.columns[0] if data.columns else kind
-        keys = ("role", "content") if kind == "messages" else ("from", "value")
-        shape: Shape = TurnShape(column, *keys, spoken_by(roles))
-    elif kind == "alpaca":
-        shape = ColumnShape([name for name in NAMED["alpaca"] if name in schema.names or name != "input"])
-    elif kind == "text":
-        shape = ColumnShape(data.columns or NAMED["text"])
-    else:
-        if not data.columns:
-            raise HalaError(f"data.columns: shape '{kind}' needs the names of its text columns", _listed(schema))
-        shape = ColumnShape(data.columns[:1] if kind == "pairs" else data.columns)
-    require(shape.columns, schema)
-    return shape
+    known = KNOWN[kind]
+    paths = data.columns or [name for name in known.columns if name in schema.names or name not in known.may_lack]
+    if not paths:
+        raise HalaError(f"data.columns: shape '{kind}' needs the names of its text columns", _listed(schema))
+    paths = paths[:1] if kind == "pairs" else paths  # the others are references
+    require(paths, schema)
+    others = named.others(schema, data.columns or paths)
+    if known.keys and len(paths) == 1 and paths[0] in schema.names:
+        keys = turns.keys_of(_turn_keys(schema.field(paths[0]).type), known.keys)
+        return TurnShape(paths[0], *keys, spoken_by(roles), others)
+    unsure = [path for path in paths if named.is_in_json(named.split(path)[0], schema)]
+    return ColumnShape(tuple(paths), spoken_by(roles), known.keys is not None, others, tuple(unsure))
 
 
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where a column is missing."""
     for column in columns:
-        if field_of(column, schema) is None:
-            raise HalaError(f"no column '{column}'", _listed(schema))
+        if named.field_of(column, schema) is None:
+            inside = column.replace(".", "[].")
+            parts = [part.strip() for part in column.split(",")]
+            hint = _listed(schema)
+            if len(parts) > 1 and all(named.field_of(part, schema) for part in parts):
+                hint = f"several are data.columns=[{','.join(parts)}]"
+            elif named.field_of(inside, schema) is not None:
+                hint = f"in each item of a list: {inside}"
+            raise HalaError(f"no column '{column}'", hint)
 
 
-def field_of(column: str, schema: pa.Schema) -> "pa.Field[Any] | None":
-    """A column by its name, dots and all, else by the way into a struct; None where there is none."""
-    if column in schema.names:
-        return schema.field(column)
-    first, *rest = column.split(".")
-    field = schema.field(first) if first in schema.names else None
-    for name in rest:
-        if field is not None and is_json(field.type):  # its objects differ: some may have it
-            return pa.field(column, pa.string())
-        inner = list(field.type) if field is not None and pa.types.is_struct(field.type) else []
-        field = next((one for one in inner if one.name == name), None)
-    return field
+def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
+    """Raises HalaError where columns that nobody named stand beside their translations, as in a collected folder.
 
-
-def spoken_by(roles: Sequence[str]) -> frozenset[str]:
-    """All words that datasets use for the given roles; a word that is no role of ours stands for itself."""
-    return frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
+    A run marks the columns that it adds; of what was written otherwise ``hala_row`` tells that a run made it.
+    """
+    marked = {field.name: (field.metadata or {})[OF].decode() for field in schema if OF in (field.metadata or {})}
+    if not marked and "hala_row" in schema.names:
+        marked = {
+            name: column
+            for column in columns
+            for name in schema.names
+            if name.startswith(f"{column.replace('.', '_')}_") and schema.field(name).type == schema.field(column).type
+        }
+    if pairs := {name: column for name, column in marked.items() if column in columns}:
+        first, original = next(iter(pairs.items()))
+        suffix = first.removeprefix(original.replace(".", "_"))
+        found = [column.replace(".", "_") + suffix for column in columns]
+        raise HalaError(
+            f"data: a translated dataset: '{original}' is the original, its translation is {' or '.join(pairs)}"
+            if len(columns) == 1
+            else f"data: a translated dataset: the translation of {', '.join(columns)} is {', '.join(pairs)}",
+            f"columns: [{', '.join(name for name in found if name in schema.names)}]",
+        )
 
 
 def _guess(data: Data, names: Sequence[str]) -> str:
     if data.columns:
         return "columns"
-    for kind in ("messages", "conversations", "text"):
-        if kind in names:
+    for kind, known in KNOWN.items():
+        if known.columns and set(known.columns) - set(known.may_lack) <= set(names):
             return kind
-    if {"instruction", "output"} <= set(names):
-        return "alpaca"
     raise HalaError(
         "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
     )
 
 
-def _reach(row: Row, column: str) -> Any:
-    value: Any = row
-    for name in [column] if column in row else column.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+def _turn_keys(kind: Any) -> list[str]:
+    """The keys of turns, where a column's type tells them."""
+    item = kind.value_type if is_list(kind) else kind
+    return [field.name for field in item] if pa.types.is_struct(item) else []
+
+
+def _text(value: Any, path: str) -> Items:
+    if isinstance(value, str):
+        yield (named.split(path)[0],), value
+    elif value is not None:
+        raise HalaError(f"column '{path}' holds {what(value)}, not text")
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether there is a word in a value, at any depth."""
+    if isinstance(value, str):
+        return any(map(str.isalpha, value))
+    if isinstance(value, dict):
+        return any(map(_holds_text, value.values()))
+    return isinstance(value, list) and any(map(_holds_text, value))
 
 
 def _listed(schema: pa.Schema) -> str:

@@ -1,9 +1,10 @@
 """What row tasks share: a row becomes requests, completions become new columns; the worker does everything else."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -15,10 +16,14 @@ from hala_hpc.data import shards
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
 from hala_hpc.data.schema import Fields
+from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.base import Task
+
+MOST_NOTES: Final = 30
+"""So many things that are left as they are get a count of their own; roles may be people's names."""
 
 
 class RowError(Exception):
@@ -34,6 +39,9 @@ class RowWork(Protocol):
 
     def texts(self, row: Row) -> list[str]:
         """What will be sent to the engine, to be measured when the run is planned. Raises HalaError."""
+
+    def left(self, row: Row) -> list[str]:
+        """What of a row is not worked on, in words that are counted when the run is planned."""
 
     def requests(self, row: Row) -> list[Request]:
         """The requests of a row, none if nothing is to be done. Raises HalaError for a row of another form."""
@@ -55,15 +63,16 @@ def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -
     Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.
     """
     promised: set[str] = set()
+    tally = _Tally(recipe)
 
     def texts_of(schema: pa.Schema) -> cutting.TextsOf:
         work = task.work_on(schema)
         names = [field.name for field in work.fields]
         shards.refuse_reserved(schema, names)
         promised.update(names)
-        return work.texts
+        return lambda row: tally.counted(work, row)
 
-    found = cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch)
+    found = cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch, tally.notes)
     whole = schemas.load(found.facts.schema)
     made = [field.name for field in task.work_on(whole).fields]
     shards.refuse_reserved(whole, made)
@@ -77,6 +86,7 @@ def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -
             f"data: none of the {found.facts.rows} rows holds a text to work on",
             "see data.shape, data.columns and task.roles",
         )
+    tally.conclude(found.facts)
     return found
 
 
@@ -84,3 +94,43 @@ def checker(task: RowTask, facts: Facts) -> CheckShard:
     """Every row once, in order, its input unchanged."""
     fields = task.work_on(schemas.load(facts.schema)).fields
     return partial(shards.check_output, facts=facts, fields=fields)
+
+
+class _Tally:
+    """Counts, while rows are looked at, what of them stays as it is."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.notes: Counter[str] = Counter()
+        self._is_guessed = recipe.data.shape == "auto" and not recipe.data.columns
+        self._elsewhere = 0
+        context: int | None = getattr(recipe.engine, "max_model_len", None)
+        self._room = context - (recipe.sampling.max_tokens or 0) if context else None
+
+    def counted(self, work: RowWork, row: Row) -> list[str]:
+        """The texts of a row. Raises HalaError where the row has another form."""
+        texts, left = work.texts(row), work.left(row)
+        for words in left:
+            self._add(words)
+        if not texts:
+            self._add("rows hold no text to work on")
+            self._elsewhere += any(words.startswith(ASIDE) for words in left)
+        if self._room is not None:
+            long = sum(cutting.estimated_tokens(text) > self._room for text in texts)
+            self._add(
+                f"texts are, by estimate, longer than the {self._room:,} tokens that the model has for them", long
+            )
+        return texts
+
+    def conclude(self, facts: Facts) -> None:
+        """Raises HalaError where a guess at the columns misses most of the rows."""
+        if self._is_guessed and 2 * self._elsewhere > facts.rows:
+            columns = ", ".join(words.removeprefix(ASIDE) for words in self.notes if words.startswith(ASIDE))
+            raise HalaError(
+                f"data: {self._elsewhere:,} of {facts.rows:,} rows hold text only in other columns ({columns})",
+                "set data.columns; or data.shape, then such rows are counted and left as they are",
+            )
+
+    def _add(self, words: str, count: int = 1) -> None:
+        if count:
+            is_kept = words in self.notes or len(self.notes) < MOST_NOTES
+            self.notes[words if is_kept else "other things of other kinds are left as they are"] += count

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, TaskOptions
+from hala_hpc.data.columns import OF, field_of
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.digest import Row
 from hala_hpc.data.schema import Fields, is_json
-from hala_hpc.data.shapes import Shape, field_of, shape_of
+from hala_hpc.data.shapes import Shape, shape_of
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
@@ -79,6 +80,9 @@ class Translation:
     def texts(self, row: Row) -> list[str]:
         return [text for _, text in self._shape.texts(row)]
 
+    def left(self, row: Row) -> list[str]:
+        return self._shape.left(row)
+
     def requests(self, row: Row) -> list[Request]:
         return [request(self._prompt(text), self._sampling) for text in self.texts(row)]
 
@@ -113,8 +117,13 @@ def create(recipe: Recipe) -> Translate:
 
 
 def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":
-    """A translation has the type of its original; a text is a plain string whatever its original's encoding."""
+    """A translation has the type of its original; a text is a plain string whatever its original's encoding.
+
+    Its metadata say of which column it is the translation.
+    """
     found = field_of(column, schema)
     assert found is not None  # shape_of has looked
     is_text = not pa.types.is_nested(found.type) and not is_json(found.type)
-    return pa.field(name, pa.string(), metadata=found.metadata) if is_text else found.with_name(name)
+    field = pa.field(name, pa.string()) if is_text else found.with_name(name)
+    metadata: Any = found.metadata or {}
+    return field.with_metadata({**metadata, OF: column.encode()})
