@@ -244,12 +244,18 @@ def test_reserved_and_doubled_columns() -> None:
     schema = pa.schema([("text", pa.string()), ("text_ar", pa.string())])
     with pytest.raises(HalaError, match="column 'text_ar' is there already"):
         shards.refuse_reserved(schema, ["text_ar"])
-    with pytest.raises(HalaError, match="column 'hala_row' is there already"):
-        shards.refuse_reserved(pa.schema([("hala_row", pa.int64())]), [])
+    shards.refuse_reserved(pa.schema([("hala_row", pa.int64()), ("hala_row_1", pa.int64())]), [])
     with pytest.raises(HalaError, match="two columns are named 'a'"):
         shards.refuse_reserved(pa.schema([("a", pa.int64()), ("a", pa.int64())]), [])
     with pytest.raises(HalaError, match="two columns are named 'b'"):
         shards.refuse_reserved(schema, ["b", "b"])
+
+
+def test_columns_of_earlier_runs_are_renamed_by_their_age() -> None:
+    names = ["hala_row_1", "text", "hala_row", "hala_truncated", "hala_error_12", "hala_rows"]
+    renamed = ["hala_row_2", "text", "hala_row_1", "hala_truncated_1", "hala_error_13", "hala_rows"]
+    assert shards.as_stored(names) == renamed
+    assert shards.as_stored(["text", "hala_truncated", "hala_row_1"]) == ["text", "hala_truncated", "hala_row_1"]
 
 
 def test_digest_of_equal_rows() -> None:

@@ -14,10 +14,13 @@ from hala_hpc import tasks
 from hala_hpc.cli.planning import check, plan_run
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data
 from hala_hpc.data.collect import collect
+from hala_hpc.data.cut import Watch
 from hala_hpc.data.schema import to_rows
 from hala_hpc.run import manifest
 from hala_hpc.run.verify import verify
+from hala_hpc.training.documents import Columns, reader_of
 from hala_hpc.worker.main import StopFlag, work
 from tests.conftest import Hala
 
@@ -203,6 +206,111 @@ def test_parquet_columns_travel_untouched(run: Run, tmp_path: Path) -> None:
     assert found.select(original.column_names).to_pylist() == original.to_pylist()
     assert found["conversations_ar"].type == original["conversations"].type
     assert found["conversations_ar"][0].as_py() == [{"from": "human", "value": "«hi»"}, {"from": "tool", "value": "x"}]
+
+
+def notes_of(run: str) -> dict[str, int]:
+    return manifest.read(Path("runs") / run / "manifest.parquet").facts.notes
+
+
+def test_a_collected_folder_takes_a_second_language(run: Run, tmp_path: Path) -> None:
+    """The originals are translated again, not the translations; the earlier run's number of a row is kept."""
+    rows = [{"conversations": [{"from": "human", "value": f"h{n}"}, {"from": "tool", "value": "t"}]} for n in range(3)]
+    run(write(tmp_path / "a.jsonl", rows), words=("data.limit=2",))
+    folder = tmp_path / "runs/test/final"
+    found = run(folder, words=("name=two", "task.suffix=_eu", "task.prompt='<{text}>'"))
+    assert found.column_names == ["conversations", "conversations_ar", "hala_row_1", "conversations_eu", "hala_row"]
+    assert found["conversations"].to_pylist() == [row["conversations"] for row in rows[:2]]
+    assert [turns[0]["value"] for turns in found["conversations_ar"].to_pylist()] == ["«h0»", "«h1»"]
+    assert [turns[0]["value"] for turns in found["conversations_eu"].to_pylist()] == ["«<h0>»", "«<h1>»"]
+    assert found["hala_row_1"].to_pylist() == found["hala_row"].to_pylist() == [0, 1]
+    card = (tmp_path / "runs/two/final/README.md").read_text()
+    for name in ("conversations_ar", "conversations_eu"):
+        assert f"| `{name}` | translation of `conversations` |" in card
+    assert notes_of("two") == {
+        "turns of 'tool' are left as they are": 2,
+        "columns of an earlier run are renamed: hala_row to hala_row_1": 1,
+    }
+    third = run(tmp_path / "runs/two/final", words=("name=three", "task.suffix=_fr")).column_names
+    assert third[2:] == ["hala_row_2", "conversations_eu", "hala_row_1", "conversations_fr", "hala_row"]
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_training_is_told_which_column_is_the_translation(run: Run, tmp_path: Path, is_marked: bool) -> None:
+    run(write(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b", "output_type": 5}]))
+    folder = tmp_path / "runs/test/final"
+    table = pq.read_table(file := next(folder.glob("data/*.parquet")))
+    schema = table.schema if is_marked else pa.schema([field.with_metadata(None) for field in table.schema])
+    assert pq.read_schema(file).field("output_ar").metadata[b"hala.of"] == b"output"
+    with pytest.raises(HalaError) as caught:
+        reader_of("chat", Data(), schema)
+    assert str(caught.value) == (
+        "data: rows that a run translated: 'instruction' is the original of 'instruction_ar' "
+        "(say which is meant: columns: [instruction_ar, output_ar] or columns: [instruction, output])"
+    )
+    for columns in (["instruction_ar", "output_ar"], ["instruction", "output"]):
+        assert reader_of("chat", Data(columns=columns), schema) == Columns((columns[0],), columns[1], chat=True)
+
+
+def test_what_stays_as_it_is_is_counted(run: Run, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "tool_use", "input": {"text": "b"}}]
+    rows: list[Any] = [
+        {"messages": [{"role": "user", "content": parts}, {"role": "agent", "content": "c"}], "source": "wiki"},
+        {"messages": [{"role": "agent", "content": "d"}], "source": "wiki"},
+        {"messages": [{"role": "user", "content": "long " * 20}], "source": ""},
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    assert run(file).num_rows == 3
+    expected = {
+        "turns of 'agent' are left as they are": 2,
+        "parts of type 'tool_use' are left as they are": 1,
+        "rows hold text in a column that is left as it is: 'source'": 2,
+        "rows hold no text to work on": 1,
+    }
+    assert notes_of("test") == expected
+    assert "| note | 2 turns of 'agent' are left as they are |" in (tmp_path / "runs/test/final/README.md").read_text()
+    engine = {"kind": "vllm", "max_model_len": 30}
+    recipe = compose(
+        write_recipe(engine=engine, sampling={"max_tokens": 10}, data={"path": file}), None, (), tasks.options_of
+    )
+    cut = tasks.create(recipe).plan(tmp_path, Watch())
+    words = "texts are, by estimate, longer than the 20 tokens that the model has for them"
+    assert cut.facts.notes == expected | {words: 1}
+
+
+def test_a_guess_that_misses_most_rows_is_refused(run: Run, tmp_path: Path) -> None:
+    rows: list[Any] = [{"messages": [{"role": "user", "content": "a"}]}] + [{"question": "b"}] * 9
+    file = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(HalaError, match=r"9 of 10 rows hold text only in other columns \('question'\)"):
+        run(file)
+    found = run(file, words=("data.shape=messages",))
+    assert found["messages_ar"].to_pylist() == [[{"role": "user", "content": "«a»"}]] + [None] * 9
+    assert notes_of("test")["rows hold no text to work on"] == 9
+
+
+def test_answer_options_and_preferences_are_translated_in_place(run: Run, tmp_path: Path) -> None:
+    chosen = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"choices": ["x", "", "y"], "chosen": chosen, "rejected": chosen[1], "faq": [{"q": ["m"], "id": "7"}]}
+    found = run(
+        write(tmp_path / "a.jsonl", [row]), words=("data.columns=[choices,chosen,rejected,'faq[].q']",)
+    ).to_pylist()[0]
+    assert {name: found[name] for name in row} == row
+    assert found["choices_ar"] == ["«x»", "", "«y»"]
+    assert as_written([found["chosen_ar"]]) == as_written([quoted(chosen, "role", "content")])
+    assert found["rejected_ar"] == chosen[1] | {"content": "«a»"}
+    assert found["faq_ar"] == [{"q": ["«m»"], "id": "7"}]
+
+
+def test_conversations_keep_their_form(run: Run, tmp_path: Path) -> None:
+    """A sequence of dicts, as Parquet of older `datasets` has it, and JSON text."""
+    columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    text = json.dumps(turns := [{"role": "user", "content": "é"}], ensure_ascii=False)
+    table = pa.table({"conversations": [columns], "talk": [text]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = run(tmp_path / "a.parquet", words=("data.shape=conversations", "data.columns=[conversations,talk]"))
+    assert found.schema.field("conversations_ar").type == table.schema.field("conversations").type
+    assert found["conversations_ar"].to_pylist() == [columns | {"value": ["«a»", "«b»"]}]
+    assert found["talk_ar"].to_pylist() == [text.replace("é", "«é»")]
+    assert json.loads(found["talk_ar"][0].as_py()) == quoted(turns, "role", "content")
 
 
 def test_kinds() -> None:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import schema, shards
+from hala_hpc.data import columns, schema, shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
 from hala_hpc.run import files, manifest, seal
 from hala_hpc.run.layout import RunDirectory
@@ -30,6 +30,7 @@ class Collected:
     rows: int
     quarantined: dict[str, int]
     missing_shards: int
+    translations: dict[str, str] = field(default_factory=dict)
 
 
 def collect(
@@ -55,7 +56,7 @@ def collect(
     try:
         with files.whole_directory(target) as folder:
             written = _write(run, plan, folder, progress)
-            result = Collected(str(target), *written, missing)
+            result = Collected(str(target), *written, missing, _translations(folder))
             (folder / "README.md").write_text(card(path, plan.facts, result))
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
@@ -70,6 +71,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [f"| in quarantine: {reason} | {count:,} |" for reason, count in sorted(collected.quarantined.items())]
     lines += [f"| shards missing | {collected.missing_shards} |"] if collected.missing_shards else []
     lines += [f"| sealed files | {collected.files + bool(collected.quarantined)} |"]
+    lines += [f"| `{name}` | translation of `{column}` |" for name, column in collected.translations.items()]
     lines += [f"| note | {count:,} {note} |" for note, count in facts.notes.items()]
     lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.made_by.items()]
     lines += [
@@ -93,6 +95,12 @@ def _told_json(facts: Facts) -> list[str]:
     return [
         f"Objects of {names} differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
     ]
+
+
+def _translations(folder: Path) -> dict[str, str]:
+    """Which of the columns that were written are translations, and of which."""
+    paths = [*folder.glob("data/*.parquet"), *folder.glob("*.parquet")]
+    return columns.translations(pq.read_schema(paths[0])) if paths else {}
 
 
 def _write(

@@ -101,6 +101,11 @@ def is_in_json(column: str, schema: pa.Schema) -> bool:
     return False
 
 
+def translations(schema: pa.Schema) -> dict[str, str]:
+    """The columns that runs added, each with the column that it is the translation of."""
+    return {field.name: (field.metadata or {})[OF].decode() for field in schema if OF in (field.metadata or {})}
+
+
 def others(schema: pa.Schema, paths: Sequence[str]) -> tuple[str, ...]:
     """The columns that none of the paths names, and that are not a run's own; of structs named in part, the fields."""
     named = [split(path)[0] for path in paths]

@@ -73,7 +73,7 @@ def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
     A kill between the two leaves the shard finished, and rows that the next sweep drops.
     """
     table, _ = shards.read_output(shard, run.shard_output(shard.id), facts)
-    given = schema.load(facts.schema).names
+    given = shards.as_stored(schema.load(facts.schema).names)
     made = [name for name in table.column_names if name not in given and name not in RESERVED]
     name = f"reopened-{secrets.token_hex(3)}"
     kept = PartialFile(run, shard.id, name)

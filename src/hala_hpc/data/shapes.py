@@ -14,7 +14,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import columns as named
 from hala_hpc.data import turns
-from hala_hpc.data.columns import OF, Place
+from hala_hpc.data.columns import Place
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
 from hala_hpc.data.schema import is_list
@@ -169,25 +169,22 @@ def require(columns: Sequence[str], schema: pa.Schema) -> None:
 def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where columns that nobody named stand beside their translations, as in a collected folder.
 
-    A run marks the columns that it adds; of what was written otherwise ``hala_row`` tells that a run made it.
+    A run marks the columns that it adds; where the marks were lost, ``hala_row`` tells that a run made the rows.
     """
-    marked = {field.name: (field.metadata or {})[OF].decode() for field in schema if OF in (field.metadata or {})}
-    if not marked and "hala_row" in schema.names:
-        marked = {
-            name: column
-            for column in columns
-            for name in schema.names
-            if name.startswith(f"{column.replace('.', '_')}_") and schema.field(name).type == schema.field(column).type
-        }
-    if pairs := {name: column for name, column in marked.items() if column in columns}:
-        first, original = next(iter(pairs.items()))
-        suffix = first.removeprefix(original.replace(".", "_"))
-        found = [column.replace(".", "_") + suffix for column in columns]
+    marked = named.translations(schema)
+    is_made = bool(marked) or "hala_row" in schema.names
+    sets: dict[str, list[str]] = {}
+    for column in columns:
+        flat = column.replace(".", "_")
+        for name in schema.names:
+            is_like = name.startswith(f"{flat}_") and schema.field(name).type == schema.field(column).type
+            if marked.get(name, column if is_like and not marked else None) == column:
+                sets.setdefault(name.removeprefix(flat), []).append(name)
+    if is_made and sets:
+        asked = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
         raise HalaError(
-            f"data: a translated dataset: '{original}' is the original, its translation is {' or '.join(pairs)}"
-            if len(columns) == 1
-            else f"data: a translated dataset: the translation of {', '.join(columns)} is {', '.join(pairs)}",
-            f"columns: [{', '.join(name for name in found if name in schema.names)}]",
+            f"data: rows that a run translated: '{columns[0]}' is the original of '{next(iter(sets.values()))[0]}'",
+            f"say which is meant: {' or '.join(asked)}",
         )
 
 

@@ -5,6 +5,7 @@ file of their own: so no kill can come between the two, and "exactly once" holds
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ROW = "hala_row"
 ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
+_OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated)(?:_(\d+))?$")
 CURE = "put the file back as it was and `hala resume`; if it is gone for good, plan a new run"
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
@@ -92,7 +94,7 @@ def write_output(
     """
     numbers = range(given.shard.start, given.shard.start + given.shard.rows)
     added = schema.to_table([results.get(number, {}) for number in numbers], pa.schema(fields))
-    table = given.table
+    table = given.table.rename_columns(as_stored(given.table.column_names))
     for field, column in zip(added.schema, added.columns, strict=True):
         table = table.append_column(field, column)
     table = table.append_column(ROW, pa.array(numbers, pa.int64()))
@@ -135,15 +137,14 @@ def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> Shar
 def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, fields: Fields) -> ShardReport:
     """``check_output`` of what ``read_output`` gave."""
     inputs = schema.load(facts.schema)
-    absent = [
-        name for name in [*inputs.names, *(field.name for field in fields), *RESERVED] if name not in table.column_names
-    ]
+    names = as_stored(inputs.names)
+    absent = [name for name in [*names, *(field.name for field in fields), *RESERVED] if name not in table.column_names]
     if absent:
         return ShardReport(problems=(f"lacks the columns {', '.join(absent)}",))
     numbers = table[ROW].to_pylist()
     problems = list(row_problems(shard, numbers))
     try:
-        given = table.select(inputs.names).cast(inputs)
+        given = table.select(names).rename_columns(inputs.names).cast(inputs)
         rows = schema.to_rows(given)
     except (pa.ArrowException, ValueError) as error:
         return ShardReport(problems=(f"its columns are of other types: {error}",))
@@ -168,14 +169,29 @@ def reason_of(error: str) -> str:
     return error.split(":", 1)[0]
 
 
+def as_stored(names: Sequence[str]) -> list[str]:
+    """The names of input columns in an output, whose own ``hala_row`` must not meet that of an earlier run.
+
+    ``hala_row_1`` is the row's number in the run before, ``hala_row_2`` in the one before that; ``hala_error`` and
+    ``hala_truncated`` likewise.
+    """
+    if ROW not in names and ERROR not in names:
+        return list(names)
+    return [_OF_RUN.sub(lambda found: f"{found[1]}_{int(found[2] or 0) + 1}", name) for name in names]
+
+
 def refuse_reserved(found: pa.Schema, added: Sequence[str]) -> None:
     """Raises HalaError where the input has a column that the output adds, or has it twice."""
-    for name, count in [*Counter(found.names).items(), *Counter(added).items()]:
+    stored = as_stored(found.names)
+    for name, count in [*Counter(stored).items(), *Counter(added).items()]:
         if count > 1:
             raise HalaError(f"two columns are named '{name}'", "see data.columns; or rename one in the data")
     for name in (*RESERVED, *added):
-        if name in found.names:
-            raise HalaError(f"column '{name}' is there already, and the output adds one of that name", "rename it")
+        if name in stored:
+            raise HalaError(
+                f"column '{name}' is there already, and the output adds one of that name",
+                "another task.suffix, or rename it",
+            )
 
 
 def row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:

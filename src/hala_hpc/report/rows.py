@@ -8,8 +8,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hala_hpc.data import schema as schemas
 from hala_hpc.data.schema import to_rows
-from hala_hpc.data.shards import ERROR, ROW, reason_of
+from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
 from hala_hpc.report import table
 from hala_hpc.report.runs import Run
 from hala_hpc.report.section import Example, Section, isolated
@@ -73,7 +74,7 @@ def _examples(run: Run, done: list[Path], count: int) -> Iterator[Example]:
 
 def _examples_in(run: Run, output: Path, count: int) -> Iterator[Example]:
     file = pq.ParquetFile(output)
-    given = set(pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(run.facts.schema))).names) if run.facts.schema else set()
+    given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
     made = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
     suffix = str(run.recipe["task"].get("suffix", ""))
     shown = 0

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -86,8 +87,15 @@ def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -
             f"data: none of the {found.facts.rows} rows holds a text to work on",
             "see data.shape, data.columns and task.roles",
         )
+    renamed = [
+        f"{name} to {stored}"
+        for name, stored in zip(whole.names, shards.as_stored(whole.names), strict=True)
+        if name != stored
+    ]
+    if renamed:
+        tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
     tally.conclude(found.facts)
-    return found
+    return replace(found, facts=replace(found.facts, notes=dict(tally.notes)))
 
 
 def checker(task: RowTask, facts: Facts) -> CheckShard:

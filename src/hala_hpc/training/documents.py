@@ -11,7 +11,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
-from hala_hpc.data.shapes import ROLES, ColumnShape, TurnShape, require, shape_of
+from hala_hpc.data.shapes import ROLES, ColumnShape, TurnShape, refuse_originals, require, shape_of
 from hala_hpc.training.options import Kind
 
 CALLS: Final = ("function_call", "tool_call")
@@ -189,6 +189,8 @@ def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
         require(columns, schema)
     else:
         shape = shape_of(data, ["assistant"], schema)
+        if not data.columns:
+            refuse_originals(shape.columns, schema)
         if isinstance(shape, TurnShape) and kind == "chat":
             return Turns(shape.column, shape.role_key, shape.text_key)
         if isinstance(shape, TurnShape):
