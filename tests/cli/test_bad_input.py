@@ -88,7 +88,7 @@ def test_bad_data(
         ("data.shape=messages", "a.jsonl: no column 'messages' (columns: text)"),
         ("data.shape=pairs", "data.columns: shape 'pairs' needs the names of its text columns (columns: text)"),
         ("data.columns=[nope]", "a.jsonl: no column 'nope' (columns: text)"),
-        ("data.columns=[text, text]", "two columns are named 'text_ar'"),
+        ("data.columns=[text, text]", "data.columns: 'text' and 'text' lead to the same texts"),
         ("data.path=nope.jsonl", "nope.jsonl: no such file or folder"),
         ("data.path=*.nope", "data.path: no data files in "),
         ("data.path=[]", "give either data.path or data.hub"),

@@ -199,6 +199,10 @@ def test_columns_that_cannot_be() -> None:
         shape_of(Data(columns=["a,s"]), BOTH, schema)
     with pytest.raises(HalaError, match=r"no column 'l\.t' \(in each item of a list: l\[\]\.t\)"):
         shape_of(Data(columns=["l.t"]), BOTH, pa.schema([("l", pa.list_(schema.field("s").type))]))
+    faq = pa.schema([("faq", pa.list_(pa.struct([("q", pa.list_(pa.string())), ("a", pa.string())])))])
+    for other in ("faq", "faq[]", "faq[].q[]"):
+        with pytest.raises(HalaError, match="lead to the same texts"):
+            shape_of(Data(columns=["faq[].q", "faq[].a", other]), BOTH, faq)
     for column in ("b", "s.u", "a.t", "s.t.x", "a[]", "s[].t"):
         with pytest.raises(HalaError, match=re.escape(f"no column '{column}' (columns: a, s)")):
             shape_of(Data(columns=[column]), BOTH, schema)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import infer, readers, schema, shards
+from hala_hpc.data.columns import field_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.digest import Row, digest_of
-from hala_hpc.data.shapes import field_of
 from hala_hpc.data.unify import unify
 from hala_hpc.training.documents import Chat, reader_of
 from tests.data.helpers import planned, read, rows_of, write

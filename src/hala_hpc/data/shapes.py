@@ -4,8 +4,10 @@ A shape finds texts as (place, text) pairs and builds, from translations by plac
 itself is never changed: what is new stands in columns of its own. What it passes over it tells in words, to be counted.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -144,6 +146,7 @@ def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
         raise HalaError(f"data.columns: shape '{kind}' needs the names of its text columns", _listed(schema))
     paths = paths[:1] if kind == "pairs" else paths  # the others are references
     require(paths, schema)
+    _refuse_overlap(paths)
     others = named.others(schema, data.columns or paths)
     if known.keys and len(paths) == 1 and paths[0] in schema.names:
         keys = turns.keys_of(_turn_keys(schema.field(paths[0]).type), known.keys)
@@ -197,6 +200,14 @@ def _guess(data: Data, names: Sequence[str]) -> str:
     raise HalaError(
         "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
     )
+
+
+def _refuse_overlap(paths: Sequence[str]) -> None:
+    """Raises HalaError where two paths lead to one text."""
+    for first, second in combinations(paths, 2):
+        (one, steps), (other, further) = named.split(first), named.split(second)
+        if one == other and all(map(operator.eq, steps, further)):
+            raise HalaError(f"data.columns: '{first}' and '{second}' lead to the same texts", "name them once")
 
 
 def _turn_keys(kind: Any) -> list[str]:
