@@ -17,6 +17,7 @@ from hala_hpc.data import cut as cutting
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.digest import Row
+from hala_hpc.data.shapes import shape_of
 from tests.data.helpers import NOTHING, lines, planned, read, rows_of, write
 
 BROKEN = b'{"text":\n'
@@ -45,6 +46,18 @@ def test_all_bad_rows_are_named_in_one_pass(tmp_path: Path) -> None:
     assert said.startswith(f"3 bad rows: {path}:2: not valid JSON: ")
     assert f"; {path}:3: a row is a JSON object, this is a list; {path}: row 4: column 'text' holds a number" in said
     assert "data.bad_rows=set_aside leaves such rows out" in said
+
+
+def test_a_column_that_only_a_bad_row_has_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"id": "a", "meta": {"k": "x"}}, {"id": "b", "meta": {"k": "x", "j": 2}}])
+    asked = Data(path=[str(path)], columns=["meta.j"])
+
+    def find(schema: pa.Schema) -> cutting.TextsOf:
+        shape = shape_of(asked, [], schema)
+        return lambda row: [text for _, text in shape.texts(row)]
+
+    with pytest.raises(HalaError, match=r"a\.jsonl: row 2: column 'meta\.j' holds a number, not text"):
+        cutting.cut(asked, Run(), "translate", tmp_path, find, NOTHING)
 
 
 def test_of_many_bad_rows_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:

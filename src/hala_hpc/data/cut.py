@@ -151,10 +151,11 @@ def _cut_source(
 ) -> pa.Schema | None:
     """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
     whole: pa.Schema | None = None
+    wrong: set[int] = set()
     for chunk in sources.chunks(source, name, bad, lambda: sys.maxsize if limit is None else limit - cutter.rows):
         fill = chunk.table is not None
         merged = unify(whole, chunk.schema(), fill)
-        if whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
+        if wrong or whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
             find = _finder(texts_of, merged, source.original)
         wrong = set()
         for place, (row, position) in enumerate(zip(chunk.rows, chunk.positions, strict=True)):
@@ -165,8 +166,6 @@ def _cut_source(
                 wrong.add(place)
         if len(wrong) < len(chunk.rows):  # a row that is set aside has no say in the types of columns
             whole = unify(whole, chunk.without(wrong).schema(), fill) if wrong else merged
-        if wrong and whole is not None:
-            find = _finder(texts_of, whole, source.original)
         watch.count(cutter.rows)
     return whole
 
