@@ -108,7 +108,8 @@ class Hala:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
+        self.env = kept | {"HALA_SITE": "local"}  # where Slurm is installed, a site must be chosen
 
     def __call__(self, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hala_hpc.cli", *map(str, words)]
@@ -143,9 +144,11 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_inherited_runs() -> Iterator[None]:
-    """A person's own settings must not reach the tests."""
+    """A person's own settings must not reach the tests, whose site is this machine, also where it has Slurm."""
     kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("HALA_") and key != "HALA_TEST_DATA"}
+    os.environ["HALA_SITE"] = "local"
     yield
+    del os.environ["HALA_SITE"]
     os.environ.update(kept)
 
 

@@ -54,7 +54,7 @@ def test_a_parquet_file_of_others_is_no_manifest(tmp_path: Path) -> None:
 
 def test_a_run_is_made_with_all_its_folders(tmp_path: Path) -> None:
     run = create(tmp_path / "runs" / "r", "name: r\n", fill)
-    assert find_run("r", tmp_path / "runs") == run.path
+    assert find_run("r", [tmp_path / "runs"]) == run.path
     assert run.recipe.read_text().endswith("\nname: r\n")
     assert "# recipe_digest: " in run.recipe.read_text()
     assert manifest.read(run.manifest).facts.made_by["planned_at"].endswith("Z")
@@ -106,14 +106,14 @@ def test_a_planner_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
     process.join()
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(HalaError, match="there are no runs"):
-        find_run("r", tmp_path)
+        find_run("r", [tmp_path])
     create(tmp_path / "r", "name: r\n", fill)
 
 
 def test_an_unknown_run_is_answered_with_those_there_are(tmp_path: Path) -> None:
     create(tmp_path / "known", "name: known\n", fill)
     with pytest.raises(HalaError) as caught:
-        find_run("knwon", tmp_path)
+        find_run("knwon", [tmp_path])
     assert "known" in str(caught.value)
 
 

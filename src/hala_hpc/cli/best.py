@@ -30,7 +30,7 @@ RULES = ("average", "one-se", "no-loss")
 @click.option("--with-base", is_flag=True, help="The base may be chosen too.")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Choose among these only.")
 @click.option("--benchmarks", multiple=True, metavar="PATTERN", help="Choose by these only.")
-@click.option("--to", type=click.Path(path_type=Path), help="Where the choice is written down. [RUN/best.json]")
+@click.option("--to", type=common.Place(path_type=Path), help="Where the choice is written down. [RUN/best.json]")
 @common.as_json
 def command(
     runs: tuple[str, ...],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -10,34 +11,72 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hala_hpc.config import places
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
 
 if TYPE_CHECKING:
     from hala_hpc.slurm.commands import JobState
+    from hala_hpc.slurm.submit import Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")
 site_option = click.option(
     "--site",
-    default=lambda: os.environ.get("HALA_SITE", "local"),
+    default=lambda: places.from_environment("HALA_SITE") or "",
     help="A site profile: its name or its file. [$HALA_SITE, else local]",
 )
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 run_argument = click.argument("run", metavar="RUN")
 
 
+class Place(click.Path):
+    """A path of an option: `~` and variables that no shell has expanded (``--to=~/x``) are, or are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(places.expanded(str(value), param.opts[0] if param else "path"), param, ctx)
+
+
+recipe_argument = click.argument("recipe", type=Place(path_type=Path))
+
+
+def runs_roots() -> list[Path]:
+    """Where runs are looked for by name: $HALA_RUNS and run.root of $HALA_SITE; ./runs where neither says a place.
+
+    A recipe's runs go to the first, unless the recipe or the command line says another.
+    """
+    said = [places.from_environment("HALA_RUNS"), _profile_root(places.from_environment("HALA_SITE"))]
+    return list(dict.fromkeys(Path(root).resolve() for root in said if root)) or [Path(Run().root).resolve()]
+
+
 def runs_root() -> Path:
-    """Where runs are looked for by name: $HALA_RUNS, else ./runs."""
-    return Path(os.environ.get("HALA_RUNS", "runs"))
+    """Where new runs go, and where ``hala runs`` looks."""
+    return runs_roots()[0]
+
+
+def _profile_root(site: str | None) -> str | None:
+    """What a profile says of run.root, with only as much machinery as that takes. Raises HalaError."""
+    if site is None:
+        return None
+    from hala_hpc.config.written import load
+
+    path = profile_of(site)
+    try:
+        found = load(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise HalaError(f"{path}: {error}", "the site profile that $HALA_SITE names") from error
+    root = found.get("run", {}).get("root") if isinstance(found, dict) and isinstance(found.get("run"), dict) else None
+    if root is None or "${oc." in str(root):
+        return None
+    return str(path.parent / places.expanded(str(root), f"{path}: run.root"))
 
 
 def find(run: str) -> Path:
     """A run by its path or name."""
     from hala_hpc.run.layout import find_run
 
-    return find_run(run, runs_root())
+    return find_run(places.expanded(run, "RUN"), runs_roots())
 
 
 def hpc_roots() -> list[Path]:
@@ -48,16 +87,54 @@ def hpc_roots() -> list[Path]:
     return [root for root in (Path("hpc"), package / "hpc", package.parents[1] / "hpc") if root.is_dir()]
 
 
-def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of a command line. $HALA_RUNS, where it is set, is the default of run.root."""
-    from hala_hpc import tasks
-    from hala_hpc.config.compose import compose, find_profile
+def profile_of(site: str) -> Path:
+    """The file of a site profile, by its name or path; without either, this machine's. Raises HalaError."""
+    from hala_hpc.config.compose import find_profile
 
-    profile = find_profile(site, "sites", hpc_roots())
-    composed = compose(recipe, profile, overrides, tasks.options_of)
-    if composed.run.root == Run().root:
-        composed.run.root = str(runs_root().resolve())
+    return find_profile(places.expanded(site, "--site") or "local", "sites", hpc_roots())
+
+
+def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe of a command line."""
+    from hala_hpc import tasks
+    from hala_hpc.config.compose import compose
+
+    composed = compose(recipe, profile_of(site), overrides, tasks.options_of)
+    composed.run.root = str(Path(composed.run.root).resolve())
     return composed
+
+
+def refuse_forgotten_site(site: str, executor: str) -> None:
+    """On a login node nobody starts workers by forgetting to say where. Raises HalaError."""
+    if not site and executor == "local" and shutil.which("sbatch"):
+        raise HalaError(
+            "which site? This machine has Slurm, and without --site or $HALA_SITE the workers would run right here",
+            "--site NAME, one of `hala sites`; --site local runs them here",
+        )
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 worker, 2,000 workers."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def handed_in(submission: "Submission", purpose: str) -> str:
+    """What was started, and where: 2 workers for RUN (slurm 4711)."""
+    jobs = ", ".join(submission.jobs[:4]) + (", …" if len(submission.jobs) > 4 else "")
+    return f"{plural(submission.workers, 'worker')} {purpose} ({submission.executor} {jobs})"
+
+
+def show(table: Any) -> None:
+    """A rich table on standard output; without blanks at the ends of its lines, which scripts would get too."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def load_site(site: str, overrides: tuple[str, ...]) -> Recipe:
@@ -80,8 +157,6 @@ def frozen(run: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from hala_hpc.config.errors import HalaError
-
     hint = "a run cannot do without it: put a copy back"
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -95,8 +170,6 @@ def frozen(run: Path) -> dict[str, Any]:
 
 def run_settings(run: Path) -> Run:
     """The ``run`` section of a frozen recipe. Raises HalaError where it cannot be read."""
-    from hala_hpc.config.errors import HalaError
-
     try:
         return Run(**frozen(run)["run"])
     except TypeError as error:

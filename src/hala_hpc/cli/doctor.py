@@ -1,5 +1,6 @@
 """``hala doctor``: what is missing here."""
 
+import os
 from dataclasses import asdict
 
 import click
@@ -22,12 +23,13 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
     from hala_hpc.slurm.doctor import examine
 
     findings = []
-    for finding in examine(common.load_site(site, overrides)):
+    colour = True if os.environ.get("FORCE_COLOR") else None  # as rich does for the tables of other commands
+    for finding in examine(common.load_site(site, overrides), common.profile_of(site)):
         findings.append(finding)
         if not json_:
-            advice = f"  → {finding.advice}" if finding.advice and finding.state != "ok" else ""
+            advice = f"  → {finding.advice}" if finding.advice else ""
             mark = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
-            click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}")
+            click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}", color=colour)
     if json_:
         common.echo_json([asdict(finding) for finding in findings])
     raise click.exceptions.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)

@@ -28,12 +28,17 @@ def list_() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--to", type=click.Path(path_type=Path), help="Where to build it. [.envs/NAME]")
-def build(name: str, to: Path | None) -> None:
-    r"""Build an environment, whole or not at all; one that is there already is left alone.
+@click.option("--to", type=common.Place(path_type=Path), help="Where to build it. [.envs/NAME]")
+@click.option("--switch", is_flag=True, help="Though it runs another checkout's hala_hpc: make it run this one's.")
+def build(name: str, to: Path | None, switch: bool) -> None:
+    r"""Build an environment, whole or not at all. One that is as its lock says is left alone.
+
+    An environment runs the code of the checkout that built it. From another checkout it is built again only with
+    --switch, for all who share it, their running jobs too, then run that code.
 
     \b
     hala env build serve-cpu
+    hala env build serve-cuda --to /scratch/me/envs/serve
     """
     import hala_hpc
     from hala_hpc.slurm.environments import build_environment
@@ -41,7 +46,7 @@ def build(name: str, to: Path | None) -> None:
     checkout = Path(hala_hpc.__file__).parents[2]
     project = checkout if (checkout / "pyproject.toml").is_file() else None
     target = (to or Path(".envs") / name).resolve()
-    build_environment(name, target, locks=_locks(), project=project, echo=click.echo)
+    build_environment(name, target, locks=_locks(), project=project, echo=click.echo, switch=switch)
 
 
 def _locks() -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import layout
 
@@ -50,7 +51,8 @@ def recipes(recipe: Path, site: str, overrides: tuple[str, ...]) -> "list[Recipe
 
 def find(run: str) -> Path | None:
     """A grid by its path or name; None where there is none of that name."""
-    candidates = (Path(run), common.runs_root() / run)
+    named = places.expanded(run, "RUN")
+    candidates = (Path(named), *(root / named for root in common.runs_roots()))
     return next((path.resolve() for path in candidates if (path / MARKER).is_file()), None)
 
 
@@ -102,6 +104,7 @@ def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> 
     from hala_hpc.slurm.submit import submitted
 
     name, root, cells = _expanded(recipe, site, overrides)
+    common.refuse_forgotten_site(site, next(cell.recipe.site.executor for cell in cells if cell.recipe))
     if any(cell.recipe and cell.recipe.site.executor == "slurm" for cell in cells):
         commands.limits()  # a Slurm that is not there is told before all the data is read
     folder = root / name
@@ -143,17 +146,17 @@ def _expanded(recipe: Path, site: str, overrides: tuple[str, ...]) -> "tuple[str
     from hala_hpc import tasks
     from hala_hpc.cli.planning import NAME
     from hala_hpc.config import grid
-    from hala_hpc.config.compose import find_profile
-    from hala_hpc.config.schema import Run
 
-    profile = find_profile(site, "sites", common.hpc_roots())
-    name, cells = grid.expand(recipe, profile, overrides, tasks.options_of)
+    name, cells = grid.expand(recipe, common.profile_of(site), overrides, tasks.options_of)
     if not NAME.fullmatch(name):
-        raise HalaError(f"name: {name!r} cannot be a grid's name", "letters, digits, -, _ and .")
+        raise HalaError(f"name: {name!r} cannot be a grid's name", "letters, digits, -, _ and .; no . or - in front")
     if not any(cell.state == "run" for cell in cells):
-        raise HalaError(f"{recipe}: none of its {len(cells)} cells is a run", "see grid.exclude and grid.as_is")
+        raise HalaError(
+            f"{recipe}: all of its {len(cells)} cells are left out or models as they are",
+            "see grid.exclude and grid.as_is",
+        )
     root = next(Path(cell.recipe.run.root) for cell in cells if cell.recipe)
-    return name, (common.runs_root() if str(root) == Run().root else root).resolve(), cells
+    return name, root.resolve(), cells
 
 
 @contextmanager
@@ -263,6 +266,6 @@ def _tell(folder: Path, planned: Sequence[Planned], submissions: "Sequence[Submi
         common.echo_json({"grid": str(folder), "runs": [str(one.path) for one in planned], "jobs": jobs})
         return
     for one in before:
-        click.echo(f"{one.workers} workers prepare the data first ({one.executor} {', '.join(one.jobs[:4])})")
-    click.echo(f"{cells.workers} workers for {len(planned)} runs ({cells.executor} {', '.join(cells.jobs[:4])})")
+        click.echo(common.handed_in(one, "to prepare the data first"))
+    click.echo(common.handed_in(cells, f"for {common.plural(len(planned), 'run')}"))
     click.echo(f"next: hala status {folder}")

@@ -42,7 +42,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = cast(click.Command, importlib.import_module(f"hala_hpc.cli.{cmd_name}").command)
-        command.help = _verbatim(command.help)
+        for each in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            each.help = _verbatim(each.help)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
@@ -59,12 +60,12 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="hala")
+@click.version_option(__version__, "-V", "--version", prog_name="hala")
 def hala() -> None:
     r"""Make language models speak a new language, on a Slurm cluster.
 
     \b
-    hala plan   jobs/demo/translate.yaml
+    hala plan   jobs/demo/translate.yaml --site local-cpu
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     hala status translate-openorca --watch
     """
@@ -84,9 +85,14 @@ def main() -> None:
 
     try:
         # click keeps Exit to itself here, and returns its code; a command's own result is None.
-        sys.exit(hala(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        sys.exit(hala(_words(sys.argv[1:]), standalone_mode=False) or 0)
     except click.Abort:
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:  # `hala env`
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.NoSuchOption as error:
+        _fail(f"{error.format_message()}{_key_hint(error)}")
     except click.ClickException as error:
         _fail(error.format_message())
     except HalaError as error:
@@ -94,13 +100,39 @@ def main() -> None:
     except BrokenPipeError:  # `hala … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
-    except PermissionError as error:
-        _fail(f"{error.filename}: permission denied")
     except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(f"no space left on the disk{where}; nothing was left half-made (free some, then try again)")
+        _fail(_told(error))
+
+
+def _words(words: list[str]) -> list[str]:
+    """``hala`` alone shows help, ``hala help X`` is ``hala X --help``."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    return words or ["--help"]
+
+
+def _key_hint(error: click.NoSuchOption) -> str:
+    """``--workers 3``, where no option but a recipe's key is called so."""
+    import dataclasses
+
+    from hala_hpc.config import schema
+
+    name = error.option_name.lstrip("-").replace("-", "_")
+    sections = {"run": schema.Run, "data": schema.Data, "sampling": schema.Sampling, "site.slurm": schema.Slurm}
+    for section, kind in sections.items():
+        if name in {field.name for field in dataclasses.fields(kind)}:
+            return f" (of a recipe it is a key: {section}.{name}=…)"
+    return ""
+
+
+def _told(error: OSError) -> str:
+    """What a disk refused, in a line: a full one, a file where a folder is wanted, a name too long, no permission."""
+    where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if error.errno in FULL_DISK:
+        at = f" ({where})" if where else ""
+        return f"no space left on the disk{at}; nothing was left half-made (free some, then try again)"
+    said = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{where}: {said}" if where else said
 
 
 def _fail(message: str) -> None:

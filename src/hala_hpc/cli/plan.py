@@ -21,12 +21,12 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     Of a training: its steps, each GPU's memory by part, on several numbers of GPUs, and GPU-hours.
 
     \b
-    hala plan jobs/demo/translate.yaml
+    hala plan jobs/demo/translate.yaml --site local-cpu
     hala plan jobs/hala/translate-openorca.yaml --site mycluster run.workers=64
     hala plan jobs/hala/sft-1.2b.yaml --site mycluster
     """
     from hala_hpc.cli import grid
-    from hala_hpc.cli.planning import check, plan_run
+    from hala_hpc.cli.planning import check, obstacles, plan_run
 
     if grid.is_grid(recipe):
         grid.plan(recipe, site, overrides, create, json_)
@@ -41,6 +41,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=root if root.is_dir() else None) as scratch:
             planned = plan_run(asked, task, Path(scratch) / asked.name)
             summary = summary_of(asked, planned.path, target, task.stage)
+        summary["warnings"] = obstacles(asked, target)
     if json_:
         common.echo_json(summary)
     else:
@@ -85,7 +86,6 @@ def summary_of(recipe: Any, planned: Path, target: Path, stage: str) -> dict[str
 
 
 def _show(summary: dict[str, Any], created: bool) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -101,9 +101,11 @@ def _show(summary: dict[str, Any], created: bool) -> None:
         _rows(table, summary)
     for note, count in summary["notes"].items():
         table.add_row("[yellow]note[/]", f"{count:,} {escape(note)}")
+    for warning in summary.get("warnings", ()):
+        table.add_row("[yellow]warning[/]", escape(warning))
     table.add_row("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})")
     table.add_row("run", summary["run"])
-    Console(soft_wrap=True).print(table)
+    common.show(table)
     if summary["sbatch"]:
         click.echo(f"\n{summary['sbatch']}")
     if created and training:
@@ -116,7 +118,7 @@ def _show(summary: dict[str, Any], created: bool) -> None:
 def _items(table: Any, summary: dict[str, Any], items: list[str]) -> None:
     _sources(table, summary, "")
     shown = ", ".join(items[:12]) + (f", … and {len(items) - 12} more" if len(items) > 12 else "")
-    table.add_row(summary["task"], f"{len(items)} shards: {shown}")
+    table.add_row(summary["task"], f"{common.plural(len(items), 'shard')}: {shown}")
 
 
 def _rows(table: Any, summary: dict[str, Any]) -> None:

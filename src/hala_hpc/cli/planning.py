@@ -1,11 +1,17 @@
 """From a recipe to a planned run, with progress: what ``plan`` and ``submit`` share."""
 
+import importlib.util
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from hala_hpc import engines, tasks
+from hala_hpc.cli import common
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
@@ -17,7 +23,7 @@ from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.launch import require_environment
 from hala_hpc.tasks.base import Task
 
-NAME = re.compile(r"[\w-][\w.-]{0,99}")
+NAME = re.compile(r"\w[\w.-]{0,99}")
 """Names of runs: they become folders, and part of the names of Slurm jobs."""
 
 
@@ -25,7 +31,8 @@ def check(recipe: Recipe) -> Task:
     """Refuse what can be refused before the data is read."""
     if not NAME.fullmatch(recipe.name):
         raise HalaError(
-            f"name: {recipe.name!r} cannot be a run's name", "letters, digits, -, _ and ., at most 100; no . in front"
+            f"name: {recipe.name!r} cannot be a run's name",
+            "letters, digits, -, _ and ., at most 100; no . or - in front",
         )
     for key in ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"):
         if getattr(recipe.run, key) <= 0:
@@ -43,8 +50,56 @@ def check(recipe: Recipe) -> Task:
     return task
 
 
+def refuse_missing_engine(recipe: Recipe, task: Task) -> None:
+    """Refuse workers on this machine, in this Python, that could not import their engine. Raises HalaError."""
+    needs_vllm = task.loop == "rows" and recipe.engine.kind == "vllm"
+    is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
+    if needs_vllm and is_here and importlib.util.find_spec("vllm") is None:
+        raise HalaError(
+            f"site {recipe.site.name} has no environment for the stage '{task.stage}', and this Python has no vLLM",
+            "--site local-cpu has one, made by `make serve`; engine.kind=echo tries a recipe without a model",
+        )
+
+
+def obstacles(recipe: Recipe, target: Path) -> list[str]:
+    """Why the run that is planned here could not be made in its place, as far as that can be told beforehand."""
+    found = []
+    if target.exists():
+        found.append(_existing(recipe, target).message)
+    there = next(folder for folder in (target.parent, *target.parent.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".plan-", dir=there):
+            pass
+    except OSError as error:
+        found.append(f"run.root: no folder can be made in {there}: {error.strerror}")
+    return found
+
+
+def _existing(recipe: Recipe, target: Path) -> HalaError:
+    """Says of the run that has the name already whether it was asked for the same, and if not, by which keys."""
+    said = "a folder that is no run"
+    if (target / "recipe.yaml").is_file():
+        before, now = _flat(common.frozen(target)), _flat(yaml.safe_load(freeze(recipe)))
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more keys" if len(keys) > 6 else "")
+        said = f"with another recipe: it differs in {listed}" if keys else "with the same recipe"
+    hint = f"`hala resume {target.name}`, or give another name=…; resuming goes on with the recipe it has"
+    return HalaError(f"run '{target.name}' exists in {target.parent}, {said}", hint)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    return {
+        key: value for name, item in values.items() for key, value in _flat(item, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
     """Plan the run into its folder. Raises HalaError; nothing is left behind then."""
+    if target.exists():
+        raise _existing(recipe, target)
 
     def fill(folder: Path) -> tuple[list[Shard], Facts]:
         with _watching() as watch:

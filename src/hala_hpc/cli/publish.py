@@ -21,7 +21,9 @@ SHOWN: Final = 50
 @click.option("--dry-run", is_flag=True, help="Show what would go, and its card; send and write nothing.")
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
 @click.option("--replace", is_flag=True, help="Remove what the repository has of older weights or rows.")
-@click.option("--collected", type=click.Path(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]")
+@click.option(
+    "--collected", type=common.Place(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]"
+)
 @click.option("--item", help="Of merges or exported checkpoints: which model. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
 @click.option("--licence-of", multiple=True, metavar="NAME=LICENCE", help="What nobody told: the licence of a source.")
@@ -29,7 +31,7 @@ SHOWN: Final = 50
 @click.option("--scores", multiple=True, metavar="RUN", help="An evaluation of this model, for its card.")
 @click.option(
     "--about",
-    type=click.Path(True, dir_okay=False, path_type=Path),
+    type=common.Place(True, dir_okay=False, path_type=Path),
     help="A file with words of your own, for the card.",
 )
 @common.as_json
@@ -48,9 +50,10 @@ def command(
     hala publish translate-openorca --to hub:my-org/openorca-ar --licence cc-by-nc-4.0 --private
     hala publish merge --item t0.50 --to models/merged
     """
+    from hala_hpc.config import places
     from hala_hpc.publish import content, folder, hub, publication
 
-    path = common.find(run)
+    path, to = common.find(run), places.expanded(to, "--to")
     name = hub.name_of(to) if to.startswith(hub.PREFIX) else ""
     if name and not dry_run:
         hub.refuse_without_key()

@@ -6,33 +6,42 @@ from typing import Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.run.layout import GRID
 
 
 @click.command()
-@click.option("--root", type=click.Path(path_type=Path), help="Where to look. [$HALA_RUNS, else ./runs]")
+@click.option(
+    "--root",
+    type=common.Place(path_type=Path),
+    help="Where to look. [$HALA_RUNS, else run.root of $HALA_SITE, else ./runs]",
+)
 @common.as_json
 def command(root: Path | None, json_: bool) -> None:
-    r"""List the runs, newest first.
+    r"""List the runs, newest first; a grid is one line, with the sums of its runs.
 
     \b
     hala runs --root /scratch/me/runs
     """
     folder = root or common.runs_root()
-    found = sorted(folder.glob("*/manifest.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
-    rows = [_row(path.parent) for path in found]
+    found = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    rows = [(_grid if path.name == GRID else _row)(path.parent) for path in found]
     broken = [row for row in rows if "error" in row] + _half_planned(folder)
     if json_:
         common.echo_json(rows + broken[sum("error" in row for row in rows) :])
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("run", "shards", "rows", "workers", "planned", box=None, pad_edge=False)
     whole = [row for row in rows if "error" not in row]
     for row in whole:
         counts = (f"{row['done']:,}/{row['shards']:,}", f"{row['rows_done']:,}/{row['rows']:,}")
-        table.add_row(row["run"], *counts, str(row["workers"]), row["planned_at"])
-    Console().print(table if whole else f"no runs in {folder}")
+        name = f"{row['run']} (grid of {common.plural(row['runs'], 'run')})" if "runs" in row else row["run"]
+        table.add_row(name, *counts, str(row["workers"]), row["planned_at"])
+    if whole:
+        common.show(table)
+    else:
+        click.echo(f"no runs in {folder.resolve()}")
     for row in broken:
         click.echo(f"{row['run']}: {row['error']}", err=True)
 
@@ -50,6 +59,16 @@ def _half_planned(root: Path) -> list[dict[str, Any]]:
         }
         for path, seconds in create.half_made(root)
     ]
+
+
+def _grid(path: Path) -> dict[str, Any]:
+    """The sums of a grid's runs; ``error`` where one of them cannot be read."""
+    rows = [_row(run.parent) for run in sorted(path.glob("[!.]*/manifest.parquet"))]
+    if broken := [f"{row['run']}: {row['error']}" for row in rows if "error" in row]:
+        return {"run": path.name, "path": str(path), "error": "; ".join(broken)}
+    sums = {key: sum(row[key] for row in rows) for key in ("shards", "done", "failed", "rows", "rows_done", "workers")}
+    planned_at = max((row["planned_at"] for row in rows), default="")
+    return {"run": path.name, "path": str(path), "runs": len(rows), **sums, "planned_at": planned_at}
 
 
 def _row(path: Path) -> dict[str, Any]:

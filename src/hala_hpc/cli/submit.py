@@ -16,11 +16,11 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     r"""Plan a run and start its workers; then log out. Come back to `hala status`.
 
     \b
-    hala submit jobs/demo/translate.yaml
+    hala submit jobs/demo/translate.yaml --site local-cpu name=again
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
     from hala_hpc.cli import grid, training
-    from hala_hpc.cli.planning import check, plan_run
+    from hala_hpc.cli.planning import check, plan_run, refuse_missing_engine
     from hala_hpc.cli.starting import start
     from hala_hpc.run import manifest
     from hala_hpc.run.files import remove_tree
@@ -31,7 +31,9 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
         grid.submit(recipe, site, overrides, json_)
         return
     asked = common.load(recipe, site, overrides)
+    common.refuse_forgotten_site(site, asked.site.executor)
     task = check(asked)
+    refuse_missing_engine(asked, task)
     if asked.site.executor == "slurm":
         commands.limits()  # a Slurm that is not there is told before all the data is read
     run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
@@ -47,10 +49,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
         common.echo_json({"run": str(run.path), "jobs": jobs, "workers": submission.workers})
     else:
         for one in before:
-            click.echo(f"{one.workers} workers prepare its data first ({one.executor} {', '.join(one.jobs[:4])})")
-        click.echo(
-            f"{submission.workers} workers for {run.path} ({submission.executor} {', '.join(submission.jobs[:4])})"
-        )
+            click.echo(common.handed_in(one, "to prepare its data first"))
+        click.echo(common.handed_in(submission, f"for {run.path}"))
         for line in training.loud(run.path) if asked.task.kind == "train" else ():
             click.secho(line, fg="red", bold=True)
         click.echo(f"next: hala status {run.path}")

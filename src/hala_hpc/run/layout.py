@@ -1,6 +1,8 @@
 """Where things stand in a run directory: names only, no state."""
 
+import difflib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +143,12 @@ def listing(folder: Path) -> list[str]:
         return []
 
 
-def find_run(name: str, root: Path) -> Path:
-    """A run by its path, or by its name under ``root``. Raises HalaError listing what is there, or what a run lacks."""
-    for path in (Path(name), root / name):
+def find_run(name: str, roots: Sequence[Path]) -> Path:
+    """A run by its path, or by its name under the first of ``roots`` that has it.
+
+    Raises HalaError listing what is there, what a run lacks, or the runs of a grid.
+    """
+    for path in (Path(name), *(root / name for root in roots)):
         wanting = [part for part in ("manifest.parquet", "recipe.yaml") if not (path / part).is_file()]
         if not wanting:
             return path.resolve()
@@ -151,6 +156,21 @@ def find_run(name: str, root: Path) -> Path:
             state = "is a folder" if (path / wanting[0]).is_dir() else "is gone"
             hint = "a run cannot do without it, and nothing makes it again: put a copy back, or plan anew"
             raise HalaError(f"{path / wanting[0]} {state}", f"{hint} under another name")
-    known = sorted(path.parent.name for path in root.glob("[!.]*/manifest.parquet"))
-    listed = f"runs in {root}: {', '.join(known[:8])}" if known else f"there are no runs in {root}"
-    raise HalaError(f"no run '{name}'", listed)
+        if (path / GRID).is_file():
+            cells = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
+            raise HalaError(f"'{name}' is a grid of {len(cells)} runs", f"name one of them: {_few(cells)}")
+    raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
+
+
+def _runs_in(root: Path, name: str) -> str:
+    """What is in a folder of runs, the likeliest first, and how to say another folder."""
+    known = sorted({path.parent.name for file in ("manifest.parquet", GRID) for path in root.glob(f"[!.]*/{file}")})
+    if not known:
+        return f"there are no runs in {root.resolve()}: give its path, or set HALA_RUNS to the folder of your runs"
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    return f"{meant}runs in {root.resolve()}, for HALA_RUNS may say another folder: {_few(known)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", … and {len(names) - 8} more" if len(names) > 8 else "")

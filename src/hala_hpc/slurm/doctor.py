@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from hala_hpc import __version__
+from hala_hpc.config.compose import of_place
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.places import expanded
 from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
 from hala_hpc.slurm import commands
@@ -23,6 +25,7 @@ IMPORT_SECONDS = 180.0
 """A first import of vLLM from a cold shared file system takes a minute or two."""
 LITTLE_SPACE_GB = 20
 CLOCK_SECONDS = 60.0
+EXAMPLE, CHANGE = "example-h100.yaml", "CHANGE"
 NEEDED = {"serve": "vllm", "work": "trl"}
 """What the environment of a stage must be able to import, besides hala_hpc."""
 
@@ -37,35 +40,80 @@ class Finding:
     advice: str = ""
 
 
-def examine(recipe: Recipe) -> Iterator[Finding]:
-    """Look at this machine and at the recipe's site, one finding after the other."""
+def examine(recipe: Recipe, profile: Path) -> Iterator[Finding]:
+    """Look at this machine and at the recipe's site, one finding after the other. Makes nothing that stays."""
     yield Finding("hala_hpc", "ok", f"{__version__}, Python {sys.version.split()[0]}")
+    yield from _unedited(profile)
+    yield from _two_roots(recipe, profile)
     yield from _runs(Path(recipe.run.root))
     yield from _cache(recipe)
     for stage, environment in recipe.site.environments.items():
-        yield _environment(stage, environment)
+        yield _environment(stage, environment, "cuda" if recipe.site.slurm.gpus_per_worker else "cpu")
     if not recipe.site.environments:
-        found = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one")
+        advice = "--site local-cpu has an environment for it, made by `make serve`; other engines need none"
+        found = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one", advice)
         # No fault where the engine is an endpoint: only vLLM in the worker needs it.
         yield found if found.state == "ok" else replace(found, state="warning")
     if recipe.site.executor == "slurm":
         yield from _slurm(recipe)
 
 
-def _runs(root: Path) -> Iterator[Finding]:
+def _unedited(profile: Path) -> Iterator[Finding]:
+    """Lines of a copied example that were to be changed, and were not."""
+    lines = profile.read_text("utf-8", "replace").splitlines()
+    example = profile.with_name(EXAMPLE)
+    shipped = set(example.read_text("utf-8").splitlines()) if example.is_file() else set()
+    left = [
+        number
+        for number, line in enumerate(lines, 1)
+        if CHANGE in line.partition("#")[0] or (CHANGE in line and line in shipped and line.partition("#")[0].strip())
+    ]
+    if left:
+        yield Finding(
+            "profile", "missing", f"{profile}: CHANGE stands in line {', '.join(map(str, left))}",
+            "put in what your cluster has, and take the mark away",
+        )  # fmt: skip
+
+
+def _two_roots(recipe: Recipe, profile: Path) -> Iterator[Finding]:
+    """$HALA_RUNS is stronger than a profile, so a profile that says another folder misleads."""
+    said = [layer for layer in of_place(profile) if isinstance(layer.values.get("run"), dict)]
+    roots = {layer.where: str(layer.values["run"].get("root")) for layer in said if "root" in layer.values["run"]}
+    places = {where: _rooted(root, profile.parent) for where, root in roots.items()}
+    if len(set(places.values())) > 1:
+        told = ", ".join(f"{where} says {root}" for where, root in places.items())
+        yield Finding("run.root", "warning", f"{told}; runs go to {recipe.run.root}", "let both say the same")
+
+
+def _rooted(root: str, base: Path) -> Path:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=root) as folder:
+        return (base / expanded(root, "run.root")).resolve()
+    except HalaError:
+        return Path(root)
+
+
+def _runs(root: Path) -> Iterator[Finding]:
+    if CHANGE in root.parts:
+        return  # told already; no folder is to be made of it
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as folder:
             file, link = Path(folder, "file"), Path(folder, "link")
             file.write_text("x")
             link.hardlink_to(file)
             ahead = touched_now(file) - time.time()
-        free = shutil.disk_usage(root).free / 1e9
+        free = shutil.disk_usage(there).free / 1e9
     except OSError as error:
         yield Finding("runs", "missing", f"{root}: {error.strerror}", "set run.root to a shared, writable folder")
         return
     state: Literal["ok", "warning"] = "ok" if free > LITTLE_SPACE_GB else "warning"
-    yield Finding("runs", state, f"{root.resolve()}: hard links work, {free:,.0f} GB free", "free some space")
+    made = "" if there == root else " (to be made)"
+    yield Finding(
+        "runs",
+        state,
+        f"{root.resolve()}{made}: hard links work, {free:,.0f} GB free",
+        "" if state == "ok" else f"less than {LITTLE_SPACE_GB} GB: free some space, or set run.root",
+    )
     if abs(ahead) > CLOCK_SECONDS:
         yield Finding(
             "clock", "warning", f"the file server is {ahead:+.0f} s off", "harmless for runs; tell the admins"
@@ -82,20 +130,20 @@ def _cache(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(key, "ok", folder)
 
 
-def _environment(stage: str, environment: Environment) -> Finding:
+def _environment(stage: str, environment: Environment, device: str) -> Finding:
     if environment.container is not None:
         runtime = environment.container.runtime
         found = runtime == "pyxis" or shutil.which(runtime)
         return Finding(f"environment {stage}", "ok" if found else "warning", f"{runtime} {environment.container.image}")
     if environment.modules or environment.python:
         return Finding(f"environment {stage}", "ok", "set up on the node by the site's own lines: not looked into")
-    return _importable(f"{environment.venv}/bin/python", stage, str(environment.venv))
+    advice = f"hala env build {stage}-{device} --to {environment.venv}"
+    return _importable(f"{environment.venv}/bin/python", stage, str(environment.venv), advice)
 
 
-def _importable(python: str, stage: str, where: str) -> Finding:
+def _importable(python: str, stage: str, where: str, advice: str) -> Finding:
     module = NEEDED.get(stage, "hala_hpc")
     code = f"import hala_hpc, submitit, {module}; print({module}.__version__)"
-    advice = f"hala env build {stage}-cpu (or {stage}-cuda)"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

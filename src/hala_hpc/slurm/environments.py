@@ -167,9 +167,11 @@ def _marker(target: Path) -> dict[str, object]:
 
 
 def build_environment(
-    name: str, target: Path, *, locks: Path, project: Path | None, echo: Callable[[str], None]
+    name: str, target: Path, *, locks: Path, project: Path | None, echo: Callable[[str], None], switch: bool = False
 ) -> Path:
     """Build the environment of ``<locks>/<name>.txt`` in ``target``, or leave it alone where it stands already.
+
+    One that runs the code of another checkout, or of another version, is touched only where ``switch`` is said.
 
     ``project`` is a checkout of hala_hpc to link; without one the running package is copied. A marker written last,
     with the lock's digest and all versions, tells a whole environment from half of one. Raises HalaError for an unknown
@@ -182,6 +184,11 @@ def build_environment(
     if before.get("digest") == digest and before.get("hala") == hala:
         echo(f"{name} stands in {target} as its lock has it (built {before['built_at']}): left alone")
         return target
+    if before and before.get("hala") not in (hala, None) and not switch:
+        raise HalaError(
+            f"{target} runs hala_hpc of {before['hala']}, not of {hala}, and so do the jobs of all who share it",
+            "--switch makes it run this one, --to builds another",
+        )
     environ, python = uv_environ(), str(target / "bin" / "python")
     if before.get("digest") == digest:
         echo(f"{name} in {target} gets hala_hpc from {hala}")
