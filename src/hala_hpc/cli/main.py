@@ -85,7 +85,7 @@ def main() -> None:
 
     try:
         # click keeps Exit to itself here, and returns its code; a command's own result is None.
-        sys.exit(hala(_words(sys.argv[1:]), standalone_mode=False) or 0)
+        sys.exit(hala(_words(sys.argv[1:]), prog_name="hala", standalone_mode=False) or 0)
     except click.Abort:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:  # `hala env`
@@ -101,6 +101,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except OSError as error:
+        if error.errno is None:  # of a library's own making, not the disk's
+            raise
         _fail(_told(error))
 
 

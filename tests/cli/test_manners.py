@@ -1,0 +1,240 @@
+"""The command line's manners: what is found, what is refused in one line, what help and lists show. In this process."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hala_hpc.cli import common
+from hala_hpc.cli import main as cli
+from hala_hpc.config.errors import HalaError
+from hala_hpc.slurm import doctor, environments
+from tests.conftest import ROOT
+
+Said = tuple[int, str, str]
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["hala", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def recipe(write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(data={"path": "a.jsonl"})
+
+
+def refused(said: Said) -> str:
+    code, out, err = said
+    assert (code, out, err.count("\n")) == (2, "", 1), said
+    assert err.startswith("hala: error: ")
+    return err
+
+
+# Places
+
+
+def test_options_and_names_expand_or_are_refused(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    assert run("plan", recipe, "--create", "run.root=$WHERE/runs")[0] == 0
+    assert run("runs", "--root", "$WHERE/runs")[1].splitlines()[1].startswith("test ")
+    monkeypatch.setenv("HALA_RUNS", "$WHERE/runs")
+    assert json.loads(run("status", "test", "--json")[1])["run"] == "test"
+    assert json.loads(run("status", "$WHERE/runs/test", "--json")[1])["run"] == "test"
+    for words in (("collect", "test", "--to=$NOPE/x"), ("report", "test", "--to=$NOPE/x"), ("status", "$NOPE/x")):
+        assert "there is no variable NOPE in this shell" in refused(run(*words))
+    assert "no such home folder" in refused(run("collect", "test", "--to=~nobody-of-it/x"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "test.yaml", "where"]
+
+
+def test_runs_are_found_where_the_profile_says(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site.yaml").write_text("run: {root: ./there/runs}\nsite: {name: s}\n")
+    monkeypatch.setenv("HALA_SITE", "./site.yaml")
+    assert run("plan", recipe, "--create")[0] == 0
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HALA_SITE", str(tmp_path / "site.yaml"))
+    assert json.loads(run("status", "test", "--json")[1])["path"] == str(tmp_path / "there/runs/test")
+    monkeypatch.setenv("HALA_RUNS", str(tmp_path / "elsewhere"))
+    assert common.runs_roots() == [tmp_path / "elsewhere", tmp_path / "there/runs"]
+    assert run("status", "test", "--json")[0] == 0  # HALA_RUNS is for new runs; the profile's are found still
+    monkeypatch.setenv("HALA_SITE", "")
+    said = refused(run("status", "tets"))
+    assert f"no run 'tets' (there are no runs in {tmp_path}/elsewhere: give its path, or set HALA_RUNS" in said
+    monkeypatch.setenv("HALA_RUNS", str(tmp_path / "there/runs"))
+    assert f"did you mean 'test'? runs in {tmp_path}/there/runs" in refused(run("status", "tets"))
+
+
+@pytest.mark.parametrize("words", [("collect",), ("logs",), ("publish", "--to", "x"), ("worker",), ("best",)])
+def test_a_grid_is_named_as_one(run: Run, write_recipe: Callable[..., Path], words: tuple[str, ...]) -> None:
+    grid = {"axes": {"to": {"eu": {"task": {"target": "Basque"}}, "ar": {}}}}
+    assert run("plan", write_recipe("langs", grid=grid, data={"path": "a.jsonl"}), "--create")[0] == 0
+    said = refused(run(words[0], "langs", *words[1:]))
+    assert "'langs' is a grid of 2 runs (name one of them: langs/ar, langs/eu)" in said
+    assert run("runs")[1].splitlines()[1].split("  ")[0] == "langs (grid of 2 runs)"
+    listed = json.loads(run("runs", "--json")[1])
+    assert [(row["run"], row["runs"], row["rows"]) for row in listed] == [("langs", 2, 4)]
+
+
+# What is refused
+
+
+def test_a_forgotten_site_is_asked_for(run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for site in ("", None):
+        monkeypatch.delenv("HALA_SITE") if site is None else monkeypatch.setenv("HALA_SITE", site)
+        assert "which site? This machine has Slurm" in refused(run("submit", recipe))
+        assert run("plan", recipe)[0] == 0
+    assert not (tmp_path / "runs").exists()
+    common.refuse_forgotten_site("local", "local")  # said, so meant
+    common.refuse_forgotten_site("", "slurm")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    common.refuse_forgotten_site("", "local")
+
+
+def test_workers_here_need_their_engine_here(run: Run, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    recipe = write_recipe(data={"path": "a.jsonl"}, engine={"kind": "vllm"}, model={"name": "./m"})
+    assert "this Python has no vLLM (--site local-cpu has one" in refused(run("submit", recipe))
+
+
+def test_a_run_that_exists_says_how_its_recipe_differs(run: Run, recipe: Path) -> None:
+    assert run("plan", recipe, "--create")[0] == 0
+    assert "exists in" in refused(run("submit", recipe))
+    assert "with the same recipe" in refused(run("submit", recipe))
+    said = refused(run("submit", recipe, "task.target=Basque", "run.workers=3"))
+    assert "with another recipe: it differs in run.workers, task.target (`hala resume test`" in said
+    assert "differs in run.workers" in json.loads(run("plan", recipe, "run.workers=3", "--json")[1])["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["-x", "--json", ".x", "a b", "a/b"])
+def test_names_that_no_command_could_be_given(run: Run, recipe: Path, name: str) -> None:
+    assert "cannot be a run's name" in refused(run("plan", recipe, f"name={name}"))
+
+
+@pytest.mark.parametrize(
+    ("option", "key"), [("--workers", "run.workers"), ("--limit", "data.limit"), ("--mem-gb", "site.slurm.mem_gb")]
+)
+def test_an_option_that_is_a_key(run: Run, recipe: Path, option: str, key: str) -> None:
+    assert f"No such option '{option}'" in (said := refused(run("plan", recipe, option, "3")))
+    assert f"of a recipe it is a key: {key}=…" in said
+
+
+def test_what_a_disk_refuses_is_one_line(run: Run, recipe: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    assert f"{file}/x: not a directory" in refused(run("submit", recipe, f"run.root={file}/x"))
+    assert "run.root: no folder can be made in" in run("plan", recipe, f"run.root={file}/x")[1]
+    assert "run.root: no folder can be made in /proc" in run("plan", recipe, "run.root=/proc/x")[1]
+    refused(run("submit", recipe, "run.root=/proc/x"))
+    refused(run("submit", recipe, f"run.root=/tmp/{'x' * 300}"))
+    assert run("plan", recipe, "--create")[0] == 0
+    refused(run("report", "test", "--to", f"{file}/x"))
+    refused(run("env", "build", "core", "--to", file))
+    refused(run("status", "x" * 5000))
+
+
+# Help, lists, words
+
+
+def test_help_in_all_its_forms(run: Run) -> None:
+    assert run("help", "plan") == run("plan", "--help")
+    assert run("help") == run("--help") == run()
+    assert run("-V") == run("--version")
+    code, out, err = run("env")
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: hala env [OPTIONS] COMMAND [ARGS]...\n")
+    for words in (("env",), ("env", "build", "--help")):
+        assert "\\b" not in (shown := run(*words)[1])
+        assert any(line.startswith("  hala env build serve-c") for line in shown.splitlines())
+
+
+def test_counts_have_their_nouns() -> None:
+    assert [common.plural(count, "worker") for count in (0, 1, 2, 2000)] == [
+        "0 workers",
+        "1 worker",
+        "2 workers",
+        "2,000 workers",
+    ]
+
+
+def test_tables_in_a_pipe_have_no_blanks_at_their_ends(run: Run, recipe: Path) -> None:
+    run("plan", recipe, "--create")
+    for words in (("plan", recipe), ("runs",)):
+        assert all(line == line.rstrip() for line in run(*words)[1].splitlines())
+
+
+# Doctor and environments
+
+
+def test_doctor_sees_a_profile_that_was_copied_and_not_edited(run: Run, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text((ROOT / "hpc/sites/example-h100.yaml").read_text())
+    code, out, _ = run("doctor", "--site", "./mine.yaml", "site.executor=local", "--json")
+    found = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 1
+    assert "CHANGE stands in line 7" in found["profile"]["detail"]
+    assert "runs" not in found
+    assert not Path("/scratch/CHANGE").exists()
+    assert found["environment serve"]["advice"] == "hala env build serve-cuda --to /scratch/CHANGE/envs/serve"
+
+
+def test_doctor_knows_the_marks_of_the_example(tmp_path: Path) -> None:
+    example = (ROOT / "hpc/sites/example-h100.yaml").read_text()
+    (tmp_path / doctor.EXAMPLE).write_text(example)
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(example.replace("/scratch/CHANGE", "/scratch/me").replace("gpu # CHANGE", "a100 # CHANGE"))
+    told = next(doctor._unedited(profile)).detail
+    marked = [
+        number for number, line in enumerate(profile.read_text().splitlines(), 1) if "account: my-project" in line
+    ]
+    assert all(f"{number}" in told for number in marked)
+    assert "a100" not in told
+    profile.write_text(profile.read_text().replace("# CHANGE", "#"))
+    assert not list(doctor._unedited(profile))
+
+
+def test_doctor_says_where_two_places_for_runs_differ(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s.yaml").write_text("run: {root: there}\nsite: {name: s}\n")
+    monkeypatch.setenv("HALA_RUNS", str(tmp_path / "here"))
+    found = {each["what"]: each for each in json.loads(run("doctor", "--site", "./s.yaml", "--json")[1])}
+    assert found["run.root"]["state"] == "warning"
+    assert found["run.root"]["detail"].endswith(f"$HALA_RUNS says {tmp_path}/here; runs go to {tmp_path}/here")
+    assert found["runs"]["detail"].startswith(f"{tmp_path}/here (to be made): hard links work")
+    assert not (tmp_path / "here").exists()
+    assert all(not each["advice"] for each in found.values() if each["state"] == "ok")
+    monkeypatch.setenv("HALA_RUNS", str(tmp_path / "there"))
+    assert "run.root" not in {each["what"] for each in json.loads(run("doctor", "--site", "./s.yaml", "--json")[1])}
+
+
+def test_another_checkouts_environment_is_switched_only_when_told(tmp_path: Path) -> None:
+    lock, target = tmp_path / "core.txt", tmp_path / "env"
+    lock.write_text("click==8.0\n")
+    target.mkdir()
+    marker = {"digest": environments.lock_digest(lock.read_text()), "hala": "/other", "built_at": "then"}
+    for digest in (marker["digest"], "older"):
+        (target / environments.MARKER).write_text(json.dumps(marker | {"digest": digest}))
+        with pytest.raises(HalaError, match=r"runs hala_hpc of /other, not of .* \(--switch makes it run this one"):
+            environments.build_environment("core", target, locks=tmp_path, project=ROOT, echo=print)
+        assert [path.name for path in target.iterdir()] == [environments.MARKER]
