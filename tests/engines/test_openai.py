@@ -73,7 +73,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "busy" in text and self.server.busy > 0:
             self.server.busy -= 1
             return self.send(429 if self.server.busy % 2 else 500, {"error": {"message": "later"}})
-        said = {"message": {"role": "assistant", "content": f"<{text}>"}} if chat else {"text": f"<{text}>"}
+        answer: dict[str, Any] = {"content": f"<{text}>"}
+        if "aloud" in text:
+            answer["content"] = f"<think>\nhm\n{'' if 'endless' in text else '</think>'}\n\n<{text}>"
+        if "apart" in text:
+            answer |= {"reasoning_content": "hm", "content": None if "endless" in text else f"<{text}>"}
+        said = {"message": {"role": "assistant", **answer}} if chat else {"text": answer["content"]}
         choice = {"index": 0, "finish_reason": "length" if "cut" in text else "stop"} | said
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
         return self.send(
@@ -153,6 +158,19 @@ def test_chat_and_completion(server: Server, start: Callable[..., Any]) -> None:
     }
     assert sent["/v1/completions"]["prompt"] == "cut here"
     assert not {"max_tokens", "stop", "top_k"} & sent["/v1/completions"].keys()
+
+
+def test_a_template_is_told_what_the_recipe_says(server: Server) -> None:
+    asked = recipe(server.url)
+    asked.model.chat_template_kwargs = {"enable_thinking": False}
+    engine = engines.KINDS.load("openai").start(asked)
+    ask(engine, Request((Message("user", "hi"),)), "bare")
+    engine.close()
+    sent = {body["path"]: body for body in server.asked}
+    assert sent["/v1/chat/completions"]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in sent["/v1/completions"]
+    with pytest.raises(HalaError, match=r"model\.chat_template_kwargs: task\.chat is false"):
+        engines.check(replace(asked, task=translate.Options(chat=False)))
 
 
 def test_requests_wait_side_by_side(server: Server, start: Callable[..., Any]) -> None:

@@ -43,6 +43,10 @@ def test_a_bad_request_fails_alone_with_its_reason(seen: dict[str, Any]) -> None
     assert bad["good"] is None and seen["good"]
 
 
+def test_a_control_token_in_a_text_is_text(seen: dict[str, Any]) -> None:
+    assert seen["control"] == [True, 0]
+
+
 def test_no_max_tokens_means_all_the_room_there_is(seen: dict[str, Any]) -> None:
     total, reason = seen["room"]
     assert total == 256 or reason == "stop"

@@ -64,6 +64,12 @@ def main(model: str) -> None:
     seen["good"] = bad["good"].text == raw[0].outputs[0].text
     seen["room"] = [bad["room"].prompt_tokens + bad["room"].output_tokens, bad["room"].finish_reason]
 
+    word = sorted(engine._encoder._words.words)[0]  # type: ignore[union-attr]
+    engine.add("control", chat(f"a {word} b", greedy))
+    plain, control = engine._encoder.encode(chat("a b", greedy)), engine._encoder.encode(chat(f"a {word} b", greedy))
+    id = engine.tokenizer.convert_tokens_to_ids(word)
+    seen["control"] = [drain(engine)["control"].escaped, control.ids.count(id) - plain.ids.count(id)]
+
     engine.add("alone", chat(texts[5], warm))
     alone = drain(engine)["alone"].text
     for number, text in enumerate(texts):

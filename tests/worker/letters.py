@@ -14,6 +14,7 @@ from typing import Any
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import create, files, ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
@@ -55,7 +56,8 @@ class Letters:
 
 
 class Work:
-    """An entry may ask for more than its letter: ``fails``, ``refused``, ``killed`` (once, at that step), ``slow``."""
+    """An entry may ask for more than its letter: ``fails``, ``refused``, ``away`` (so often), ``no_engine``, ``killed``
+    (once, at that step), ``slow``."""
 
     def __init__(self, task: Letters) -> None:
         self._task = task
@@ -69,6 +71,14 @@ class Work:
                 continue
             if asked.get("fails"):
                 raise RuntimeError("this letter never works")
+            if asked.get("no_engine"):
+                raise NoEngine("no engine here")
+            if len(tries := list(item.kept.glob("away-*"))) < asked.get("away", 0):
+                (item.kept / f"away-{len(tries)}").touch()
+                try:
+                    (item.kept / "source").read_text()
+                except FileNotFoundError as error:
+                    raise HalaError("the source cannot be read") from error
             if asked.get("refused"):
                 raise HalaError("no such letter")
             if asked.get("killed") == step:

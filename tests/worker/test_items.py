@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import ledger, status
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Manifest
 from hala_hpc.run.verify import verify
+from hala_hpc.worker import items
 from hala_hpc.worker.context import Outcome
 from tests.conftest import ROOT
 from tests.worker.letters import ATTEMPTS, TTL, Letters, planned, work
@@ -64,6 +68,46 @@ def test_one_that_is_refused_is_not_tried_again(tmp_path: Path) -> None:
     assert (state(run).failed, task.done) == (1, ["b"])
     assert len(events(run, "failed")) == 1
     assert status.retry_failed(run, ATTEMPTS) == 1, "`hala resume` takes it up again"
+
+
+def test_what_a_file_server_withholds_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "FIRST_PAUSE", 0.05)
+    run, task = planned(tmp_path / "run", letters("a", a={"away": ATTEMPTS - 1})), Letters()
+    assert work(run, "one", task) is Outcome.FINISHED
+    assert (state(run).failed, task.done) == (0, ["a"])
+    assert [event["attempt"] for event in events(run, "claimed")] == list(range(1, ATTEMPTS + 1))
+
+
+def test_a_source_that_is_not_there_is_no_refusal_of_the_item(tmp_path: Path) -> None:
+    source = str(tmp_path / "model")
+    assert items._is_away(HalaError("no model here"), source)
+    (tmp_path / "model").mkdir()
+    assert not items._is_away(HalaError("no model here"), source)
+    assert not items._is_away(HalaError("no such letter"), "ORG/MODEL")
+
+
+def test_a_place_without_an_engine_counts_against_no_item(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", letters("a", a={"no_engine": True}))
+    for name in ("one", "two"):
+        with pytest.raises(NoEngine):
+            work(run, name, Letters())
+    assert (state(run).failed, state(run).waiting) == (0, 1)
+    assert [event["attempt"] for event in events(run, "claimed")] == [1, 1]
+
+
+def test_a_last_step_that_fails_is_told_and_the_next_worker_tries_it_again(tmp_path: Path) -> None:
+    class Full(Letters):
+        def finish(self, run: RunDirectory, plan: Manifest) -> None:
+            raise OSError(28, "No space left on device")
+
+    run = planned(tmp_path / "run", letters("a", "b"))
+    with pytest.raises(HalaError, match=r"all items are done, .*No space left on device.*hala resume run"):
+        work(run, "one", Full())
+    assert state(run).done == 2 and not (run / "final").exists()
+    assert work(run, "two", Letters()) is Outcome.FINISHED
+    assert (run / "final" / "letters").read_text() == "ab"
 
 
 def test_a_stop_keeps_what_was_done_of_an_item(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def check(recipe: Recipe) -> Task:
     has_engine = task.loop == "rows"
     if has_engine:
         engines.check(recipe)
+    else:
+        _refuse_unused(recipe)
     require_environment(recipe.site, task.stage)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
     if recipe.site.offline and (not has_engine or recipe.engine.kind == "vllm"):
@@ -94,6 +96,16 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {
         key: value for name, item in values.items() for key, value in _flat(item, f"{prefix}.{name}".strip(".")).items()
     }
+
+
+def _refuse_unused(recipe: Recipe) -> None:
+    """What only the engines of row tasks use must not be dropped in silence by others."""
+    models = {f"task.models.{label}": model for label, model in (getattr(recipe.task, "models", None) or {}).items()}
+    for where, model in ({"model": recipe.model} | models).items():
+        if getattr(model, "chat_template_kwargs", None):
+            raise HalaError(
+                f"{where}.chat_template_kwargs: task.kind {recipe.task.kind} does not use it", "leave it out"
+            )
 
 
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:

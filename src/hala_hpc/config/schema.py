@@ -46,6 +46,7 @@ class Model:
     name: str = field(default="", metadata=HUB_OR_PATH)
     revision: str | None = None
     tokenizer: str | None = field(default=None, metadata=HUB_OR_PATH)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for the template: {enable_thinking: false}
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
 
 

@@ -7,7 +7,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 
-KINDS = Kinds("engine", __name__, helpers=("base", "guard"))
+KINDS = Kinds("engine", __name__, helpers=("base", "guard", "tokens"))
 RANGES = (
     "temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), frequency_penalty -2 to 2, repetition_penalty > 0, "
     "max_tokens >= 1 or null"
@@ -17,6 +17,10 @@ RANGES = (
 def check(recipe: Recipe) -> None:
     """Refuse, before anything is asked of Slurm, what the recipe's engine could not do. Raises HalaError."""
     _check_sampling(recipe.sampling)
+    if recipe.model.chat_template_kwargs and not getattr(recipe.task, "chat", True):
+        raise HalaError(
+            "model.chat_template_kwargs: task.chat is false, so no chat template is filled", "leave one out"
+        )
     KINDS.load(recipe.engine.kind).check(recipe)
 
 

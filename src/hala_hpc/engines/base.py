@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Sampling
 
 
@@ -18,7 +19,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Request:
-    """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text."""
+    """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text.
+
+    ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
+    """
 
     prompt: tuple[Message, ...] | str
     temperature: float = 0.0
@@ -29,13 +33,19 @@ class Request:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int = 0
+    span: tuple[int, int] | None = None
+
+    @property
+    def last(self) -> str:
+        """The text of the last message, or the bare prompt."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
 
     def digest(self) -> bytes:
         """Equal for requests that must get the same text."""
         return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=16).digest()
 
 
-def request(prompt: tuple[Message, ...] | str, sampling: Sampling) -> Request:
+def request(prompt: tuple[Message, ...] | str, sampling: Sampling, span: tuple[int, int] | None = None) -> Request:
     """A request whose random numbers depend on the recipe's seed and the prompt alone.
 
     So a resumed run, another batch, or a text taken from the worker's memory all give the text of the unbroken run.
@@ -52,12 +62,17 @@ def request(prompt: tuple[Message, ...] | str, sampling: Sampling) -> Request:
         max_tokens=sampling.max_tokens,
         stop=tuple(sampling.stop),
         seed=int.from_bytes(seeded.digest(), "big") >> 1,  # engines take a signed 32-bit seed
+        span=span,
     )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a request. ``error`` (as ``reason: detail``) means that this request can never succeed."""
+    """What became of a request. ``error`` (as ``reason: detail``) means that this request can never succeed.
+
+    ``opened``: the prompt ended in an opened thought, so the text begins within it. ``escaped``: its data held names of
+    control tokens. ``thought``: the model thought before the text; the worker takes that off.
+    """
 
     id: str
     text: str = ""
@@ -65,6 +80,9 @@ class Completion:
     prompt_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
+    opened: bool = False
+    escaped: bool = False
+    thought: bool = False
 
 
 class EngineDied(Exception):
@@ -81,6 +99,10 @@ class EngineUnreachable(Exception):
         super().__init__(message)
         self.patience = patience
         self.request = request
+
+
+class NoEngine(HalaError):
+    """No engine can start here, whatever it is asked: a person has to mend that, and no row or item counts it."""
 
 
 class Engine(Protocol):

@@ -49,7 +49,7 @@ class Echo:
     def add(self, id: str, request: Request) -> None:
         if self._options.log:
             with Path(self._options.log).open("a") as log:
-                log.write(f"{last_text(request)!r}\n")
+                log.write(f"{request.last!r}\n")
         self._held.append((time.monotonic() + self._options.seconds, id, request))
 
     def poll(self, seconds: float) -> list[Completion]:
@@ -60,7 +60,7 @@ class Echo:
         done = []
         while self._held and self._held[0][0] <= time.monotonic():
             _, id, request = self._held.popleft()
-            done.append(self._answer(id, last_text(request)))
+            done.append(self._answer(id, request.last))
         return done
 
     def close(self) -> None:
@@ -80,11 +80,6 @@ class Echo:
             return Completion(id, error=f"too long: {len(text)} characters, at most {options.max_characters}")
         cut = bool(options.cut_on and options.cut_on in text)
         return Completion(id, f"«{text}»", "length" if cut else "stop", len(text.split()), len(text.split()))
-
-
-def last_text(request: Request) -> str:
-    """The text of the last message, or of the bare prompt."""
-    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
 
 
 def check(recipe: Recipe) -> None:

@@ -43,6 +43,7 @@ class OpenAI:
 
         options: Options = recipe.engine
         self._errors = openai
+        self._template = dict(recipe.model.chat_template_kwargs)
         self._model, self._url, self._patience = recipe.model.name, options.url, options.patience_seconds
         self._client = openai.OpenAI(
             base_url=options.url,
@@ -126,19 +127,28 @@ class OpenAI:
             "seed": request.seed,
         }
         common = {key: value for key, value in common.items() if value is not None}
-        if request.top_k or request.repetition_penalty != 1.0:  # vLLM's own; others may refuse them
-            common["extra_body"] = {"top_k": request.top_k or -1, "repetition_penalty": request.repetition_penalty}
+        extra: dict[str, Any] = {}  # vLLM's own; others may refuse them
+        if request.top_k or request.repetition_penalty != 1.0:
+            extra |= {"top_k": request.top_k or -1, "repetition_penalty": request.repetition_penalty}
         answer: Any
+        thought = None
         if isinstance(request.prompt, str):
-            answer = self._client.completions.create(prompt=request.prompt, **common)
+            answer = self._client.completions.create(prompt=request.prompt, extra_body=extra or None, **common)
             text = answer.choices[0].text
         else:
             messages: Any = [asdict(message) for message in request.prompt]
-            answer = self._client.chat.completions.create(messages=messages, **common)
-            text = answer.choices[0].message.content
+            if self._template:
+                extra["chat_template_kwargs"] = self._template
+            answer = self._client.chat.completions.create(messages=messages, extra_body=extra or None, **common)
+            message = answer.choices[0].message
+            text = message.content
+            # Servers with a reasoning parser have taken the thought off by themselves.
+            thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
         usage = answer.usage
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Completion(id, text or "", answer.choices[0].finish_reason or "", *counts)
+        read, wrote = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        error = "thinking: the model thought and wrote nothing else" if thought and not text else None
+        finish = answer.choices[0].finish_reason or ""
+        return Completion(id, text or "", finish, read, wrote, error=error, thought=bool(thought))
 
 
 def check(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, Request
+from hala_hpc.engines.base import Completion, EngineDied, NoEngine, Request
 from hala_hpc.engines.guard import Guard
+from hala_hpc.engines.tokens import Encoder, Prompt
 
 QUEUE_FACTOR = 2
 """Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
@@ -45,7 +47,7 @@ class Vllm:
         os.environ.setdefault("VLLM_CACHE_ROOT", str(_own_cache(recipe.site.scratch)))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         with _signals_kept_from_children():
-            import vllm
+            vllm = _imported()
             from vllm.v1.engine.exceptions import EngineDeadError
 
             self._died = EngineDeadError
@@ -57,15 +59,19 @@ class Vllm:
         self._tokenizer: Any = self._llm.get_tokenizer()
         config = self._engine.vllm_config
         self._context: int = config.model_config.max_model_len
+        _check_room(self._context, recipe.sampling.max_tokens)
         self.capacity: int = QUEUE_FACTOR * config.scheduler_config.max_num_seqs
+        self._encoder = Encoder(self._tokenizer, recipe.model.chat_template_kwargs)
         self._refused: list[Completion] = []
+        self._prompts: dict[str, Prompt] = {}  # of what is out
 
     def add(self, id: str, request: Request) -> None:
         try:
-            tokens = self._tokens(request)
+            prompt = self._encoder.encode(request)
         except Exception as error:  # noqa: BLE001 (a chat template is a program that may raise whatever it likes)
             self._refused.append(Completion(id, error=f"bad prompt: {type(error).__name__}: {error}"))
             return
+        tokens = prompt.ids
         room = self._context - len(tokens)
         wanted = request.max_tokens if request.max_tokens is not None else 1
         if not tokens or room < wanted:
@@ -74,6 +80,7 @@ class Vllm:
             return
         try:
             self._engine.add_request(id, {"prompt_token_ids": tokens}, self._params(request, room))
+            self._prompts[id] = prompt
         except self._died as error:
             raise EngineDied(str(error)) from error
         except Exception as error:  # noqa: BLE001 (vLLM has its own classes for what it does not like in a request)
@@ -81,7 +88,7 @@ class Vllm:
 
     def poll(self, seconds: float) -> list[Completion]:
         done, self._refused = self._refused, []
-        return done or [_completion(output) for output in self.outputs(seconds)]
+        return done or [self._completion(output) for output in self.outputs(seconds)]
 
     @property
     def tokenizer(self) -> Any:
@@ -143,13 +150,18 @@ class Vllm:
             raise EngineDied("its process ended")
         return bool(filled)
 
-    def _tokens(self, request: Request) -> list[int]:
-        if isinstance(request.prompt, str):
-            return list(self._tokenizer.encode(request.prompt))
-        messages = [{"role": message.role, "content": message.content} for message in request.prompt]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # The template writes the special tokens itself: adding them again would give two beginnings of text.
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+    def _completion(self, output: Any) -> Completion:
+        prompt, text = self._prompts.pop(output.request_id), output.outputs[0]
+        return Completion(
+            output.request_id,
+            self._encoder.without_special(text.text) if self._encoder.marks else text.text,
+            text.finish_reason or "",
+            len(output.prompt_token_ids or ()),
+            len(text.token_ids),
+            error="aborted: by the engine" if text.finish_reason in ("abort", "error") else None,
+            opened=prompt.opened,
+            escaped=prompt.escaped,
+        )
 
     def _params(self, request: Request, room: int) -> Any:
         return self._make_params(
@@ -161,6 +173,7 @@ class Vllm:
             max_tokens=request.max_tokens or room,
             stop=list(request.stop),
             seed=request.seed if request.temperature > 0 else None,
+            skip_special_tokens=not self._encoder.marks,
             output_kind=self._final_only,
         )
 
@@ -175,6 +188,8 @@ def check(recipe: Recipe) -> None:
             f"model.name: {name} is no model folder: it has no config.json",
             "a shipped recipe's first lines say how to get its model",
         )
+    if recipe.engine.max_model_len is not None:
+        _check_room(recipe.engine.max_model_len, recipe.sampling.max_tokens)
     gpus = recipe.site.slurm.gpus_per_worker
     wanted = recipe.engine.tensor_parallel_size * recipe.engine.pipeline_parallel_size
     if recipe.site.executor == "slurm" and gpus and wanted != gpus:
@@ -212,22 +227,34 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None} | options.arguments
 
 
+def _imported() -> Any:
+    """The module vllm. Raises NoEngine where this Python has none."""
+    try:
+        import vllm
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise NoEngine(
+            f"no vLLM in this Python ({sys.executable})",
+            "`hala env build serve-cuda` (serve-cpu without GPUs), and a site whose environments.serve.venv is that; "
+            "for example --site local-cpu",
+        ) from error
+    return vllm
+
+
+def _check_room(context: int, max_tokens: int | None) -> None:
+    """Raises HalaError where no prompt fits, so that every text would go to quarantine."""
+    if max_tokens is not None and max_tokens >= context:
+        raise HalaError(
+            f"sampling.max_tokens: {max_tokens} tokens to write leave no room for a prompt in a context of {context}",
+            "a smaller sampling.max_tokens, or a larger engine.max_model_len if the model has it",
+        )
+
+
 def _processes(engine: Any) -> list[int]:
     """The processes that vLLM started for the engine; those of a tensor-parallel engine end with them."""
     manager = getattr(getattr(engine.engine_core, "resources", None), "engine_manager", None)
     return [int(process.pid) for process in getattr(manager, "processes", ())]
-
-
-def _completion(output: Any) -> Completion:
-    text = output.outputs[0]
-    return Completion(
-        output.request_id,
-        text.text,
-        text.finish_reason or "",
-        len(output.prompt_token_ids or ()),
-        len(text.token_ids),
-        error="aborted: by the engine" if text.finish_reason in ("abort", "error") else None,
-    )
 
 
 def _own_cache(scratch: str | None) -> Path:

@@ -84,7 +84,7 @@ class Translation:
         return self._shape.left(row)
 
     def requests(self, row: Row) -> list[Request]:
-        return [request(self._prompt(text), self._sampling) for text in self.texts(row)]
+        return [self._request(text) for text in self.texts(row)]
 
     def finish(self, row: Row, completions: Sequence[Completion]) -> Row:
         cut = any(completion.finish_reason == "length" for completion in completions)
@@ -99,13 +99,13 @@ class Translation:
         new = {self._name(column): value for column, value in columns.items()}
         return new | ({TRUNCATED: cut} if self._options.truncated == "keep" else {})
 
-    def _prompt(self, text: str) -> tuple[Message, ...] | str:
+    def _request(self, text: str) -> Request:
         options = self._options
-        filled = prompts.render(options.prompt, text, source=options.source, target=options.target)
+        filled, span = prompts.place(options.prompt, text, source=options.source, target=options.target)
         if not options.chat:
-            return filled
+            return request(filled, self._sampling, span)
         system = [Message("system", options.system)] if options.system else []
-        return (*system, Message("user", filled))
+        return request((*system, Message("user", filled)), self._sampling, span)
 
     def _name(self, column: str) -> str:
         return column.replace(".", "_") + self._options.suffix

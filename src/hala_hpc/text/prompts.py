@@ -11,8 +11,13 @@ def problem_of(template: str) -> str | None:
 
 def render(template: str, text: str, **words: str) -> str:
     """Fill ``{text}`` and the named words into a template; braces anywhere else, also in the text, mean nothing."""
+    return place(template, text, **words)[0]
+
+
+def place(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
+    """``render``, and from where to where the text stands in the result."""
     before, after = (_filled(part, words) for part in template.split(TEXT))
-    return f"{before}{text}{after}"
+    return f"{before}{text}{after}", (len(before), len(before) + len(text))
 
 
 def _filled(part: str, words: dict[str, str]) -> str:

@@ -32,6 +32,8 @@ class Counters:
     remembered: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    thoughts: int = 0  # answers before which the model thought; that is taken off
+    escaped: int = 0  # prompts whose data held names of control tokens, which were sent as text
 
 
 @dataclass(frozen=True)

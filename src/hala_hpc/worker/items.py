@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import partial, publish, status
 from hala_hpc.run.files import remove_tree
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
@@ -16,6 +17,8 @@ from hala_hpc.worker.context import Context, Counters, Outcome, say
 
 MOST_FAILURES = 3
 """Different items in a row that failed in this worker: then the node or the code is at fault, not they."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds before anything else is tried when a file or folder was out of reach; each time twice as long."""
 
 
 class ItemLoop:
@@ -33,6 +36,7 @@ class ItemLoop:
         self._is_ours = True
         self._counters = Counters()
         self._failing: set[int] = set()
+        self._pause = FIRST_PAUSE
 
     def work(self) -> Outcome:
         """Raises HalaError after too many failures in a row; whatever is begun is given back before."""
@@ -47,11 +51,21 @@ class ItemLoop:
                     else:
                         self._close()  # a device is free before anything is put together
                         if not status.missing(context.run.path):
-                            self._task.finish(context.run, context.plan)
+                            self._finish()
                         return Outcome.FINISHED
                 return Outcome.STOPPED
             finally:
                 self._close()
+
+    def _finish(self) -> None:
+        """The last step, by whoever comes to it first; the next worker tries again where it fails."""
+        try:
+            self._task.finish(self._context.run, self._context.plan)
+        except OSError as error:
+            raise HalaError(
+                f"all items are done, but the whole could not be put together: {error}",
+                f"mend that, then `hala resume {self._context.run.name}`",
+            ) from error
 
     def _alike(self) -> list[int]:
         """Shards of the model that is loaded."""
@@ -67,6 +81,10 @@ class ItemLoop:
         except Stopped:
             context.ledger.write("released" if self._is_ours else "lost", shard=lease.shard, attempt=lease.attempt)
             context.leases.release(lease)
+        except NoEngine as error:
+            context.ledger.write("released", shard=lease.shard, attempt=lease.attempt, error=str(error))
+            context.leases.release(lease)
+            raise
         except Exception as error:  # noqa: BLE001 (another item may well succeed; see MOST_FAILURES)
             self._fail(lease, error)
         except BaseException:
@@ -91,6 +109,7 @@ class ItemLoop:
         numbers = self._work.do(item)
         self._source = shard.source
         self._failing.clear()
+        self._pause = FIRST_PAUSE
         won = publish.publish(context.run, lease.shard, item.place)
         self._counters.rows += shard.rows
         seconds = round(time.monotonic() - began, 3)
@@ -107,7 +126,8 @@ class ItemLoop:
         context.ledger.write(
             "failed", shard=lease.shard, attempt=lease.attempt, error=f"{type(error).__name__}: {error}"[:2_000]
         )
-        if isinstance(error, HalaError):
+        is_away = _is_away(error, context.plan[lease.shard].source)
+        if isinstance(error, HalaError) and not is_away:
             context.leases.give_up(lease)
         else:
             context.leases.fail(lease)
@@ -115,6 +135,10 @@ class ItemLoop:
         self._failing.add(lease.shard)
         if len(self._failing) >= MOST_FAILURES:
             raise HalaError(f"{MOST_FAILURES} items in a row failed, the last: {error}") from error
+        if is_away:
+            until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
+            while time.monotonic() < until and not context.should_stop():
+                time.sleep(0.1)
 
     def _close(self) -> None:
         work, self._work, self._source = self._work, None, ""
@@ -142,6 +166,16 @@ class ItemLoop:
 def work(context: Context) -> Outcome:
     """The entry that ``worker.main`` calls for every task whose ``loop`` is ``items``."""
     return ItemLoop(context, cast(ItemTask, context.task)).work()
+
+
+def _is_away(error: BaseException, source: str) -> bool:
+    """Whether a file or folder is out of reach, which may pass: no refusal of what the item itself asks for."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return True
+        cause = cause.__cause__
+    return source.startswith("/") and not Path(source).exists()
 
 
 def _remove(path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hala_hpc.engines.base import Completion, Engine, Request
+from hala_hpc.text import thinking
 from hala_hpc.worker.memory import Memory
 from hala_hpc.worker.shard import OpenShard, RowInHand
 
@@ -53,12 +54,24 @@ class Outstanding:
         engine.add(id, request)
         return None
 
-    def answered(self, completion: Completion) -> list[Waiter]:
-        """Everybody who waits for this completion."""
+    def answered(self, completion: Completion) -> tuple[list[Waiter], Completion]:
+        """Everybody who waits for this completion, and it without what the model thought before its answer."""
         digest = self._digests.pop(completion.id)
-        self._memory.put(digest, completion)
-        return self._out.pop(digest).waiters
+        out = self._out.pop(digest)
+        answer = _answer(completion, out.request)
+        self._memory.put(digest, answer)
+        return out.waiters, answer
 
     def shards(self) -> Iterator[OpenShard]:
         """The shards with rows out, some of them more than once."""
         return (shard for out in self._out.values() for shard, _, _ in out.waiters)
+
+
+def _answer(completion: Completion, request: Request) -> Completion:
+    if completion.error is not None:
+        return completion
+    try:
+        text = thinking.answer_of(completion.text, request.last, completion.opened)
+    except thinking.EndlessThought as error:
+        return replace(completion, error=f"thinking: {error} ({completion.output_tokens} tokens)", thought=True)
+    return completion if text == completion.text else replace(completion, text=text, thought=True)

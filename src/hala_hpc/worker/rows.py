@@ -203,8 +203,11 @@ class RowLoop:
         for completion in completions:
             self._counters.prompt_tokens += completion.prompt_tokens
             self._counters.output_tokens += completion.output_tokens
-            for waiter in self._out.answered(completion):
-                self._settle(*waiter, completion)
+            waiters, answer = self._out.answered(completion)
+            self._counters.thoughts += answer.thought
+            self._counters.escaped += answer.escaped
+            for waiter in waiters:
+                self._settle(*waiter, answer)
         if not self._out:
             faulthandler.cancel_dump_traceback_later()
         elif completions:
