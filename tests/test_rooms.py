@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "training": {"config", "run", "data", "text", "models"},
     "tasks": {"config", "run", "data", "text", "engines", "models", "training", "evaluation"},
     "slurm": {"config", "run"},
-    "worker": {"config", "run", "data", "tasks", "engines", "models", "training", "slurm"},
+    "worker": {"config", "run", "data", "text", "tasks", "engines", "models", "training", "slurm"},
     "pipeline": {"config", "run", "slurm"},
     "evaluation": {"config", "run", "data", "models", "engines"},
     "publish": {"config", "run", "data", "models", "training", "evaluation"},
