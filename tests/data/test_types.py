@@ -136,7 +136,7 @@ def test_what_is_nested_deeply(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run", write(tmp_path / "a.jsonl", raw)) == [json.loads(raw)]
     for levels in (150, 400):
         raw = f'{{"text":"x","deep":{nested(levels)}}}'
-        with pytest.raises(HalaError, match=r"b\.jsonl:1: nested more than 250 deep"):
+        with pytest.raises(HalaError, match=r"b\.jsonl:1: nested more than 254 deep"):
             planned(tmp_path / "two", write(tmp_path / "b.jsonl", raw))
 
 

@@ -95,11 +95,20 @@ def positions(run: Path, source: dict[str, Any]) -> frozenset[int]:
     Raises HalaError where the list of them is damaged.
     """
     expected = int(source.get("set_aside", 0))
-    return _positions(run / SET_ASIDE, str(source["path"]), expected) if expected else frozenset()
+    if not expected:
+        return frozenset()
+    path = run / SET_ASIDE
+    try:
+        written = path.stat().st_mtime_ns
+    except OSError as error:
+        raise HalaError(f"{path}: not readable: {error.strerror}", "it says which rows the run passes over") from error
+    return _positions(path, written, str(source["path"]), expected)
 
 
 @lru_cache(maxsize=8)
-def _positions(path: Path, source: str, expected: int) -> frozenset[int]:
+def _positions(path: Path, written: int, source: str, expected: int) -> frozenset[int]:
+    """``written``: when it was, so that another list of the same run is read anew."""
+    del written
     try:
         rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
         found = frozenset(row["position"] for row in rows if row["source"] == source and row["position"] is not None)

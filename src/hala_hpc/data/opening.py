@@ -17,7 +17,7 @@ BOM: Final = codecs.BOM_UTF8
 """What some editors put before UTF-8; no part of the text."""
 COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4")
 """Endings that stand behind that of the format."""
-UNREADABLE: Final = (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException, UnicodeError)
+UNREADABLE: Final = (EOFError, MemoryError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException, UnicodeError)
 """What a damaged file raises while it is read. An OSError with a number is the disk's; see ``reason``."""
 _MAGIC: Final = {
     b"\x1f\x8b": "gzip",

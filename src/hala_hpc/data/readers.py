@@ -30,9 +30,8 @@ MAGIC = b"PAR1"
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KEY_END = re.compile(rb'"[ \t\r\n]*:')
-DEPTH = 250
-"""Lists and objects in each other that a row may have: orjson writes 254."""
+_ESCAPED = (b"\\u0022", b"\\u003a", b"\\u003A")
+_SPACED_KEY = re.compile(rb'"[ \t\r\n]+:')
 NAN = "rows with NaN or Infinity, which are no JSON: read as null"
 HALF = "rows with half a surrogate pair: replaced by U+FFFD"
 
@@ -139,10 +138,12 @@ def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return only_object(_mended(line, error, notes))
-    if line.count(b"[") + line.count(b"{") > DEPTH and not _is_flat(row):
-        raise HalaError(f"nested more than {DEPTH} deep", "remove this line")
+    try:
+        again = orjson.dumps(row)
+    except TypeError as error:
+        raise HalaError("nested more than 254 deep", "remove this line") from error
     # A key that was there twice is not written again, so then there are fewer ends of keys.
-    if b"\\u0022" in line or len(_KEY_END.findall(line)) != len(_KEY_END.findall(orjson.dumps(row))):
+    if line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line) or any(sign in line for sign in _ESCAPED):
         json.loads(line, object_pairs_hook=_once)
     if schemas.has_long_number(line):
         json.loads(line, parse_int=_integer)
@@ -178,12 +179,6 @@ def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | No
     if notes is not None:
         notes.update(strange)
     return row
-
-
-def _is_flat(value: Any, depth: int = 0) -> bool:
-    """Whether nothing lies deeper than ``DEPTH``."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth <= DEPTH and all(_is_flat(item, depth + 1) for item in inner)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -240,10 +235,10 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
                     table = table.slice(most)
                 if table.num_rows:
                     return
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, FileNotFoundError):
             raise HalaError(f"{path}: no such file") from error
-        raise HalaError(f"{path}: not readable as Parquet: {error}") from error
+        raise HalaError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
 
 
 def refuse_doubled(schema: pa.Schema, path: Path) -> None:
