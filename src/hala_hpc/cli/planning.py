@@ -47,8 +47,11 @@ def check(recipe: Recipe) -> Task:
         _refuse_unused(recipe)
     require_environment(recipe.site, task.stage)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
-    if recipe.site.offline and (not has_engine or recipe.engine.kind == "vllm"):
+    loads_model = not has_engine or recipe.engine.kind == "vllm"
+    if recipe.site.offline and loads_model:
         hub.require_cached(recipe.model)
+    models = [recipe.model.name, recipe.model.tokenizer] if loads_model else []
+    hub.go_offline_if_out_of_reach([recipe.data.hub, *models])
     return task
 
 

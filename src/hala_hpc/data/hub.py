@@ -3,8 +3,9 @@
 import errno
 import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,8 @@ from urllib.request import Request, urlopen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
 
+PREFETCH: Final = "`hala prefetch RECIPE` where the hub can be reached"
+"""What to do about a model or a dataset that is not in the cache."""
 NOT_NEEDED = ["*.pth", "*.gguf", "*.onnx", "original/*", "*.msgpack", "*.h5"]
 """Copies of the weights that no engine of ours reads."""
 STREAMED_ROWS: Final = 100_000
@@ -40,6 +43,7 @@ def fetch_model(model: Model) -> list[str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    go_offline_if_out_of_reach([model.name, model.tokenizer])
     folders = []
     for name in filter(is_on_hub, dict.fromkeys([model.name, model.tokenizer or ""])):
         revision = model.revision if name == model.name else None
@@ -60,22 +64,22 @@ def to_parquet(data: Data, target: Path, rows_per_group: int) -> None:
     Of a small ``data.limit`` only the first rows are fetched, and nothing is built in the cache. Raises HalaError.
     """
     is_small = data.limit is not None and data.limit <= STREAMED_ROWS
-    with _offline_if_out_of_reach(data) as offline:
-        if is_small and not offline and _stream(data, target, rows_per_group):
-            return
-        rows = _load(data, offline)
-        if data.limit is not None:
-            rows = rows.select(range(min(data.limit, len(rows))))
-        rows.to_parquet(str(target), batch_size=rows_per_group)
+    go_offline_if_out_of_reach([data.hub])
+    if is_small and (not _is_offline() or not is_on_hub(data.hub or "")) and _stream(data, target, rows_per_group):
+        return
+    rows = _load(data)
+    if data.limit is not None:
+        rows = rows.select(range(min(data.limit, len(rows))))
+    rows.to_parquet(str(target), batch_size=rows_per_group)
 
 
 def fetch_dataset(data: Data) -> int:
     """Download and prepare a dataset's split. Returns its number of rows. Raises HalaError."""
-    with _offline_if_out_of_reach(data) as offline:
-        return len(_load(data, offline))
+    go_offline_if_out_of_reach([data.hub])
+    return len(_load(data))
 
 
-def _load(data: Data, offline: bool) -> Any:
+def _load(data: Data) -> Any:
     import datasets
 
     try:
@@ -83,10 +87,10 @@ def _load(data: Data, offline: bool) -> Any:
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        why = "it is not in the cache, and the hub is out of reach" if offline else _first_line(error)
-        raise HalaError(
-            f"data.hub: cannot load '{data.hub}': {why}", "`hala prefetch RECIPE` where the hub can be reached"
-        ) from error
+        if not is_on_hub(data.hub or ""):
+            raise HalaError(f"data.hub: cannot load '{data.hub}': {_first_line(error)}") from error
+        why = "it is not in the cache, and the hub is out of reach" if _is_offline() else _first_line(error)
+        raise HalaError(f"data.hub: cannot load '{data.hub}': {why}", PREFETCH) from error
 
 
 def _stream(data: Data, target: Path, rows_per_group: int) -> bool:
@@ -103,27 +107,28 @@ def _stream(data: Data, target: Path, rows_per_group: int) -> bool:
         return False
 
 
-@contextmanager
-def _offline_if_out_of_reach(data: Data) -> Iterator[bool]:
+def go_offline_if_out_of_reach(names: Iterable[str | None]) -> None:
     """The libraries go straight to the cache where the hub does not answer, instead of trying for half a minute.
 
-    Yields whether nothing can be fetched.
+    Asks only where one of ``names`` is on the hub. It holds for this process, not for those that it starts.
     """
-    import datasets
+    if not any(is_on_hub(name or "") for name in names):
+        return
     from huggingface_hub import constants
 
-    places: list[tuple[Any, str]] = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
-    before = [getattr(*place) for place in places]
-    offline = is_on_hub(data.hub or "") and (any(before) or not _is_reachable(constants.ENDPOINT))
-    try:
-        for owner, name in places:
-            setattr(owner, name, offline or getattr(owner, name))
-        yield offline
-    finally:
-        for (owner, name), value in zip(places, before, strict=True):
-            setattr(owner, name, value)
+    if not constants.HF_HUB_OFFLINE and not _is_reachable(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True
+    if constants.HF_HUB_OFFLINE and "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@cache
 def _is_reachable(endpoint: str) -> bool:
     """Whether anything answers there, through a proxy where one is set; what it answers does not matter."""
     try:

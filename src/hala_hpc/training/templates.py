@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model
+from hala_hpc.data import hub
 from hala_hpc.training.documents import Chat
 
 GENERATION: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -48,7 +49,7 @@ def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise HalaError(f"model: no tokenizer in '{name}': {_first_line(error)}", "see `hala prefetch`") from error
+        raise HalaError(f"model: no tokenizer in '{name}': {_first_line(error)}", _hint(name)) from error
     if not tokenizer.is_fast:
         raise HalaError(f"model: '{name}' has no tokenizer.json", "one of transformers' fast tokenizers is needed")
     if chat_template is not None:
@@ -73,8 +74,13 @@ def model_config(model: Model) -> dict[str, Any]:
                 raise HalaError(f"model.name: no config.json in '{model.name}'") from error
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise HalaError(f"model.name: no config.json in '{model.name}': {_first_line(error)}") from error
+        why = _first_line(error)
+        raise HalaError(f"model.name: no config.json in '{model.name}': {why}", _hint(model.name)) from error
     return config
+
+
+def _hint(name: str) -> str:
+    return hub.PREFETCH if hub.is_on_hub(name) else ""
 
 
 def render(tokenizer: Any, chat: Chat) -> Rendered:
