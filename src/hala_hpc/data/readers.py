@@ -118,7 +118,7 @@ def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
                     assert manner.on_bad is not None
                     manner.on_bad(number, position, error)
                 else:
-                    rows.append({**manner.columns, **row} if manner.columns else row)
+                    rows.append(row | {name: value for name, value in manner.columns.items() if name not in row})
                     positions.append(position)
                     numbers.append(number)
             position += len(line)
