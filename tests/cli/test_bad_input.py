@@ -106,7 +106,7 @@ def test_bad_data(
         ("data.delimiter=;", "data.delimiter: "),
         ("data.encoding=klingon", "data.encoding: no encoding 'klingon' (for example utf-16, windows-1252, big5)"),
         ("data.field=x", "a.jsonl: no list at data.field=x (lists: none)"),
-        ("data.split=train", "a.jsonl is no folder, and only folders have it (data.split=null)"),
+        ("data.split=test", "a.jsonl is no folder, so it has no split 'test' (data.split=null)"),
         ("data.bad_rows=skip", "data.bad_rows: Invalid value 'skip', expected one of ['refuse', 'set_aside']"),
         ("data.path=nope.jsonl", "nope.jsonl: no such file or folder"),
         ("data.path=*.nope", "data.path: no data files in "),

@@ -297,7 +297,7 @@ def test_files_and_folders_that_are_links(tmp_path: Path) -> None:
     [
         (Data(path=["/x/s3:/b/y.parquet"]), "no URLs (download it first; data.hub=ORG/NAME reads from the hub)"),
         (Data(path=["/x/https:/b/y.parquet"]), "no URLs"),
-        (Data(path=["A"], split="train"), "data.split: A is no folder"),
+        (Data(path=["A"], split="test"), "data.split: A is no folder, so it has no split 'test' (data.split=null)"),
         (Data(path=["A"], hub_config="x"), "data.hub_config: A is no folder"),
         (Data(path=["A"], revision="x"), "data.revision: of a dataset on the hub"),
         (Data(path=["A"], delimiter=";"), "data.delimiter: A is jsonl"),

@@ -193,8 +193,10 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_Found]:
         raise HalaError(f"data.path: {entry}: no URLs", "download it first; data.hub=ORG/NAME reads from the hub")
     if path.is_dir():
         return [_Found(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
-    if unused := next((name for name in ("split", "hub_config") if getattr(data, name) is not None), None):
-        raise HalaError(f"data.{unused}: {entry} is no folder, and only folders have it", f"data.{unused}=null")
+    if data.hub_config is not None:
+        raise HalaError(f"data.hub_config: {entry} is no folder, and only folders have it", "data.hub_config=null")
+    if data.split not in (None, "train", "all"):  # as the hub has it: what is of no split is all train
+        raise HalaError(f"data.split: {entry} is no folder, so it has no split '{data.split}'", "data.split=null")
     if path.is_file():
         return [_Found(path)]
     if glob.has_magic(entry):
