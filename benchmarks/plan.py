@@ -19,7 +19,7 @@ def main() -> None:
     title("plan")
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "r.yaml")
-        recipe.write_text("name: r\nengine: {kind: echo}\n")
+        recipe.write_text("name: r\ntask: {kind: translate}\nengine: {kind: echo}\n")
         alpaca = f"data.path={data('instructions', 'alpaca_52k')}"
         taken = seconds(lambda: quiet(*HALA, "plan", recipe, alpaca, cwd=Path(folder)), arguments.times)
         report("52,002 Alpaca rows (JSON arrays), process included", taken, "s", "under 5 s", taken < 5)

@@ -7,6 +7,7 @@ the texts in its values.
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ OF: Final = b"hala.of"
 """Metadata key of a column that a run added: the name of the column that it is the translation of."""
 
 
+@cache
 def split(path: str) -> tuple[str, Steps]:
     """A path as its column and the steps from there: ``a.b[].c`` is ``a.b`` and every item's ``c``."""
     column, *rest = path.split(EACH)
@@ -35,8 +37,10 @@ def split(path: str) -> tuple[str, Steps]:
 
 def reach(row: Row, column: str) -> Any:
     """The value of a column by its name, dots and all, else by the way into a struct; None where there is none."""
+    if column in row:
+        return row[column]
     value: Any = row
-    for name in [column] if column in row else column.split("."):
+    for name in column.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
 

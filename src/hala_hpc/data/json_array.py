@@ -6,7 +6,7 @@ Only brackets, strings and commas are looked at; what lies between them is parse
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ ROW_BYTES = 1 << 28
 """No row is larger (ours): where brackets do not close, the rest of the file would be one row, in memory."""
 _CHUNK = 1 << 20
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},:]', re.DOTALL)
+_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[\[\]{}]', re.DOTALL)
 _TURN = {"role", "from", "content", "value"}
 _Token = tuple[bytes, bytes]
 """What stands before a bracket, string, comma or colon, and that itself; at the end of the file it is empty."""
@@ -26,9 +27,9 @@ def rows(source: BinaryIO, path: Path, field: str | None) -> Iterator[bytes]:
 
     Raises HalaError where there is none, and where it does not end.
     """
-    tokens = _tokens(source)
-    _find(tokens, path, field)
     number = size = depth = 0
+    tokens = _tokens(source, lambda: depth > 0)
+    _find(tokens, path, field)
     pieces: list[bytes] = []
     for before, token in tokens:
         if depth == 0 and token in (b",", b"]"):
@@ -122,12 +123,15 @@ def _text(token: bytes) -> str:
         return token.decode(errors="replace")
 
 
-def _tokens(source: Any) -> Iterator[_Token]:
+def _tokens(source: Any, only_brackets: Callable[[], bool] = lambda: False) -> Iterator[_Token]:
+    """All tokens; while ``only_brackets`` says so, those alone: most of a row is passed over in one step."""
     buffer, at = b"", 0
     while True:
-        match = _TOKEN.search(buffer, at)
+        only = only_brackets()
+        match = _BRACKET.match(buffer, at) if only else _TOKEN.search(buffer, at)
         if match is not None and match[0] != b'"':
-            yield buffer[at : match.start()], match[0]
+            start = match.end() - 1 if only else match.start()
+            yield buffer[at:start], buffer[start : match.end()]
             at = match.end()
             continue
         left = buffer[at:]

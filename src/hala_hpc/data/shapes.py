@@ -80,7 +80,9 @@ class ColumnShape:
     def _items(self, row: Row) -> Items:
         for path in self.paths:
             column, steps = named.split(path)
-            for place, value in named.within(named.reach(row, column), steps, (column,)):
+            reached = named.reach(row, column)
+            found = named.within(reached, steps, (column,)) if steps else [((column,), reached)]
+            for place, value in found:
                 if self.roles is None or path in self.only_text:
                     yield from _text(value, path)
                 else:
