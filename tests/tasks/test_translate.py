@@ -1,6 +1,7 @@
 """From files to the collected dataset: what is to be translated is, everything else stays as it was."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from hala_hpc.cli.planning import check, plan_run
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
+from hala_hpc.data import sources
+from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.collect import collect
 from hala_hpc.data.cut import Watch
+from hala_hpc.data.folders import QUARANTINE
 from hala_hpc.data.schema import to_rows
 from hala_hpc.run import manifest
 from hala_hpc.run.verify import verify
@@ -232,6 +236,28 @@ def test_a_collected_folder_takes_a_second_language(run: Run, tmp_path: Path) ->
     }
     third = run(tmp_path / "runs/two/final", words=("name=three", "task.suffix=_fr")).column_names
     assert third[2:] == ["hala_row_2", "conversations_eu", "hala_row_1", "conversations_fr", "hala_row"]
+
+
+def test_rows_in_quarantine_are_no_data(tmp_path: Path) -> None:
+    """Not by a folder that holds the collected one, not by a glob; named by its path the file is read."""
+    (tmp_path / "sets/one/data").mkdir(parents=True)
+    done, held = tmp_path / "sets/one/data/train-00000-of-00001.parquet", tmp_path / "sets/one/quarantine.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), done)
+    pq.write_table(pa.table({"text": ["b"], "hala_error": ["empty: x"]}), held)
+    for path in (tmp_path / "sets", tmp_path / "sets/**/*.parquet"):
+        notes: Counter[str] = Counter()
+        opened = sources.open_sources(Data(path=[str(path)]), tmp_path, print, BadRows(notes=notes))
+        assert [source.path for source in opened] == [done]
+        assert notes == {QUARANTINE: 1}
+    assert sources.resolve(Data(path=[str(held)])) == [held]
+    pq.write_table(pa.table({"text": ["b"]}), held)
+    assert sources.resolve(Data(path=[str(tmp_path / "sets")])) == [done, held]
+
+
+def test_a_run_is_no_folder_of_data(run: Run, tmp_path: Path) -> None:
+    run(write(tmp_path / "a.jsonl", [{"text": "a"}]))
+    with pytest.raises(HalaError, match=r"runs/test is a run, not data \(`hala collect .*runs/test`, then .*final\)"):
+        sources.resolve(Data(path=[str(tmp_path / "runs/test")]))
 
 
 @pytest.mark.parametrize("is_marked", [True, False])

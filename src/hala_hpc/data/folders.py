@@ -10,6 +10,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
@@ -29,6 +31,7 @@ ENDINGS: Final = {
 }
 """Formats by ending; one of ``COMPRESSED`` may follow."""
 LEFT_OUT: Final = "files left out of data.path's folders: no data by their names"
+QUARANTINE: Final = "files left out: quarantine.parquet of a run, rows that it could not do (named, the file is read)"
 NOT_NAMED: Final = "files left out of data.path's folders: README.md or state.json name others as the data"
 _ABOUT: Final = ("readme*", "licen[cs]e*", "citation*", "changelog*", "requirements*.txt", "config.json", "state.json")
 _ABOUT_SETS: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "croissant.json")
@@ -82,6 +85,14 @@ def natural(path: Path) -> tuple[Any, ...]:
     return parts, str(path)
 
 
+def is_quarantine(file: Path) -> bool:
+    """Whether ``hala collect`` wrote this file beside a dataset."""
+    try:
+        return file.name == "quarantine.parquet" and "hala_error" in pq.read_schema(file).names
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it tells
+
+
 def columns_of(file: Path, root: Path) -> dict[str, str | None]:
     """What the folders between ``root`` and a file say as ``name=value``, as Hive, Spark and Arrow write them."""
     found = filter(None, (_HIVE.fullmatch(part) for part in file.relative_to(root).parts[:-1]))
@@ -102,6 +113,8 @@ def _walk(root: Path, notes: Counter[str]) -> Iterator[Path]:
                 notes[NOT_NAMED] += 1
             elif ending_of(file) not in ENDINGS:
                 notes[LEFT_OUT] += 1
+            elif is_quarantine(file):
+                notes[QUARANTINE] += 1
             elif file.is_file():
                 yield file
             elif file.is_symlink():

@@ -192,6 +192,8 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_Found]:
     if any(part.lower() in _SCHEMES for part in path.parts):
         raise HalaError(f"data.path: {entry}: no URLs", "download it first; data.hub=ORG/NAME reads from the hub")
     if path.is_dir():
+        if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
+            raise HalaError(f"data.path: {entry} is a run, not data", f"`hala collect {entry}`, then {path / 'final'}")
         return [_Found(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
     if data.hub_config is not None:
         raise HalaError(f"data.hub_config: {entry} is no folder, and only folders have it", "data.hub_config=null")
@@ -204,6 +206,9 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_Found]:
         plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
         root = Path(*path.parts[:plain])
         found = sorted((file for file in files if file.is_file() or _is_broken(file)), key=folders.natural)
+        held = [file for file in found if folders.is_quarantine(file)]
+        notes.update({folders.QUARANTINE: len(held)} if held else {})
+        found = [file for file in found if file not in held]
         return [_Found(file, folders.columns_of(file, root)) for file in found]
     if path.is_symlink():
         raise HalaError(f"data.path: {entry} is a link to {path.readlink()}, which is not there")

@@ -12,6 +12,7 @@ from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
 from hala_hpc.data.shapes import ROLES, ColumnShape, TurnShape, refuse_originals, require, shape_of
+from hala_hpc.data.turns import keys_of, turns_of
 from hala_hpc.training.options import Kind
 
 CALLS: Final = ("function_call", "tool_call")
@@ -88,11 +89,7 @@ class Turns:
 
     def read(self, row: Row) -> Document:
         """Raises HalaError for a row of another form, Dropped for one without an answer."""
-        given = row.get(self.column) or []
-        if not isinstance(given, list) or not all(isinstance(turn, dict) for turn in given):
-            raise HalaError(f"column '{self.column}' holds {what(given)}, not a list of turns")
-        messages = [self._message(turn, number) for number, turn in enumerate(given)]
-        weights = [_weight(turn, self._where(number)) for number, turn in enumerate(given)]
+        messages, weights = self.spoken(row)
         notes = [UNHEARD for at, weight in enumerate(weights) if weight and messages[at]["role"] != "assistant"]
         system = row.get("system")
         if isinstance(system, str) and system.strip() and messages:
@@ -111,15 +108,22 @@ class Turns:
             raise Dropped("empty: a turn of the assistant says nothing")
         return Chat(messages, _tools(row.get("tools")), unlearned, tuple(notes))
 
+    def spoken(self, row: Row) -> tuple[list[dict[str, Any]], list[bool | None]]:
+        """The messages, and of each whether it says that it is to be learned. Raises HalaError."""
+        given = turns_of(row.get(self.column), self.column)
+        messages = [self._message(turn, number) for number, turn in enumerate(given)]
+        return messages, [_weight(turn, self._where(number)) for number, turn in enumerate(given)]
+
     def _message(self, turn: dict[str, Any], number: int) -> dict[str, Any]:
         where = self._where(number)
-        word = turn.get(self.role_key)
+        kept = {key: value for key, value in turn.items() if value is not None}  # Parquet fills in absent keys
+        role_key, text_key = keys_of(list(kept), (self.role_key, self.text_key))
+        word = kept.pop(role_key, None)
         role = ROLE_OF.get(word.lower()) if isinstance(word, str) else None
         if role is None:
-            raise HalaError(f"{where} has the {self.role_key} {word!r}", f"known: {', '.join(sorted(ROLE_OF))}")
-        kept = {key: value for key, value in turn.items() if value is not None}  # Parquet fills in absent keys
-        kept = {key: value for key, value in kept.items() if key not in (self.role_key, self.text_key, *WEIGHTS)}
-        return {**kept, "role": role, "content": self._content(turn.get(self.text_key), where)}
+            raise HalaError(f"{where} has the {role_key} {word!r}", f"known: {', '.join(sorted(ROLE_OF))}")
+        content = self._content(kept.pop(text_key, None), where)
+        return {**{key: value for key, value in kept.items() if key not in WEIGHTS}, "role": role, "content": content}
 
     def _where(self, number: int) -> str:
         return f"turn {number + 1} of '{self.column}'"
@@ -147,6 +151,8 @@ class Columns:
 
     def read(self, row: Row) -> Document:
         """Raises HalaError for a row of another form, Dropped for one without an answer."""
+        if self.chat and any(isinstance(row.get(column), list | dict) for column in (*self.prompt, self.answer)):
+            return self._talk(row)
         prompt = EMPTY_LINE.join(text for _, text in ColumnShape(self.prompt).texts(row))
         answer = "".join(text for _, text in ColumnShape([self.answer]).texts(row))
         if not answer:
@@ -162,6 +168,20 @@ class Columns:
             )
         is_apart = not prompt or prompt[-1].isspace() or answer[0].isspace()
         return Completion(prompt if is_apart else prompt + EMPTY_LINE, answer)
+
+    def _talk(self, row: Row) -> Chat:
+        """Columns of turns, as TRL's prompt and completion: what the assistant says in the last of them is learned."""
+        messages = [message for column in self.before for message in _before(column, row.get(column))]
+        for column in self.prompt:
+            messages += _said(column, row, "user")[0]
+        unlearned = {at for at, message in enumerate(messages) if message["role"] == "assistant"}
+        answers, weights = _said(self.answer, row, "assistant")
+        unlearned |= {len(messages) + at for at, weight in enumerate(weights) if weight is False}
+        messages += answers
+        learned = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at not in unlearned]
+        if not learned or not all(_says_something(messages[at]) for at in learned):
+            raise Dropped(f"empty: '{self.answer}' says nothing")
+        return Chat(messages, _tools(row.get("tools")), frozenset(unlearned))
 
 
 @dataclass(frozen=True)
@@ -204,9 +224,17 @@ def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
     if len(columns) < 2:
         raise HalaError(
             f"a row of kind '{kind}' has a prompt and an answer, and '{', '.join(columns)}' is only one column",
-            "kind: text, or columns: [PROMPT, ANSWER]",
+            "kind: text, or columns: [PROMPT, ANSWER]; shape: messages, if it holds conversations",
         )
     return Columns(tuple(columns[:-1]), columns[-1], kind == "chat", before)
+
+
+def _said(column: str, row: Row, role: str) -> tuple[list[dict[str, Any]], list[bool | None]]:
+    """The messages of a column that holds turns, or a text of ``role``; see ``Turns.spoken``."""
+    value = row.get(column)
+    if isinstance(value, str):
+        return ([{"role": role, "content": value}], [None]) if value.strip() else ([], [])
+    return Turns(column, "role", "content").spoken(row)
 
 
 def _says_something(message: dict[str, Any]) -> bool:
