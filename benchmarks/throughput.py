@@ -1,6 +1,9 @@
-"""The whole worker against one raw LLM.chat call: same engine, same rows, same settings, in turn.
+"""The whole worker against one raw LLM.chat call: same engine, same rows, same settings, in pairs.
 
 The worker reads shards, claims and publishes them, and makes finished rows durable; the raw call does nothing else.
+Which of the two goes first changes from pair to pair, and the figure is the median of the pairs' ratios: a machine
+that is slow for a while spoils a pair, not the figure. The spread of the raw rates says how much is noise, and the
+processor seconds of this process (vLLM computes in another) how much is the worker's own.
 """
 
 import argparse
@@ -10,16 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common import HALA, ROOT, SERVE, data, quiet, report, title
 
+Measure = Callable[[Any, Path, list[Any]], float]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000)
-    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--times", type=int, default=7, help="pairs")
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--eager", action="store_true", help="no compilation: starts sooner, runs slower")
     parser.add_argument("--inner", type=Path, help=argparse.SUPPRESS)
@@ -56,16 +62,23 @@ def inner(folder: Path, times: int) -> None:
 
     engine = Vllm(thaw(folder / "runs" / "r0" / "recipe.yaml", tasks.options_of))
     engine.close_for_good, engine.close = engine.close, lambda: None  # type: ignore[attr-defined, method-assign]
-    raw_rates, worker_rates = [], []
-    raw(engine, folder / "runs" / "r0", warm=True)
+    rates: dict[Measure, list[float]] = {raw: [], worker: []}
+    spent: dict[Measure, list[float]] = {raw: [], worker: []}
+    requests = requests_of(folder / "runs" / "r0")
+    raw(engine, folder / "runs" / "r0", requests[:64])
     for number in range(times):
         run = folder / "runs" / f"r{number}"
-        for measure, rates in ((raw, raw_rates), (worker, worker_rates)):
+        for measure in (raw, worker) if number % 2 == 0 else (worker, raw):
             engine._llm.reset_prefix_cache()
-            rates.append(measure(engine, run))
+            before = time.process_time()
+            rates[measure].append(measure(engine, run, requests))
+            spent[measure].append((time.process_time() - before) / len(requests) * 1e3)
+    raw_rates, worker_rates = rates[raw], rates[worker]
     ratios = [ours / theirs for ours, theirs in zip(worker_rates, raw_rates, strict=True)]
-    for name, rates in (("raw", raw_rates), ("worker", worker_rates)):
-        print(f"{name}: {', '.join(f'{rate:.1f}' for rate in rates)} rows/s")
+    for name, seen in (("raw rows/s", raw_rates), ("worker rows/s", worker_rates), ("ratios", ratios)):
+        print(f"{name}: {', '.join(f'{one:.3g}' for one in seen)} (spread {spread(seen):.1%})")
+    for name, of in (("raw", raw), ("worker", worker)):
+        print(f"{name}: {statistics.median(spent[of]):.2f} ms of this process a row")
     ratio = statistics.median(ratios)
     report("raw LLM.chat (the limit)", statistics.median(raw_rates), "rows/s", "", True)
     report("the whole worker", statistics.median(worker_rates), "rows/s", "", True)
@@ -73,20 +86,31 @@ def inner(folder: Path, times: int) -> None:
     engine.close_for_good()  # type: ignore[attr-defined]
 
 
-def raw(engine: Any, run: Path, warm: bool = False) -> float:
+def spread(values: list[float]) -> float:
+    """Largest less smallest, as a share of the median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def requests_of(run: Path) -> list[Any]:
+    """What is asked of the engine; the same in every run."""
+    work = work_of(run)
+    return [request for _, row in all_rows(run) for request in work.requests(row)]
+
+
+def raw(engine: Any, run: Path, requests: list[Any]) -> float:
     """One LLM.chat call over all rows; rows per second."""
     from dataclasses import asdict
 
-    requests = [request for _, row in all_rows(run) for request in work_of(run).requests(row)]
-    requests = requests[:64] if warm else requests
+    del run
     params = [engine._params(request, 0) for request in requests]
     began = time.perf_counter()
     engine._llm.chat([[asdict(message) for message in r.prompt] for r in requests], params, use_tqdm=False)
     return len(requests) / (time.perf_counter() - began)
 
 
-def worker(engine: Any, run: Path) -> float:
+def worker(engine: Any, run: Path, requests: list[Any]) -> float:
     """The worker's whole loop over the run, from its first claim to its last published shard; rows per second."""
+    del requests
     from hala_hpc import tasks
     from hala_hpc.config.compose import thaw
     from hala_hpc.run import manifest

@@ -40,12 +40,12 @@ def test_failures_on_request() -> None:
 
 
 def test_it_takes_its_time(tmp_path: Path) -> None:
-    engine = started(seconds=0.2, log=str(tmp_path / "log"))
-    engine.add("a", Request("x"))
+    engine = started(seconds=0.5, log=str(tmp_path / "log"))
     begun = time.monotonic()
+    engine.add("a", Request("x"))
     assert engine.poll(0.01) == []
     assert [one.id for one in engine.poll(5)] == ["a"]
-    assert 0.15 < time.monotonic() - begun < 2
+    assert time.monotonic() - begun >= 0.5
     assert (tmp_path / "log").read_text() == "'x'\n"
     engine.add("b", Request("y"))
     engine.close()

@@ -35,6 +35,7 @@ def test_chaos_changes_nothing(tmp_path: Path, hala: Any) -> None:
                 if process.returncode not in (0, 85, -9):
                     complaints.append(said)
             victim, kind = chance.choice(workers), chance.choice(["stop", "stop", "kill", "terminate"])
+            kind = kind if kinds else "stop"
             at_work = any(event["pid"] == victim.pid for event in events(run, "started"))
             if kinds.total() < DISTURBANCES and at_work and victim not in [process for _, process in asleep]:
                 kinds[kind] += 1
