@@ -13,7 +13,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "small.yaml")
         Path(folder, "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(200)))
-        recipe.write_text("name: small\ndata: {path: rows.jsonl}\nengine: {kind: echo}\nrun: {shard_rows: 20}\n")
+        recipe.write_text(
+            "name: small\ntask: {kind: translate}\ndata: {path: rows.jsonl}\nengine: {kind: echo}\nrun: {shard_rows: 20}\n"
+        )
         quiet(*HALA, "plan", recipe, "--create", cwd=Path(folder))
         run = Path(folder, "runs", "small")
         quiet(sys.executable, "-m", "hala_hpc.worker", run)

@@ -45,7 +45,7 @@ def measure(folder: Path, env: dict[str, str], shards: int, workers: int) -> Non
     env |= {"PATH": f"{sbatch.parent}:{env['PATH']}", "BENCHMARK_CALLS": str(calls)}
     (folder / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(shards)))
     (folder / "r.yaml").write_text(
-        "name: r\ndata: {path: rows.jsonl}\nengine: {kind: echo}\n"
+        "name: r\ntask: {kind: translate}\ndata: {path: rows.jsonl}\nengine: {kind: echo}\n"
         f"run: {{shard_rows: 1, workers: {workers}}}\n"
         "site: {executor: slurm, slurm: {cpus_per_worker: 1, extra: {hold: true}}}\n"  # held: the jobs need not run
     )
