@@ -14,7 +14,8 @@ def main() -> None:
         recipe = Path(folder, "small.yaml")
         Path(folder, "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(200)))
         recipe.write_text(
-            "name: small\ntask: {kind: translate}\ndata: {path: rows.jsonl}\nengine: {kind: echo}\nrun: {shard_rows: 20}\n"
+            "name: small\ntask: {kind: translate}\ndata: {path: rows.jsonl}\nengine: {kind: echo}\n"
+            "run: {shard_rows: 20}\n"
         )
         quiet(*HALA, "plan", recipe, "--create", cwd=Path(folder))
         run = Path(folder, "runs", "small")
