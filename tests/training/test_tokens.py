@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import infer
+from hala_hpc.data import infer, readers, schema
 from hala_hpc.training.documents import Chat, Completion, Dropped, Text
 from hala_hpc.training.options import Prepare
 from hala_hpc.training.tokens import Tokenizing, overlapping, tokenizing
@@ -320,3 +322,28 @@ def test_shapes_that_do_not_fit_the_kind() -> None:
         work_on(kind, chat, rows="text")
     with pytest.raises(HalaError, match="no column 'b'"):
         work_on(kind, text, Data(columns=["text", "b"]), rows="completion")
+
+
+CALLS = """{%- for turn in messages -%}{{- turn['role'] + ':' -}}{%- if turn['role'] == 'assistant' -%}
+{%- generation -%}
+{%- for call in turn['tool_calls'] or [] -%}{{- call['function'] | tojson -}}{%- endfor -%}
+{{- turn['content'] + '.' -}}{%- endgeneration -%}{%- else -%}{{- turn['content'] -}}{%- endif -%}{%- endfor -%}"""
+
+
+def test_tool_calls_are_learned_with_their_own_arguments_whatever_file_holds_them(tmp_path: Path) -> None:
+    """JSON lines; what a run makes of them; and the struct of all keys that others make of them."""
+    calls = [{"name": "weather", "arguments": {"city": "Oslo"}}, {"name": "add", "arguments": {"x": 2, "y": 3}}]
+    turns = [{"role": "assistant", "content": None, "tool_calls": [{"function": call}]} for call in calls]
+    rows: Rows = [{"messages": [{"role": "user", "content": "go"}, turn]} for turn in turns]
+    kind = KINDS["byte level"]([json.dumps(rows)])
+    kind.tokenizer.chat_template = CALLS
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(schema.to_table(rows, infer.infer(rows)), tmp_path / "ours.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "theirs.parquet")
+    texts = []
+    for name in ("a.jsonl", "ours.parquet", "theirs.parquet"):
+        (chunk,) = readers.chunks(tmp_path / name)
+        pieces = [piece for row in chunk.rows for piece in work_on(kind, chunk.rows)(row)]
+        texts.append([kind.tokenizer.decode(piece.ids) for piece in pieces])
+    assert texts[0] == [f"user:goassistant:{json.dumps(call)}." for call in calls]
+    assert texts[1] == texts[2] == texts[0]
