@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import infer, readers, schema, shards
+from hala_hpc.data import collect, infer, readers, schema, shards
 from hala_hpc.data.columns import field_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.digest import Row, digest_of
@@ -295,6 +295,14 @@ def test_runs_that_older_commits_planned_go_on(tmp_path: Path) -> None:
     other = replace(cut, shards=[replace(shard, digest=digest_of([{}])) for shard in cut.shards])
     with pytest.raises(HalaError, match="changed since the run was planned"):
         proven(tmp_path / "two", other)
+
+
+def test_the_card_names_columns_of_json(tmp_path: Path) -> None:
+    cut = planned(tmp_path / "run", write(tmp_path / "a.jsonl", [{"id": 1, "meta": {"a": 1}}, {"id": 2, "meta": {}}]))
+    text = collect.card(tmp_path / "run", cut.facts, collect.Collected("x", 1, 2, {}, 0))
+    assert "Objects of `meta` differ in their keys or types: they are of Arrow's JSON type" in text
+    cut = planned(tmp_path / "two", write(tmp_path / "b.jsonl", [{"id": 1, "meta": {"a": 1}}]))
+    assert "JSON" not in collect.card(tmp_path / "two", cut.facts, collect.Collected("x", 1, 1, {}, 0))
 
 
 def test_a_path_into_objects_that_differ() -> None:

@@ -17,8 +17,10 @@ def unify(one: pa.Schema | None, other: pa.Schema, fill: bool = False) -> pa.Sch
     """
     if one is None or one.equals(other, check_metadata=True):
         return other
-    names = dict.fromkeys([*one.names, *other.names])
-    return pa.schema([_unify_field(name, one, other, fill) for name in names])
+    found: dict[str, list[pa.Field[Any]]] = {}
+    for field in (*one, *other):
+        found.setdefault(field.name, []).append(field)
+    return pa.schema([_unify_field(name, fields, fill) for name, fields in found.items()])
 
 
 class Union:
@@ -71,10 +73,9 @@ def _refuse_lost_types(name: str, said: list[_Said]) -> None:
             )
 
 
-def _unify_field(name: str, one: pa.Schema, other: pa.Schema, fill: bool) -> "pa.Field[Any]":
-    fields = [schema.field(name) for schema in (one, other) if name in schema.names]
-    fields = [field for field in fields if not pa.types.is_null(field.type)] or fields
-    has_nulls = not all(name in schema.names and not schema.field(name).nullable for schema in (one, other))
+def _unify_field(name: str, found: list["pa.Field[Any]"], fill: bool) -> "pa.Field[Any]":
+    has_nulls = len(found) == 1 or any(field.nullable for field in found)
+    fields = [field for field in found if not pa.types.is_null(field.type)] or found
     if any(map(_is_json, fields)):
         is_text = all(has(field, JSON_TEXT) for field in fields)
         return fields[0].with_nullable(has_nulls) if is_text else pa.field(name, JSON)
