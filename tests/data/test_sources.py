@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
 
+from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Data
+from hala_hpc.config.schema import FILE, Data
 from hala_hpc.data import opening, sources
 from tests.data.helpers import lines, planned, rows_of, write
 
@@ -286,6 +287,12 @@ def test_files_and_folders_that_are_links(tmp_path: Path) -> None:
     (tmp_path / "in/more").symlink_to(tmp_path / "more")
     assert rows_of(tmp_path / "run", tmp_path / "in") == [*ROWS, *ROWS[:1]]
     assert rows_of(tmp_path / "two", blob) == ROWS
+    (tmp_path / "c.csv").symlink_to(write(tmp_path / "blobs/5678", "text\nc\n"))
+    for given in (str(tmp_path / "c.csv"), "c.csv", "./in/../c.csv"):
+        path = layers.resolved(given, tmp_path, FILE["path"])
+        assert path == str(tmp_path / "c.csv")
+    assert rows_of(tmp_path / "three", Path(path)) == [{"text": "c"}]
+    assert layers.resolved("..", tmp_path / "in", FILE["path"]) == str(tmp_path)
     blob.unlink()
     for entry in (tmp_path / "in", tmp_path / "in/*.jsonl", tmp_path / "in/a.jsonl"):
         with pytest.raises(HalaError, match=r"a\.jsonl is a link to .*/blobs/1234, which is not there"):

@@ -202,4 +202,9 @@ def resolved(value: Any, base: Path, rule: str) -> Any:
         return value
     if rule == "explicit" and not value.startswith((".", "/", "~")):
         return value
-    return str((base / value).resolve()) if value else value
+    if not value:
+        return value
+    path = base / value
+    if rule == "file" and path.name != "..":
+        return str(path.parent.resolve() / path.name)
+    return str(path.resolve())

@@ -13,6 +13,8 @@ MISSING: Any = "???"
 
 PATH: Final = {"path": "always"}
 """Metadata of a field that is always a path."""
+FILE: Final = {"path": "file"}
+"""Metadata of a field that is always a path; a link keeps its own name, whose ending tells the format."""
 HUB_OR_PATH: Final = {"path": "explicit"}
 """Metadata of a field that is a path only when it starts with ``.``, ``/``, ``~`` or ``run:``; else a hub name."""
 WITH_VARIABLES: Final = {"path": "text"}
@@ -23,7 +25,7 @@ WITH_VARIABLES: Final = {"path": "text"}
 class Data:
     """Which rows go in. Give ``path`` (files, folders, globs) or ``hub`` (a dataset on the Hugging Face hub)."""
 
-    path: list[str] = field(default_factory=list, metadata=PATH)
+    path: list[str] = field(default_factory=list, metadata=FILE)
     format: Literal["auto", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
     delimiter: str | None = None  # of CSV; null: a comma, in .tsv a tab
     encoding: str | None = None  # of text, CSV and JSON; null: UTF-8, or what a byte order mark says
