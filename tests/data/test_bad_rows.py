@@ -124,6 +124,11 @@ def test_the_limit_counts_rows_that_are_taken(tmp_path: Path) -> None:
         path = write(tmp_path / name, content)
         cut = cut_texts(tmp_path / f"run-{name}", path, rows=400, bad_rows="set_aside", limit=900)
         assert read(tmp_path / f"run-{name}", cut) == [row for row in rows if isinstance(row["text"], str)][:900]
+        assert cut.facts.notes == {"rows set aside: column 'text' holds a number, not text": 1798}
+        listed = (tmp_path / f"run-{name}" / bad_rows.SET_ASIDE).read_text().splitlines()
+        assert json.loads(listed[-1])["where"] == f"{path}: row 2697"
+    copied = (tmp_path / "run-a.json/input/00000.jsonl").read_bytes().splitlines()
+    assert len(copied) == 2700
 
 
 def test_bad_rows_after_the_limit_are_nobodys_business(tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ Rows = Iterator[Row | None]
 """None stands for a bad row, which a copy keeps as an empty line: so the number of a row's line is that of the row."""
 
 
-def to_jsonl(path: Path, form: str, target: Path, data: Data, bad: BadRows) -> None:
+def to_jsonl(path: Path, form: str, target: Path, data: Data, bad: BadRows) -> Iterator[int]:
     """Copy ``path`` (json, jsonl, csv or text) to JSON lines; ``bad`` is told of bad rows.
+
+    Yields how many lines there are: at the end, and whenever ``data.limit`` more rows are copied, for whoever reads them
+    may set some aside.
 
     Raises HalaError naming the row at which the file is damaged.
     """
-    # Rows may be set aside later for their form, so nobody knows yet how many the limit needs.
-    limit = data.limit if bad.is_refusing else None
     number = good = 0
     try:
         with opening.open_utf8(path, data.encoding) as source, target.open("wb") as out:
@@ -46,10 +47,12 @@ def to_jsonl(path: Path, form: str, target: Path, data: Data, bad: BadRows) -> N
                 number += 1
                 out.write(b"\n" if row is None else orjson.dumps(row) + b"\n")
                 good += row is not None
-                if good == limit:
-                    break
+                if row is not None and data.limit is not None and good % data.limit == 0:
+                    out.flush()
+                    yield number
     except (*opening.UNREADABLE, csv.Error) as error:
         raise HalaError(f"{path}: row {number + 1}: cannot be read as {form}: {opening.reason(error)}") from error
+    yield number
 
 
 def arrow_to_parquet(path: Path, target: Path, limit: int | None) -> None:

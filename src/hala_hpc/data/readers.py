@@ -71,7 +71,7 @@ class Manner:
     ``columns`` are added to each row that has none of the name; rows at the positions ``skip`` are passed over.
     Reading ends where no more rows are ``wanted``, and nothing behind them is looked at.
     While planning ``on_bad`` is told of rows that cannot be read (without it the first one raises), and ``notes``
-    counts what was mended.
+    counts what was mended. ``lines_before`` the position there are so many lines.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -79,6 +79,7 @@ class Manner:
     skip: Collection[int] = frozenset()
     on_bad: OnBad | None = None
     notes: Counter[str] | None = None
+    lines_before: int = 0
 
 
 def chunks(path: Path, position: int = 0, manner: Manner = Manner()) -> Iterator[Chunk]:
@@ -110,7 +111,7 @@ def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
     most = min(CHUNK_ROWS, manner.wanted())
     with path.open("rb") as file:
         file.seek(position)
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(file, manner.lines_before + 1):
             if line.strip() and position not in manner.skip:
                 try:
                     row = parse_row(line, manner.notes)

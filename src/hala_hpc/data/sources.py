@@ -4,7 +4,7 @@ import glob
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -35,13 +35,15 @@ _UNREADABLE: Final = {
 class Source:
     """A file that can be read from its middle, and the file or dataset that it came from.
 
-    ``columns`` are those that the names of its folders add to each row.
+    ``columns`` are those that the names of its folders add to each row. ``copying`` goes on with a copy and says how
+    many lines it has; ``chunks`` asks it for as much as is wanted.
     """
 
     path: Path
     original: str
     bytes: int
     columns: dict[str, str | None] = field(default_factory=dict)
+    copying: Iterator[int] = field(default_factory=lambda: iter([0]))
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,26 @@ def chunks(source: Source, name: str, bad: BadRows, wanted: Callable[[], int] = 
     def on_bad(number: int, position: int, error: HalaError) -> None:
         bad.add(where(source, number), error, name, position)
 
-    return readers.chunks(source.path, 0, Manner(source.columns, wanted, frozenset(), on_bad, bad.notes))
+    manner = Manner(source.columns, wanted, frozenset(), on_bad, bad.notes)
+    position = lines = 0
+    while (lines_now := next(source.copying, None)) is not None:
+        yield from readers.chunks(source.path, position, replace(manner, lines_before=lines))
+        position, lines = source.path.stat().st_size, lines_now
+        if wanted() <= 0:
+            return
+
+
+def read(data: Data, copies: Path, say: Callable[[str], None], bad: BadRows) -> Iterator[tuple[Source, Chunk]]:
+    """The rows of ``data``, for whoever needs them only once: as many as ``data.limit``."""
+    seen = 0
+
+    def wanted() -> int:
+        return sys.maxsize if data.limit is None else data.limit - seen
+
+    for source in open_sources(data, copies, say, bad):
+        for chunk in chunks(source, source.original, bad, wanted):
+            seen += len(chunk.rows)
+            yield source, chunk
 
 
 def where(source: Source, number: int) -> str:
@@ -143,11 +164,12 @@ def _open_file(found: _Found, data: Data, copy: Path, say: Callable[[str], None]
     say(f"reading {path.name}")
     if form == "arrow":
         copy = copy.with_suffix(".parquet")
-        convert.arrow_to_parquet(path, copy, data.limit)
-    else:
-        copy = copy.with_suffix(".jsonl")
-        convert.to_jsonl(path, form, copy, data, bad)
-    return Source(copy, str(path), size, found.columns)
+        # Rows may be set aside later for their form, so nobody knows yet how many the limit needs.
+        convert.arrow_to_parquet(path, copy, data.limit if bad.is_refusing else None)
+        return Source(copy, str(path), size, found.columns)
+    copy = copy.with_suffix(".jsonl")
+    copy.touch()
+    return Source(copy, str(path), size, found.columns, convert.to_jsonl(path, form, copy, data, bad))
 
 
 def _is_in_place(path: Path, data: Data) -> bool:

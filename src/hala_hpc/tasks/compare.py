@@ -169,17 +169,16 @@ class Compare:
 
     def _rows(self, folder: Path, watch: Watch, notes: Counter[str]) -> Iterator[str]:
         bad = BadRows(self._recipe.data.bad_rows, notes, folder, most=1)
-        for source in sources.open_sources(self._recipe.data, folder / "input", watch.say, bad):
-            for chunk in sources.chunks(source, source.original, bad):
-                shape = shapes.shape_of(self._recipe.data, ["user", "assistant"], chunk.schema())
-                for number, row in zip(chunk.numbers, chunk.rows, strict=True):
-                    try:
-                        text = "\n\n".join(text for _, text in shape.texts(row))
-                    except HalaError as error:
-                        bad.add(sources.where(source, number), error)
-                        continue
-                    if text:
-                        yield text
+        for source, chunk in sources.read(self._recipe.data, folder / "input", watch.say, bad):
+            shape = shapes.shape_of(self._recipe.data, ["user", "assistant"], chunk.schema())
+            for number, row in zip(chunk.numbers, chunk.rows, strict=True):
+                try:
+                    text = "\n\n".join(text for _, text in shape.texts(row))
+                except HalaError as error:
+                    bad.add(sources.where(source, number), error)
+                    continue
+                if text:
+                    yield text
 
 
 class Comparing:

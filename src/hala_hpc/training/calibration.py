@@ -36,16 +36,15 @@ def samples(
 
 
 def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
-    for source in sources.open_sources(data, copies, watch.say, bad):
-        for chunk in sources.chunks(source, source.original, bad):
-            reader = reader_of(kind, data, chunk.schema())
-            for number, row in zip(chunk.numbers, chunk.rows, strict=True):
-                try:
-                    yield reader.read(row)
-                except Dropped:
-                    continue
-                except HalaError as error:
-                    bad.add(sources.where(source, number), error)
+    for source, chunk in sources.read(data, copies, watch.say, bad):
+        reader = reader_of(kind, data, chunk.schema())
+        for number, row in zip(chunk.numbers, chunk.rows, strict=True):
+            try:
+                yield reader.read(row)
+            except Dropped:
+                continue
+            except HalaError as error:
+                bad.add(sources.where(source, number), error)
 
 
 def _tokens(tokenizer: Any, document: Document) -> list[int]:
