@@ -35,8 +35,8 @@ Rows = Iterator[Row | None]
 def to_jsonl(path: Path, form: str, target: Path, data: Data, bad: BadRows) -> Iterator[int]:
     """Copy ``path`` (json, jsonl, csv or text) to JSON lines; ``bad`` is told of bad rows.
 
-    Yields how many lines there are: at the end, and whenever ``data.limit`` more rows are copied, for whoever reads them
-    may set some aside.
+    Yields how many lines there are: at the end, and whenever ``data.limit`` more rows are copied. Of these some may be
+    set aside later.
 
     Raises HalaError naming the row at which the file is damaged.
     """
