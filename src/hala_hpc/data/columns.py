@@ -28,6 +28,7 @@ OF: Final = b"hala.of"
 
 
 @cache
+@cache
 def split(path: str) -> tuple[str, Steps]:
     """A path as its column and the steps from there: ``a.b[].c`` is ``a.b`` and every item's ``c``."""
     column, *rest = path.split(EACH)

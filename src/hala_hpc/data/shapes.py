@@ -7,6 +7,7 @@ itself is never changed: what is new stands in columns of its own. What it passe
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Final, Protocol
 
@@ -62,7 +63,7 @@ class ColumnShape:
     others: Sequence[str] = ()
     only_text: Sequence[str] = ()
 
-    @property
+    @cached_property
     def columns(self) -> Sequence[str]:
         return tuple(dict.fromkeys(named.split(path)[0] for path in self.paths))
 
