@@ -1,9 +1,10 @@
 """Runs to damage: made once by the echo engine in this process, copied for each try; and ``hala`` without a process."""
 
 import contextlib
-import io
+import faulthandler
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -17,8 +18,8 @@ ROWS, SHARD_ROWS = 30, 10
 
 def hala(*words: object) -> tuple[int, str]:
     """Exit code and everything that was said. Raises whatever would be a traceback."""
-    said = io.StringIO()
     with (
+        tempfile.TemporaryFile("w+") as said,  # a real file: workers hand it to faulthandler
         patch.object(sys, "argv", ["hala", *map(str, words)]),
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
@@ -26,7 +27,9 @@ def hala(*words: object) -> tuple[int, str]:
         try:
             cli.main()
         except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
+            faulthandler.cancel_dump_traceback_later()
+            said.seek(0)
+            return int(end.code or 0), said.read()
     raise AssertionError("main always exits")
 
 

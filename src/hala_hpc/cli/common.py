@@ -151,29 +151,17 @@ def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def frozen(run: Path) -> dict[str, Any]:
-    """The frozen recipe of a run as plain data, without the machinery that checks one: status must be quick.
+    """The frozen recipe of a run as plain data. Raises HalaError where it cannot be read."""
+    from hala_hpc.config import frozen as recipes
 
-    Raises HalaError where it cannot be read.
-    """
-    import yaml
-
-    hint = "a run cannot do without it: put a copy back"
-    try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        recipe: dict[str, Any] = yaml.load((run / "recipe.yaml").read_text("utf-8"), Loader=loader)
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise HalaError(f"{run / 'recipe.yaml'} cannot be read: {error}", hint) from error
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("run"), dict):
-        raise HalaError(f"{run / 'recipe.yaml'} is no frozen recipe of a run", hint)
-    return recipe
+    return recipes.read(run)
 
 
 def run_settings(run: Path) -> Run:
     """The ``run`` section of a frozen recipe. Raises HalaError where it cannot be read."""
-    try:
-        return Run(**frozen(run)["run"])
-    except TypeError as error:
-        raise HalaError(f"{run / 'recipe.yaml'}: {error}", "was the run planned by a newer hala?") from error
+    from hala_hpc.config import frozen as recipes
+
+    return recipes.settings(run, recipes.read(run))
 
 
 def job_states(run: Path) -> "list[JobState]":

@@ -46,7 +46,7 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
             shown = True
         if shard is None or events:
             jobs.add(job)
-    for log in sorted((path / "logs").glob("*.out")):
+    for log in (each for each in sorted((path / "logs").glob("*.out")) if each.is_file()):
         if shard is None or any(job and log.name.startswith(f"{job}_") for job in jobs):
             _show(log, lines)
             shown = True

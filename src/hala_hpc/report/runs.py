@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config import frozen
 from hala_hpc.report import history, table
 from hala_hpc.report.history import History
 from hala_hpc.report.section import Section
@@ -39,8 +39,8 @@ class Run:
 
     @cached_property
     def status(self) -> status.Status:
-        settings = self.recipe["run"]
-        return status.read(self.path, settings["lease_seconds"], settings["attempts"])
+        settings = frozen.settings(self.path, self.recipe)
+        return status.read(self.path, settings.lease_seconds, settings.attempts)
 
     @cached_property
     def history(self) -> History:
@@ -65,15 +65,10 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 def _read(path: Path, name: str) -> Run:
     """Raises HalaError where its recipe or manifest cannot be read."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     facts = manifest.read(path / "manifest.parquet").facts
-    try:
-        recipe: dict[str, Any] = yaml.load((path / "recipe.yaml").read_text("utf-8"), Loader=loader)
-        return Run(name, RunDirectory(path, facts.suffix), recipe, facts)
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise HalaError(f"{path / 'recipe.yaml'} cannot be read: {error}") from error
+    recipe = frozen.read(path)
+    frozen.settings(path, recipe)
+    return Run(name, RunDirectory(path, facts.suffix), recipe, facts)
 
 
 def overview(runs: Sequence[Run]) -> Section:

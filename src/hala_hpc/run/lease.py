@@ -287,9 +287,10 @@ class Finder:
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
     """All lease files of one fan-out folder, by shard; names that are none of ours are passed over."""
     found: dict[int, list[Held]] = {}
-    for name in layout.listing(run.leases / folder):
+    parent = run.leases / folder
+    for name in layout.listing(parent):
         if (read := _LEASE.fullmatch(name)) is not None:
-            held = Held(int(read[2]), read[3] is not None, run.leases / folder / name)
+            held = Held(int(read[2]), read[3] is not None, Path(f"{parent}/{name}"))
             found.setdefault(int(read[1]), []).append(held)
     return found
 

@@ -204,7 +204,7 @@ def _alive(leases: list[lease.Held], now: float, ttl: float) -> bool:
 def _age(path: Path, now: float) -> float:
     try:
         return now - path.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return float("inf")
 
 

@@ -1,0 +1,159 @@
+"""Every command on every kind of damaged run: one line and the right exit code, never a traceback."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import damaged
+from tests.damaged import DAMAGES, copied, hala
+
+NEEDED = ("recipe.yaml", "manifest.parquet")
+"""What no run can do without."""
+NO_RECIPE = ("collect", "collect --partial", "logs", "logs of a shard")
+"""These read the plan and not the recipe."""
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "status": ("status", "RUN"),
+    "status --json": ("status", "RUN", "--json"),
+    "verify": ("verify", "RUN"),
+    "collect": ("collect", "RUN", "--to", "OUT"),
+    "collect --partial": ("collect", "RUN", "--partial", "--to", "OUT"),
+    "report": ("report", "RUN", "--to", "OUT"),
+    "logs": ("logs", "RUN"),
+    "logs of a shard": ("logs", "RUN", "0"),
+    "cancel": ("cancel", "RUN"),
+    "best": ("best", "RUN"),
+    "runs": ("runs", "--root", "ROOT"),
+    "runs --json": ("runs", "--root", "ROOT", "--json"),
+    "publish": ("publish", "RUN", "me/it", "--dry-run"),
+    "plan": ("plan", "RECIPE", "--create"),
+    "submit": ("submit", "RECIPE"),
+    "worker": ("worker", "RUN"),
+    "resume": ("resume", "RUN"),
+    "resume --damaged": ("resume", "RUN", "--damaged"),
+    "resume --quarantine": ("resume", "RUN", "--quarantine"),
+}
+KINDS = ("finished", "unfinished")
+FEW = 40
+"""Of all cases, in the short form."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {kind: getattr(damaged, kind)(tmp_path_factory.mktemp(kind)) for kind in KINDS}
+    for run in made.values():
+        (run / "logs" / "7_log.out").write_text("hello\n")
+    return made
+
+
+@pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Submitting starts nobody here: what a worker does with such a run is the command `worker`."""
+    from hala_hpc.cli import starting
+
+    started: list[str] = []
+
+    def start(recipe: object, task: object, run: Path, workers: int) -> list[object]:
+        started.append(run.name)
+        from hala_hpc.slurm.submit import Submission
+
+        return [Submission("local", ["1"], workers)]
+
+    monkeypatch.setattr(starting, "start", start)
+    return started
+
+
+def files(run: Path) -> list[str]:
+    """Each kind of file and each folder of a run once."""
+    kept = ["recipe.yaml", "manifest.parquet", "shards/000/000000.parquet"]
+    kept += [str(next(run.glob(pattern)).relative_to(run)) for pattern in ("ledger/*.jsonl", "logs/*.out")]
+    kept += [str(path.relative_to(run)) for path in run.glob("partial/000/*")]
+    kept += [str(path.relative_to(run)) for path in run.glob("leases/000/*")]
+    return kept
+
+
+FOLDERS = ("shards", "shards/000", "partial", "partial/000", "leases", "leases/000", "leases/workers", "ledger", "logs")
+KINDS_OF_FILE = ("recipe.yaml", "manifest.parquet", "shards", "ledger", "logs", "partial", "leases")
+
+
+def cases() -> list[tuple[str, str, str, str]]:
+    """Kind of run, kind of file, damage, command."""
+    of_files = [(kind, name, damage) for kind in KINDS for name in KINDS_OF_FILE for damage in DAMAGES]
+    of_folders = [
+        (kind, folder, damage)
+        for kind in KINDS
+        for folder in FOLDERS
+        for damage in ("folder removed", "a file instead", "stray files")
+    ]
+    return [(*case, command) for case in [*of_files, *of_folders] for command in COMMANDS]
+
+
+def spoil(run: Path, name: str, damage: str) -> bool:
+    """False where this run has no such file."""
+    import shutil
+
+    if damage == "folder removed":
+        shutil.rmtree(run / name)
+    elif damage == "a file instead":
+        shutil.rmtree(run / name)
+        (run / name).write_bytes(b"x")
+    elif damage == "stray files":
+        for stray in (".nfs0001", "000000.parquet~", "notes.txt", "x"):
+            (run / name / stray).write_bytes(b"\0")
+        (run / name / "a folder").mkdir()
+    else:
+        found = next((each for each in files(run) if each.split("/")[0] == name), None)
+        if found is None:
+            return False
+        DAMAGES[damage](run / found)
+    return True
+
+
+def told(command: str, code: int, said: str) -> None:
+    """What is true of every answer."""
+    assert code in (0, 1, 2), said
+    if code == 2:
+        lines = [line for line in said.splitlines() if line.startswith("hala: error:")]
+        assert len(lines) == 1 or command.startswith("worker"), said
+    assert "Traceback" not in said
+
+
+def expected(kind: str, name: str, damage: str, command: str) -> set[int]:
+    """The exit codes that are right."""
+    if command.startswith("runs"):
+        return {0}
+    if command in ("plan", "submit"):
+        return {2}  # the name is taken, whatever became of what is there
+    if command in ("cancel", *NO_RECIPE) and name == "recipe.yaml" and damage not in ("removed", "a folder"):
+        return {0, 2}
+    if command == "cancel" and name == "manifest.parquet":
+        return {0, 2}  # jobs are found without it
+    if name in NEEDED and damage != "garbage after it":
+        return {2}
+    return {0, 1, 2}
+
+
+def check(runs: dict[str, Path], place: Path, case: tuple[str, str, str, str]) -> None:
+    kind, name, damage, command = case
+    run = copied(runs[kind], place)
+    recipe = runs[kind].parents[1] / f"{run.name}.json"
+    if not spoil(run, name, damage):
+        return
+    words = {"RUN": run, "OUT": place / "out", "ROOT": run.parent, "RECIPE": recipe}
+    asked = [str(words.get(word, word)) for word in COMMANDS[command]]
+    if command in ("plan", "submit"):
+        asked.append(f"run.root={place}")
+    code, said = hala(*asked)
+    told(command, code, said)
+    assert code in expected(kind, name, damage, command), said
+
+
+@pytest.mark.parametrize("case", random.Random(9).sample(cases(), FEW), ids="-".join)
+def test_a_few(runs: dict[str, Path], tmp_path: Path, no_workers: list[str], case: tuple[str, str, str, str]) -> None:
+    check(runs, tmp_path, case)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", cases(), ids="-".join)
+def test_all(runs: dict[str, Path], tmp_path: Path, no_workers: list[str], case: tuple[str, str, str, str]) -> None:
+    check(runs, tmp_path, case)
