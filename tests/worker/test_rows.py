@@ -3,15 +3,22 @@
 import datetime
 import itertools
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from hala_hpc.cli import common, planning
+from hala_hpc.data import shards
 from hala_hpc.engines.base import Completion
 from hala_hpc.run import partial
+from hala_hpc.run.lease import Finder
 from hala_hpc.run.partial import PartialFile
+from hala_hpc.worker.context import Outcome
+from hala_hpc.worker.main import work_until
 from hala_hpc.worker.memory import Memory
 from tests.worker.helpers import (
     asked,
@@ -64,6 +71,25 @@ def test_the_next_shard_is_claimed_before_the_last_rows_are_back(tmp_path: Path)
     published = [shard for what, shard in order if what == "published"]
     for shard, following in itertools.pairwise(published):
         assert order.index(("claimed", following)) < order.index(("published", shard))
+
+
+def test_a_worker_does_not_wait_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last shards are being written when nothing is left to claim: their leases are no silent worker's."""
+    run, seen, write, wait_for = plan(tmp_path, texts(20)), list[list[str]](), shards.write_output, Finder.wait_for
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.3)
+        write(*given)
+
+    def looked(finder: Finder) -> float | None:
+        seen.append(leftovers(run))
+        return wait_for(finder)
+
+    monkeypatch.setattr(shards, "write_output", slowly)
+    monkeypatch.setattr(Finder, "wait_for", looked)
+    assert work_until(run, lambda: False) is Outcome.FINISHED
+    assert seen == [[]]
+    assert rows(run) == unbroken(20)
 
 
 def test_rows_that_fail_or_are_cut_off_stand_in_quarantine_with_the_reason(tmp_path: Path) -> None:

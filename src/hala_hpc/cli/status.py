@@ -139,6 +139,7 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
         share = f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%})"
         more = f", and of {state.unknown_quarantine:,} shards unknown" if state.unknown_quarantine else ""
         lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
+        lines += [("noted", told)] if (told := _noted(state)) else []
         lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
     alive = sum(worker.alive for worker in state.workers)
     lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
@@ -146,6 +147,14 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
     if seen.jobs:
         lines += [("jobs", ", ".join(f"{count} {name}" for name, count in sorted(seen.jobs.items())))]
     return lines
+
+
+def _noted(state: "Status") -> str:
+    """What workers did to texts on their way to the model and back."""
+    thoughts = sum(worker.thoughts for worker in state.workers)
+    escaped = sum(worker.escaped for worker in state.workers)
+    told = [f"{thoughts:,} answers had thinking before them, which is left out"] if thoughts else []
+    return "; ".join(told + ([f"{escaped:,} prompts held names of control tokens, sent as text"] if escaped else []))
 
 
 def _few(names: "Sequence[str]", most: int = 3) -> str:

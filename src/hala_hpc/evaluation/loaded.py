@@ -1,5 +1,6 @@
 """The one model that a worker has loaded: it is the plan's, byte for byte, or there is none."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -37,7 +38,9 @@ class Loaded:
         if checkpoint.digest(path, lambda _: check_stop()) != weights:
             raise changed
         tell("starting the engine")
+        began = time.monotonic()
         self._scorer = Scorer(path, *self._how)
+        tell(f"the engine took {time.monotonic() - began:.0f} s to start")
         if not before.items() <= _stamps(path).items():
             raise changed
         self._weights = weights

@@ -178,6 +178,8 @@ def _work(told: Told) -> list[str]:
     rows += [("hours from first to last", f"{work.elapsed_hours:.4g}")]
     if work.output_tokens:
         rows += [("tokens read", f"{work.prompt_tokens:,}"), ("tokens written", f"{work.output_tokens:,}")]
+    rows += [("answers whose thinking is left out", f"{work.thoughts:,}")] if work.thoughts else []
+    rows += [("prompts with names of control tokens, sent as text", f"{work.escaped:,}")] if work.escaped else []
     return ["## What it cost", "", *card.table(("", ""), rows), ""]
 
 

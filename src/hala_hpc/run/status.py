@@ -37,6 +37,8 @@ class WorkerStatus:
     tokens_per_second: float
     working_on: dict[str, int]  # shard to rows finished in it
     doing: str = ""  # how far its item is, in words
+    thoughts: int = 0  # answers whose thinking was taken off
+    escaped: int = 0  # prompts whose data held names of control tokens, sent as text
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
         tokens_per_second=rate("prompt_tokens", "output_tokens"),
         working_on=last.get("working_on", {}),
         doing=last.get("doing", ""),
+        thoughts=last.get("thoughts", 0),
+        escaped=last.get("escaped", 0),
     )
 
 

@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import json
 import time
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
@@ -74,8 +75,10 @@ class RowLoop:
         try:
             self._feed()
             if not (self._open or self._coming):
-                return self._wait_for_the_silent()
-            if self._engine is not None:
+                if not self._writing:
+                    return self._wait_for_the_silent()
+                futures.wait(self._writing, POLL_SECONDS)  # else our own last leases would look like a silent worker's
+            elif self._engine is not None:
                 self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
             if not self._out and self._coming:
                 self._await_coming()
