@@ -16,8 +16,9 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
 from hala_hpc.run import partial, publish
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
+from hala_hpc.run.lease import Heartbeat
 from hala_hpc.tasks.rows import RowError, RowTask
+from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.outstanding import Out, Outstanding
 from hala_hpc.worker.revival import Gone, Revival
@@ -28,8 +29,6 @@ PROGRESS_SECONDS = 5.0
 """The ledger tells how far the worker is this often."""
 ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
-MOST_FAILURES = 3
-"""Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
 
 
 class RowLoop:
@@ -39,7 +38,7 @@ class RowLoop:
         self._context = context
         self._worker = context.leases.beacon.name
         self._work = task.work_on(schema.load(context.plan.facts.schema))
-        self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
+        self._claims = Claims(context, self._worker)
         self._counters = Counters()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None
@@ -51,7 +50,6 @@ class RowLoop:
         self._coming: Future[OpenShard | None] | None = None
         self._writing: list[Future[None]] = []
         self._ask_again = 0.0
-        self._unreadable: set[int] = set()
         self._flushed = self._told = time.monotonic()
 
     def work(self) -> Outcome:
@@ -123,7 +121,7 @@ class RowLoop:
         left = len(self._feeding.unsent) if self._feeding else 0
         is_time = self._engine is None or left <= self._engine.capacity
         if self._coming is None and is_time and time.monotonic() >= self._ask_again:
-            self._coming = self._disk.submit(self._claim)
+            self._coming = self._disk.submit(self._claims.next)
 
     def _next_shard(self) -> OpenShard | None:
         """The shard that was claimed ahead, if it is there by now."""
@@ -144,40 +142,18 @@ class RowLoop:
         if self._coming is not None and not self._coming.done():
             time.sleep(0.005)
 
-    def _claim(self) -> OpenShard | None:
-        """In the disk thread: claim a shard and read it. None when there is none to claim."""
-        context = self._context
-        while (lease := self._finder.next()) is not None:
-            try:
-                given = shards.read_input(context.run.path, context.plan[lease.shard], context.plan.facts)
-                shard = OpenShard(context.run, lease, given, self._worker)
-            except (HalaError, OSError) as error:
-                self._give_up(lease, error)
-                continue
-            self._unreadable.clear()
-            context.ledger.write("claimed", shard=lease.shard, attempt=lease.attempt, taken_up=shard.taken_up)
-            return shard
-        return None
-
-    def _give_up(self, lease: Lease, error: Exception) -> None:
-        self._context.ledger.write("failed", shard=lease.shard, attempt=lease.attempt, error=str(error))
-        self._context.leases.fail(lease)
-        self._unreadable.add(lease.shard)
-        if len(self._unreadable) >= MOST_FAILURES:
-            raise HalaError(f"{MOST_FAILURES} shards in a row cannot be read: {error}") from error
-
     def _wait_for_the_silent(self) -> bool:
         """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
-        seconds = self._finder.wait_for()
+        seconds = self._claims.wait_for()
         if seconds is None:
             # One last look: a shard may have been given back since.
-            self._coming = self._disk.submit(self._claim)
+            self._coming = self._disk.submit(self._claims.next)
             if self._coming.result() is None:
                 self._coming = None
                 return False
             return True
         time.sleep(min(seconds, 1.0) + 0.05)
-        self._coming = self._disk.submit(self._claim)
+        self._coming = self._disk.submit(self._claims.next)
         return True
 
     # --- requests go out, rows come back --------------------------------------------------------------------------
