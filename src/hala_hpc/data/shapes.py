@@ -82,8 +82,10 @@ class ColumnShape:
         for path in self.paths:
             column, steps = named.split(path)
             reached = named.reach(row, column)
-            found = named.within(reached, steps, (column,)) if steps else [((column,), reached)]
-            for place, value in found:
+            if isinstance(reached, str) and not steps and not self.is_talk and reached[:1] != "[":
+                yield (column,), reached  # most are just this, of millions of rows
+                continue
+            for place, value in named.within(reached, steps, (column,)):
                 if self.roles is None or path in self.only_text:
                     yield from _text(value, path)
                 else:
