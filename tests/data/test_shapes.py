@@ -7,12 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.digest import Row
 from hala_hpc.data.infer import infer
 from hala_hpc.data.shapes import ASIDE, Shape, TurnShape, shape_of
+from hala_hpc.data.turns import turns_of
 
 BOTH = ("user", "assistant")
 TURNS = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "GPT", "value": "g"}]
@@ -145,6 +148,23 @@ def test_a_translation_has_the_form_of_its_original(row: Row, data: dict[str, An
 )
 def test_what_is_passed_over_is_told(row: Row, data: dict[str, Any], told: list[str]) -> None:
     assert shape(row, **data).left(row) == told
+
+
+SPOKEN = st.fixed_dictionaries({"role": st.sampled_from(["user", "Assistant", "agent"]), "content": st.text()})
+
+
+@given(st.lists(SPOKEN, min_size=1), st.sampled_from(["list", "columns", "json", "json of columns"]))
+def test_a_conversation_is_translated_alike_in_all_forms(turns: list[Row], form: str) -> None:
+    columns = {key: [turn[key] for turn in turns] for key in ("role", "content")}
+    written: Any = columns if "columns" in form else turns
+    row = {"messages": json.dumps(written) if "json" in form else written}
+    found = shape(row)
+    new = found.rebuild(row, {place: f"«{text}»" for place, text in found.texts(row)})["messages"]
+    assert type(new) is type(row["messages"])
+    is_done = [turn["role"] != "agent" and bool(turn["content"].strip()) for turn in turns]
+    texts = [f"«{turn['content']}»" if done else turn["content"] for turn, done in zip(turns, is_done, strict=True)]
+    assert turns_of(new, "messages") == [turn | {"content": text} for turn, text in zip(turns, texts, strict=True)]
+    assert len(found.texts(row)) == sum(is_done)
 
 
 @pytest.mark.parametrize(
