@@ -132,7 +132,7 @@ def test_by_hand_with_sbatch(cluster: Cluster, slurm_hala: Hala, slow_recipe: Ca
     assert texts(slurm_hala, "hand") == expected(300)
     assert len(slurm_hala.json("status", "hand")["workers"]) == 3
     cancelled = slurm_hala("cancel", "hand").stdout
-    assert cancelled.startswith("cancelled 1 Slurm arrays"), "known by its workers"
+    assert cancelled.startswith("cancelled 1 Slurm array and"), "known by its workers"
 
 
 def test_submitted_from_inside_a_job(cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:

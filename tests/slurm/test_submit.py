@@ -99,3 +99,54 @@ def test_an_environment_that_is_none_is_refused_before_anything_is_submitted(tmp
         require_environment(site, "serve")
     with pytest.raises(HalaError, match=r"no environment for the stage 'work' .*serve"):
         require_environment(site, "work")
+
+
+def lines(**slurm: object) -> list[str]:
+    asked = recipe(slurm=Slurm(**slurm))  # type: ignore[arg-type]
+    return [
+        line.removeprefix("#SBATCH ")
+        for line in preview(asked, Path("/runs/r"), "serve", 2).splitlines()
+        if line.startswith(("#SBATCH", "srun"))
+    ]
+
+
+def test_a_persons_own_options_win_once_and_null_and_false_take_ours_away() -> None:
+    extra = {
+        "cpus-per-task": 16, "job_name": "mine", "requeue": False, "reservation": None, "exclusive": True,
+        "time": "2-0", "mail-type": "END,FAIL",
+    }  # fmt: skip
+    found = lines(cpus_per_worker=8, extra=extra)
+    assert [line for line in found if line.startswith(("--cpus-per-task", "--job-name", "--time"))] == [
+        "--cpus-per-task=16",
+        "--job-name=mine",
+        "--time=2-0",
+    ]
+    assert "--exclusive" in found and not [line for line in found if "requeue" in line or "reservation" in line]
+    assert "--cpus-per-task=16 " in found[-1], "srun does not take it over from sbatch"
+
+
+@pytest.mark.parametrize(
+    ("slurm", "line"),
+    [
+        ({"gpu_option": "gpus"}, "--gpus=a100:4"),
+        ({"gpu_option": "gpus-per-node"}, "--gpus-per-node=a100:4"),
+        ({"gpu_option": "gpus-per-task"}, "--gpus-per-task=a100:4"),
+        ({"extra": {"gpus-per-node": "a100:4"}}, "--gpus-per-node=a100:4"),
+        ({"gpu_option": "none"}, None),
+    ],
+)
+def test_gpus_are_asked_for_as_the_site_wants(slurm: dict[str, object], line: str | None) -> None:
+    found = [one for one in lines(gpus_per_worker=4, gpu_type="a100", **slurm) if "gpu" in one]
+    assert found == ([line] if line else [])
+
+
+def test_what_is_left_to_the_site_is_not_said_and_all_memory_is_zero() -> None:
+    found = lines(cpus_per_worker=None, mem_gb=0)
+    assert "--mem=0" in found and not [line for line in found if "cpus-per-task" in line]
+    assert not [line for line in lines() if line.startswith("--mem")]
+
+
+@pytest.mark.parametrize("extra", [{"x\ny": "1"}, {"mail-type": "END\nrm -rf x"}, {"array": "0-3"}, {"X y": 1}])
+def test_options_that_are_none_are_refused(extra: dict[str, object]) -> None:
+    with pytest.raises(HalaError, match=r"site\.slurm\.extra"):
+        lines(extra=extra)
