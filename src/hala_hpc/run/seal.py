@@ -71,8 +71,9 @@ def read(path: Path) -> tuple[pa.Table, bool]:
     if sealed and _digest(data, place) != data[place : place + _DIGITS]:
         raise Damaged("is damaged: its bytes are not those that were written (its seal is broken)")
     try:
-        # Not pq.read_table: it imports pyarrow.dataset and with it pandas, which takes longer than all else here.
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        # Not pq.read_table: it imports pyarrow.dataset and with it pandas, which takes longer than all else here. No
+        # threads: Arrow's, where they still start while a short command ends, abort it.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"not readable: {' '.join(str(error).split())}") from error
     said = {key: value for key, value in (table.schema.metadata or {}).items() if key != KEY.encode()}
