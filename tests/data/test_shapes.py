@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
@@ -153,6 +153,7 @@ def test_what_is_passed_over_is_told(row: Row, data: dict[str, Any], told: list[
 SPOKEN = st.fixed_dictionaries({"role": st.sampled_from(["user", "Assistant", "agent"]), "content": st.text()})
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(SPOKEN, min_size=1), st.sampled_from(["list", "columns", "json", "json of columns"]))
 def test_a_conversation_is_translated_alike_in_all_forms(turns: list[Row], form: str) -> None:
     columns = {key: [turn[key] for turn in turns] for key in ("role", "content")}
