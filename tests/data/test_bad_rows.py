@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
-from hala_hpc.data import bad_rows, readers, shards
+from hala_hpc.data import bad_rows, readers, shards, sources
 from hala_hpc.data import cut as cutting
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut
@@ -209,3 +210,18 @@ def test_reasons_are_counted_apart_up_to_a_number() -> None:
         bad.add(f"row {number}", HalaError(f"role '{chr(97 + number)}' is unknown: which is it?"))
     assert notes["rows set aside: turn N of 'messages' has no 'role'"] == 30
     assert notes["rows set aside: of other reasons"] == 30 - (bad_rows.REASONS - 1)
+
+
+def test_who_needs_rows_only_once_reads_as_many_as_the_limit(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / "a.jsonl", lines([{"text": "a"}]) + BROKEN + lines([{"text": "b"}])),
+        write(tmp_path / "b.csv", "text\nc\n" + "d\n" * 50),
+    ]
+    asked = Data(path=list(map(str, paths)), bad_rows="set_aside", limit=3)
+    notes: Counter[str] = Counter()
+    bad = BadRows(asked.bad_rows, notes, most=1)
+    found = [row for _, chunk in sources.read(asked, tmp_path / "copies", NOTHING.say, bad) for row in chunk.rows]
+    assert found == [{"text": "a"}, {"text": "b"}, {"text": "c"}]
+    assert notes == {"rows set aside: not valid JSON": 1}
+    with pytest.raises(HalaError, match=r"^.*a\.jsonl:2: not valid JSON"):
+        list(sources.read(replace(asked, bad_rows="refuse"), tmp_path / "copies", NOTHING.say, BadRows(most=1)))

@@ -128,6 +128,17 @@ def test_texts_are_cut_and_rows_without_anything_stand_with_their_reason(plan: P
     assert prepared.parts[0].dropped == {"empty": 2}
 
 
+def test_rows_that_are_set_aside_are_no_part_of_what_is_expected(plan: Plan) -> None:
+    rows = [{"text": "one"}, {"text": 5}, {"text": "two"}, {"text": " "}]
+    run = plan(rows, rows="text", sequence_length=64, data={"bad_rows": "set_aside"})
+    finish(run)
+    assert (proof(run).done, proof(run).quarantined) == (2, {"empty": 1})
+    facts = manifest.read(run / "manifest.parquet").facts
+    assert (of(facts).rows, of(facts).used) == (3, 2)
+    assert sum(count for note, count in facts.notes.items() if note.startswith("rows set aside: ")) == 1
+    assert Prepared([run]).describe(1).endswith("rows.jsonl: row 2 of those taken")
+
+
 def test_the_tokens_do_not_hang_on_the_models_folder_or_the_templates_file(
     plan: Plan, tokenizer: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from hala_hpc.config.errors import HalaError
 
 SET_ASIDE = "set_aside.jsonl"
 """In the run's folder: a line for each row that was set aside, with where it lies and why."""
+SET_ASIDE_NOTE = "rows set aside"
+"""How notes on them begin (see ``Facts.notes``)."""
 HINT = "data.bad_rows=set_aside leaves such rows out and counts them"
 NAMED = 5
 """So many bad rows are named where they are refused; the others are counted."""
@@ -68,7 +70,7 @@ class BadRows:
             self._reasons.add(reason)
         else:
             reason = "of other reasons"
-        self.notes[f"rows set aside: {reason}"] += 1
+        self.notes[f"{SET_ASIDE_NOTE}: {reason}"] += 1
         if position is not None:
             self.by_source[source] += 1
         if self._list is not None:

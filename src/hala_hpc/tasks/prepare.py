@@ -176,6 +176,9 @@ class _Measure:
             except Dropped as reason:
                 self.tally.dropped[shards.reason_of(str(reason))] += 1
                 return []  # its reason will stand in the output
+            except HalaError:
+                self.tally.rows -= 1  # it is refused, or set aside
+                raise
             return document.texts
 
         return texts

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data.bad_rows import SET_ASIDE_NOTE
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
@@ -101,10 +102,11 @@ class Prepared:
 
 
 def place_of(facts: Facts, row: int) -> str:
-    """The file and the row in it (from 1) of a row of a run."""
+    """The file and the row in it (from 1) of a row of a run; where rows were set aside, counted without them."""
+    taken = " of those taken" if any(note.startswith(SET_ASIDE_NOTE) for note in facts.notes) else ""
     for source in facts.sources:
         if row < source["rows"]:
-            return f"{source['original']}: row {row + 1}"
+            return f"{source['original']}: row {row + 1}{taken}"
         row -= source["rows"]
     raise IndexError(f"row {row} of a run of {facts.rows}")
 
