@@ -13,7 +13,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.reopen import reopen
-from hala_hpc.run import create, lease, seal, status
+from hala_hpc.run import create, files, lease, seal, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.redo import set_aside_damaged
 from hala_hpc.worker.context import Outcome
@@ -259,6 +259,32 @@ def test_a_run_of_somebody_else_is_said_to_be_theirs(run: Path) -> None:
             assert hala("status", theirs)[0] == 0
         finally:
             os.seteuid(0)
+
+
+def test_data_that_is_gone_is_named_with_what_to_do(begun: Path, tmp_path: Path) -> None:
+    moved = copied(begun, tmp_path)
+    data = begun.parents[1] / "u.jsonl"
+    data.rename(tmp_path / "elsewhere.jsonl")
+    try:
+        hala("worker", moved)
+        (error,) = status.read(moved, TTL, 5).errors
+        told = f"{data}: gone since the run was planned (put the file back as it was, or a link to it"
+        assert error["count"] > 1 and str(error["error"]).startswith(told)
+        code, said = hala("resume", moved, f"data.path={tmp_path}/elsewhere.jsonl")
+        assert code == 2 and "make a link to it at its old place" in said
+    finally:
+        data.symlink_to(tmp_path / "elsewhere.jsonl")
+    status.retry_failed(moved, 5)
+    assert work_until(moved, lambda: False) is Outcome.FINISHED
+    assert proof(moved).proven
+
+
+def test_files_that_share_their_bytes_are_closed_to_writing(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_text("weights")
+    assert files.link_read_only(tmp_path / "shard", tmp_path / "collected")
+    for name in ("shard", "collected"):
+        assert (tmp_path / name).stat().st_mode & 0o222 == 0
+    assert not files.link_read_only(tmp_path / "none", tmp_path / "other")
 
 
 def test_the_clock_file_is_nobody_elses(tmp_path: Path) -> None:

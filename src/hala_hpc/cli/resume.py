@@ -57,7 +57,9 @@ def command(
         return
     path = common.find(run)
     if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
-        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
+        moved = "data that moved: make a link to it at its old place; " if wrong[0].startswith("data.") else ""
+        hint = f"{moved}only these may change: {' '.join(CHANGEABLE)}"
+        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", hint)
     recipe = common.thawed(path, overrides)
     task = tasks.create(recipe)
     require_environment(recipe.site, task.stage)

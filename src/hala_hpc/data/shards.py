@@ -29,7 +29,7 @@ ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
 _OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated)(?:_(\d+))?$")
-CURE = "put the file back as it was and `hala resume`; if it is gone for good, plan a new run"
+CURE = "put the file back as it was, or a link to it, and `hala resume`; if it is gone for good, plan a new run"
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
@@ -48,7 +48,7 @@ class ShardInput:
 
 
 def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
-    """Read a shard's rows from their source. Raises HalaError where the source changed since the run was planned."""
+    """Read a shard's rows from their source. Raises HalaError where that is not as it was when the run was planned."""
     sources = {str(source["path"]): source for source in facts.sources}
     names = list(sources)
     rows: list[Row] = []
@@ -59,6 +59,8 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         return shard.rows - len(rows)
 
     for name in names[names.index(shard.source) :]:
+        if not (run / name).exists():
+            raise HalaError(f"{run / name}: gone since the run was planned", CURE)
         skip = bad_rows.positions(run, sources[name])
         manner = Manner(sources[name].get("columns", {}), wanted, skip)
         for chunk in readers.chunks(run / name, position, manner):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from hala_hpc.models.quantized import TensorReport
 from hala_hpc.models.tensors import tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.digests import digest_of
+from hala_hpc.run.files import link_read_only
 
 REPORT: Final = "report.json"
 """In a shard's folder and in the model's: sizes, and what became of each tensor."""
@@ -175,8 +175,6 @@ def _copy_beside(source: Path, made: Path) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
-    """The same bytes under a second name; copied where the file system has no links."""
-    try:
-        os.link(path, target)
-    except OSError:
+    """The same bytes under a second name, closed to writing; copied where the file system has no links."""
+    if not link_read_only(path, target):
         shutil.copyfile(path, target)

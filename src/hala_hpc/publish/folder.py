@@ -1,6 +1,5 @@
 """Publishing to a folder: what the hub would have got, where a person wants it."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ def put(entries: Sequence[Entry], target: Path) -> None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if entry.file is None:
                     place.write_text(entry.text, "utf-8")
-                elif entry.size < LINKED or not _linked(entry.file, place):
+                elif entry.size < LINKED or not files.link_read_only(entry.file.resolve(), place):
                     shutil.copyfile(entry.file, place)
     except FileExistsError:
         refuse_existing(target)
@@ -34,11 +33,3 @@ def refuse_existing(target: Path) -> None:
     """Raises HalaError where ``target`` is there already."""
     if target.exists():
         raise HalaError(f"{target} exists", "give another folder with --to")
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        return False
-    return True

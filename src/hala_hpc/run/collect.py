@@ -1,6 +1,5 @@
 """The finished folders of a run, where a person wants them: models. (Rows are collected by ``data.collect``.)"""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
 
 LINKED: Final = 64 * 1024 * 1024
-"""Files from so many bytes on are linked where the file system can; smaller ones, which people edit, are copied."""
+"""Files from so many bytes on are linked where the file system can, and closed to writing; smaller ones are copied."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,8 @@ def _copy(source: Path, target: Path) -> int:
         to = target / each.name
         if each.is_dir():
             linked += _copy(each, to)
-        elif each.stat().st_size >= LINKED and _link(each, to):
+        elif each.stat().st_size >= LINKED and files.link_read_only(each, to):
             linked += 1
         else:
             shutil.copyfile(each, to)
     return linked
-
-
-def _link(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        return False
-    return True

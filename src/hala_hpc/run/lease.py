@@ -10,6 +10,7 @@ worker win.
 """
 
 import contextlib
+import os
 import random
 import re
 import threading
@@ -287,11 +288,11 @@ class Finder:
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
     """All lease files of one fan-out folder, by shard; names that are none of ours are passed over."""
     found: dict[int, list[Held]] = {}
-    parent = run.leases / folder
-    for name in layout.listing(parent):
-        if (read := _LEASE.fullmatch(name)) is not None:
-            held = Held(int(read[2]), read[3] is not None, Path(f"{parent}/{name}"))
-            found.setdefault(int(read[1]), []).append(held)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(run.leases / folder) as entries:
+        for entry in entries:
+            if (read := _LEASE.fullmatch(entry.name)) is not None and entry.is_file():
+                held = Held(int(read[2]), read[3] is not None, Path(entry.path))
+                found.setdefault(int(read[1]), []).append(held)
     return found
 
 
