@@ -143,7 +143,6 @@ def test_watching_asks_slurm_seldom(slurm: Programs, hala: Hala, recipe: Path, m
 
 def test_a_changed_key_reaches_workers_and_stays(slurm: Programs, hala: Hala, recipe: Path) -> None:
     from hala_hpc.cli import common
-    from hala_hpc.run import changes
 
     hala("submit", recipe, "--site", "local")
     run = hala.folder / "runs" / "r"
@@ -153,8 +152,6 @@ def test_a_changed_key_reaches_workers_and_stays(slurm: Programs, hala: Hala, re
     thawed = common.thawed(run)
     assert (thawed.run.stall_seconds, thawed.site.slurm.minutes, thawed.site.scratch) == (7200.0, 45, "/scratch")
     assert (run / "recipe.yaml").read_bytes() == before
-    assert changes.keys(run) == ["run.stall_seconds", "site.scratch", "site.slurm.minutes"]
-    assert "site.scratch" in hala("status", "r").stdout
 
 
 def test_no_traceback_without_slurm_at_all(hala: Hala, recipe: Path) -> None:

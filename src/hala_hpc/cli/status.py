@@ -158,7 +158,6 @@ def _advice(seen: Seen) -> list[str]:
 
 def _facts(seen: Seen) -> list[tuple[str, str]]:
     from hala_hpc.cli import training
-    from hala_hpc.run import changes
     from hala_hpc.slurm.commands import COMING_BACK, counted
 
     state = seen.state
@@ -167,8 +166,6 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
         f"{f'[red]{state.failed:,} failed[/]' if state.failed else '0 failed'}, {state.shards:,} in all"
     )
     lines = [("run", state.path), ("shards" if state.unit == "rows" else state.unit, counts)]
-    if changed := changes.keys(Path(state.path)):
-        lines += [("changed", f"{', '.join(changed)} (since it was planned)")]
     if state.damaged:
         lines += [("set aside", f"{state.damaged:,} damaged outputs, in {state.path}/damaged")]
     if state.absent:

@@ -4,7 +4,7 @@ The recipe itself stays as it was planned. Each change is a file of its own, ``R
 recipe merges them in their order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,3 @@ def add(run: Path, keys: Sequence[str], recipe: Mapping[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     numbers = [int(path.stem) for path in changes_of(run)]
     files.write_durably(folder / f"{max(numbers, default=0) + 1:03d}.yaml", yaml.safe_dump(values).encode())
-
-
-def keys(run: Path) -> list[str]:
-    """The dotted keys that were changed, for people."""
-    import yaml
-
-    found: dict[str, None] = {}
-    for path in changes_of(run):
-        found |= dict.fromkeys(_dotted(yaml.safe_load(path.read_text("utf-8"))))
-    return list(found)
-
-
-def _dotted(values: Any, before: str = "") -> Iterator[str]:
-    if not isinstance(values, dict) or not values:
-        yield before.removesuffix(".")
-        return
-    for key, value in values.items():
-        yield from _dotted(value, f"{before}{key}.")
