@@ -1,20 +1,13 @@
 """``hala cancel``: end the workers of a run."""
 
-import contextlib
 import os
 import signal
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 import click
 
 from hala_hpc.cli import common
-
-PATIENCE: Final = 20.0
-"""Seconds that local workers are waited for: most keep their rows and end in one or two."""
-AGAIN_SECONDS: Final = 0.3
 
 
 @click.command()
@@ -34,19 +27,16 @@ def command(run: str, json_: bool) -> None:
     paths = grid.members(run)  # of a grid: all its runs
     # Of a training: the runs that prepare its data, unless others share them.
     paths += [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
-    asked, stopping = _end(dict.fromkeys(_local(paths)))
+    ended = sum(_end(pid) for pid in dict.fromkeys(_local(paths)))
     for path in paths:
         record.find_lost(path)
     states = commands.states(list(dict.fromkeys(job for path in paths for job in record.slurm_jobs(path))))
     jobs = list(dict.fromkeys(one.job.partition("_")[0] for one in states if one.state in commands.COMING_BACK))
     commands.cancel(jobs)
     if json_:
-        common.echo_json({"jobs": jobs, "local_workers": asked, "still_stopping": stopping})
-    elif jobs or asked:
-        left = f", of which {stopping} still stop" if stopping else ""
-        click.echo(
-            f"cancelled {common.count(len(jobs), 'Slurm array')} and {common.count(asked, 'local worker')}{left}"
-        )
+        common.echo_json({"jobs": jobs, "local_workers": ended})
+    elif jobs or ended:
+        click.echo(f"cancelled {common.count(len(jobs), 'Slurm array')} and {common.count(ended, 'local worker')}")
     else:
         click.echo("nothing to cancel: nobody works on it")
 
@@ -67,19 +57,10 @@ def _local(paths: Sequence[Path]) -> Iterator[str]:
                 yield str(worker["pid"])
 
 
-def _end(pids: Iterable[str]) -> tuple[int, int]:
-    """Ask local workers to stop: how many there are, and how many of them still keep what they have after a while.
-
-    submitit's controller passes the signal on to its worker, which passes over it until it is up: so it is sent again.
-    """
-    from hala_hpc.slurm.record import start_time
-
-    living = {pid: start_time(pid) for pid in pids}
-    count, deadline = len(living), time.monotonic() + PATIENCE
-    while living and time.monotonic() < deadline:
-        for pid in living:
-            with contextlib.suppress(OSError):
-                os.kill(int(pid), signal.SIGTERM)
-        time.sleep(AGAIN_SECONDS)
-        living = {pid: since for pid, since in living.items() if start_time(pid) == since}
-    return count, len(living)
+def _end(pid: str) -> int:
+    """Ask a local worker to stop: submitit's controller passes it on to the worker that it started."""
+    try:
+        os.kill(int(pid), signal.SIGTERM)
+    except OSError:
+        return 0
+    return 1

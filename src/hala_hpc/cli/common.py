@@ -17,7 +17,7 @@ from hala_hpc.config.schema import Recipe, Run
 
 if TYPE_CHECKING:
     from hala_hpc.slurm.commands import JobState
-    from hala_hpc.slurm.record import Submission
+    from hala_hpc.slurm.submit import Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
 
