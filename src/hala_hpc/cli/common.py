@@ -164,36 +164,16 @@ def run_settings(run: Path) -> Run:
     return recipes.settings(run, recipes.read(run))
 
 
-def sure_states(run: Path) -> "list[JobState]":
-    """What Slurm says of a run's jobs, those included whose submission got no answer; nothing of a run that has none.
-
-    Raises HalaError where Slurm does not answer: then nobody knows whether workers are coming.
-    """
-    from hala_hpc.run.layout import GRID
-    from hala_hpc.slurm import commands, record
-
-    found = []
-    for path in (run, *([run.parent] if (run.parent / GRID).is_file() else [])):  # a grid's arrays are its cells' too
-        record.find_lost(path)
-        found += record.slurm_jobs(path)
-    return commands.states(list(dict.fromkeys(found)))
-
-
-def job_states(run: Path) -> "list[JobState] | None":
-    """``sure_states``, or None where Slurm does not answer."""
+def job_states(run: Path) -> "list[JobState]":
+    """What Slurm says of a run's jobs, in one call; nothing where the run is not Slurm's or Slurm is away."""
     from hala_hpc.config.errors import HalaError
+    from hala_hpc.slurm import commands
+    from hala_hpc.slurm.submit import slurm_jobs
 
     try:
-        return sure_states(run)
+        return commands.states(slurm_jobs(run))
     except HalaError:
-        return None
-
-
-def keep_changes(run: Path, overrides: tuple[str, ...], recipe: Recipe) -> None:
-    """Write down for the workers what a run does otherwise from now on. ``recipe`` is the one with ``overrides``."""
-    from hala_hpc.run import changes
-
-    changes.add(run, [word.partition("=")[0] for word in overrides], asdict(recipe))
+        return []
 
 
 def owner_of_closed(folder: Path) -> str | None:
@@ -224,11 +204,6 @@ def counting(title: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         yield lambda items: iter(bar.track(items, description=title))
-
-
-def count(number: int, noun: str) -> str:
-    """``1 worker``, ``2 workers``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def human_seconds(seconds: float | None) -> str:

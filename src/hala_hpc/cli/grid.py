@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ from hala_hpc.run import layout
 if TYPE_CHECKING:
     from hala_hpc.config.grid import Cell
     from hala_hpc.config.schema import Recipe
-    from hala_hpc.slurm.record import Submission
+    from hala_hpc.slurm.submit import Submission
     from hala_hpc.tasks.base import Task
 
 MARKER: Final = layout.GRID
@@ -99,7 +99,9 @@ def plan(recipe: Path, site: str, overrides: tuple[str, ...], create: bool, json
 
 def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> None:
     """Plan all cells and start them in one array; before it, one that prepares the data of trainings."""
+    from hala_hpc.run.files import remove_tree
     from hala_hpc.slurm import commands
+    from hala_hpc.slurm.submit import submitted
 
     name, root, cells = _expanded(recipe, site, overrides)
     common.refuse_forgotten_site(site, next(cell.recipe.site.executor for cell in cells if cell.recipe))
@@ -108,10 +110,12 @@ def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> 
     folder = root / name
     with _place(root, folder, create=True):
         planned = _plan(cells, folder, name, recipe)
-    try:
-        submissions = _start(folder, planned)
-    except HalaError as error:
-        raise HalaError(error.message, f"{error.hint}; the grid is planned: `hala resume {folder}`") from error
+        try:
+            submissions = _start(folder, planned)
+        except BaseException:
+            if not submitted(folder):
+                remove_tree(folder)
+            raise
     _tell(folder, planned, submissions, json_)
 
 
@@ -127,7 +131,6 @@ def resume(folder: Path, overrides: tuple[str, ...], json_: bool) -> None:
     busy = _queued(folder)
     for path in runs_in(folder):
         recipe = common.thawed(path, overrides)
-        common.keep_changes(path, overrides, recipe)
         status.retry_failed(path, recipe.run.attempts, recipe.run.lease_seconds)
         state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
         if not state.finished and not busy and not any(worker.alive for worker in state.workers):
@@ -160,6 +163,7 @@ def _expanded(recipe: Path, site: str, overrides: tuple[str, ...]) -> "tuple[str
 def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
     """A folder for the cells: their own, removed again if they cannot be planned; or one to look at and throw away."""
     from hala_hpc.run.files import remove_tree
+    from hala_hpc.slurm.submit import submitted
 
     if not create:
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=root if root.is_dir() else None) as scratch:
@@ -170,7 +174,8 @@ def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
     try:
         yield target
     except BaseException:
-        remove_tree(target)
+        if not submitted(target):
+            remove_tree(target)
         raise
 
 
@@ -228,8 +233,7 @@ def _start(folder: Path, planned: Sequence[Planned]) -> "list[Submission]":
     try:
         return [*before, submit_each(asked, folder, first.task.stage, jobs, ranks=ranks, after=after)]
     except BaseException:
-        with suppress(HalaError):
-            commands.cancel(after)
+        commands.cancel(after)
         raise
 
 
@@ -252,7 +256,7 @@ def _as_a_whole(recipe: "Recipe", folder: Path, jobs: int) -> "Recipe":
 def _queued(folder: Path) -> int:
     from hala_hpc.slurm.commands import live_workers
 
-    return live_workers(common.sure_states(folder))
+    return live_workers(common.job_states(folder))
 
 
 def _tell(folder: Path, planned: Sequence[Planned], submissions: "Sequence[Submission]", json_: bool) -> None:

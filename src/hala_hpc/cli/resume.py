@@ -9,7 +9,6 @@ from hala_hpc.cli import common
 
 if TYPE_CHECKING:
     from hala_hpc.run.manifest import Facts
-    from hala_hpc.slurm.commands import JobState
     from hala_hpc.tasks.base import Task
 
 CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=")
@@ -68,7 +67,6 @@ def command(
             f"status, verify and collect work; in a job of your own, `hala worker {path}` does if you may write to it"
         )
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
-    common.keep_changes(path, overrides, recipe)
     plan = manifest.read(path / "manifest.parquet")
     RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
     if damaged:
@@ -80,7 +78,7 @@ def command(
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
         alive = sum(worker.alive for worker in state.workers)
-        at_work = max(alive, live_workers(_states(path)))
+        at_work = max(alive, live_workers(common.job_states(path)))
         workers = min(recipe.run.workers, missing) - at_work
     workers = min(workers, missing)
     jobs = [job for one in start(recipe, task, path, workers) for job in one.jobs] if workers > 0 else []
@@ -94,17 +92,6 @@ def command(
         click.echo(f"{missing} shards are missing, and workers are at work on them (--workers N starts more)")
     else:
         click.echo(f"{workers} workers for {missing} missing shards ({retried} had failed): {', '.join(jobs)}")
-
-
-def _states(path: Path) -> "list[JobState]":
-    """Raises HalaError where Slurm does not answer: workers that exist must not be doubled."""
-    from hala_hpc.config.errors import HalaError
-
-    try:
-        return common.sure_states(path)
-    except HalaError as error:
-        hint = f"try again later; or --workers N starts so many whatever is in the queue (hala status {path})"
-        raise HalaError(f"whether workers exist is not known: {error.message}", hint) from error
 
 
 def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:

@@ -1,6 +1,5 @@
 """From a planned run to its jobs: what ``submit`` and ``resume`` share."""
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.run import status
-from hala_hpc.slurm.record import Submission
-from hala_hpc.slurm.submit import submit, submit_each
+from hala_hpc.slurm.submit import Submission, submit, submit_each
 from hala_hpc.tasks.base import Task
 from hala_hpc.worker.array import ArrayWorker
 
@@ -17,7 +15,7 @@ from hala_hpc.worker.array import ArrayWorker
 def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submission]:
     """Hand in workers for a run, and before a training's launcher those that prepare its data; in this order.
 
-    Raises HalaError where Slurm refuses; what was handed in until then is cancelled, as far as Slurm answers.
+    Raises HalaError where Slurm refuses; what was handed in until then is cancelled.
     """
     if task.loop != "train":
         return [submit(recipe, run, task.stage, workers, ArrayWorker(str(run)))]
@@ -38,8 +36,7 @@ def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submissio
             after=jobs,
         )
     except BaseException:
-        with contextlib.suppress(HalaError):
-            commands.cancel(jobs)
+        commands.cancel(jobs)
         raise
     return [*before, launcher]
 

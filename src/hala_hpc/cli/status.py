@@ -1,7 +1,7 @@
 """``hala status``: how far a run is."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,8 @@ from hala_hpc.cli import common
 if TYPE_CHECKING:
     from hala_hpc.cli.training import TrainingState
     from hala_hpc.run.status import Status, WorkerStatus
-    from hala_hpc.slurm.commands import JobState
 
 WATCH_SECONDS = 2.0
-ASK_SECONDS = 30.0
-"""Files may be looked at often, Slurm is asked at most so often: sites forbid more."""
 MOST_WORKERS = 20
 """Shown one by one."""
 
@@ -42,19 +39,19 @@ def command(run: str, watch: bool, json_: bool) -> None:
         return
     path = common.find(run)
     if json_:
-        common.echo_json(_as_json(_read(path, Asked(path))))
+        seen = _read(path)
+        common.echo_json(_as_json(seen))
         return
     from rich.console import Console
 
     if not watch:
-        Console().print(_shown(_read(path, Asked(path))))
+        Console().print(_shown(_read(path)))
         return
     from rich.live import Live
 
-    asked = Asked(path)
     with Live(refresh_per_second=4) as live:
         while True:
-            seen = _read(path, asked)
+            seen = _read(path)
             live.update(_shown(seen))
             if seen.state.finished:
                 return
@@ -63,47 +60,28 @@ def command(run: str, watch: bool, json_: bool) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """Everything that is shown. ``training`` is None for a run that is none.
-
-    ``jobs`` are Slurm's of the run: None where Slurm does not answer.
-    """
+    """Everything that is shown. ``training`` is None for a run that is none; ``jobs`` counts them by state."""
 
     state: "Status"
     training: "TrainingState | None"
-    jobs: "list[JobState] | None"
+    jobs: Mapping[str, int]
 
 
-class Asked:
-    """What Slurm said of a run's jobs, asked anew when it is old. It is asked first: files are of now, however late."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._until = 0.0
-        self._jobs: list[JobState] | None = []
-
-    def __call__(self) -> "list[JobState] | None":
-        if time.monotonic() >= self._until:
-            self._jobs = common.job_states(self._path)
-            self._until = time.monotonic() + ASK_SECONDS
-        return self._jobs
-
-
-def _read(path: Path, asked: Asked) -> Seen:
+def _read(path: Path) -> Seen:
     from hala_hpc.cli import training
     from hala_hpc.run import status
+    from hala_hpc.slurm.commands import counted
 
     settings = common.run_settings(path)
-    jobs = asked()
     state = status.read(path, settings.lease_seconds, settings.attempts)
+    jobs = {} if state.finished else counted(common.job_states(path))
     return Seen(state, training.read(path, state), jobs)
 
 
 def _as_json(seen: Seen) -> dict[str, Any]:
     from hala_hpc.cli import training
-    from hala_hpc.slurm.commands import counted
 
-    told = asdict(seen.state) | {"finished": seen.state.finished, "jobs": counted(seen.jobs or [])}
-    told |= {"slurm_answers": seen.jobs is not None, "idle": _is_idle(seen)}
+    told = asdict(seen.state) | {"finished": seen.state.finished, "jobs": seen.jobs}
     if seen.training is not None:
         told |= {"seconds_left": training.seconds_left(seen.training, seen.state), **training.as_json(seen.training)}
     return told
@@ -133,32 +111,13 @@ def _shown(seen: Seen) -> Any:
         parts.append(Text(f"{times}{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
     if seen.training is not None and (reason := training.failure(seen.training)):
         parts.append(Text(reason, style="red"))
-    parts += [Text(line, style="yellow") for line in _advice(seen)]
+    if _is_idle(seen):
+        parts.append(Text(f"nobody works on it: hala resume {state.path}", style="yellow"))
     return Group(*parts)
-
-
-def _advice(seen: Seen) -> list[str]:
-    """What to do next, where that is sure."""
-    from hala_hpc.slurm.commands import live_workers
-
-    state, lines = seen.state, []
-    ended = {job.state for job in seen.jobs or ()}
-    if not state.finished and "TIMEOUT" in ended and state.rows_done == 0 and seen.training is None:
-        lines.append("jobs reached their time limit before anything was done: a longer site.slurm.minutes?")
-    if not state.finished and ended & {"OUT_OF_MEMORY"}:
-        lines.append("jobs ran out of memory: a larger site.slurm.mem_gb?")
-    if seen.jobs is None and not state.finished:
-        lines.append("Slurm does not answer: what is shown is from the run's files, jobs are not known")
-    elif _is_idle(seen):
-        lines.append(f"nobody works on it: hala resume {state.path}")
-    elif state.finished and (left := live_workers(seen.jobs or [])):
-        lines.append(f"{common.count(left, 'job')} still in Slurm's queue: hala cancel {state.path}")
-    return lines
 
 
 def _facts(seen: Seen) -> list[tuple[str, str]]:
     from hala_hpc.cli import training
-    from hala_hpc.slurm.commands import COMING_BACK, counted
 
     state = seen.state
     counts = (
@@ -185,9 +144,8 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
     alive = sum(worker.alive for worker in state.workers)
     lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
     lines += [("workers", f"{alive} alive, {len(state.workers) - alive} ended")]
-    jobs = seen.jobs if not state.finished else [job for job in seen.jobs or () if job.state in COMING_BACK]
-    if jobs:
-        lines += [("jobs", ", ".join(f"{count} {name}" for name, count in sorted(counted(jobs).items())))]
+    if seen.jobs:
+        lines += [("jobs", ", ".join(f"{count} {name}" for name, count in sorted(seen.jobs.items())))]
     return lines
 
 
@@ -229,14 +187,9 @@ def _workers_on_items(alive: "Sequence[WorkerStatus]", unit: str) -> Any:
 
 
 def _is_idle(seen: Seen) -> bool:
-    """Nobody is at it, and no job is going to be: Slurm said so, and no local worker is about to start."""
-    from hala_hpc.slurm import record
-    from hala_hpc.slurm.commands import live_workers
-
-    if seen.state.finished or seen.jobs is None or live_workers(seen.jobs):
-        return False
+    """Nobody is at it and no job is going to be."""
     preparing = seen.training.preparation if seen.training is not None else ()
-    if any(worker.alive for state in (seen.state, *preparing) for worker in state.workers):
-        return False
-    submissions = record.submitted(Path(seen.state.path))
-    return not any(record.is_alive(one, pid) for one in submissions if one.executor == "local" for pid in one.jobs)
+    alive = any(worker.alive for state in (seen.state, *preparing) for worker in state.workers)
+    return (
+        not seen.state.finished and not alive and not any(name.startswith(("PENDING", "RUNNING")) for name in seen.jobs)
+    )

@@ -22,9 +22,10 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     from hala_hpc.cli import grid, training
     from hala_hpc.cli.planning import check, plan_run, refuse_missing_engine
     from hala_hpc.cli.starting import start
-    from hala_hpc.config.errors import HalaError
     from hala_hpc.run import manifest
+    from hala_hpc.run.files import remove_tree
     from hala_hpc.slurm import commands
+    from hala_hpc.slurm.submit import submitted
 
     if grid.is_grid(recipe):
         grid.submit(recipe, site, overrides, json_)
@@ -34,13 +35,15 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     task = check(asked)
     refuse_missing_engine(asked, task)
     if asked.site.executor == "slurm":
-        commands.limits(asked.site.slurm)  # a Slurm that is not there is told before all the data is read
+        commands.limits()  # a Slurm that is not there is told before all the data is read
     run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
     workers = min(asked.run.workers, len(manifest.read(run.manifest)))
     try:
         *before, submission = start(asked, task, run.path, workers)
-    except HalaError as error:  # the plan may have taken long, and a job may know of it
-        raise HalaError(error.message, f"{error.hint}; the run is planned: `hala resume {run.path}`") from error
+    except BaseException:
+        if not submitted(run.path):
+            remove_tree(run.path)  # nothing half-made: no job knows of it
+        raise
     jobs = [job for one in (*before, submission) for job in one.jobs]
     if json_:
         common.echo_json({"run": str(run.path), "jobs": jobs, "workers": submission.workers})

@@ -6,7 +6,7 @@ import re
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -16,8 +16,6 @@ from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
 
-CHANGES: Final = "changes"
-"""Folder of a run."""
 OptionsOf = Callable[[str, str], type]
 """(section, kind) to the dataclass of that kind's options; raises HalaError for an unknown kind."""
 
@@ -102,14 +100,8 @@ def freeze(recipe: Recipe) -> str:
 
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
-    """A frozen recipe, and on top of it what was changed when the run was resumed, earlier and now."""
-    frozen = [layers.from_file(each, frozen=True) for each in (path, *changes_of(path.parent))]
-    return merge([*frozen, layers.from_command_line(overrides)], options_of)
-
-
-def changes_of(run: Path) -> list[Path]:
-    """What a person changed of a run's frozen recipe (``run.changes``), oldest first."""
-    return sorted(path for path in (run / CHANGES).glob("*.yaml") if path.stem.isdigit())
+    """A frozen recipe, and on top of it what may still change when a run is resumed."""
+    return merge([layers.from_file(path, frozen=True), layers.from_command_line(overrides)], options_of)
 
 
 def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:

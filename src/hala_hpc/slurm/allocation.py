@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from hala_hpc.config.errors import HalaError
@@ -92,23 +92,16 @@ def test_only(asked: dict[str, str], nodes: Iterable[str]) -> list[str]:
     return ["sbatch", "--test-only", *options, f"--exclude={excluded}", "--wrap=true"]
 
 
-def requeue_without(job: str, nodes: Iterable[str], say: Callable[[str], None]) -> None:
-    """Put our own job back in the queue, to run on other nodes than these too; again while Slurm does not answer.
-
-    Raises HalaError where Slurm will not leave out the nodes.
+def requeue_without(job: str, nodes: Iterable[str]) -> None:
+    """Put our own job back in the queue, to run on other nodes than these too. Raises HalaError where Slurm refuses.
 
     Note
     ----
     Nodes can be excluded only while a job is pending, and it is as soon as it is requeued, although we still live:
     Slurm ends us with SIGTERM, and KillWait later (30 s by default) with SIGKILL. The caller should wait for that.
     """
-    excluded: list[str] = []
-
-    def requeue() -> None:
-        excluded[:] = _excluded(fields(commands.run("scontrol", "show", "job", job, "--oneliner")), nodes)
-        commands.run("scontrol", "requeue", job)
-
-    commands.until_it_works(requeue, say)
+    excluded = _excluded(fields(commands.run("scontrol", "show", "job", job, "--oneliner")), nodes)
+    commands.run("scontrol", "requeue", job)
     deadline = time.monotonic() + SECONDS
     while True:
         try:

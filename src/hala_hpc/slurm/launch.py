@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError, did_you_mean
-from hala_hpc.config.schema import Container, Environment, Site, Slurm
+from hala_hpc.config.schema import Container, Environment, Site
 
 RANKS, CPUS, GPUS = "HALA_RANKS_PER_NODE", "HALA_CPUS_PER_RANK", "HALA_GPUS_PER_NODE"
 """Variables that tell a training's launcher what its job has on each node. The number of nodes is Slurm's to tell."""
@@ -42,17 +42,12 @@ def rank_variables(site: Site, started: Launch, ranks: int) -> list[str]:
     slurm = site.slurm
     told = {
         RANKS: ranks,
-        CPUS: cpus_per_rank(slurm, ranks) or "",
+        CPUS: max(1, slurm.cpus_per_worker // ranks),
         GPUS: slurm.gpus_per_worker,
         PYTHON: started.python,
         SRUN: shlex.join(started.srun),
     }
     return [f"export {key}={shlex.quote(str(value))}" for key, value in told.items()]
-
-
-def cpus_per_rank(slurm: Slurm, ranks: int) -> int | None:
-    """Cores of each of a worker's ranks; None where the site decides."""
-    return None if slurm.cpus_per_worker is None else max(1, slurm.cpus_per_worker // ranks)
 
 
 def require_environment(site: Site, stage: str) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +34,7 @@ class ArrayWorker:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
         if outcome is Outcome.STOPPED and stop.signal in asked_to and callable(requeue):
-            _requeue(requeue, Path(self.run))
+            requeue(signal.SIGUSR2, None)  # does not return
         linger(stop, outcome)
         return outcome.value
 
@@ -44,23 +43,3 @@ class ArrayWorker:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-def _requeue(handler: Callable[[int, None], object], run: Path) -> None:
-    """Have submitit put this job back in the queue, which ends the process; again while Slurm does not answer.
-
-    Rows are safe and shards given back by now. Returns only where there is no scontrol, as in many containers.
-    """
-    from hala_hpc.run.ledger import Ledger
-    from hala_hpc.slurm.commands import until_it_works
-    from hala_hpc.worker.context import say
-    from hala_hpc.worker.main import worker_name
-
-    try:
-        until_it_works(lambda: handler(signal.SIGUSR2, None), lambda text: say(f"cannot requeue yet: {text}"))
-    except FileNotFoundError:
-        told = f"cannot requeue: no scontrol here; `hala resume {run}` goes on"
-        say(told)
-        history = Ledger(run / "ledger" / f"requeue-{worker_name()}.jsonl")
-        history.write("failed", error=told)
-        history.close()

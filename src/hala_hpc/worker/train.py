@@ -77,7 +77,7 @@ class Launcher:
         context.ledger.write("released", shard=self._lease.shard, attempt=self._lease.attempt)
         if outcome is Outcome.REQUEUED:
             say(f"back into the queue, without {', '.join(self._leaving)}")
-            slurm.requeue_without(job_name(), self._leaving, say)
+            slurm.requeue_without(job_name(), self._leaving)
         return outcome
 
     # --- before the ranks start -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.slurm import allocation as slurm
-from hala_hpc.slurm.launch import CPUS, GPUS, PYTHON, RANKS, SRUN, cpus_per_rank
+from hala_hpc.slurm.launch import CPUS, GPUS, PYTHON, RANKS, SRUN
 from hala_hpc.tasks import train
 from hala_hpc.worker.main import executor, job_name
 
@@ -53,7 +53,7 @@ def allocation(recipe: Recipe) -> Allocation:
     """What this process's job has. Raises HalaError where several nodes are wanted and srun is out of reach."""
     asked = recipe.site.slurm
     each = _number(RANKS, train.ranks_per_node(recipe.site))
-    cpus = _number(CPUS, cpus_per_rank(asked, each) or max(1, len(os.sched_getaffinity(0)) // each))
+    cpus = _number(CPUS, max(1, asked.cpus_per_worker // each))
     gpus = _number(GPUS, asked.gpus_per_worker)
     python = tuple(shlex.split(os.environ.get(PYTHON, ""))) or (sys.executable,)
     here = (socket.gethostname(),)
