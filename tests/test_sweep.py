@@ -55,7 +55,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def start(recipe: object, task: object, run: Path, workers: int) -> list[object]:
         started.append(run.name)
-        from hala_hpc.slurm.submit import Submission
+        from hala_hpc.slurm.record import Submission
 
         return [Submission("local", ["1"], workers)]
 

@@ -41,7 +41,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``hala resume`` has its worker work in this process, to the end."""
     from hala_hpc.cli import starting
-    from hala_hpc.slurm.submit import Submission
+    from hala_hpc.slurm.record import Submission
 
     def start(recipe: object, task: object, path: Path, workers: int) -> list[Submission]:
         work_until(path, lambda: False)

@@ -1,6 +1,7 @@
 """The main job on a real Slurm, with the echo engine: what Slurm does to workers, and that no row minds."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,8 +132,7 @@ def test_by_hand_with_sbatch(cluster: Cluster, slurm_hala: Hala, slow_recipe: Ca
     wait_for(finished(slurm_hala, "hand"))
     assert texts(slurm_hala, "hand") == expected(300)
     assert len(slurm_hala.json("status", "hand")["workers"]) == 3
-    cancelled = slurm_hala("cancel", "hand").stdout
-    assert cancelled.startswith("cancelled 1 Slurm arrays"), "known by its workers"
+    assert slurm_hala("cancel", "hand").stdout.startswith("finished")
 
 
 def test_submitted_from_inside_a_job(cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
@@ -144,11 +144,75 @@ def test_submitted_from_inside_a_job(cluster: Cluster, slurm_hala: Hala, slow_re
     assert texts(slurm_hala, "inner") == expected(60)
 
 
-def test_what_slurm_refuses_leaves_nothing(slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
-    refused = slurm_hala("submit", slow_recipe("wrong"), "site.slurm.partition=nowhere", code=2)
-    assert "invalid partition" in refused.stderr.lower()
+def test_what_slurm_refuses_is_kept_and_goes_on_elsewhere(slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
+    refused = slurm_hala("submit", slow_recipe("wrong"), "data.limit=60", "site.slurm.partition=nowhere", code=2)
+    assert "invalid partition" in refused.stderr.lower() and "hala resume wrong" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    assert not list((slurm_hala.folder / "runs").iterdir())
+    slurm_hala("resume", "wrong", "site.slurm.partition=main")
+    wait_for(finished(slurm_hala, "wrong"))
+    assert texts(slurm_hala, "wrong") == expected(60)
+    assert slurm_hala.json("status", "wrong")["changed"] == {"site.slurm.partition": "main"}
+
+
+def test_an_array_whose_submitter_died_is_found_by_its_comment(
+    cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]
+) -> None:
+    """As after ``kill -9`` between sbatch's answer and its record: only the intent is on disk."""
+    job = slurm_hala.json("submit", slow_recipe("orphan"), "data.limit=60")["jobs"][0]
+    run = slurm_hala.folder / "runs" / "orphan"
+    [file] = (run / "ledger").glob("submit-*.jsonl")
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    from hala_hpc.slurm import record
+
+    [intent] = record.unanswered(run)
+    said = cluster.run("squeue", "--me", "--noheader", "--states=all", "--format=%F|%k").stdout
+    assert f"{job}|{intent.token}" in said.splitlines()
+    slurm_hala("resume", "orphan")
+    assert record.slurm_jobs(run) == [job]
+    wait_for(finished(slurm_hala, "orphan"))
+    assert texts(slurm_hala, "orphan") == expected(60)
+
+
+def test_a_controller_that_is_away_at_the_requeue_and_while_people_ask(
+    slow_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Numbers are of now, cancel and resume say that there is no answer, and the worker is back afterwards."""
+    away = Cluster(accounting=False).start()
+    try:
+        away.guard()
+        hala = Hala(tmp_path)
+        hala.env = dict(away.env)
+        job = hala.json("submit", slow_recipe("away"), "run.workers=1", "data.limit=600")["jobs"][0]
+        wait_for(rows_done(hala, "away", 60))
+        worker = hala.json("status", "away")["workers"][0]["worker"]
+        away.daemons.end(["slurmctld"], patience=5)
+        os.kill(pid_of(hala, "away", worker), signal.SIGUSR2)  # what Slurm sends before the end of the job's time
+        began = time.monotonic()
+        told = hala("status", "away").stdout
+        assert "Slurm does not answer" in told and "nobody works on it" not in told
+        assert time.monotonic() - began < 60, "squeue itself would try for a minute and more"
+        assert "not cancelled" in hala("cancel", "away", code=2).stderr
+        assert "Slurm does not answer" in hala("resume", "away", code=2).stderr
+        log = tmp_path / "runs" / "away" / "logs" / f"{job}_0_log.out"
+        wait_for(lambda: "trying again" in log.read_text(), 90)
+        away.start_daemon("slurmctld")
+        wait_for(lambda: "BeginTime" in str(hala.json("status", "away")["jobs"]), 90)
+        away.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        wait_for(finished(hala, "away"), 90)
+        assert texts(hala, "away") == expected(600)
+        assert len(hala.json("status", "away")["workers"]) == 2
+    finally:
+        away.stop()
+
+
+def test_cancelled_is_said_of_jobs_that_end(
+    cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]
+) -> None:
+    job = slurm_hala.json("submit", slow_recipe("stopped"))["jobs"][0]
+    done = slurm_hala.json("cancel", "stopped")
+    assert (done["arrays"], done["still"]) == ([job], 0)
+    assert not nodes_of(cluster, job)
+    assert slurm_hala("cancel", "stopped").stdout.startswith("nobody works on it")
 
 
 def test_without_accounting(slow_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Container, Environment, Recipe, Run, Site, Slurm
 from hala_hpc.slurm.launch import launch, require_environment
-from hala_hpc.slurm.submit import preview
+from hala_hpc.slurm.submit import free_gpus, preview
 
 GOLDEN = r"""#!/bin/bash
 
@@ -99,3 +99,78 @@ def test_an_environment_that_is_none_is_refused_before_anything_is_submitted(tmp
         require_environment(site, "serve")
     with pytest.raises(HalaError, match=r"no environment for the stage 'work' .*serve"):
         require_environment(site, "work")
+
+
+def lines(slurm: Slurm, workers: int = 1) -> list[str]:
+    text = preview(recipe(slurm=slurm), Path("/runs/r"), "serve", workers)
+    return [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+def test_a_persons_own_options_win_and_null_or_false_take_ours_away() -> None:
+    extra = {
+        "cpus-per-task": 16, "job_name": "mine", "requeue": False, "reservation": None, "exclusive": True,
+        "open-file-limit": False, "time": "1-00", "mem-per-gpu": "8G", "comment": "of mine",
+    }  # fmt: skip
+    found = lines(Slurm(extra=extra, mem_gb=3))
+    options = [line.partition("=")[0] for line in found]
+    assert len(set(options)) == len(options)
+    wanted = ["cpus-per-task=16", "job-name=mine", "exclusive", "time=1-00", "mem-per-gpu=8G", "comment='of mine'"]
+    assert set(wanted) <= set(found)
+    assert not {"requeue", "reservation", "mem", "open-file-limit"} & set(options)
+    assert "job-name" not in [line.partition("=")[0] for line in lines(Slurm(extra={"job-name": None}))]
+    command = preview(recipe(slurm=Slurm(extra=extra)), Path("/runs/r"), "serve", 1).splitlines()[-1]
+    assert "--cpus-per-task=16" in command
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mail\n#SBATCH --x", 1), ("Mail", 1), ("a b", 1), ("exclude", "a\nb"), ("exclude", ["a"]), ("array", "0-9"),
+     ("output", "x"), ("signal", None), ("nodes", False)],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_refused_by_its_key(key: str, value: object) -> None:
+    with pytest.raises(HalaError, match=r"site\.slurm\.extra\."):
+        lines(Slurm(extra={key: value}))
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "wanted"),
+    [
+        ("gres", None, "gres=gpu:4"),
+        ("gres", "a100", "gres=gpu:a100:4"),
+        ("gpus", "a100", "gpus=a100:4"),
+        ("gpus-per-node", None, "gpus-per-node=4"),
+        ("gpus-per-task", "a100", "gpus-per-task=a100:4"),
+    ],
+)
+def test_gpus_are_asked_for_as_the_site_demands(option: str, kind: str | None, wanted: str) -> None:
+    found = lines(Slurm(gpus_per_worker=4, gpu_type=kind, gpu_option=option))  # type: ignore[arg-type]
+    assert [line for line in found if "gpu" in line] == [wanted]
+
+
+def test_gpus_and_cores_may_be_left_to_the_site_or_to_extra() -> None:
+    assert not [line for line in lines(Slurm(gpus_per_worker=4, gpu_option="none")) if "gpu" in line]
+    found = lines(Slurm(gpus_per_worker=4, gpu_type="a100", extra={"gpus-per-node": "a100:4"}))
+    assert [line for line in found if "gpu" in line] == ["gpus-per-node=a100:4"]
+    assert "cpus-per-task" not in preview(recipe(slurm=Slurm(cpus_per_worker=None)), Path("/runs/r"), "serve", 1)
+
+
+def test_gpus_of_a_training_are_those_of_all_nodes_or_of_each_rank() -> None:
+    from hala_hpc.slurm.options import gpus
+
+    asked = Slurm(gpus_per_worker=8, nodes_per_worker=2, gpu_option="gpus")
+    assert gpus(asked, 8) == {"gpus": "16"}
+    asked.gpu_option = "gpus-per-task"
+    assert gpus(asked, 4) == {"gpus-per-task": "2"}
+    with pytest.raises(HalaError, match="8 GPUs cannot be shared out to 3 ranks"):
+        gpus(asked, 3)
+
+
+def test_no_memory_is_all_of_the_node() -> None:
+    assert "mem=0" in lines(Slurm(mem_gb=0))
+    assert not [line for line in lines(Slurm()) if line.startswith("mem")]
+
+
+def test_gpus_of_live_local_workers_are_not_given_again() -> None:
+    import itertools
+
+    assert list(itertools.islice(free_gpus({0, 1, 3}), 3)) == [2, 4, 5]

@@ -1,48 +1,105 @@
 """``hala cancel``: end the workers of a run."""
 
 import os
-import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from hala_hpc.cli import common
 
+LOCAL_SECONDS = 5.0
+"""So long a local worker may take to end what it does."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What was ended: arrays that scancel accepted to end, their tasks that did not begin to, local workers."""
+
+    arrays: list[str]
+    still: int
+    workers: int
+    still_local: int
+
 
 @click.command()
 @common.run_argument
-def command(run: str) -> None:
+@common.as_json
+def command(run: str, json_: bool) -> None:
     r"""End the workers of a run. What they finished is kept: `hala resume` goes on from there.
 
     \b
     hala cancel translate-openorca
     """
     from hala_hpc.cli import grid
-    from hala_hpc.run import ledger
-    from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import slurm_jobs
+    from hala_hpc.config.errors import HalaError
 
     paths = grid.members(run)  # of a grid: all its runs
     # Of a training: the runs that prepare its data, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
-    jobs = list(dict.fromkeys(job for one in (*paths, *within) for job in slurm_jobs(one)))
-    commands.cancel(jobs)
-    ended = 0
-    for file in (file for path in paths for file in (path / "ledger").glob("*.jsonl")):
-        worker = ledger.first(file)
-        beacon = file.parent.parent / "leases" / "workers" / file.stem
-        if worker.get("host") == os.uname().nodename and worker.get("executor") != "slurm" and beacon.exists():
-            ended += _end(int(worker["pid"]))
-    click.echo(f"cancelled {len(jobs)} Slurm arrays and {ended} local workers")
-
-
-def _end(pid: int) -> int:
-    """Ask a local worker to stop. A process id may have been given to somebody else since: look at what it runs."""
+    workers, still = _end_local(paths)
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"submitit" not in words and b"hala" not in words:
-            return 0
-        os.kill(pid, signal.SIGTERM)
-    except (OSError, ProcessLookupError):
-        return 0
-    return 1
+        arrays, tasks = _cancel_slurm([*paths, *within])
+    except HalaError as error:
+        also = f" ({workers} local workers were cancelled)" if workers else ""
+        raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
+    done = Cancelled(arrays, tasks, workers, still)
+    if json_:
+        common.echo_json({"run": str(paths[0]), **vars(done)})
+    else:
+        click.echo(_told(paths[0], done))
+
+
+def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
+    """Arrays that were cancelled, and how many of their tasks have not begun to end. Raises HalaError."""
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.slurm import commands, record
+
+    jobs = []
+    for path in paths:
+        for intent in record.unanswered(path):
+            if (job := record.in_queue(intent.token)) is not None:
+                intent.took(job)
+            elif time.time() - intent.time < record.LATE_SECONDS:
+                raise HalaError(
+                    f"Slurm did not answer when {len(intent.runs)} workers were handed in, and may still take them",
+                    f"cancel again in {intent.time + record.LATE_SECONDS - time.time():.0f} s",
+                )
+        jobs += record.slurm_jobs(path)
+    jobs = list(dict.fromkeys(jobs))
+    live = [one.job for one in commands.states(jobs) if one.may_work]
+    arrays = [job for job in jobs if any(one == job or one.partition("_")[0] == job for one in live)]
+    return arrays, len(commands.cancel(arrays))
+
+
+def _end_local(paths: list[Path]) -> tuple[int, int]:
+    """How many local workers were asked to stop, and how many of them have not yet."""
+    from hala_hpc.slurm import local
+
+    asked: dict[Path, set[int]] = {path: local.workers(path) for path in paths}
+    count = sum(map(len, asked.values()))
+    known: dict[Path, set[int]] = {path: set() for path in paths}
+    deadline = time.monotonic() + LOCAL_SECONDS
+    while True:
+        left = 0
+        for path in paths:
+            now = local.end(path, known[path])
+            known[path] |= now
+            left += len(now)
+        if not left or time.monotonic() > deadline:
+            return count, sum(len(local.workers(path)) for path in paths)
+        time.sleep(0.2)
+
+
+def _told(path: Path, done: Cancelled) -> str:
+    from hala_hpc.run import status
+
+    if not done.arrays and not done.workers:
+        settings = common.run_settings(path) if (path / "recipe.yaml").is_file() else None
+        finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
+        return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
+    arrays = f"{common.plural(len(done.arrays), 'Slurm array')}"
+    line = f"cancelled {arrays} and {common.plural(done.workers, 'local worker')}"
+    still = [f"{done.still} tasks"] * bool(done.still) + [f"{done.still_local} local workers"] * bool(done.still_local)
+    return f"{line}; {' and '.join(still)} have not ended yet: hala status {path}" if still else line

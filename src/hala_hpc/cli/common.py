@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,8 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
 
 if TYPE_CHECKING:
-    from hala_hpc.slurm.commands import JobState
-    from hala_hpc.slurm.submit import Submission
+    from hala_hpc.slurm.record import Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,6 +112,26 @@ def refuse_forgotten_site(site: str, executor: str) -> None:
         )
 
 
+@contextmanager
+def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None]:
+    """Write down what ``overrides`` change of the recipes of some runs, so that the workers that are started have it.
+
+    Taken back where they cannot be started, unless Slurm may have taken them all the same.
+    """
+    from hala_hpc.config import changes
+    from hala_hpc.slurm import record
+
+    before = {run: changes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
+    written = [path for run, found in before.items() if (path := changes.write(run, found)) is not None]
+    try:
+        yield
+    except HalaError:
+        if not any(record.unanswered(run) for run in runs):
+            for path in written:
+                path.unlink(missing_ok=True)
+        raise
+
+
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 worker, 2,000 workers."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -157,23 +176,18 @@ def frozen(run: Path) -> dict[str, Any]:
     return recipes.read(run)
 
 
+def settings_now(run: Path) -> dict[str, Any]:
+    """The frozen recipe of a run as plain data, with what was changed when it was resumed. Raises HalaError."""
+    from hala_hpc.config import changes
+
+    return changes.merged(frozen(run), run)
+
+
 def run_settings(run: Path) -> Run:
-    """The ``run`` section of a frozen recipe. Raises HalaError where it cannot be read."""
+    """The ``run`` section of a frozen recipe, as it holds now. Raises HalaError where it cannot be read."""
     from hala_hpc.config import frozen as recipes
 
-    return recipes.settings(run, recipes.read(run))
-
-
-def job_states(run: Path) -> "list[JobState]":
-    """What Slurm says of a run's jobs, in one call; nothing where the run is not Slurm's or Slurm is away."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import slurm_jobs
-
-    try:
-        return commands.states(slurm_jobs(run))
-    except HalaError:
-        return []
+    return recipes.settings(run, settings_now(run))
 
 
 def owner_of_closed(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """Grids on the command line: a folder of runs, planned and submitted together. Their table is in ``grid_status``."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from hala_hpc.run import layout
 if TYPE_CHECKING:
     from hala_hpc.config.grid import Cell
     from hala_hpc.config.schema import Recipe
-    from hala_hpc.slurm.submit import Submission
+    from hala_hpc.slurm.record import Submission
     from hala_hpc.tasks.base import Task
 
 MARKER: Final = layout.GRID
@@ -99,36 +100,30 @@ def plan(recipe: Path, site: str, overrides: tuple[str, ...], create: bool, json
 
 def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> None:
     """Plan all cells and start them in one array; before it, one that prepares the data of trainings."""
-    from hala_hpc.run.files import remove_tree
-    from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import submitted
+    from hala_hpc.slurm.limits import limits
 
     name, root, cells = _expanded(recipe, site, overrides)
     common.refuse_forgotten_site(site, next(cell.recipe.site.executor for cell in cells if cell.recipe))
-    if any(cell.recipe and cell.recipe.site.executor == "slurm" for cell in cells):
-        commands.limits()  # a Slurm that is not there is told before all the data is read
+    sites = [cell.recipe.site for cell in cells if cell.recipe and cell.recipe.site.executor == "slurm"]
+    if sites:
+        limits(sites[0].slurm)  # a Slurm that is not there is told before all the data is read
     folder = root / name
     with _place(root, folder, create=True):
         planned = _plan(cells, folder, name, recipe)
-        try:
-            submissions = _start(folder, planned)
-        except BaseException:
-            if not submitted(folder):
-                remove_tree(folder)
-            raise
+    submissions = _start(folder, planned)  # where Slurm refuses, the planned runs stay
     _tell(folder, planned, submissions, json_)
 
 
 def resume(folder: Path, overrides: tuple[str, ...], json_: bool) -> None:
     """Start what is missing of the cells that nobody is at."""
     from hala_hpc import tasks
-    from hala_hpc.cli.resume import CHANGEABLE
+    from hala_hpc.cli.resume import CHANGEABLE, at_work
     from hala_hpc.run import status
 
     if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
         raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
     left = []
-    busy = _queued(folder)
+    busy = at_work(folder)
     for path in runs_in(folder):
         recipe = common.thawed(path, overrides)
         status.retry_failed(path, recipe.run.attempts, recipe.run.lease_seconds)
@@ -138,7 +133,9 @@ def resume(folder: Path, overrides: tuple[str, ...], json_: bool) -> None:
     if not left:
         click.echo(f"nothing to start: all is done or at work (hala status {folder})")
         return
-    _tell(folder, left, _start(folder, left), json_)
+    with common.changed([one.path for one in left], overrides):
+        submissions = _start(folder, left)
+    _tell(folder, left, submissions, json_)
 
 
 def _expanded(recipe: Path, site: str, overrides: tuple[str, ...]) -> "tuple[str, Path, list[Cell]]":
@@ -163,7 +160,6 @@ def _expanded(recipe: Path, site: str, overrides: tuple[str, ...]) -> "tuple[str
 def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
     """A folder for the cells: their own, removed again if they cannot be planned; or one to look at and throw away."""
     from hala_hpc.run.files import remove_tree
-    from hala_hpc.slurm.submit import submitted
 
     if not create:
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=root if root.is_dir() else None) as scratch:
@@ -174,8 +170,7 @@ def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
     try:
         yield target
     except BaseException:
-        if not submitted(target):
-            remove_tree(target)
+        remove_tree(target)  # nobody was started yet
         raise
 
 
@@ -233,7 +228,8 @@ def _start(folder: Path, planned: Sequence[Planned]) -> "list[Submission]":
     try:
         return [*before, submit_each(asked, folder, first.task.stage, jobs, ranks=ranks, after=after)]
     except BaseException:
-        commands.cancel(after)
+        with contextlib.suppress(HalaError):  # they are on record: `hala cancel` ends them
+            commands.cancel(after)
         raise
 
 
@@ -251,12 +247,6 @@ def _prepare(folder: Path, planned: Sequence[Planned]) -> "list[Submission]":
 def _as_a_whole(recipe: "Recipe", folder: Path, jobs: int) -> "Recipe":
     """What all cells ask of Slurm together: the grid's name, and as many jobs at once as there are."""
     return replace(recipe, name=folder.name, run=replace(recipe.run, workers=jobs))
-
-
-def _queued(folder: Path) -> int:
-    from hala_hpc.slurm.commands import live_workers
-
-    return live_workers(common.job_states(folder))
 
 
 def _tell(folder: Path, planned: Sequence[Planned], submissions: "Sequence[Submission]", json_: bool) -> None:

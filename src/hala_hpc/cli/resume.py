@@ -46,7 +46,6 @@ def command(
     from hala_hpc.config.errors import HalaError
     from hala_hpc.run import manifest, status
     from hala_hpc.run.layout import RunDirectory
-    from hala_hpc.slurm.commands import live_workers
     from hala_hpc.slurm.launch import require_environment
 
     if folder := grid.find(run):
@@ -78,10 +77,13 @@ def command(
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
         alive = sum(worker.alive for worker in state.workers)
-        at_work = max(alive, live_workers(common.job_states(path)))
-        workers = min(recipe.run.workers, missing) - at_work
+        workers = min(recipe.run.workers, missing) - max(alive, at_work(path)) if missing else 0
     workers = min(workers, missing)
-    jobs = [job for one in start(recipe, task, path, workers) for job in one.jobs] if workers > 0 else []
+    jobs = []
+    if workers > 0:
+        prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
+        with common.changed([path, *prepare], overrides):
+            jobs = [job for one in start(recipe, task, path, workers) for job in one.jobs]
     if json_:
         common.echo_json(
             {"run": str(path), "missing": missing, "retried": retried, "workers": max(workers, 0), "jobs": jobs}
@@ -89,9 +91,28 @@ def command(
     elif not missing:
         click.echo(f"nothing is missing: hala verify {path} tells whether all of it is whole")
     elif workers <= 0:
-        click.echo(f"{missing} shards are missing, and workers are at work on them (--workers N starts more)")
+        click.echo(f"{missing} shards are missing, and workers are at it or will be (--workers N starts more)")
     else:
         click.echo(f"{workers} workers for {missing} missing shards ({retried} had failed): {', '.join(jobs)}")
+
+
+def at_work(*paths: Path) -> int:
+    """How many workers of some runs are at work or will be, for all that Slurm and this machine tell.
+
+    Raises HalaError where Slurm does not answer: nobody's work is to be doubled.
+    """
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.slurm import local, queue, record
+
+    for path in paths:
+        record.settle(path)
+    found = queue.ask(*paths)
+    if found.silence:
+        raise HalaError(
+            f"Slurm does not answer ({found.silence}), so who is at work is not known",
+            "try again later; --workers N starts N all the same",
+        )
+    return found.live + sum(len(local.workers(path)) for path in paths)
 
 
 def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:

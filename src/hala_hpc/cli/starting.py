@@ -1,5 +1,6 @@
 """From a planned run to its jobs: what ``submit`` and ``resume`` share."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.run import status
-from hala_hpc.slurm.submit import Submission, submit, submit_each
+from hala_hpc.slurm.record import Submission
+from hala_hpc.slurm.submit import submit, submit_each
 from hala_hpc.tasks.base import Task
 from hala_hpc.worker.array import ArrayWorker
 
@@ -15,7 +17,7 @@ from hala_hpc.worker.array import ArrayWorker
 def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submission]:
     """Hand in workers for a run, and before a training's launcher those that prepare its data; in this order.
 
-    Raises HalaError where Slurm refuses; what was handed in until then is cancelled.
+    Raises HalaError where Slurm refuses; what was handed in until then is cancelled, if Slurm lets us.
     """
     if task.loop != "train":
         return [submit(recipe, run, task.stage, workers, ArrayWorker(str(run)))]
@@ -36,7 +38,8 @@ def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submissio
             after=jobs,
         )
     except BaseException:
-        commands.cancel(jobs)
+        with contextlib.suppress(HalaError):  # they are on record: `hala cancel` ends them
+            commands.cancel(jobs)
         raise
     return [*before, launcher]
 

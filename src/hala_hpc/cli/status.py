@@ -13,8 +13,11 @@ from hala_hpc.cli import common
 if TYPE_CHECKING:
     from hala_hpc.cli.training import TrainingState
     from hala_hpc.run.status import Status, WorkerStatus
+    from hala_hpc.slurm.queue import Asked, Queue
 
 WATCH_SECONDS = 2.0
+OLD_SECONDS = 1.0
+"""After so long a wait for Slurm the run is looked at anew."""
 MOST_WORKERS = 20
 """Shown one by one."""
 
@@ -49,9 +52,12 @@ def command(run: str, watch: bool, json_: bool) -> None:
         return
     from rich.live import Live
 
+    from hala_hpc.slurm.queue import Asked
+
+    asked = Asked(path)
     with Live(refresh_per_second=4) as live:
         while True:
-            seen = _read(path)
+            seen = _read(path, asked)
             live.update(_shown(seen))
             if seen.state.finished:
                 return
@@ -60,28 +66,45 @@ def command(run: str, watch: bool, json_: bool) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """Everything that is shown. ``training`` is None for a run that is none; ``jobs`` counts them by state."""
+    """Everything that is shown. ``training`` is None for a run that is none; ``changed`` is since it was planned."""
 
     state: "Status"
     training: "TrainingState | None"
-    jobs: Mapping[str, int]
+    queue: "Queue"
+    changed: Mapping[str, tuple[Any, Any]]
+    minutes: int | None = None
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        from hala_hpc.slurm.commands import counted
+
+        return counted(self.queue.tasks)
 
 
-def _read(path: Path) -> Seen:
+def _read(path: Path, asked: "Asked | None" = None) -> Seen:
     from hala_hpc.cli import training
+    from hala_hpc.config import changes
     from hala_hpc.run import status
-    from hala_hpc.slurm.commands import counted
+    from hala_hpc.slurm.queue import Asked, Queue
 
     settings = common.run_settings(path)
+    frozen, now = common.frozen(path), common.settings_now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
-    jobs = {} if state.finished else counted(common.job_states(path))
-    return Seen(state, training.read(path, state), jobs)
+    queue, began = Queue(), time.monotonic()
+    if not state.finished:
+        queue = (asked or Asked(path)).now()
+        if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
+            state = status.read(path, settings.lease_seconds, settings.attempts)
+    minutes = now.get("site", {}).get("slurm", {}).get("minutes")
+    return Seen(state, training.read(path, state), queue, changes.told(frozen, path), minutes)
 
 
 def _as_json(seen: Seen) -> dict[str, Any]:
     from hala_hpc.cli import training
 
     told = asdict(seen.state) | {"finished": seen.state.finished, "jobs": seen.jobs}
+    told |= {"slurm_answers": not seen.queue.silence, "changed": {key: new for key, (_, new) in seen.changed.items()}}
     if seen.training is not None:
         told |= {"seconds_left": training.seconds_left(seen.training, seen.state), **training.as_json(seen.training)}
     return told
@@ -111,12 +134,13 @@ def _shown(seen: Seen) -> Any:
         parts.append(Text(f"{times}{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
     if seen.training is not None and (reason := training.failure(seen.training)):
         parts.append(Text(reason, style="red"))
-    if _is_idle(seen):
-        parts.append(Text(f"nobody works on it: hala resume {state.path}", style="yellow"))
+    parts += [Text(line, style="yellow") for line in _advice(seen)]
     return Group(*parts)
 
 
 def _facts(seen: Seen) -> list[tuple[str, str]]:
+    import rich.markup
+
     from hala_hpc.cli import training
 
     state = seen.state
@@ -144,6 +168,9 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
     alive = sum(worker.alive for worker in state.workers)
     lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
     lines += [("workers", f"{alive} alive, {len(state.workers) - alive} ended")]
+    if seen.changed:
+        told = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
+        lines += [("changed", rich.markup.escape(told))]
     if seen.jobs:
         lines += [("jobs", ", ".join(f"{count} {name}" for name, count in sorted(seen.jobs.items())))]
     return lines
@@ -186,10 +213,20 @@ def _workers_on_items(alive: "Sequence[WorkerStatus]", unit: str) -> Any:
     return table
 
 
-def _is_idle(seen: Seen) -> bool:
-    """Nobody is at it and no job is going to be."""
+def _advice(seen: Seen) -> list[str]:
+    """What a person should know of the jobs, and what to do."""
+    from hala_hpc.slurm.queue import hints
+
+    state, queue = seen.state, seen.queue
+    if state.finished:
+        return []
+    if queue.silence:
+        return [f"Slurm does not answer ({queue.silence}): whether jobs wait or work is not known"]
+    lines = hints(queue.tasks, state.run, seen.minutes, has_progress=state.rows_done > 0)
+    if queue.unanswered and not queue.live:
+        lines.append(f"Slurm did not say whether it took the workers: hala resume {state.path} asks again")
     preparing = seen.training.preparation if seen.training is not None else ()
-    alive = any(worker.alive for state in (seen.state, *preparing) for worker in state.workers)
-    return (
-        not seen.state.finished and not alive and not any(name.startswith(("PENDING", "RUNNING")) for name in seen.jobs)
-    )
+    alive = any(worker.alive for one in (state, *preparing) for worker in one.workers)
+    if not alive and not queue.may_work:
+        lines.append(f"nobody works on it: hala resume {state.path}")
+    return lines

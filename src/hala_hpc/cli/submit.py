@@ -23,9 +23,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     from hala_hpc.cli.planning import check, plan_run, refuse_missing_engine
     from hala_hpc.cli.starting import start
     from hala_hpc.run import manifest
-    from hala_hpc.run.files import remove_tree
-    from hala_hpc.slurm import commands
-    from hala_hpc.slurm.submit import submitted
+    from hala_hpc.slurm.limits import limits
 
     if grid.is_grid(recipe):
         grid.submit(recipe, site, overrides, json_)
@@ -35,15 +33,10 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     task = check(asked)
     refuse_missing_engine(asked, task)
     if asked.site.executor == "slurm":
-        commands.limits()  # a Slurm that is not there is told before all the data is read
+        limits(asked.site.slurm)  # a Slurm that is not there is told before all the data is read
     run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
     workers = min(asked.run.workers, len(manifest.read(run.manifest)))
-    try:
-        *before, submission = start(asked, task, run.path, workers)
-    except BaseException:
-        if not submitted(run.path):
-            remove_tree(run.path)  # nothing half-made: no job knows of it
-        raise
+    *before, submission = start(asked, task, run.path, workers)  # where Slurm refuses, the planned run stays
     jobs = [job for one in (*before, submission) for job in one.jobs]
     if json_:
         common.echo_json({"run": str(run.path), "jobs": jobs, "workers": submission.workers})

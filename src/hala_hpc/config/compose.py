@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hala_hpc.config import layers, places
+from hala_hpc.config import changes, layers, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
@@ -96,12 +96,13 @@ def to_recipe(config: Any) -> Recipe:
 
 def freeze(recipe: Recipe) -> str:
     """The resolved recipe as YAML text, which ``thaw`` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(dataclasses.asdict(recipe))))
+    return OmegaConf.to_yaml(OmegaConf.create(literal(dataclasses.asdict(recipe))))
 
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
-    """A frozen recipe, and on top of it what may still change when a run is resumed."""
-    return merge([layers.from_file(path, frozen=True), layers.from_command_line(overrides)], options_of)
+    """A frozen recipe, on top of it what was changed when its run was resumed, and what is changed now."""
+    earlier = [layers.from_file(change, frozen=True) for change in changes.files(path.parent)]
+    return merge([layers.from_file(path, frozen=True), *earlier, layers.from_command_line(overrides)], options_of)
 
 
 def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
@@ -119,12 +120,12 @@ def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
     raise HalaError(f"no site profile '{name}'", did_you_mean(name, known))
 
 
-def _literal(value: Any) -> Any:
+def literal(value: Any) -> Any:
     """Text that happens to hold ``${`` as OmegaConf wants it written, for by now nothing is left to interpolate."""
     if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
+        return {key: literal(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_literal(item) for item in value]
+        return [literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 

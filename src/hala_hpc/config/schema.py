@@ -109,13 +109,15 @@ class Slurm:
     ranks_per_node: int | None = None  # processes of a training on each node; null: one a GPU
     gpus_per_worker: int = 0
     gpu_type: str | None = None
+    # How sbatch is asked for them; none: not at all, or by `extra`.
+    gpu_option: Literal["gres", "gpus", "gpus-per-node", "gpus-per-task", "none"] = "gres"
     gpu_memory_gb: float | None = None  # of one GPU: what the plan of a training has to fit in; null: 80
-    cpus_per_worker: int = 4
-    mem_gb: float | None = None
+    cpus_per_worker: int | None = 4  # null: left to the site
+    mem_gb: float | None = None  # 0: all of the node
     minutes: int = 60  # time limit of one job; a longer run goes on by requeueing
     signal_seconds: int = 90  # so long before the limit the worker is told to stop and requeue
     max_running: int | None = None  # array tasks that Slurm runs at once (`--array=...%N`)
-    extra: dict[str, Any] = field(default_factory=dict)  # further sbatch options by their long name
+    extra: dict[str, Any] = field(default_factory=dict)  # sbatch options by their long name, stronger than ours
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from hala_hpc.config.errors import HalaError
@@ -11,6 +12,10 @@ from hala_hpc.slurm import commands
 
 SECONDS = 30.0
 """How long Slurm may refuse to change a job that it is just ending. It took milliseconds on Slurm 22.05."""
+REQUEUE_SECONDS = 20.0
+"""For one try to requeue: scontrol itself asks a controller that is away again and again, for a minute."""
+LONGEST_PAUSE = 15.0
+"""Between two tries, in seconds."""
 KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID")
 """What a step within the job needs to know of the environment of the step that starts it."""
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
@@ -92,6 +97,26 @@ def test_only(asked: dict[str, str], nodes: Iterable[str]) -> list[str]:
     return ["sbatch", "--test-only", *options, f"--exclude={excluded}", "--wrap=true"]
 
 
+def requeue(job: str, told: Callable[[str], None] = lambda _: None) -> None:
+    """Put our own job back in the queue: tried until Slurm takes it, or ends this job, or says a plain no.
+
+    A controller may be away when the time is over, and workers that started together ask it together: so the pauses
+    between two tries grow, and chance is in them. Raises HalaError for a no: there is no scontrol here, or the job
+    may not be requeued.
+    """
+    pause = 1.0
+    while True:
+        try:
+            commands.run("scontrol", "requeue", job, seconds=REQUEUE_SECONDS)
+            return
+        except HalaError as error:
+            if not commands.is_silence(error):
+                raise
+            told(error.message)
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
 def requeue_without(job: str, nodes: Iterable[str]) -> None:
     """Put our own job back in the queue, to run on other nodes than these too. Raises HalaError where Slurm refuses.
 
@@ -101,7 +126,7 @@ def requeue_without(job: str, nodes: Iterable[str]) -> None:
     Slurm ends us with SIGTERM, and KillWait later (30 s by default) with SIGKILL. The caller should wait for that.
     """
     excluded = _excluded(fields(commands.run("scontrol", "show", "job", job, "--oneliner")), nodes)
-    commands.run("scontrol", "requeue", job)
+    requeue(job)
     deadline = time.monotonic() + SECONDS
     while True:
         try:

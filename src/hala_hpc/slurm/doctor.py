@@ -19,7 +19,8 @@ from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
 from hala_hpc.slurm import commands
 from hala_hpc.slurm.launch import launch
-from hala_hpc.slurm.submit import parameters
+from hala_hpc.slurm.limits import limits, parse_config
+from hala_hpc.slurm.options import given, parameters
 
 IMPORT_SECONDS = 180.0
 """A first import of vLLM from a cold shared file system takes a minute or two."""
@@ -156,15 +157,14 @@ def _importable(python: str, stage: str, where: str, advice: str) -> Finding:
 
 def _slurm(recipe: Recipe) -> Iterator[Finding]:
     site = recipe.site
-    yield _tried("slurm", lambda: commands.run("scontrol", "ping").strip().splitlines()[0], "are you on a login node?")
+    yield _tried("slurm", lambda: commands.run("scontrol", "ping").strip().splitlines()[0], commands.NO_SLURM)
     try:
-        config = commands.parse_config(commands.run("scontrol", "show", "config"))
+        config = parse_config(commands.run("scontrol", "show", "config"))
     except HalaError:
         return
-    limits = commands.limits()
-    yield Finding(
-        "limits", "ok", f"arrays of {limits.array:,}, {limits.jobs:,} jobs, {limits.submit or 'any'} per user"
-    )
+    most = limits(site.slurm)
+    each = "any" if most.submit is None else f"{most.submit:,}"
+    yield Finding("limits", "ok", f"arrays of {most.array:,}, {most.jobs:,} jobs, {each} of this user")
     if config.get("AccountingStorageType", "").endswith("/none"):
         yield Finding("accounting", "warning", "off: everything works, but why a job died is not on record")
     yield _tried("job", lambda: _tested(recipe), f"mend site.slurm of {site.name}; `sinfo` lists the partitions")
@@ -175,12 +175,11 @@ def _tested(recipe: Recipe) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
     stage = next(iter(recipe.site.environments), "serve")
+    asked = parameters(recipe, launch(recipe.site, stage))
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "test.sbatch")
-        script.write_text(
-            _make_sbatch_string(command="true", folder=folder, **parameters(recipe, launch(recipe.site, stage)))
-        )
-        with commands.outside_any_job():
+        script.write_text(_make_sbatch_string(command="true", folder=folder, **asked))
+        with commands.outside_any_job(given(asked)):
             commands.run("sbatch", "--test-only", str(script))
     return "Slurm would take it"
 

@@ -40,9 +40,9 @@ def launch(site: Site, stage: str) -> Launch:
 def rank_variables(site: Site, started: Launch, ranks: int) -> list[str]:
     """Setup lines that tell a training's launcher about its ranks, ``ranks`` on each node."""
     slurm = site.slurm
-    told = {
+    cpus = {CPUS: max(1, slurm.cpus_per_worker // ranks)} if slurm.cpus_per_worker else {}  # else all of the node
+    told = cpus | {
         RANKS: ranks,
-        CPUS: max(1, slurm.cpus_per_worker // ranks),
         GPUS: slurm.gpus_per_worker,
         PYTHON: started.python,
         SRUN: shlex.join(started.srun),

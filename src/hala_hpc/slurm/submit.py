@@ -2,36 +2,28 @@
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
-from hala_hpc.run import layout, ledger
-from hala_hpc.slurm import commands
-from hala_hpc.slurm.commands import Limits
+from hala_hpc.slurm import commands, local
 from hala_hpc.slurm.launch import Launch, launch, rank_variables
+from hala_hpc.slurm.limits import Limits, limits
+from hala_hpc.slurm.options import given, parameters
+from hala_hpc.slurm.record import Intent, Submission, adopt, in_queue, intend, record, submitted
+from hala_hpc.worker.array import ArrayWorker
 
 MOST_REQUEUES = 1_000
 """Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What was handed in. ``jobs`` are array job ids (with Slurm) or process ids (local)."""
-
-    executor: str
-    jobs: list[str]
-    workers: int
-
-
-def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Callable[[], Any]) -> Submission:
+def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: ArrayWorker) -> Submission:
     """Start ``workers`` workers, each calling ``job``. Raises HalaError where Slurm refuses."""
     return submit_each(recipe, run, stage, [job] * workers)
 
@@ -40,7 +32,7 @@ def submit_each(
     recipe: Recipe,
     run: Path,
     stage: str,
-    jobs: Sequence[Callable[[], Any]],
+    jobs: Sequence[ArrayWorker],
     *,
     ranks: int | None = None,
     after: Sequence[str] = (),
@@ -53,16 +45,15 @@ def submit_each(
     ranks : of a training on each node: the worker is then one launcher on the first of ``nodes_per_worker`` nodes.
     after : Slurm jobs that must have ended before, however they ended.
     """
-    started, count = launch(recipe.site, stage), len(jobs)
+    started = launch(recipe.site, stage)
     if recipe.site.executor == "slurm":
-        ids = _submit_slurm(run, parameters(recipe, started, ranks, after), started.python, jobs)
-    elif recipe.site.executor == "local":
-        ids = _submit_local(recipe, run, started, jobs, ranks)
-    else:
-        jobs[0]()  # debug: here and now, where a debugger can follow
-        ids, count = [str(os.getpid())], 1
-    submission = Submission(recipe.site.executor, ids, count)
-    _record(run, submission)
+        ids = _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs)
+        return Submission("slurm", ids, _workers(run, ids))
+    if recipe.site.executor == "local":
+        return Submission("local", _submit_local(recipe, run, started, jobs, ranks), len(jobs))
+    jobs[0]()  # debug: here and now, where a debugger can follow
+    submission = Submission(recipe.site.executor, [str(os.getpid())], 1)
+    record(run, submission)
     return submission
 
 
@@ -79,50 +70,6 @@ def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | No
     return text
 
 
-def parameters(recipe: Recipe, started: Launch, ranks: int | None = None, after: Sequence[str] = ()) -> dict[str, Any]:
-    """What a recipe asks of Slurm, as submitit's parameters. See ``submit_each``."""
-    slurm = recipe.site.slurm
-    extra = {key.replace("_", "-"): value for key, value in slurm.extra.items()}
-    wanted = {
-        "job_name": f"hala-{recipe.name}",
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "cpus_per_task": slurm.cpus_per_worker,
-        "gres": _gres(slurm.gpus_per_worker, slurm.gpu_type),
-        "mem": f"{int(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
-        "time": slurm.minutes,
-        "signal_delay_s": slurm.signal_seconds,
-        "array_parallelism": slurm.max_running or max(1, recipe.run.workers),
-        "dependency": f"afterany:{':'.join(after)}" if after else None,
-        "setup": started.setup,
-        # srun does not take --cpus-per-task over from sbatch since Slurm 22.05.
-        "srun_args": [f"--cpus-per-task={slurm.cpus_per_worker}", *started.srun],
-        "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True} | extra,
-    }
-    wanted |= _of_a_training(recipe, started, ranks) if ranks is not None else {}
-    return {key: value for key, value in wanted.items() if value is not None} | {"wckey": None}
-
-
-def _of_a_training(recipe: Recipe, started: Launch, ranks: int) -> dict[str, Any]:
-    """The job has a task for each rank, but srun starts one launcher, which starts the ranks as a step of its own."""
-    slurm = recipe.site.slurm
-    each = max(1, slurm.cpus_per_worker // ranks)
-    environment = recipe.site.environments.get("work")
-    # The GPUs are for the ranks' step. In a container there may be no srun, and the launcher has to start them itself.
-    gpus = [] if environment is not None and environment.container is not None else ["--gres=none"]
-    alone = ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--overlap", *gpus, f"--cpus-per-task={each * ranks}"]
-    return {
-        "nodes": slurm.nodes_per_worker,
-        "ntasks_per_node": ranks,
-        "cpus_per_task": each,
-        "setup": [*started.setup, *rank_variables(recipe.site, started, ranks)],
-        "srun_args": [*alone, *started.srun],
-    }
-
-
 def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     """Sizes of the arrays that so many workers need; fewer workers where the user may not submit as many."""
     allowed = min(workers, limits.jobs, (limits.submit - queued) if limits.submit is not None else workers)
@@ -132,46 +79,58 @@ def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     return [limits.array] * full + ([rest] if rest else [])
 
 
-def submitted(run: Path) -> list[Submission]:
-    """All that was ever handed in for a run, oldest first."""
-    files = sorted((run / "ledger").glob("submit-*.jsonl"))
-    events = [event for file in files for event in ledger.read(file) if event["event"] == "submitted"]
-    return [Submission(event["executor"], event["jobs"], event["workers"]) for event in events]
+def _submit_slurm(
+    run: Path, recipe: Recipe, wanted: dict[str, Any], python: str, jobs: Sequence[ArrayWorker]
+) -> list[str]:
+    limit = limits(recipe.site.slurm)
+    queued = len(commands.parse_states(_queued_by_us())) if limit.submit is not None else 0
+    ids: list[str] = []
+    left = list(jobs)
+    for size in chunks(len(jobs), limit, queued):
+        try:
+            ids.append(_submit_array(run, wanted, python, left[:size]))
+        except HalaError:
+            if not ids:
+                raise
+            break  # what could be submitted works; the rest may follow with `hala resume`
+        del left[:size]
+    return ids
 
 
-def slurm_jobs(run: Path) -> list[str]:
-    """Slurm's arrays for a run: those submitted here, and those that workers started by hand tell of."""
-    jobs = [job for one in submitted(run) if one.executor == "slurm" for job in one.jobs]
-    started = map(ledger.first, sorted((run / "ledger").glob("*.jsonl")))
-    names = [str(worker["job"]) for worker in started if worker.get("executor") == "slurm"]
-    # Of an array whose other tasks are at other runs only our own; a job without tasks is somebody's interactive one.
-    shared = (run.parent / layout.GRID).is_file()
-    jobs += [name if shared else name.partition("_")[0] for name in names if "_" in name]
-    return list(dict.fromkeys(jobs))
-
-
-def _submit_slurm(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence[Callable[[], Any]]) -> list[str]:
+def _submit_array(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence[ArrayWorker]) -> str:
+    """One array: on record before Slurm is asked, and found again in the queue where its answer is lost."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    limits = commands.limits()
-    queued = len(commands.parse_states(_queued_by_us())) if limits.submit is not None else 0
+    intent = intend(run, [job.run for job in jobs], wanted.get("time"))
+    further = wanted["additional_parameters"]
+    comment = f"{further.get('comment', '')} {intent.token}".strip()
+    asked = wanted | {"additional_parameters": further | {"comment": comment}}
     # submitit copies what sbatch says to standard error; our own error says it, in one line.
-    with commands.outside_any_job(), contextlib.redirect_stderr(io.StringIO()):
-        executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
-        executor.update_parameters(**wanted)
-        ids: list[str] = []
-        left = list(jobs)
-        for size in chunks(len(jobs), limits, queued):
-            try:
-                handed_in = executor.submit_array(left[:size])
-            except (FailedJobError, FailedSubmissionError) as error:
-                if not ids:
-                    raise HalaError(f"sbatch: {_said(error)}", "see `hala doctor --site …`") from error
-                break  # what could be submitted works; the rest may follow with `hala resume`
-            ids.append(handed_in[0].job_id.partition("_")[0])
-            del left[:size]
-    return ids
+    with commands.outside_any_job(given(wanted)), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
+            executor.update_parameters(**asked)
+            job = str(executor.submit_array(jobs)[0].job_id).partition("_")[0]
+        except (FailedJobError, FailedSubmissionError) as error:
+            job = _after_failure(run, intent, f"sbatch: {_said(error)}", error)
+        else:
+            intent.took(job)
+    return job
+
+
+def _after_failure(run: Path, intent: Intent, told: str, error: Exception) -> str:
+    """The array's id where Slurm took it all the same. Raises HalaError."""
+    if not commands.is_silence(told):
+        intent.refused(told)
+        raise HalaError(told, f"the run is made, not submitted: hala resume {run.name} [site.…=…]") from error
+    with contextlib.suppress(HalaError):
+        if (job := in_queue(intent.token)) is not None:
+            adopt(run, intent, job)
+            return job
+    raise HalaError(
+        told, f"the run is made; hala resume {run.name} first asks whether Slurm took it after all"
+    ) from error
 
 
 def _submit_local(
@@ -182,19 +141,28 @@ def _submit_local(
     gpus = recipe.site.slurm.gpus_per_worker
     setup = [*started.setup, *(rank_variables(recipe.site, started, ranks) if ranks is not None else [])]
     executor = submitit.LocalExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
+    free = free_gpus({number for one in local.live(run) for number in one.gpus})
     ids = []
-    for number, job in enumerate(jobs):
+    for job in jobs:
+        mine = list(itertools.islice(free, gpus))
         executor.update_parameters(
             timeout_min=recipe.site.slurm.minutes,
             signal_delay_s=recipe.site.slurm.signal_seconds,
             gpus_per_node=gpus,
-            visible_gpus=list(range(number * gpus, (number + 1) * gpus)),
+            visible_gpus=mine,
             setup=setup,
             stderr_to_stdout=True,
         )
         with _outliving_us(run / "logs" / "local.log"):
-            ids.append(str(executor.submit(job).job_id))
+            pid = str(executor.submit(job).job_id)
+        record(run, Submission("local", [pid], 1, gpus=[mine]))
+        ids.append(pid)
     return ids
+
+
+def free_gpus(taken: Collection[int]) -> Iterator[int]:
+    """Numbers of GPUs that no worker has, lowest first."""
+    return (number for number in itertools.count() if number not in taken)
 
 
 @contextlib.contextmanager
@@ -220,18 +188,12 @@ def _queued_by_us() -> str:
     return commands.run("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r")
 
 
-def _gres(gpus: int, kind: str | None) -> str | None:
-    return f"gpu:{kind}:{gpus}" if gpus and kind else f"gpu:{gpus}" if gpus else None
-
-
 def _said(error: Exception) -> str:
     """Slurm's own words, out of what submitit wraps them in."""
     lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
     return lines[-1].replace("sbatch: error: ", "") if lines else type(error).__name__
 
 
-def _record(run: Path, submission: Submission) -> None:
-    name = f"submit-{time.time_ns()}.jsonl"
-    history = ledger.Ledger(run / "ledger" / name)
-    history.write("submitted", executor=submission.executor, jobs=submission.jobs, workers=submission.workers)
-    history.close()
+def _workers(run: Path, ids: Sequence[str]) -> int:
+    """How many workers the arrays of these ids have."""
+    return sum(one.workers for one in submitted(run) if set(one.jobs) & set(ids))

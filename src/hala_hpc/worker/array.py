@@ -8,12 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ArrayWorker:
-    """Call it to work on the run; at the time limit it has submitit requeue the job.
+    """Call it to work on the run; at the time limit it puts its job back in the queue.
 
     Note
     ----
-    submitit interrupts whatever its USR2 finds. Ours only sets a flag, the loop stops between two steps, and then
-    submitit's own handler does the requeue.
+    submitit interrupts whatever its USR2 finds, and asks Slurm once. Ours only sets a flag, the loop stops between two
+    steps, and then Slurm is asked until it answers. What submitit pickled stays as it is for the next time. Local
+    processes are started again by submitit's own handler.
     """
 
     run: str
@@ -21,20 +22,24 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.worker.context import Outcome
-        from hala_hpc.worker.main import StopFlag, linger, work
+        from hala_hpc.worker.main import StopFlag, executor, linger, requeue, work
 
         asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
 
-        requeue = signal.getsignal(signal.SIGUSR2)
+        again = signal.getsignal(signal.SIGUSR2)
         stop = StopFlag()
+        stop.install()
         try:
             outcome = work(Path(self.run), stop)
             stop.ignore()
         except HalaError as error:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
-        if outcome is Outcome.STOPPED and stop.signal in asked_to and callable(requeue):
-            requeue(signal.SIGUSR2, None)  # does not return
+        if outcome is Outcome.STOPPED and stop.signal in asked_to:
+            if executor() == "slurm":
+                outcome = requeue(Path(self.run))
+            elif callable(again):
+                again(signal.SIGUSR2, None)  # does not return
         linger(stop, outcome)
         return outcome.value
 

@@ -1,5 +1,6 @@
 """One worker, from its start to its end: read the run, load the engine, work, tell how it ended."""
 
+import contextlib
 import importlib
 import os
 import secrets
@@ -100,6 +101,25 @@ def linger(stop: StopFlag, outcome: Outcome) -> None:
     """
     if outcome is Outcome.REQUEUED or (stop.signal == signal.SIGTERM and executor() == "slurm"):
         time.sleep(GRACE_SECONDS)
+
+
+def requeue(path: Path) -> Outcome:
+    """Put our own job back in the queue; where that cannot be, say so in the log and in `hala status`, and end."""
+    from hala_hpc.slurm import allocation
+    from hala_hpc.worker.context import say
+
+    try:
+        allocation.requeue(job_name(), lambda told: say(f"not in the queue yet, trying again: {told}"))
+    except HalaError as error:
+        why = "no scontrol here" if "not found" in error.message else error.message
+        told = f"cannot requeue: {why}; hala resume {path.name}"
+        say(told)
+        with contextlib.suppress(OSError):
+            history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
+            history.write("failed", error=told)
+            history.close()
+        return Outcome.STOPPED
+    return Outcome.REQUEUED
 
 
 def worker_name() -> str:

@@ -79,11 +79,11 @@ class Helper:
         return f"a process died of {signal.Signals(-code).name}" if code < 0 else f"a process ended with {code}"
 
 
-def usable_cores(most: int) -> int:
-    """How many processes this worker may keep busy: in a Slurm job, all cores that it was given."""
+def usable_cores(most: int | None) -> int:
+    """How many processes this worker may keep busy: in a Slurm job, all its cores. None: all there are."""
     cores = len(os.sched_getaffinity(0))
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min(cores, int(given) if given.isdigit() else most))
+    return max(1, min(cores, int(given) if given.isdigit() else most or cores))
 
 
 def _serve(connection: Connection, start: Callable[..., Do], arguments: Sequence[Any]) -> None:

@@ -53,7 +53,8 @@ def allocation(recipe: Recipe) -> Allocation:
     """What this process's job has. Raises HalaError where several nodes are wanted and srun is out of reach."""
     asked = recipe.site.slurm
     each = _number(RANKS, train.ranks_per_node(recipe.site))
-    cpus = _number(CPUS, max(1, asked.cpus_per_worker // each))
+    here_has = len(os.sched_getaffinity(0))
+    cpus = _number(CPUS, max(1, (asked.cpus_per_worker or here_has) // each))
     gpus = _number(GPUS, asked.gpus_per_worker)
     python = tuple(shlex.split(os.environ.get(PYTHON, ""))) or (sys.executable,)
     here = (socket.gethostname(),)

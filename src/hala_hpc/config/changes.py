@@ -1,0 +1,107 @@
+"""What was changed of a frozen recipe when its run was resumed: RUN/changes/NNN.yaml, merged over it in order."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
+
+FOLDER: Final = "changes"
+_NAME = re.compile(r"\d{3,}\.yaml")
+
+
+def files(run: Path) -> list[Path]:
+    """The changes of a run, in their order; other names in the folder are none."""
+    folder = run / FOLDER
+    names = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(names, key=lambda path: int(path.stem))
+
+
+def between(before: Recipe, after: Recipe) -> dict[str, Any]:
+    """The keys whose values differ, as a nested dict; None takes away an entry of a mapping."""
+    return _between(dataclasses.asdict(before), dataclasses.asdict(after))
+
+
+def write(run: Path, changed: Mapping[str, Any]) -> Path | None:
+    """Write down changed keys, so that every worker that starts from now on has them. None where there are none."""
+    from omegaconf import OmegaConf
+
+    from hala_hpc.config.compose import literal
+    from hala_hpc.run.files import beside, fsync_directory, fsync_file
+
+    if not changed:
+        return None
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    temporary = beside(folder / "change.yaml")
+    try:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(dict(changed)))), "utf-8")
+        fsync_file(temporary)
+        while True:
+            last = int(found[-1].stem) if (found := files(run)) else 0
+            path = folder / f"{last + 1:03d}.yaml"
+            try:
+                path.hardlink_to(temporary)
+                break
+            except FileExistsError:
+                continue  # somebody else resumes it too
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(folder)
+    return path
+
+
+def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
+    """A frozen recipe as plain data, with the changes of its run. Raises HalaError where one cannot be read."""
+    for path in files(run):
+        recipe = _merged(recipe, _read(path))
+    return recipe
+
+
+def told(recipe: dict[str, Any], run: Path) -> dict[str, tuple[Any, Any]]:
+    """Each key that differs from the frozen recipe: what the recipe has, and what holds now."""
+    before, after = _flat(recipe), _flat(merged(recipe, run))
+    keys = [key for key in (*before, *(key for key in after if key not in before)) if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise HalaError(f"{path} cannot be read: {' '.join(str(error).split())}", "remove it, or mend it") from error
+    if not isinstance(found, dict):
+        raise HalaError(f"{path} is no change of a recipe", "remove it: `hala resume` may be given the keys anew")
+    return found
+
+
+def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            if inner := _between(old, value):
+                found[key] = inner
+        elif key not in before or old != value:
+            found[key] = value
+    return found
+
+
+def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

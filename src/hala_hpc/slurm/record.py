@@ -1,0 +1,167 @@
+"""What was handed in for a run, and what was about to be: an intent is on disk before sbatch is asked.
+
+A submission's file is ``ledger/submit-*.jsonl``: ``intended`` with a token that the job carries as its comment, then
+``submitted`` with its id or ``refused``. Where neither follows (a kill, a controller that did not answer in time), the
+queue is asked for the token.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.run import layout, ledger
+from hala_hpc.run.files import fsync_directory, fsync_file
+from hala_hpc.slurm import commands
+
+LATE_SECONDS = 180.0
+"""A controller may do so much later what it was asked for before it fell silent."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was handed in. ``jobs`` are array job ids (with Slurm) or process ids (local)."""
+
+    executor: str
+    jobs: list[str]
+    workers: int
+    host: str = ""
+    gpus: list[list[int]] = field(default_factory=list)  # of each local process
+    runs: list[str] = field(default_factory=list)  # of each task of an array
+
+
+@dataclass(frozen=True)
+class Intent:
+    """An array that Slurm was asked for and of which no answer is on record. ``runs`` are those of its tasks."""
+
+    file: Path
+    token: str
+    runs: list[str]
+    minutes: int | None
+    time: float
+
+    def took(self, job: str) -> None:
+        """Slurm has it."""
+        _append(self.file, "submitted", executor="slurm", jobs=[job], workers=len(self.runs))
+
+    def refused(self, why: str) -> None:
+        """Slurm does not have it, and will not."""
+        _append(self.file, "refused", error=why)
+
+
+def intend(run: Path, runs: Sequence[str], minutes: int | None) -> Intent:
+    """Write down what is about to be asked. Raises OSError where that cannot be kept: then nothing must be asked."""
+    token = f"hala-{secrets.token_hex(6)}"
+    file = run / "ledger" / f"submit-{time.time_ns()}.jsonl"
+    fields = {"token": token, "runs": list(runs), "minutes": minutes, "on": os.uname().nodename}
+    _append(file, "intended", **fields)
+    fsync_directory(file.parent)
+    return Intent(file, token, list(runs), minutes, time.time())
+
+
+def record(run: Path, submission: Submission) -> None:
+    """Write down local processes that were started."""
+    file = run / "ledger" / f"submit-{time.time_ns()}.jsonl"
+    told = {"on": os.uname().nodename, "gpus": submission.gpus}
+    _append(file, "submitted", executor=submission.executor, jobs=submission.jobs, workers=submission.workers, **told)
+
+
+def submitted(run: Path) -> list[Submission]:
+    """All that was ever handed in for a run, oldest first."""
+    found = []
+    for events in _events(run):
+        runs: list[str] = next((event["runs"] for event in events if event["event"] == "intended"), [])
+        for event in events:
+            if event["event"] == "submitted":
+                more = (event.get("on", ""), event.get("gpus", []), runs)
+                found.append(Submission(event["executor"], event["jobs"], event["workers"], *more))
+    return found
+
+
+def unanswered(run: Path) -> list[Intent]:
+    """Arrays that Slurm may have without our knowing, oldest first."""
+    found = []
+    for file, events in zip(_files(run), _events(run), strict=True):
+        intents = [event for event in events if event["event"] == "intended"]
+        if intents and not any(event["event"] in ("submitted", "refused") for event in events):
+            one = intents[0]
+            found.append(Intent(file, one["token"], one["runs"], one.get("minutes"), float(one["time"])))
+    return found
+
+
+def slurm_jobs(run: Path) -> list[str]:
+    """Slurm's arrays for a run: those submitted here, and those that workers started by hand tell of."""
+    jobs = [job for one in submitted(run) if one.executor == "slurm" for job in one.jobs]
+    started = map(ledger.first, sorted((run / "ledger").glob("*.jsonl")))
+    names = [str(worker["job"]) for worker in started if worker.get("executor") == "slurm" and "job" in worker]
+    # Of an array whose other tasks are at other runs only our own; a job without tasks is somebody's interactive one.
+    shared = (run.parent / layout.GRID).is_file()
+    for one in submitted(run.parent) if shared else ():
+        jobs += [f"{one.jobs[0]}_{task}" for task, path in enumerate(one.runs) if Path(path).name == run.name]
+    jobs += [name if shared else name.partition("_")[0] for name in names if "_" in name]
+    return list(dict.fromkeys(jobs))
+
+
+def settle(run: Path) -> list[str]:
+    """Ask Slurm what became of unanswered submissions, and write it down. Returns the ids of arrays that it has.
+
+    Raises HalaError where Slurm does not answer, or may still do what it was asked for a moment ago.
+    """
+    found = []
+    for intent in unanswered(run):
+        if (job := in_queue(intent.token)) is not None:
+            adopt(run, intent, job)
+            found.append(job)
+        elif (wait := intent.time + LATE_SECONDS - time.time()) > 0:
+            raise HalaError(
+                f"{run.name}: Slurm gave no answer for {len(intent.runs)} workers handed in, and may take them yet",
+                f"try again in {wait:.0f} s",
+            )
+        else:
+            intent.refused("not in the queue")
+    return found
+
+
+def in_queue(token: str) -> str | None:
+    """The array with this token in its comment. Raises HalaError where Slurm does not answer."""
+    words = ("squeue", "--me", "--noheader", "--states=all", "--format=%F|%k")
+    lines = (line.strip().split("|", 1) for line in commands.run(*words, seconds=commands.ASK_SECONDS).splitlines())
+    return next((line[0] for line in lines if len(line) == 2 and token in line[1]), None)
+
+
+def adopt(run: Path, intent: Intent, job: str) -> None:
+    """Give the tasks of an array the work that submitit would have given them, had it got sbatch's answer."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    from hala_hpc.slurm.submit import MOST_REQUEUES
+    from hala_hpc.worker.array import ArrayWorker
+
+    for task, path in enumerate(intent.runs):
+        name = f"{job}_{task}" if len(intent.runs) > 1 else job
+        pickle = JobPaths(run / "logs", job_id=name).submitted_pickle
+        if not pickle.exists():
+            delayed = DelayedSubmission(ArrayWorker(path))
+            delayed.set_timeout(intent.minutes or 60, MOST_REQUEUES)
+            delayed.dump(pickle)
+    intent.took(job)
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted((run / "ledger").glob("submit-*.jsonl"))
+
+
+def _events(run: Path) -> Iterator[list[dict[str, Any]]]:
+    return (list(ledger.read(file)) for file in _files(run))
+
+
+def _append(file: Path, event: str, **fields: Any) -> None:
+    """One event, durable. Raises OSError: unlike the history of a worker, this must not have a gap."""
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+    with file.open("ab") as out:
+        out.write(line.encode() + b"\n")
+    fsync_file(file)

@@ -1,0 +1,61 @@
+"""What `hala resume` changes of a frozen recipe reaches every worker that starts afterwards."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hala_hpc import tasks
+from hala_hpc.config import changes
+from hala_hpc.config.compose import compose, freeze, thaw
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe, Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "r.yaml").write_text(
+        "name: r\ntask: {kind: translate}\nengine: {kind: echo}\n"
+        "site: {slurm: {extra: {exclude: n1, reservation: a}}}\n"
+    )
+    recipe = compose(tmp_path / "r.yaml", None, [], tasks.options_of)
+    (tmp_path / "recipe.yaml").write_text(freeze(recipe))
+    return tmp_path
+
+
+def now(run: Path, *overrides: str) -> Recipe:
+    return thaw(run / "recipe.yaml", tasks.options_of, overrides)
+
+
+def test_changed_keys_are_merged_in_order_and_the_recipe_stays(run: Path) -> None:
+    frozen = (run / "recipe.yaml").read_bytes()
+    for words in (["run.stall_seconds=7200", "site.slurm.partition=long"], ["run.stall_seconds=9000"]):
+        changes.write(run, changes.between(now(run), now(run, *words)))
+    recipe = now(run)
+    assert (recipe.run.stall_seconds, recipe.site.slurm.partition) == (9000, "long")
+    assert (run / "recipe.yaml").read_bytes() == frozen
+    assert [path.name for path in changes.files(run)] == ["001.yaml", "002.yaml"]
+    import yaml
+
+    told = changes.told(yaml.safe_load(frozen), run)
+    assert told == {"run.stall_seconds": (Run().stall_seconds, 9000), "site.slurm.partition": (None, "long")}
+
+
+def test_what_is_taken_away_stays_away_and_text_stays_as_it_is(run: Path) -> None:
+    asked = now(run)
+    extra = {"exclude": "n1", "comment": "costs ${5}"}
+    asked = replace(asked, site=replace(asked.site, slurm=replace(asked.site.slurm, extra=extra)))
+    changes.write(run, changes.between(now(run), asked))
+    assert {key: value for key, value in now(run).site.slurm.extra.items() if value is not None} == extra
+
+
+def test_nothing_changed_is_nothing_written(run: Path) -> None:
+    assert changes.write(run, changes.between(now(run), now(run, "run.workers=1"))) is None
+    assert changes.files(run) == []
+
+
+def test_a_change_that_cannot_be_read_is_named(run: Path) -> None:
+    (run / "changes").mkdir()
+    (run / "changes" / "001.yaml").write_text("a: [")
+    with pytest.raises(HalaError, match=r"changes/001\.yaml"):
+        changes.merged({}, run)

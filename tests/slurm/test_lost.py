@@ -1,0 +1,188 @@
+"""What is submitted when Slurm's answers are lost, acted out by small programs in front of PATH."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hala_hpc.cli.main import hala
+from hala_hpc.config.errors import HalaError
+from hala_hpc.slurm import allocation, record
+from hala_hpc.slurm.queue import ask
+
+PROGRAMS = {
+    "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",
+    # A queue of one job each time that sbatch was asked, unless it is to be silent.
+    "squeue": """[ ! -e "$HERE/silent" ] || { echo 'error: Unable to contact slurm controller' >&2; exit 1; }
+case "$*" in
+*%F*) [ ! -e "$HERE/comment" ] || echo "7|$(cat "$HERE/comment")" ;;
+*) [ ! -e "$HERE/comment" ] || printf '7_0|%s|None\\n7_1|%s|None\\n' "$(cat "$HERE/state")" "$(cat "$HERE/state")" ;;
+esac""",
+    # It hands the job in, and then has no answer.
+    "sbatch": """echo asked >>"$HERE/asked"
+[ ! -e "$HERE/drops" ] && sed -n "s/^#SBATCH --comment=//p" "$1" | tr -d "'" >"$HERE/comment"
+echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1""",
+    "srun": "exit 0",
+    "scancel": """echo "$*" >>"$HERE/cancelled"; echo CANCELLED >"$HERE/state" """,
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which these programs keep what they were asked."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("HERE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state").write_text("RUNNING")
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(8)))
+    recipe = {
+        "name": "lost",
+        "task": {"kind": "translate"},
+        "engine": {"kind": "echo"},
+        "data": {"path": "rows.jsonl"},
+        "run": {"workers": 2, "shard_rows": 2},
+        "site": {"executor": "slurm"},
+    }
+    (tmp_path / "lost.yaml").write_text(json.dumps(recipe))
+    return tmp_path
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(hala, words)
+
+
+def asked(slurm: Path) -> int:
+    return (slurm / "asked").read_text().count("asked") if (slurm / "asked").exists() else 0
+
+
+def test_an_array_whose_answer_was_lost_is_found_by_its_comment(slurm: Path) -> None:
+    done = call("submit", "lost.yaml")
+    assert done.exception is None, done.exception
+    run = slurm / "runs" / "lost"
+    assert record.slurm_jobs(run) == ["7"] and asked(slurm) == 1
+    assert sorted(path.name for path in (run / "logs").glob("7_*")) == ["7_0_submitted.pkl", "7_1_submitted.pkl"]
+    again = call("resume", "lost")
+    assert again.exception is None and asked(slurm) == 1, "both workers exist"
+
+
+def test_a_submission_without_an_answer_keeps_the_run_and_is_not_made_twice(slurm: Path) -> None:
+    (slurm / "drops").touch()
+    done = call("submit", "lost.yaml")
+    assert isinstance(done.exception, HalaError) and "Socket timed out" in str(done.exception)
+    assert "the run is made; hala resume lost" in str(done.exception)
+    run = slurm / "runs" / "lost"
+    assert len(record.unanswered(run)) == 1
+    early = call("resume", "lost")
+    assert isinstance(early.exception, HalaError) and "may take them yet" in str(early.exception) and asked(slurm) == 1
+    [intent] = record.unanswered(run)
+    (slurm / "comment").write_text(intent.token)  # now it has come through
+    assert call("resume", "lost").exception is None and asked(slurm) == 1
+    assert record.slurm_jobs(run) == ["7"]
+
+
+def test_what_slurm_did_not_take_is_handed_in_again_after_a_while(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slurm / "drops").touch()
+    call("submit", "lost.yaml")
+    monkeypatch.setattr(record, "LATE_SECONDS", 0.0)
+    call("resume", "lost")
+    assert asked(slurm) == 2
+
+
+def test_a_silent_slurm_is_said_and_nothing_is_doubled(slurm: Path) -> None:
+    call("submit", "lost.yaml")
+    (slurm / "silent").touch()
+    told = call("status", "lost")
+    assert "Slurm does not answer" in told.output and "nobody works on it" not in told.output
+    assert json.loads(call("status", "lost", "--json").output)["slurm_answers"] is False
+    refused = call("resume", "lost")
+    assert isinstance(refused.exception, HalaError) and "Slurm does not answer" in str(refused.exception)
+    assert asked(slurm) == 1
+    refused = call("cancel", "lost")
+    assert isinstance(refused.exception, HalaError) and str(refused.exception).startswith("not cancelled")
+    (slurm / "silent").unlink()
+    done = json.loads(call("cancel", "lost", "--json").output)
+    assert done["arrays"] == ["7"] and done["still"] == 0
+    assert "nobody works on it" in call("status", "lost").output
+    assert call("cancel", "lost").output.startswith("nobody works on it")
+
+
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "COMPLETING", "STOPPED"])
+def test_nobody_works_on_it_is_said_only_where_no_job_can_come_back(slurm: Path, state: str) -> None:
+    call("submit", "lost.yaml")
+    (slurm / "state").write_text(state)
+    assert "nobody works on it" not in call("status", "lost").output
+    assert call("resume", "lost").exception is None and asked(slurm) == 1
+
+
+def test_watching_asks_slurm_once_in_half_a_minute(slurm: Path) -> None:
+    from hala_hpc.slurm.queue import Asked
+
+    call("submit", "lost.yaml")
+    watched = Asked(slurm / "runs" / "lost")
+    first = watched.now()
+    (slurm / "state").write_text("COMPLETED")
+    assert watched.now() is first and ask(slurm / "runs" / "lost").live == 0
+
+
+def test_requeueing_is_tried_until_it_works(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation.time, "sleep", lambda _: None)
+    silent = "echo 'slurm_requeue error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    (slurm / "bin" / "scontrol").write_text(
+        f'#!/bin/bash\necho "$*" >>"$HERE/tries"; [ $(wc -l <"$HERE/tries") -ge 4 ] || {{ {silent}; }}\n'
+    )
+    told: list[str] = []
+    allocation.requeue("7_0", told.append)
+    assert (slurm / "tries").read_text() == "requeue 7_0\n" * 4 and len(told) == 3
+
+
+def test_a_worker_that_cannot_requeue_says_so_in_status(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hala_hpc.worker.context import Outcome
+    from hala_hpc.worker.main import requeue
+
+    call("submit", "lost.yaml")
+    (slurm / "bin" / "scontrol").unlink()
+    monkeypatch.setenv("PATH", str(slurm / "bin"))
+    assert requeue(slurm / "runs" / "lost") is Outcome.STOPPED
+    monkeypatch.undo()
+    monkeypatch.chdir(slurm)
+    assert "cannot requeue: no scontrol here; hala resume lost" in " ".join(call("status", "lost").output.split())
+
+
+def test_local_workers_are_cancelled_before_they_have_a_ledger_and_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hala_hpc.run import ledger, status
+    from hala_hpc.slurm import local
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(400)))
+    recipe = {
+        "name": "here",
+        "task": {"kind": "translate"},
+        "engine": {"kind": "echo", "seconds": 5, "capacity": 1},
+        "data": {"path": "rows.jsonl"},
+        "run": {"workers": 2, "shard_rows": 50},
+        "site": {"slurm": {"gpus_per_worker": 2}},
+    }
+    (tmp_path / "here.yaml").write_text(json.dumps(recipe))
+    pids = set(map(int, json.loads(call("submit", "here.yaml", "--site", "local", "--json").output)["jobs"]))
+    run = tmp_path / "runs" / "here"
+    assert {process.pid for process in local.live(run)} == pids == local.workers(run)
+    assert sorted(number for process in local.live(run) for number in process.gpus) == [0, 1, 2, 3]
+    assert not status.read(run, 60, 5).workers, "what is submitted is no worker yet"
+    again = json.loads(call("resume", "here", "--json").output)
+    assert again["workers"] == 0, "both are about to start"
+    assert call("cancel", "here").output.startswith("cancelled 0 Slurm arrays and 2 local workers")
+    assert not local.live(run)
+    assert call("cancel", "here").output.startswith("nobody works on it")
+    started = [ledger.first(file) for file in (run / "ledger").glob("*.jsonl")]
+    assert sum("host" in one for one in started) <= 2
