@@ -182,7 +182,7 @@ def test_slurm_that_is_not_there(
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "a.jsonl").write_text(GOOD)
     recipe = write_recipe(data={"path": "a.jsonl"}, site={"executor": "slurm"})
-    assert "not found (is this a Slurm login node?" in failing("submit", recipe)
+    assert "not found (are you on a login node?" in failing("submit", recipe)
     assert not list((tmp_path / "runs").glob("*"))
 
 

@@ -40,14 +40,14 @@ def launch(site: Site, stage: str) -> Launch:
 def rank_variables(site: Site, started: Launch, ranks: int) -> list[str]:
     """Setup lines that tell a training's launcher about its ranks, ``ranks`` on each node."""
     slurm = site.slurm
-    cpus = {CPUS: max(1, slurm.cpus_per_worker // ranks)} if slurm.cpus_per_worker else {}  # else all of the node
-    told = cpus | {
+    told = {
         RANKS: ranks,
+        CPUS: max(1, slurm.cpus_per_worker // ranks) if slurm.cpus_per_worker else None,
         GPUS: slurm.gpus_per_worker,
         PYTHON: started.python,
         SRUN: shlex.join(started.srun),
     }
-    return [f"export {key}={shlex.quote(str(value))}" for key, value in told.items()]
+    return [f"export {key}={shlex.quote(str(value))}" for key, value in told.items() if value is not None]
 
 
 def require_environment(site: Site, stage: str) -> None:
