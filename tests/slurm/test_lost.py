@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hala_hpc.cli.main import hala
 from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import allocation, record
 from hala_hpc.slurm.queue import ask
+from tests.conftest import ROOT
 
 PROGRAMS = {
     "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",
@@ -142,6 +144,25 @@ def test_requeueing_is_tried_until_it_works(slurm: Path, monkeypatch: pytest.Mon
     told: list[str] = []
     allocation.requeue("7_0", told.append)
     assert (slurm / "tries").read_text() == "requeue 7_0\n" * 4 and len(told) == 3
+
+
+@pytest.mark.parametrize("script", ["translate_array", "train_multinode"])
+def test_the_scripts_for_people_requeue_as_workers_do(slurm: Path, script: str) -> None:
+    text = (ROOT / "sbatch" / f"{script}.sbatch").read_text()
+    function = text[text.index("requeue() {") : text.index("\n}\n") + 3]
+    (slurm / "bin" / "scontrol").write_text(
+        '#!/bin/bash\necho "$*" >>"$HERE/tries"\n[ $(wc -l <"$HERE/tries") -lt 3 ] || exit 0\necho "$ANSWER" >&2; exit 1\n'
+    )
+    ends = []
+    for answer in ("Unable to contact slurm controller", "Requested operation is presently disabled"):
+        lines = f"sleep() {{ :; }}; run=/r\n{function}\nrequeue 7_0"
+        done = subprocess.run(
+            ["bash", "-c", lines], env=os.environ | {"ANSWER": answer}, capture_output=True, text=True
+        )
+        ends.append((done.returncode, done.stderr))
+        (slurm / "tries").unlink()
+    assert ends[0] == (0, "")
+    assert ends[1] == (1, "cannot requeue: Requested operation is presently disabled; hala resume /r\n")
 
 
 def test_a_worker_that_cannot_requeue_says_so_in_status(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

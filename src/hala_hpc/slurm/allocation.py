@@ -110,7 +110,7 @@ def requeue(job: str, told: Callable[[str], None] = lambda _: None) -> None:
             commands.run("scontrol", "requeue", job, seconds=REQUEUE_SECONDS)
             return
         except HalaError as error:
-            if not commands.is_silence(error):
+            if commands.is_no(error):
                 raise
             told(error.message)
         time.sleep(pause * random.uniform(0.5, 1.5))

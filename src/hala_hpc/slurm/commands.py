@@ -56,6 +56,7 @@ ENDED: Final = frozenset(
 )
 """States of a task that is over. One in none of the three is new to us, so it may well come back."""
 _HELD = re.compile(r"held", re.IGNORECASE)
+_NO = re.compile(r"not found|may not be run|disabled|invalid|denied|not permitted", re.IGNORECASE)
 _SILENT = re.compile(r"timed? ?out|unable to contact|communicat|connect|zero bytes|no answer|backup controller", re.I)
 
 
@@ -122,6 +123,11 @@ def refusal(program: str, done: Said) -> HalaError:
 def is_silence(error: HalaError | str) -> bool:
     """Whether Slurm said neither yes nor no: what it was asked may have been done all the same."""
     return _SILENT.search(str(error)) is not None
+
+
+def is_no(error: HalaError) -> bool:
+    """Whether Slurm's answer would be the same if it were asked again."""
+    return _NO.search(error.message) is not None
 
 
 def states(jobs: Sequence[str]) -> list[JobState]:
