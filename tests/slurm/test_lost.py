@@ -151,7 +151,8 @@ def test_the_scripts_for_people_requeue_as_workers_do(slurm: Path, script: str) 
     text = (ROOT / "sbatch" / f"{script}.sbatch").read_text()
     function = text[text.index("requeue() {") : text.index("\n}\n") + 3]
     (slurm / "bin" / "scontrol").write_text(
-        '#!/bin/bash\necho "$*" >>"$HERE/tries"\n[ $(wc -l <"$HERE/tries") -lt 3 ] || exit 0\necho "$ANSWER" >&2; exit 1\n'
+        '#!/bin/bash\necho "$*" >>"$HERE/tries"\n'
+        '[ $(wc -l <"$HERE/tries") -lt 3 ] || exit 0\necho "$ANSWER" >&2; exit 1\n'
     )
     ends = []
     for answer in ("Unable to contact slurm controller", "Requested operation is presently disabled"):
