@@ -5,11 +5,11 @@ LOCKS := hpc/envs
 CORE := .venv/.made-from-locks
 SERVE := .envs/serve-cpu/hala-env.json
 WORK := .envs/work-cpu/hala-env.json
-FAST := not slow and not slurm and not vllm and not train
+FAST := not slow and not slurm and not vllm and not train and not exhaustive
 BENCHMARKS := startup plan runstate submit throughput train models
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve work demo test test-fast lint cluster cluster-stop bench lock clean
+.PHONY: help setup serve work demo test test-all test-fast lint cluster cluster-stop bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +45,11 @@ lint: setup  ## format, lint and types
 	$(VENV)/mypy
 
 test: setup serve work lint  ## lint, types and every test; slurm, vllm and train tests included
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(VENV)/python -m pytest -m alone
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not exhaustive"
+	$(VENV)/python -m pytest -m "alone and not exhaustive"
+
+test-all: test  ## and the long forms of tests that try everything
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m exhaustive
 
 test-fast: setup lint  ## lint, types and the quick tests: under a minute
 	$(VENV)/python -m pytest -n auto -m "$(FAST)"
