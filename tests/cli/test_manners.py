@@ -192,7 +192,10 @@ def test_doctor_sees_a_profile_that_was_copied_and_not_edited(run: Run, tmp_path
     code, out, _ = run("doctor", "--site", "./mine.yaml", "site.executor=local", "--json")
     found = {finding["what"]: finding for finding in json.loads(out)}
     assert code == 1
-    assert "CHANGE stands in line 7" in found["profile"]["detail"]
+    root = next(
+        number for number, line in enumerate(profile.read_text().splitlines(), 1) if "root: /scratch/CHANGE" in line
+    )
+    assert f"CHANGE stands in line {root}, " in found["profile"]["detail"]
     assert "runs" not in found
     assert not Path("/scratch/CHANGE").exists()
     assert found["environment serve"]["advice"] == "hala env build serve-cuda --to /scratch/CHANGE/envs/serve"
