@@ -187,7 +187,7 @@ def test_runs_that_make_nothing_to_publish(tmp_path: Path, rows: Path) -> None:
         publish(scores, tmp_path / "out")
     with pytest.raises(HalaError, match="a dataset has none"):
         publish(rows, tmp_path / "out", "--scores", scores)
-    with pytest.raises(HalaError, match="a dataset is one thing"):
+    with pytest.raises(HalaError, match="does not apply to datasets"):
         publish(rows, tmp_path / "out", "--item", "x")
 
 

@@ -146,7 +146,7 @@ def test_a_plan_has_an_item_a_model(tmp_path: Path) -> None:
     assert "which models?" in refused()
     assert "two or more" in refused(named[0])
     assert "task.base one of them" in refused(*named, "task.base=c")
-    assert "tells no log-probabilities" in refused(*named, "engine.kind=echo")
+    assert "does not return log-probabilities" in refused(*named, "engine.kind=echo")
     assert "do not fit a context of 256" in refused(*named, "engine.max_model_len=256")
     assert "task.throughput.prompts: too small" in refused(*named, "task.throughput.prompts=0")
     assert "cannot be a label" in refused(named[0], f"task.models.ب/.name={two}")

@@ -91,7 +91,7 @@ def _content(path: Path, item: str | None, collected: Path | None) -> "Content":
     if is_model:
         return content.model(path, item)
     if item is not None:
-        raise HalaError("--item: a dataset is one thing", "leave it out")
+        raise HalaError("--item does not apply to datasets", "leave it out")
     folder = collected or path / "final"
     return content.dataset(path, folder) if collected or folder.exists() else content.uncollected(path)
 

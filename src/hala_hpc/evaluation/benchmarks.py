@@ -71,7 +71,7 @@ def _with(name: str, setting: Setting, task_files: Sequence[str]) -> Benchmark:
     for key in ("limit", "few_shot"):
         number = getattr(setting, key)
         if number is not None and number < (key == "limit"):
-            raise HalaError(f"{where}.{key}: {number} is too little")
+            raise HalaError(f"{where}.{key}: {number}: must be at least {int(key == 'limit')}")
     known = KNOWN.get(name) or Benchmark(name, harness, (name,))
     if harness != known.harness:
         known = Benchmark(name, harness, (name,))

@@ -82,7 +82,7 @@ class Compare:
                 "task.models: which models?", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two"
             )
         if recipe.engine.kind != "vllm":
-            raise HalaError(f"engine.kind: {recipe.engine.kind} tells no log-probabilities", "engine.kind: vllm")
+            raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", "engine.kind: vllm")
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
         for key, value in numbers.items():
@@ -353,10 +353,10 @@ def _faults(asked: dict[str, Any], shard: Shard, path: Path) -> Iterator[str]:
         yield f"cannot be read: {type(error).__name__}: {error}"
         return
     if result.get("weights") != asked["weights"]:
-        yield "its numbers are of other weights"
+        yield "it was measured on other weights"
     if len(places) != shard.tokens:
         yield f"it has {len(places)} tokens, {shard.tokens} were planned"
     if wrong := [
         place for place in places if not (math.isfinite(place.log_probability) and place.log_probability <= 1e-6)
     ]:
-        yield f"{len(wrong)} log-probabilities are none, the first in {wrong[0].text}"
+        yield f"{len(wrong)} log-probabilities are not finite, the first in {wrong[0].text}"

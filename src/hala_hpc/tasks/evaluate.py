@@ -59,7 +59,7 @@ class Evaluate:
         self._recipe = recipe
         options: Options = recipe.task
         if recipe.engine.kind != "vllm":
-            raise HalaError(f"engine.kind: {recipe.engine.kind} tells no log-probabilities", "engine.kind=vllm")
+            raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", "engine.kind=vllm")
         if not options.models:
             raise HalaError("task.models: nothing to evaluate", "for example task.models.mine.name=ORG/MODEL")
         for label, model in options.models.items():
@@ -70,7 +70,7 @@ class Evaluate:
         for key in ("limit", "few_shot"):
             number = getattr(options, key)
             if number is not None and number < (key == "limit"):
-                raise HalaError(f"task.{key}: {number} is too little")
+                raise HalaError(f"task.{key}: {number}: must be at least {int(key == 'limit')}")
         self._benchmarks = benchmarks.find(options.benchmarks, options.settings, options.task_files)
 
     def plan(self, folder: Path, watch: Watch) -> Cut:

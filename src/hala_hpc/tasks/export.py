@@ -40,7 +40,9 @@ class Export:
     def __init__(self, recipe: Recipe) -> None:
         self._run, self._steps = Path(recipe.model.name), list(recipe.task.steps)
         if not recipe.model.name:
-            raise HalaError("model.name: whose checkpoints?", "the run of a training, for example ../../runs/sft")
+            raise HalaError(
+                "model.name is missing: the run of the training", "the run of a training, for example ../../runs/sft"
+            )
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a run that is no training's, and for steps without a complete checkpoint."""

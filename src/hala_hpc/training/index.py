@@ -66,7 +66,9 @@ def build(prepared: Prepared, options: Options, can_pack: bool, target: Path) ->
         order = Order(prepared, options, packed, batch)
         held_out, training = order.held_out(), order.training()
         if not len(training):
-            raise HalaError("task.epochs: so little of the data that it is none", "see also task.datasets.NAME.weight")
+            raise HalaError(
+                "task.epochs is too small: no sequence is left to train on", "see also task.datasets.NAME.weight"
+            )
         told = report.of(prepared, options, packed, batch, training, held_out) | {"key": key}
         try:
             with files.whole_directory(target) as folder:
