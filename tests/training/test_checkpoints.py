@@ -1,11 +1,13 @@
 """A checkpoint is complete or not there."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
-from hala_hpc.training.checkpoints import MARKER, Checkpoints, complete
+from hala_hpc.config.errors import HalaError
+from hala_hpc.training.checkpoints import MARKER, Checkpoints, complete, digests_of, faults
 
 
 @pytest.fixture
@@ -62,9 +64,51 @@ def test_a_kill_while_an_old_one_is_dropped_leaves_none_that_is_hollow(checkpoin
 def test_the_marker_tells_what_a_resume_must_know(checkpoints: Checkpoints) -> None:
     written(checkpoints, 7)
     checkpoints.mark(7, world=8, stage=2, seconds=3.25)
-    assert json.loads((checkpoints.path(7) / MARKER).read_text()) == {
+    said = json.loads((checkpoints.path(7) / MARKER).read_text())
+    assert said.pop("seal")
+    assert said == {
         "step": 7,
         "world": 8,
         "stage": 2,
         "seconds": 3.25,
     }
+
+
+def test_twenty_flips_in_any_file_are_found_and_the_checkpoint_before_is_used(checkpoints: Checkpoints) -> None:
+    for step in (1, 2):
+        (written(checkpoints, step) / "zero_pp_rank_1_optim.pt").write_bytes(bytes(range(100)))
+        ranks = [digests_of(checkpoints.path(step), rank, 2) for rank in range(2)]
+        assert "zero_pp_rank_1_optim.pt" in ranks[1]
+        checkpoints.mark(step, 2, 2, 0.0, ranks[0] | ranks[1])
+    newest = checkpoints.path(2)
+    assert faults(checkpoints.folder) == {}
+    drawn = random.Random(5)
+    for number in range(20):
+        path = sorted(newest.iterdir())[number % 4]
+        whole = path.read_bytes()
+        place = drawn.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << drawn.randrange(8)]) + whole[place + 1 :])
+        assert list(faults(checkpoints.folder)) == [newest], (path.name, place)
+        path.write_bytes(whole)
+    (newest / "weights").write_bytes(b"v" * 100)
+    said: list[str] = []
+    saved = checkpoints.newest_whole(said.append)
+    assert saved is not None
+    assert saved.step == 1
+    assert said == ["checkpoint-2 is damaged and is not used: weights is not what was written (its digest differs)"]
+    assert not newest.exists()
+    (checkpoints.path(1) / "weights").unlink()
+    with pytest.raises(HalaError, match="no checkpoint is what was written"):
+        checkpoints.newest_whole(said.append)
+    assert checkpoints.path(1).exists()
+
+
+def test_what_others_may_write_to_is_not_loaded(checkpoints: Checkpoints) -> None:
+    path = written(checkpoints, 1)
+    (path / "weights").chmod(0o666)
+    checkpoints.mark(1, 1, 0, 0.0)
+    assert (path / "weights").stat().st_mode & 0o022 == 0
+    assert [saved.step for saved in complete(checkpoints.folder)] == [1]
+    (path / "weights").chmod(0o664)
+    with pytest.raises(HalaError, match="other users may write to it"):
+        complete(checkpoints.folder)

@@ -49,13 +49,16 @@ def command(run: str, json_: bool) -> None:
     path = common.find(run)
     verdict, unit = _verified(path)
     datasets = {each.name: _verified(each)[0] for each in _datasets(path, unit)}
-    proven = all(one.proven for one in (verdict, *datasets.values()))
+    damaged = _checkpoints(path) if unit == "models" else []
+    proven = all(one.proven for one in (verdict, *datasets.values())) and not damaged
     if json_:
         told: dict[str, Any] = asdict(verdict) | {"proven": proven}
         if datasets:
             told["datasets"] = {name: asdict(one) | {"proven": one.proven} for name, one in datasets.items()}
-        common.echo_json(told)
+        common.echo_json(told | ({"checkpoints": damaged} if damaged else {}))
     else:
+        for problem in damaged:
+            click.echo(problem, err=True)
         for name, one in datasets.items():
             _show(one, "rows", path, f"{name}: ")
         _show(verdict, unit, path)
@@ -110,6 +113,16 @@ def _datasets(path: Path, unit: str) -> list[Path]:
     from hala_hpc.cli.training import prepare_runs
 
     return [run for run in prepare_runs(path) if (run / "manifest.parquet").is_file()]
+
+
+def _checkpoints(path: Path) -> list[str]:
+    """What is wrong with a training's checkpoints: its model may be whole all the same."""
+    from hala_hpc.training import checkpoints, paths
+
+    found = checkpoints.faults(path / paths.CHECKPOINTS)
+    return [
+        f"{each}: {'; '.join(wrong[:3])} (a resume does not use it; it may be removed)" for each, wrong in found.items()
+    ]
 
 
 def _show(verdict: "Verdict", unit: str, path: Path, before: str = "") -> None:

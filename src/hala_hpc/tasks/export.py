@@ -14,7 +14,7 @@ from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import check
+from hala_hpc.models import check, checkpoint
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
@@ -49,6 +49,8 @@ class Export:
         del folder, watch
         trained = _trained(self._run)
         templates.model_config(trained.model)
+        if any((path := Path(trained.model.name)).glob("*.safetensors*")):
+            checkpoint.weights(path)
         found = {saved.step: saved for saved in checkpoints.complete(self._run / paths.CHECKPOINTS)}
         if not found:
             raise HalaError(f"{self._run}: no complete checkpoint yet", "task.save.steps and .keep of the training")
@@ -92,6 +94,9 @@ class Exporting:
             raise HalaError(
                 f"{run}: its checkpoint after step {asked['step']} is gone", "the training's task.save.keep keeps more"
             )
+        item.tell("checking the checkpoint")
+        if wrong := checkpoints.faults_of(saved.path):
+            raise HalaError(f"{saved.path} is damaged: {'; '.join(wrong[:3])}", "export another step")
         trained = _trained(run)
         kept_tokenizer = train.prepare_runs(run, trained)[0] / prepare.TOKENIZER
         item.tell("reading the checkpoint")

@@ -11,7 +11,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model, Recipe, Site
 from hala_hpc.data import sources
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import check
+from hala_hpc.models import check, checkpoint
 from hala_hpc.run import create as runs
 from hala_hpc.run import manifest
 from hala_hpc.run.manifest import Facts, Shard
@@ -56,6 +56,8 @@ class Train:
         """Plan the preparation of each dataset too; those that another run shares and has planned are left alone."""
         recipe, options = self._recipe, self._recipe.task
         config = templates.model_config(recipe.model)
+        if any((path := Path(recipe.model.name)).glob("*.safetensors*")):
+            checkpoint.weights(path)  # cut short, or not all there
         attention_of(config, options.attention)
         if options.packing and not packable.can_pack(config, recipe.site.slurm.gpus_per_worker > 0, has_kernel=True):
             raise HalaError(

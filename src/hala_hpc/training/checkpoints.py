@@ -1,19 +1,29 @@
-"""Checkpoints that are complete or not there.
+"""Checkpoints that are complete, ours and as they were written, or not used.
 
 A checkpoint counts only with its marker, which the first rank writes after all ranks have written and flushed theirs.
+``run.digests`` tells whether a byte of its files has changed since, the marker's own seal the same of the marker.
 """
 
+import hashlib
 import json
 import os
+import re
+import stat
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run import digests
 from hala_hpc.run.files import fsync_tree, remove_tree, write_durably
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
+OF_RANK: Final = re.compile(r"(?:zero_pp_rank|rng_state)_(\d+)")
+"""Files that one rank writes: it finds them in its own node's memory."""
+OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -28,17 +38,89 @@ class Saved:
 
 
 def complete(folder: Path) -> list[Saved]:
-    """All complete ones, newest first. Raises HalaError for one of somebody else's: loading runs what is in it."""
+    """All complete ones, newest first; without those whose marker is damaged.
+
+    Raises HalaError for one that anybody else has made or may change: loading runs what is in it.
+    """
     found = []
     for path in folder.glob(f"{PREFIX}*"):
         try:
-            marker, owner = (path / MARKER).read_text(), (path / MARKER).stat().st_uid
-        except FileNotFoundError:  # half-written, or about to be dropped
+            marker = (path / MARKER).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):  # half-written, or about to be dropped
             continue
-        if owner != os.getuid():
-            raise HalaError(f"{path}: belongs to another user, and loading it would run what is in it")
-        found.append(Saved(path, **json.loads(marker)))
+        _refuse_others(path)
+        if (saved := _read(path, marker)) is not None:
+            found.append(saved)
     return sorted(found, key=lambda one: -one.step)
+
+
+def digests_of(path: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
+    """Digest of each file of a checkpoint that falls to one of the ranks: best those that it wrote itself."""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    owners = [int(one[1]) if (one := OF_RANK.search(name)) else at for at, name in enumerate(names)]
+    mine = (name for name, owner in zip(names, owners, strict=True) if owner % world == rank)
+    return {name: digests.digest_of(path / name) for name in mine}
+
+
+def faults(folder: Path) -> dict[Path, list[str]]:
+    """The checkpoints that are not what was written, and how; reads every byte. Older ones without digests pass."""
+    found = {}
+    for path in _marked(folder):
+        if told := faults_of(path):
+            found[path] = told
+    return found
+
+
+def faults_of(path: Path) -> list[str]:
+    """How one differs from what was written, in plain words."""
+    marker = (path / MARKER).read_bytes()
+    if _read(path, marker) is None:
+        return [f"{MARKER} is not what was written"]
+    told = digests.faults(path)
+    if told is None:  # an older one, or one that has lost its list
+        return [f"{digests.NAME} is missing"] if "seal" in json.loads(marker) else []
+    return told
+
+
+def _marked(folder: Path) -> list[Path]:
+    """All with a marker, whatever it says, newest first."""
+    paths = (marker.parent for marker in folder.glob(f"{PREFIX}*/{MARKER}"))
+    return sorted((path for path in paths if _step(path).isdigit()), key=lambda path: -int(_step(path)))
+
+
+def _step(path: Path) -> str:
+    return path.name.removeprefix(PREFIX)
+
+
+def _read(path: Path, marker: bytes) -> Saved | None:
+    """None where the marker is not what was written."""
+    try:
+        said = json.loads(marker)
+        if "seal" in said and said.pop("seal") != _seal(said):
+            return None
+        return Saved(path, **said)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _seal(said: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises HalaError where a file is somebody else's, or somebody else may write to it."""
+    for one in (path.parent, path, *path.rglob("*")):
+        try:
+            about = one.lstat()
+        except FileNotFoundError:  # it is being dropped
+            continue
+        if about.st_uid != os.getuid():
+            raise HalaError(f"{one}: belongs to another user, and loading it would run what is in it")
+        if about.st_mode & OTHERS_WRITE and not stat.S_ISLNK(about.st_mode):
+            raise HalaError(
+                f"{one}: other users may write to it, and loading it would run what is in it",
+                f"if it is as you left it: chmod -R go-w {path.parent}",
+            )
 
 
 class Checkpoints:
@@ -61,12 +143,44 @@ class Checkpoints:
                 moved.append(path.rename(aside / f"{path.name}-{time.time_ns()}"))
         return moved
 
-    def mark(self, step: int, world: int, stage: int, seconds: float) -> Saved:
-        """Declare the checkpoint of a step complete, and drop older ones. To be called once all ranks are through."""
-        saved = Saved(self.path(step), step, world, stage, round(seconds, 3))
+    def newest_whole(self, say: Callable[[str], None]) -> Saved | None:
+        """The newest that is what was written; newer ones that are not are set aside, and told of.
+
+        Raises HalaError where there are some, and none is whole.
+        """
+        complete(self.folder)  # refuses what is not ours
+        damaged: list[str] = []
+        for path in _marked(self.folder):
+            if not (wrong := faults_of(path)):
+                break
+            damaged.append(path.name)
+            say(f"{path.name} is damaged and is not used: {'; '.join(wrong[:3])}")
+        else:
+            if damaged:
+                raise HalaError(
+                    f"{self.folder}: no checkpoint is what was written ({', '.join(damaged)})",
+                    "put them back from a copy; or remove them, and the training begins anew",
+                )
+            return None
+        for name in damaged:
+            (self.folder / name / MARKER).unlink()
+        self.set_aside()
+        return next(iter(complete(self.folder)))
+
+    def mark(self, step: int, world: int, stage: int, seconds: float, known: dict[str, str] | None = None) -> Saved:
+        """Declare the checkpoint of a step complete, and drop older ones. To be called once all ranks are through.
+
+        ``known``: what ``digests_of`` gave to the ranks.
+        """
+        path = self.path(step)
+        for one in (self.folder, path, *path.rglob("*")):
+            one.chmod(one.stat().st_mode & ~OTHERS_WRITE)
+        saved = Saved(path, step, world, stage, round(seconds, 3))
+        digests.write(path, known)
         fsync_tree(saved.path)
         said = asdict(saved)
         del said["path"]
+        said["seal"] = _seal(said)
         write_durably(saved.path / MARKER, json.dumps(said).encode())
         for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts

@@ -3,6 +3,7 @@
 Everything is small files in the run directory, read tolerantly: the launcher may run on another node than the ranks.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -20,6 +21,7 @@ LATEST_STEPS: Final = 20
 SLOW_PHASES: Final = ("starting", "saving", "evaluating", "exporting")
 """Phases of a rank in which no step ends for long: they are given ``watch.start_seconds``."""
 TAIL_BYTES: Final = 64 * 1024
+MOST_OF_ERROR: Final = 300
 FOUND_SECONDS: Final = 10.0
 """How long a network file system may take to show a file that another node wrote before it ended."""
 
@@ -70,6 +72,23 @@ def write_end(run: Path, launch: str, end: End) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(target / f"{end.rank}.end")
+
+
+def write_error(run: Path, launch: str, rank: int, error: BaseException) -> None:
+    """Leave word of what a rank is ending of; it must not keep it from ending."""
+    said = next(filter(None, map(str.strip, str(error).splitlines())), "")
+    with contextlib.suppress(OSError):
+        target = folder(run, launch)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{rank}.error").write_text(f"{type(error).__name__}: {said}"[:MOST_OF_ERROR], "utf-8")
+
+
+def error_of(run: Path, launch: str, rank: int) -> str:
+    """What ``write_error`` left; '' where it did not."""
+    try:
+        return (folder(run, launch) / f"{rank}.error").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def ends_so_far(run: Path, launch: str) -> list[End]:

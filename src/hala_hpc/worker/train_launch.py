@@ -162,6 +162,8 @@ class Watched:
             return Ended(How.CRASHED, f"the ranks' step ended with exit code {code}")
         node = where.node_of(first.rank)
         how = f"was ended by {signal.Signals(-first.code).name}" if first.code < 0 else f"ended with {first.code}"
+        if said := launch.error_of(run, self._name, first.rank):
+            how += f" ({said})"
         log = "the run's log" if first.rank == 0 else f"{paths.RANK_LOGS}/{self._name}.{first.rank}.log"
         return Ended(
             How.CRASHED, f"rank {first.rank} on {node} {how}; see {log}", node if -first.code in BLAMED else None

@@ -13,6 +13,14 @@ if __name__ == "__main__":
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-    from hala_hpc.worker.rank.main import main
+    try:
+        from hala_hpc.worker.rank.main import main
 
-    sys.exit(main(sys.argv[1], here))
+        sys.exit(main(sys.argv[1], here))
+    except Exception as error:
+        from pathlib import Path
+
+        from hala_hpc.training import launch
+
+        launch.write_error(Path(sys.argv[1]), here.launch, here.rank, error)
+        raise

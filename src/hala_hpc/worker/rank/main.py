@@ -21,7 +21,7 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.tasks import prepare, train
 from hala_hpc.training import card, export, index, metrics, paths, templates
-from hala_hpc.training.checkpoints import Checkpoints, Saved, complete
+from hala_hpc.training.checkpoints import Checkpoints, Saved
 from hala_hpc.training.flops import flops_per_token
 from hala_hpc.training.layout import layout
 from hala_hpc.training.options import Options
@@ -115,15 +115,23 @@ def _data(
 
 
 def _resume_point(checkpoints: Checkpoints, here: Place) -> Saved | None:
-    """The newest complete checkpoint; the same on all ranks, for the first one looks."""
-    found: list[Saved | None] = [None]
+    """The newest checkpoint that is whole; the same on all ranks, for the first one looks.
+
+    Raises HalaError where there are some and none of them is whole.
+    """
+    found: list[Saved | HalaError | None] = [None]
     if here.is_first:
         for aside in checkpoints.set_aside():
             _say(f"incomplete checkpoint set aside: {aside}")
-        found = [next(iter(complete(checkpoints.folder)), None)]
+        try:
+            found = [checkpoints.newest_whole(_say)]
+        except HalaError as error:
+            found = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     saved = found[0]
+    if isinstance(saved, HalaError):
+        raise saved
     if saved is not None and here.is_first:
         _say(f"resuming after step {saved.step}, saved by {saved.world} ranks")
     return saved

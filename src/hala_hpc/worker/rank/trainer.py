@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl import SFTTrainer
 
 from hala_hpc.training import zero
-from hala_hpc.training.checkpoints import Checkpoints, Saved
+from hala_hpc.training.checkpoints import Checkpoints, Saved, digests_of
 from hala_hpc.training.flops import mfu
 from hala_hpc.training.index import Index
 from hala_hpc.training.options import Options, Schedule
@@ -205,8 +205,10 @@ class HalaTrainer(SFTTrainer):
             if self.is_world_process_zero():
                 self.state.save_to_json(str(folder / "trainer_state.json"))
             self._barrier()
+            known = self._digests(folder)
             if self.is_world_process_zero():
-                self.checkpoints.mark(step, self.data.world, self.options.deepspeed.stage, time.monotonic() - began)
+                stage, seconds = self.options.deepspeed.stage, time.monotonic() - began
+                self.checkpoints.mark(step, self.data.world, stage, seconds, known)
             self._barrier()
         seconds = time.monotonic() - began
         self.keeper.saved(seconds)
@@ -216,6 +218,15 @@ class HalaTrainer(SFTTrainer):
     def _save_weights(self, folder: Path) -> None:
         if self.is_world_process_zero():
             self._save(str(folder))
+
+    def _digests(self, folder: Path) -> dict[str, str]:
+        """Of all files of a checkpoint; each rank reads its share."""
+        mine, world = digests_of(folder, self.data.rank, self.data.world), self.data.world
+        if world == 1:
+            return mine
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, mine)
+        return {name: digest for part in parts for name, digest in part.items()}
 
     def _barrier(self) -> None:
         if self.data.world > 1:
