@@ -2,8 +2,10 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
@@ -113,8 +115,10 @@ def folders(shards: int) -> list[str]:
 
 def finished(run: RunDirectory, folder: str) -> set[int]:
     """Ids of the shards whose output stands in one fan-out folder; other names there (.nfs0001, a copy) are none."""
-    found = (shard_of(name, run.suffix) for name in listing(run.shards / folder))
-    return {shard for shard in found if shard is not None and folder_of(shard) == folder}
+    name_of_ours = _output(run.suffix).fullmatch
+    found = {int(read[1]) for name in listing(run.shards / folder) if (read := name_of_ours(name)) is not None}
+    first = int(folder) * FAN_OUT
+    return found & set(range(first, first + FAN_OUT))
 
 
 def make_again(folder: Path) -> None:
@@ -128,10 +132,14 @@ def make_again(folder: Path) -> None:
 
 def shard_of(name: str, suffix: str) -> int | None:
     """The shard whose output has this name; None for a name that is not ours."""
-    digits = name[: len(name) - len(suffix)]
-    if not name.endswith(suffix) or len(digits) < 6 or not (digits.isascii() and digits.isdecimal()):
-        return None
-    return int(digits) if len(digits) == 6 or digits[0] != "0" else None
+    read = _output(suffix).fullmatch(name)
+    return int(read[1]) if read is not None else None
+
+
+@cache
+def _output(suffix: str) -> re.Pattern[str]:
+    """Names of outputs: six digits, and more only where that many are needed."""
+    return re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(suffix)}")
 
 
 def listing(folder: Path) -> list[str]:
