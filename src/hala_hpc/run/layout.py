@@ -115,6 +115,8 @@ def folders(shards: int) -> list[str]:
 
 def finished(run: RunDirectory, folder: str) -> set[int]:
     """Ids of the shards whose output stands in one fan-out folder; other names there (.nfs0001, a copy) are none."""
+    if not folder.isdecimal():
+        return set()
     name_of_ours = _output(run.suffix).fullmatch
     found = {int(read[1]) for name in listing(run.shards / folder) if (read := name_of_ours(name)) is not None}
     first = int(folder) * FAN_OUT
