@@ -106,11 +106,13 @@ assert all(torch.equal(tensor, expected[name].bfloat16()) for name, tensor in fo
 """Its own conversion, of the weights alone."""
 
 
+APART = ("hala.json", "README.md", ".digests.json")
+
+
 def same_model(one: Path, other: Path) -> bool:
-    """Whether two model folders are the same but for the record and the card."""
+    """Whether two model folders are the same but for the record, the card, and what publishing lists."""
     files = [
-        {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("hala.json", "README.md")}
-        for folder in (one, other)
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in APART} for folder in (one, other)
     ]
     return files[0] == files[1]
 

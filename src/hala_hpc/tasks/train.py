@@ -148,5 +148,8 @@ def _shared(recipe: Recipe, name: str) -> Path:
     read += [Path(nested.task.chat_template)] if nested.task.chat_template else []
     read += sorted(Path(nested.model.tokenizer or nested.model.name).glob("tokenizer*"))
     said += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
+    # Of a model on the hub no file is named above: its tokenizer as it is now in the cache, whatever it is called.
+    tokenizer = templates.load_tokenizer(recipe.model)
+    said += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
     digest = hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()
     return Path(recipe.task.prepared) / f"{name}-{digest}"
