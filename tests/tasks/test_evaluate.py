@@ -128,11 +128,11 @@ def test_a_run_of_several_models_is_evaluated_whole(tmp_path: Path, local: Path)
         ({"benchmarks": ["arabic", "aratrust"]}, "'aratrust' is there twice"),
         ({"settings": {"aratrst": {"limit": 3}}}, "did you mean 'aratrust'"),
         ({"settings": {"aratrust": {"harness": "lighteva"}}}, "did you mean 'lighteval'"),
-        ({"settings": {"aratrust": {"limit": 0}}}, "too little"),
+        ({"settings": {"aratrust": {"limit": 0}}}, "must be at least 1"),
         ({"settings": {"aratrust": {"data": "/no/such/data"}}}, "does not exist"),
         ({"settings": {"aratrust": {"tasks": ["aratrust:Ethic"]}}}, "did you mean 'aratrust:Ethics'"),
         ({"benchmarks": ["aratrust", "a/b"]}, "cannot be a benchmark's name"),
-        ({"limit": 0}, "too little"),
+        ({"limit": 0}, "must be at least 1"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path: Path, task: dict[str, Any], said: str) -> None:
