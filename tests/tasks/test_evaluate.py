@@ -159,7 +159,7 @@ def test_a_model_that_lacks_a_weights_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_engine_without_log_probabilities_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HalaError, match="no log-probabilities"):
+    with pytest.raises(HalaError, match="does not return log-probabilities"):
         plan({"models": {"a": a_model(tmp_path / "m")}, "benchmarks": ["aratrust"]}, engine="echo")
 
 
