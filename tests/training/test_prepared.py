@@ -1,6 +1,7 @@
 """Prepared datasets are mapped, not read: as one list of pieces, over shards and datasets."""
 
 import pickle
+import random
 import time
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.tasks.prepare import check_shard
+from hala_hpc.training import token_file
 from hala_hpc.training.prepared import Prepared
 from tests.training import prepared_runs
 
@@ -78,3 +82,23 @@ def test_an_unfinished_or_broken_dataset_is_refused(two: list[Path]) -> None:
     output.unlink()
     with pytest.raises(HalaError, match="not all of its 2 shards are prepared"):
         Prepared(two)
+
+
+def test_every_flip_in_a_column_of_a_token_file_is_found(two: list[Path]) -> None:
+    """Arrow pads its buffers: a flip there changes nothing that anybody reads."""
+    plan = manifest.read(two[0] / "manifest.parquet")
+    path = RunDirectory(two[0], ".arrow").shard_output(0)
+    whole, written = path.read_bytes(), token_file.read(path)
+    before = written.batch.to_pylist()
+    assert check_shard(plan[0], path, 512).problems == ()
+    draw, found = random.Random(5), 0
+    for _ in range(300):
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.unlink()  # the file is mapped: a new one takes its place
+        path.write_bytes(flipped)
+        if check_shard(plan[0], path, 512).problems:
+            found += 1
+        else:
+            assert token_file.read(path).batch.to_pylist() == before
+    assert found > 20

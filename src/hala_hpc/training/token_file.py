@@ -21,8 +21,9 @@ SCHEMA = pa.schema(
         ("error", pa.string()),  # why the row was dropped, as ``reason: detail``
     ]
 )
-MADE_BY, INPUT, CONTENT = b"hala", b"hala_input", b"hala_content"
-"""Metadata keys: what made the file, the digest of the rows that it was made of, and that of its own tokens."""
+MADE_BY, INPUT, CONTENT, COLUMNS = b"hala", b"hala_input", b"hala_content", b"hala_columns"
+"""Metadata keys: what made the file, the digest of the rows that it was made of, that of its own tokens, and that of
+all its columns (older files have none)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Opened:
     truncated: npt.NDArray[np.bool_]
     error: "pa.Array[Any]"
     metadata: dict[bytes, bytes]
+    batch: "pa.RecordBatch"
 
 
 Done = list[Tokens] | str
@@ -80,6 +82,7 @@ def write(path: Path, rows: Iterable[tuple[int, Done]], made_by: bytes, digest: 
         pa.array([error for *_, error in lines], pa.string()),
     ]
     metadata = {MADE_BY: made_by, INPUT: digest.encode(), CONTENT: content_digest(ids, loss).encode()}
+    metadata[COLUMNS] = columns_digest(pa.RecordBatch.from_arrays(columns, schema=SCHEMA)).encode()
     schema = SCHEMA.with_metadata(metadata)
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -105,6 +108,7 @@ def read(path: Path) -> Opened:
         truncated=batch.column(5).to_numpy(zero_copy_only=False),
         error=batch.column(6),
         metadata=dict(file.schema.metadata or {}),
+        batch=batch,
     )
 
 
@@ -113,4 +117,15 @@ def content_digest(ids: npt.NDArray[np.int32], loss: npt.NDArray[Any]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     hashed.update(np.ascontiguousarray(ids).data)
     hashed.update(np.ascontiguousarray(loss).view(np.int8).data)
+    return hashed.hexdigest()
+
+
+def columns_digest(batch: "pa.RecordBatch") -> str:
+    """Digest of all values of all columns, whatever memory they lie in."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for column in batch.columns:
+        for part in (column.offsets, column.values) if isinstance(column, pa.ListArray) else (column,):
+            values = part if isinstance(part, pa.StringArray) else part.to_numpy(zero_copy_only=False)
+            said = repr(values.to_pylist()).encode() if isinstance(values, pa.StringArray) else values.tobytes()
+            hashed.update(len(said).to_bytes(8, "little") + said)
     return hashed.hexdigest()
