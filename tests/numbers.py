@@ -22,6 +22,11 @@ def same_log_probabilities(expected: Any) -> Any:
     return pytest.approx(expected, rel=2 * FLOAT32, abs=LOG_PROBABILITY)
 
 
+def same_losses(expected: Any) -> Any:
+    """Equal but for rounding: mean losses of steps whose sums were added up in another order."""
+    return pytest.approx(expected, rel=2 * FLOAT32)
+
+
 def best_of(values: list[float]) -> set[int]:
     """The places of the highest value and of those that rounding may put above it."""
     slack = max(2 * FLOAT32 * abs(value) for value in values) + LOG_PROBABILITY
