@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.evaluation import local
+from hala_hpc.evaluation.arabic import BENCHMARKS
 from hala_hpc.evaluation.benchmark import Benchmark
 from hala_hpc.evaluation.harness import Sample
 from hala_hpc.evaluation.lighteval_model import make_model
@@ -77,7 +78,9 @@ def tasks_of(asked: dict[str, Any]) -> list[Any]:
         found.append(LightevalTask(config))
     if asked["data"]:
         split = found[0].evaluation_split[0]
-        benchmark = Benchmark(asked["benchmark"], "lighteval", tuple(asked["tasks"]), split=split)
+        known = BENCHMARKS.get(asked["benchmark"])  # whose columns say where the right answer is
+        columns = known.columns if known is not None else ()
+        benchmark = Benchmark(asked["benchmark"], "lighteval", tuple(asked["tasks"]), split=split, columns=columns)
         rows = local.read(benchmark, asked["tasks"], Path(asked["data"])).tasks
         for task in found:
             if task.name not in rows:

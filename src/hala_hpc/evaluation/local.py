@@ -155,7 +155,7 @@ def _mmlu_rows(file: Path) -> Iterator[Row]:
             where = f"{file}, row {number}"
             if len(cells) != 6:
                 raise HalaError(f"{where}: a question, four choices and an answer A to D are wanted")
-            yield {"question": cells[0], "choices": cells[1:5], "answer": cells[5], NUMBER: where}
+            yield {"question": cells[0], "choices": cells[1:5], "answer": _number_of(cells[5], 4, where), NUMBER: where}
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
