@@ -10,6 +10,7 @@ from hala_hpc.config import changes
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
+from hala_hpc.run.changes import write
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def now(run: Path, *overrides: str) -> Recipe:
 def test_changed_keys_are_merged_in_order_and_the_recipe_stays(run: Path) -> None:
     frozen = (run / "recipe.yaml").read_bytes()
     for words in (["run.stall_seconds=7200", "site.slurm.partition=long"], ["run.stall_seconds=9000"]):
-        changes.write(run, changes.between(now(run), now(run, *words)))
+        write(run, changes.between(now(run), now(run, *words)))
     recipe = now(run)
     assert (recipe.run.stall_seconds, recipe.site.slurm.partition) == (9000, "long")
     assert (run / "recipe.yaml").read_bytes() == frozen
@@ -45,12 +46,12 @@ def test_what_is_taken_away_stays_away_and_text_stays_as_it_is(run: Path) -> Non
     asked = now(run)
     extra = {"exclude": "n1", "comment": "costs ${5}"}
     asked = replace(asked, site=replace(asked.site, slurm=replace(asked.site.slurm, extra=extra)))
-    changes.write(run, changes.between(now(run), asked))
+    write(run, changes.between(now(run), asked))
     assert {key: value for key, value in now(run).site.slurm.extra.items() if value is not None} == extra
 
 
 def test_nothing_changed_is_nothing_written(run: Path) -> None:
-    assert changes.write(run, changes.between(now(run), now(run, "run.workers=1"))) is None
+    assert write(run, changes.between(now(run), now(run, "run.workers=1"))) is None
     assert changes.files(run) == []
 
 

@@ -236,7 +236,7 @@ def test_given_up_after_so_many_crashes(planned: Callable[..., Path], slurm_hala
     wait_for(lambda: slurm_hala.json("status", "hopeless")["failed"] == 1)
     assert len(events(run, "launched")) == 2
     assert "2 launches without a new checkpoint" in log(run)
-    assert wait_for(lambda: "FAILED" in slurm_hala.json("status", "hopeless")["jobs"]), "and the job says so"
+    assert wait_for(lambda: "FAILED" in str(slurm_hala.json("status", "hopeless")["jobs"])), "and the job says so"
 
 
 @pytest.mark.slurm

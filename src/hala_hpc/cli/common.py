@@ -119,10 +119,11 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
     Taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
     from hala_hpc.config import changes
+    from hala_hpc.run.changes import write
     from hala_hpc.slurm import record
 
     before = {run: changes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
-    written = [path for run, found in before.items() if (path := changes.write(run, found)) is not None]
+    written = [path for run, found in before.items() if (path := write(run, found)) is not None]
     try:
         yield
     except HalaError:

@@ -103,9 +103,10 @@ def at_work(*paths: Path) -> int:
     """
     from hala_hpc.config.errors import HalaError
     from hala_hpc.slurm import local, queue, record
+    from hala_hpc.worker.array import ArrayWorker
 
     for path in paths:
-        record.settle(path)
+        record.settle(path, ArrayWorker)
     found = queue.ask(*paths)
     if found.silence:
         raise HalaError(

@@ -9,10 +9,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import layout, ledger
@@ -21,6 +21,15 @@ from hala_hpc.slurm import commands
 
 LATE_SECONDS = 180.0
 """A controller may do so much later what it was asked for before it fell silent."""
+
+
+class Job(Protocol):
+    """What an array's task is to do; ``run`` is the run that it works on."""
+
+    @property
+    def run(self) -> str: ...
+
+    def __call__(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -107,15 +116,17 @@ def slurm_jobs(run: Path) -> list[str]:
     return list(dict.fromkeys(jobs))
 
 
-def settle(run: Path) -> list[str]:
+def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
     """Ask Slurm what became of unanswered submissions, and write it down. Returns the ids of arrays that it has.
+
+    ``work`` makes the job of a run by its path.
 
     Raises HalaError where Slurm does not answer, or may still do what it was asked for a moment ago.
     """
     found = []
     for intent in unanswered(run):
         if (job := in_queue(intent.token)) is not None:
-            adopt(run, intent, job)
+            adopt(run, intent, job, [work(path) for path in intent.runs])
             found.append(job)
         elif (wait := intent.time + LATE_SECONDS - time.time()) > 0:
             raise HalaError(
@@ -134,18 +145,17 @@ def in_queue(token: str) -> str | None:
     return next((line[0] for line in lines if len(line) == 2 and token in line[1]), None)
 
 
-def adopt(run: Path, intent: Intent, job: str) -> None:
+def adopt(run: Path, intent: Intent, job: str, work: Sequence[Job]) -> None:
     """Give the tasks of an array the work that submitit would have given them, had it got sbatch's answer."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     from hala_hpc.slurm.submit import MOST_REQUEUES
-    from hala_hpc.worker.array import ArrayWorker
 
-    for task, path in enumerate(intent.runs):
-        name = f"{job}_{task}" if len(intent.runs) > 1 else job
+    for task, one in enumerate(work):
+        name = f"{job}_{task}" if len(work) > 1 else job
         pickle = JobPaths(run / "logs", job_id=name).submitted_pickle
         if not pickle.exists():
-            delayed = DelayedSubmission(ArrayWorker(path))
+            delayed = DelayedSubmission(one)
             delayed.set_timeout(intent.minutes or 60, MOST_REQUEUES)
             delayed.dump(pickle)
     intent.took(job)

@@ -16,14 +16,13 @@ from hala_hpc.slurm import commands, local
 from hala_hpc.slurm.launch import Launch, launch, rank_variables
 from hala_hpc.slurm.limits import Limits, limits
 from hala_hpc.slurm.options import given, parameters
-from hala_hpc.slurm.record import Intent, Submission, adopt, in_queue, intend, record, submitted
-from hala_hpc.worker.array import ArrayWorker
+from hala_hpc.slurm.record import Intent, Job, Submission, adopt, in_queue, intend, record, submitted
 
 MOST_REQUEUES = 1_000
 """Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
 
 
-def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: ArrayWorker) -> Submission:
+def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Job) -> Submission:
     """Start ``workers`` workers, each calling ``job``. Raises HalaError where Slurm refuses."""
     return submit_each(recipe, run, stage, [job] * workers)
 
@@ -32,7 +31,7 @@ def submit_each(
     recipe: Recipe,
     run: Path,
     stage: str,
-    jobs: Sequence[ArrayWorker],
+    jobs: Sequence[Job],
     *,
     ranks: int | None = None,
     after: Sequence[str] = (),
@@ -79,9 +78,7 @@ def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     return [limits.array] * full + ([rest] if rest else [])
 
 
-def _submit_slurm(
-    run: Path, recipe: Recipe, wanted: dict[str, Any], python: str, jobs: Sequence[ArrayWorker]
-) -> list[str]:
+def _submit_slurm(run: Path, recipe: Recipe, wanted: dict[str, Any], python: str, jobs: Sequence[Job]) -> list[str]:
     limit = limits(recipe.site.slurm)
     queued = len(commands.parse_states(_queued_by_us())) if limit.submit is not None else 0
     ids: list[str] = []
@@ -97,7 +94,7 @@ def _submit_slurm(
     return ids
 
 
-def _submit_array(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence[ArrayWorker]) -> str:
+def _submit_array(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence[Job]) -> str:
     """One array: on record before Slurm is asked, and found again in the queue where its answer is lost."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -113,20 +110,20 @@ def _submit_array(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence
             executor.update_parameters(**asked)
             job = str(executor.submit_array(jobs)[0].job_id).partition("_")[0]
         except (FailedJobError, FailedSubmissionError) as error:
-            job = _after_failure(run, intent, f"sbatch: {_said(error)}", error)
+            job = _after_failure(run, intent, jobs, f"sbatch: {_said(error)}", error)
         else:
             intent.took(job)
     return job
 
 
-def _after_failure(run: Path, intent: Intent, told: str, error: Exception) -> str:
+def _after_failure(run: Path, intent: Intent, jobs: Sequence[Job], told: str, error: Exception) -> str:
     """The array's id where Slurm took it all the same. Raises HalaError."""
     if not commands.is_silence(told):
         intent.refused(told)
         raise HalaError(told, f"the run is made, not submitted: hala resume {run.name} [site.…=…]") from error
     with contextlib.suppress(HalaError):
         if (job := in_queue(intent.token)) is not None:
-            adopt(run, intent, job)
+            adopt(run, intent, job, jobs)
             return job
     raise HalaError(
         told, f"the run is made; hala resume {run.name} first asks whether Slurm took it after all"
