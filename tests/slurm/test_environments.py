@@ -93,17 +93,7 @@ def test_locks_of_the_project_hold_what_a_worker_imports_and_nothing_of_a_machin
         assert " /" not in text, name
         assert "--hash" not in text, name
         if name != "dev":
-            needed = {
-                "submitit",
-                "pyarrow",
-                "omegaconf",
-                "click",
-                "rich",
-                "orjson",
-                "ijson",
-                "huggingface-hub",
-                "datasets",
-            }
+            needed = {"submitit", "pyarrow", "omegaconf", "click", "rich", "orjson", "huggingface-hub", "datasets"}
             assert needed <= set(pins(text)), name
         if name.endswith("-cpu"):
             assert pins(text)["torch"].endswith("+cpu"), name
