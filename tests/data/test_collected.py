@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from hala_hpc.cli.publish import command
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import collected
 from hala_hpc.data.collect import collect
@@ -35,6 +36,14 @@ def outputs(run: Path) -> list[Path]:
     return sorted((run / "shards").rglob("*.parquet"))
 
 
+def published(run: Path, target: Path, *words: str) -> None:
+    command.main([str(run), "--to", str(target), "--licence-of", "r.jsonl=mit", *words], standalone_mode=False)
+
+
+def published_dry(run: Path, target: Path, *words: str) -> None:
+    published(run, target, "--dry-run", *words)
+
+
 def test_a_whole_run_and_what_is_collected_of_it_are_proven(run: Path, dataset: Path) -> None:
     verdict = proof(run)
     assert (verdict.proven, verdict.unsealed, verdict.damaged) == (True, 0, [])
@@ -43,6 +52,13 @@ def test_a_whole_run_and_what_is_collected_of_it_are_proven(run: Path, dataset: 
     assert (whole.proven, whole.files, whole.rows, whole.quarantined) == (True, 2, 26, 4)
     code, said = hala("verify", dataset)
     assert code == 0 and "26 rows, 4 in quarantine, 2 files\nproven" in said
+
+
+def test_what_is_whole_is_published(run: Path, dataset: Path, tmp_path: Path) -> None:
+    published(run, tmp_path / "out", "--collected", str(dataset))
+    (file,) = (tmp_path / "out" / "data").iterdir()
+    assert file.read_bytes() == (dataset / "data" / file.name).read_bytes()
+    published_dry(run, tmp_path / "other")
 
 
 @pytest.mark.parametrize("seed", range(FLIPS))
@@ -55,19 +71,27 @@ def test_a_flip_in_a_shard_is_found_and_not_passed_on(run: Path, tmp_path: Path,
     shard = int(output.stem)
     verdict = proof(spoiled)
     assert (verdict.proven, verdict.damaged) == (False, [shard])
-    with pytest.raises(HalaError, match=rf"shard {shard} .*`hala resume {spoiled} --damaged`"):
-        collect(spoiled, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for pass_on in (collect, published, published_dry):
+        with pytest.raises(HalaError, match=rf"shard {shard} .*`hala resume {spoiled} --damaged`"):
+            pass_on(spoiled, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (spoiled / "final").exists()
 
 
 @pytest.mark.parametrize("seed", range(FLIPS))
-def test_a_flip_in_a_collected_file_is_found(dataset: Path, tmp_path: Path, seed: int) -> None:
+def test_a_flip_in_a_collected_file_is_found_and_not_published(
+    run: Path, dataset: Path, tmp_path: Path, seed: int
+) -> None:
     chance = random.Random(seed)
     spoiled = copied(dataset, tmp_path)
     path = chance.choice(sorted(spoiled.rglob("*.parquet")))
     flipped(path, chance.randrange(path.stat().st_size * 8))
     verdict = collected.verify(spoiled)
-    assert [problem.partition(":")[0] for problem in verdict.problems] == [str(path.relative_to(spoiled))]
+    name = str(path.relative_to(spoiled))
+    assert [problem.partition(":")[0] for problem in verdict.problems] == [name]
+    for pass_on in (published, published_dry):
+        with pytest.raises(HalaError, match=f"{spoiled}: {name}: is damaged"):
+            pass_on(run, tmp_path / "out", "--collected", str(spoiled))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.exhaustive

@@ -93,7 +93,10 @@ def _content(path: Path, item: str | None, collected: Path | None) -> "Content":
     if item is not None:
         raise HalaError("--item does not apply to datasets", "leave it out")
     folder = collected or path / "final"
-    return content.dataset(path, folder) if collected or folder.exists() else content.uncollected(path)
+    if folder.exists() or collected is not None:
+        return content.dataset(path, folder)
+    with common.counting("checking") as counted:
+        return content.uncollected(path, counted)
 
 
 def _collect(path: Path) -> "Content":

@@ -112,10 +112,9 @@ def _write(
     quarantine = _Writer(folder, made_by)
     reasons: Counter[str] = Counter()
     for shard in progress(iter(plan)):
-        output = run.shard_output(shard.id)
-        if not output.exists():
+        if not run.shard_output(shard.id).exists():
             continue
-        table = _checked(run, shard, output, plan.facts)
+        table = checked(run, shard, plan.facts)
         is_done = pc.is_null(table[ERROR])
         data.add(table.filter(is_done).drop_columns([ERROR]))
         refused = table.filter(pc.invert(is_done))
@@ -127,8 +126,9 @@ def _write(
     return len(data.paths), data.rows, dict(reasons)
 
 
-def _checked(run: RunDirectory, shard: Shard, output: Path, facts: Facts) -> pa.Table:
-    """An output that is what a worker wrote. Raises HalaError where it is not."""
+def checked(run: RunDirectory, shard: Shard, facts: Facts) -> pa.Table:
+    """The output of a shard, as a worker wrote it. Raises HalaError where it is not."""
+    output = run.shard_output(shard.id)
     try:
         table, sealed = shards.read_output(shard, output, facts)
     except seal.Damaged as error:

@@ -3,20 +3,25 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import pyarrow.parquet as pq
+
 from hala_hpc.config import secrets
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data.collect import checked
+from hala_hpc.data.collected import QUARANTINE, verify
+from hala_hpc.data.shards import ERROR, reason_of
 from hala_hpc.models import checkpoint
 from hala_hpc.models.check import RECORD, unsound
-from hala_hpc.run import digests, manifest
+from hala_hpc.run import digests, manifest, seal
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Shard
 
 CARD: Final = "README.md"
-ERROR: Final = "hala_error"
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
 """Larger text files are not looked through for secrets."""
@@ -99,7 +104,10 @@ def _one_of(run: Path, item: str | None) -> Path:
 
 
 def refuse_unsound(content: Content) -> None:
-    """Hold every file of a model against its record. Reads all of it. Raises HalaError."""
+    """Hold every file of a model against its record. Reads all of it. Raises HalaError.
+
+    Of a dataset that has been done as it was read.
+    """
     if content.kind == "model" and (faults := digests.faults(content.folder) or unsound(content.folder)):
         raise HalaError(f"{content.folder}: not as it was made: {'; '.join(faults[:4])}", "`hala verify` tells more")
 
@@ -107,32 +115,38 @@ def refuse_unsound(content: Content) -> None:
 def dataset(run: Path, collected: Path) -> Content:
     """The dataset that ``hala collect`` wrote at ``collected``; rows in quarantine stay here, and are counted.
 
-    Raises HalaError where it is not all of the run's rows.
+    Reads all of it. Raises HalaError where it is not what was written, or not all of the run's rows.
     """
     expected = manifest.read(run / "manifest.parquet").facts.rows
     files = sorted((collected / "data").glob("*.parquet"))
     if not files:
         raise HalaError(f"{collected}: no rows that could be published")
-    rows = _rows(files)
-    aside = collected / "quarantine.parquet"
-    held = _reasons([aside]) if aside.is_file() else Counter[str]()
-    if rows + held.total() != expected:
-        raise HalaError(
-            f"{collected}: {rows + held.total():,} of the run's {expected:,} rows", f"remove it; `hala collect {run}`"
-        )
+    verdict = verify(collected)
+    if verdict.problems:
+        raise HalaError(f"{collected}: {'; '.join(verdict.problems[:3])}", f"remove it; `hala collect {run}`")
+    rows = verdict.rows + verdict.quarantined
+    if rows != expected:
+        raise HalaError(f"{collected}: {rows:,} of the run's {expected:,} rows", f"remove it; `hala collect {run}`")
+    held = _reasons(seal.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
-    return Content("dataset", collected, entries, rows, dict(held), _columns(files[0]))
+    return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
 
 
-def uncollected(run: Path) -> Content:
-    """What ``dataset`` will be once it is collected, told from the shards. Raises HalaError where some are missing."""
+def uncollected(run: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter) -> Content:
+    """What ``dataset`` will be once it is collected, told from the shards. Reads all of them.
+
+    Raises HalaError where some are missing or damaged.
+    """
     plan = manifest.read(run / "manifest.parquet")
-    shards = [RunDirectory(run, plan.facts.suffix).shard_output(shard) for shard in range(len(plan))]
-    if missing := sum(not shard.is_file() for shard in shards):
+    directory = RunDirectory(run, plan.facts.suffix)
+    outputs = [directory.shard_output(shard) for shard in range(len(plan))]
+    if missing := sum(not output.exists() for output in outputs):
         raise HalaError(f"{missing} of {len(plan)} shards are not finished", f"`hala resume {run}`")
-    held = _reasons(shards)
-    entries = tuple(Entry(f"data/ (shard {number})", shard) for number, shard in enumerate(shards))
-    columns = tuple(column for column in _columns(shards[0]) if column[0] != ERROR)
+    held = Counter[str]()
+    for shard in progress(iter(plan)):
+        held += _reasons(checked(directory, shard, plan.facts))
+    entries = tuple(Entry(f"data/ (shard {number})", output) for number, output in enumerate(outputs))
+    columns = tuple(column for column in _columns(outputs[0]) if column[0] != ERROR)
     return Content("dataset", run, entries, plan.facts.rows - held.total(), dict(held), columns, is_there=False)
 
 
@@ -161,24 +175,10 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts) or path.suffix == ".tmp"
 
 
-def _rows(files: Sequence[Path]) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(int(pq.read_metadata(file).num_rows) for file in files)
-
-
-def _reasons(files: Sequence[Path]) -> Counter[str]:
-    """Rows in quarantine by the part of their error before the colon."""
-    return Counter(error.split(":", 1)[0] for file in files for error in _errors(file))
-
-
-def _errors(file: Path) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
-    yield from (str(error) for error in pq.ParquetFile(file).read(columns=[ERROR])[ERROR].to_pylist() if error)
+def _reasons(table: Any) -> Counter[str]:
+    """Rows in quarantine by the reason of their error."""
+    return Counter(reason_of(error) for error in map(str, table[ERROR].drop_null().to_pylist()))
 
 
 def _columns(file: Path) -> tuple[tuple[str, str], ...]:
-    import pyarrow.parquet as pq
-
     return tuple((column.name, str(column.type)) for column in pq.read_schema(file))
