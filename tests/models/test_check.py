@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from hala_hpc.models import check, tensors
+from hala_hpc.run import digests
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
+from hala_hpc.training import paths
+from hala_hpc.training.checkpoints import Checkpoints
 from tests.conftest import Hala, TinyModel
 from tests.models.merge_pairs import store
 from tests.training import trainings
@@ -180,6 +183,13 @@ def test_verify_proves_the_model_and_the_rows_it_was_made_from(
     assert "mine: 30 rows: 30 done" in said and "proven: every file of the model" in said
     told = hala.json("verify", run)
     assert told["proven"] and told["datasets"]["mine"]["done"] == 30
+
+    saved = Checkpoints(run / paths.CHECKPOINTS, keep=1)
+    saved.path(5).mkdir(parents=True)
+    saved.mark(5, 1, 0, 0.0)
+    (saved.path(5) / digests.NAME).unlink()  # it speaks neither for nor against the model
+    told = hala.json("verify", run)
+    assert told["proven"] and "checkpoint-5 is damaged: .digests.json is missing" in told["checkpoints"][0]
 
     next((run / "prepare" / "mine" / "shards").rglob("*.arrow")).unlink()
     assert "NOT proven" in hala("verify", run, code=1).stdout

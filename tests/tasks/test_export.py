@@ -2,13 +2,20 @@
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hala_hpc.config.errors import HalaError
+from hala_hpc.run.manifest import Shard
+from hala_hpc.tasks.export import Exporting, _told
+from hala_hpc.tasks.items import Item
 from hala_hpc.training import paths
+from hala_hpc.training.checkpoints import MARKER, Checkpoints
 from tests.conftest import Hala
+from tests.test_flips import flips
 
 
 @pytest.fixture
@@ -57,6 +64,23 @@ def test_what_is_not_there_is_told(hala: Hala, training: Path) -> None:
     for path in (training / paths.CHECKPOINTS).glob("*/complete.json"):
         path.unlink()
     assert "no complete checkpoint yet" in plan(hala, training, code=2)
+
+
+def test_no_flip_in_a_checkpoint_is_exported(training: Path, tmp_path: Path) -> None:
+    saved = Checkpoints(training / paths.CHECKPOINTS, keep=9)
+    folder = saved.path(30)
+    folder.mkdir()
+    for name in ("model.pt", "zero_pp_rank_0_optim.pt", "trainer_state.json"):
+        (folder / name).write_bytes(random.Random(name).randbytes(200))
+    asked = {"run": str(training), "checkpoint": _told(saved.mark(30, 1, 2, 0.5))}
+    shard = Shard(0, "export", "r", 0, 0, 1, 0, 1, "")
+    item = Item(shard, asked, tmp_path / "exported", tmp_path / "kept", lambda: None, lambda _: None)
+    for path in flips(folder, seed=7):
+        is_marker = path.name == MARKER
+        told = "its checkpoint after step 30 is gone" if is_marker else f"{folder} is damaged: {path.name} "
+        with pytest.raises(HalaError, match=told):
+            Exporting().do(item)
+    assert not item.place.exists()
 
 
 def test_another_kind_of_run_has_none(hala: Hala, training: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.training.checkpoints import MARKER, Checkpoints, complete, digests_of, faults
+from hala_hpc.training.checkpoints import FALLBACK, MARKER, Checkpoints, complete, digests_of, faults
 
 
 @pytest.fixture
@@ -97,6 +97,9 @@ def test_twenty_flips_in_any_file_are_found_and_the_checkpoint_before_is_used(ch
     assert saved.step == 1
     assert said == ["checkpoint-2 is damaged and is not used: weights is not what was written (its digest differs)"]
     assert not newest.exists()
+    note = json.loads((checkpoints.folder / FALLBACK).read_text())
+    assert note.pop("time") > 0
+    assert note == {"step": 1, "damaged": {"checkpoint-2": "weights is not what was written (its digest differs)"}}
     (checkpoints.path(1) / "weights").unlink()
     with pytest.raises(HalaError, match="no checkpoint is what was written"):
         checkpoints.newest_whole(said.append)

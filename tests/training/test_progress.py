@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.run import status
 from hala_hpc.training import metrics, paths, progress
+from hala_hpc.training.checkpoints import Checkpoints, complete
 from tests.conftest import Hala
+from tests.damaged import hala as in_process
 from tests.run.helpers import output, planned_run, silent, worker
 
 START = 1_700_000_000.0
@@ -141,6 +144,30 @@ def test_status_shows_a_training(tmp_path: Path, hala: Hala) -> None:
     assert "nobody works on it" in shown
     assert hala.json("status", run)["seconds_left"] is None
     assert [one["run"] for one in hala.json("runs", "--root", tmp_path)] == ["r"]
+
+
+def test_status_shows_that_a_damaged_checkpoint_cost_steps(tmp_path: Path) -> None:
+    run = training_run(tmp_path / "r")
+    index(run, 100)
+    launch(run, "a", range(1, 9))
+    saved = Checkpoints(run / paths.CHECKPOINTS, keep=3)
+    for step in (4, 8):
+        saved.path(step).mkdir(parents=True)
+        (saved.path(step) / "model.pt").write_bytes(b"whole")
+        saved.mark(step, 1, 0, 0.0)
+    assert saved.newest_whole(print) == complete(saved.folder)[0]
+    assert json.loads(in_process("status", run, "--json")[1])["training"]["fallback"] is None
+    (saved.path(8) / "model.pt").write_bytes(b"Whole")
+    saved.newest_whole(print)
+    told = json.loads(in_process("status", run, "--json")[1])["training"]["fallback"]
+    assert (told["step"], list(told["damaged"])) == (4, ["checkpoint-8"])
+    (line,) = (line for line in in_process("status", run)[1].splitlines() if "damaged" in line)
+    assert " ".join(line.split()).startswith("resumed from checkpoint-4: checkpoint-8 is damaged (model.pt is not")
+    (saved.path(4) / "model.pt").unlink()
+    with pytest.raises(HalaError, match="no checkpoint is what was written") as refused:
+        saved.newest_whole(print)
+    (run / paths.FAILURE).write_text(json.dumps({"reason": str(refused.value)}))
+    assert "stopped for good: " in in_process("status", run)[1]
 
 
 def training_run(path: Path) -> Path:

@@ -64,6 +64,8 @@ def rows(found: TrainingState, state: "Status") -> list[tuple[str, str]]:
         lines += [
             ("checkpoint", f"step {now.checkpoint:,}, {age} old" if not state.finished else f"step {now.checkpoint:,}")
         ]
+    if now.fallback is not None:
+        lines += [("resumed", f"[yellow]{_fallback(now.fallback)}[/]")]
     if now.phase is not None and not state.finished and is_alive(state):
         lines += [("now", f"{now.phase} (launch {now.launches})" if now.launches else now.phase)]
     return lines
@@ -86,7 +88,18 @@ def done_share(found: TrainingState, state: "Status") -> float:
 def failure(found: TrainingState) -> str | None:
     """Why the training stopped for good."""
     told = found.training.failure if found.training is not None else None
-    return f"stopped for good at step {told.get('step')}: {told.get('reason')}" if told else None
+    if told is None:
+        return None
+    where = f" at step {told['step']}" if "step" in told else ""
+    return f"stopped for good{where}: {told.get('reason')}"
+
+
+def _fallback(told: dict[str, Any]) -> str:
+    """Why steps are done again that were done."""
+    import rich.markup
+
+    damaged = ", ".join(f"{name} is damaged ({how})" for name, how in told["damaged"].items())
+    return rich.markup.escape(f"from checkpoint-{told['step']}: {damaged}")
 
 
 def is_alive(state: "Status") -> bool:

@@ -29,8 +29,8 @@ PROVEN = {
 def command(run: str, json_: bool) -> None:
     r"""Prove that every input row is in the output or in quarantine, exactly once. Exit code 0: proven; 1: not.
 
-    Of a training: that the model is whole, and that every row of its datasets was made into tokens. Of a folder that
-    `hala collect` made: that every byte of its data is what was written.
+    Of a training: that the model is whole, and that every row of its datasets was made into tokens; a damaged
+    checkpoint is noted. Of a folder that `hala collect` made: that every byte of its data is what was written.
 
     \b
     hala verify translate-openorca
@@ -50,15 +50,15 @@ def command(run: str, json_: bool) -> None:
     verdict, unit = _verified(path)
     datasets = {each.name: _verified(each)[0] for each in _datasets(path, unit)}
     damaged = _checkpoints(path) if unit == "models" else []
-    proven = all(one.proven for one in (verdict, *datasets.values())) and not damaged
+    proven = all(one.proven for one in (verdict, *datasets.values()))
     if json_:
         told: dict[str, Any] = asdict(verdict) | {"proven": proven}
         if datasets:
             told["datasets"] = {name: asdict(one) | {"proven": one.proven} for name, one in datasets.items()}
         common.echo_json(told | ({"checkpoints": damaged} if damaged else {}))
     else:
-        for problem in damaged:
-            click.echo(problem, err=True)
+        for note in damaged:
+            click.echo(note, err=True)
         for name, one in datasets.items():
             _show(one, "rows", path, f"{name}: ")
         _show(verdict, unit, path)
@@ -116,12 +116,13 @@ def _datasets(path: Path, unit: str) -> list[Path]:
 
 
 def _checkpoints(path: Path) -> list[str]:
-    """What is wrong with a training's checkpoints: its model may be whole all the same."""
+    """What is wrong with a training's checkpoints; it speaks neither for nor against its model."""
     from hala_hpc.training import checkpoints, paths
 
     found = checkpoints.faults(path / paths.CHECKPOINTS)
     return [
-        f"{each}: {'; '.join(wrong[:3])} (a resume does not use it; it may be removed)" for each, wrong in found.items()
+        f"note: {each} is damaged: {'; '.join(wrong[:3])} (a resume does not use it; it may be removed)"
+        for each, wrong in found.items()
     ]
 
 

@@ -21,6 +21,8 @@ from hala_hpc.run.files import fsync_tree, remove_tree, write_durably
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
+FALLBACK: Final = "fallback.json"
+"""Beside the checkpoints: from which one a training last went on, and which newer ones were damaged, and how."""
 OF_RANK: Final = re.compile(r"(?:zero_pp_rank|rng_state)_(\d+)")
 """Files that one rank writes: it finds them in its own node's memory."""
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -144,17 +146,17 @@ class Checkpoints:
         return moved
 
     def newest_whole(self, say: Callable[[str], None]) -> Saved | None:
-        """The newest that is what was written; newer ones that are not are set aside, and told of.
+        """The newest that is what was written; newer ones that are not are set aside, told of, and noted for status.
 
         Raises HalaError where there are some, and none is whole.
         """
         complete(self.folder)  # refuses what is not ours
-        damaged: list[str] = []
+        damaged: dict[str, str] = {}
         for path in _marked(self.folder):
             if not (wrong := faults_of(path)):
                 break
-            damaged.append(path.name)
-            say(f"{path.name} is damaged and is not used: {'; '.join(wrong[:3])}")
+            damaged[path.name] = "; ".join(wrong[:3])
+            say(f"{path.name} is damaged and is not used: {damaged[path.name]}")
         else:
             if damaged:
                 raise HalaError(
@@ -162,6 +164,9 @@ class Checkpoints:
                     "put them back from a copy; or remove them, and the training begins anew",
                 )
             return None
+        if damaged:  # noted before they are set aside: a kill in between must not hide it
+            note = {"step": int(_step(path)), "damaged": damaged, "time": time.time()}
+            write_durably(self.folder / FALLBACK, json.dumps(note).encode())
         for name in damaged:
             (self.folder / name / MARKER).unlink()
         self.set_aside()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hala_hpc.training import metrics, paths
+from hala_hpc.training import checkpoints, metrics, paths
 
 TAIL: Final = 32 * 1024
 """Bytes of the newest metrics that rates are taken over: some dozens of steps."""
@@ -30,7 +30,8 @@ class Progress:
 
     ``phase`` is what the first rank said last: starting, data, forward and backward, optimizer, saving, exporting.
     ``seconds_left`` is to the last step, if it goes on as it does. ``curve`` is the loss from the first step on, in
-    block characters. ``checkpoint`` is the step of the newest complete one. ``failure`` tells why it stopped for good.
+    block characters. ``checkpoint`` is the step of the newest complete one. ``failure`` tells why it stopped for good,
+    ``fallback`` after which step it last had to go on because newer checkpoints were damaged.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Progress:
     checkpoint_age: float | None
     launches: int
     failure: dict[str, Any] | None
+    fallback: dict[str, Any] | None
 
 
 def read(run: Path, now: float | None = None) -> Progress | None:
@@ -89,6 +91,7 @@ def read(run: Path, now: float | None = None) -> Progress | None:
         checkpoint_age=max(0.0, (time.time() if now is None else now) - saved_at) if saved_at is not None else None,
         launches=len(files),
         failure=_json(run / paths.FAILURE),
+        fallback=_json(run / paths.CHECKPOINTS / checkpoints.FALLBACK),
     )
 
 
