@@ -16,6 +16,7 @@ from hala_hpc.data.reopen import reopen
 from hala_hpc.run import create, files, lease, seal, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.redo import set_aside_damaged
+from hala_hpc.worker import patience
 from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.main import work_until
 from tests import damaged
@@ -261,20 +262,23 @@ def test_a_run_of_somebody_else_is_said_to_be_theirs(run: Path) -> None:
             os.seteuid(0)
 
 
-def test_data_that_is_gone_is_named_with_what_to_do(begun: Path, tmp_path: Path) -> None:
+def test_data_that_is_gone_is_named_with_what_to_do(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     moved = copied(begun, tmp_path)
     data = begun.parents[1] / "u.jsonl"
     data.rename(tmp_path / "elsewhere.jsonl")
     try:
-        hala("worker", moved)
-        (error,) = status.read(moved, TTL, 5).errors
+        code, said = hala("worker", moved)
+        assert code == 2 and "out of reach" in said
+        waited, ended = [str(error["error"]) for error in status.read(moved, TTL, 5).errors]
         told = f"{data}: gone since the run was planned (put the file back as it was, or a link to it"
-        assert error["count"] > 1 and str(error["error"]).startswith(told)
+        assert waited.startswith(told) and "no shard counts it" in ended
         code, said = hala("resume", moved, f"data.path={tmp_path}/elsewhere.jsonl")
         assert code == 2 and "make a link to it at its old place" in said
     finally:
         data.symlink_to(tmp_path / "elsewhere.jsonl")
-    status.retry_failed(moved, 5)
     assert work_until(moved, lambda: False) is Outcome.FINISHED
     assert proof(moved).proven
 

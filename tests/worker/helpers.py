@@ -24,17 +24,24 @@ def texts(count: int) -> list[str]:
     return [f"text {number}" for number in range(count)]
 
 
-def plan(folder: Path, rows: list[str], name: str = "r", run: dict[str, Any] | None = None, **engine: Any) -> Path:
+def plan(
+    folder: Path,
+    rows: list[str],
+    name: str = "r",
+    run: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **engine: Any,
+) -> Path:
     """Plan a run of one text per row, which is sent as it is; ``engine`` options of the echo engine or another."""
     options = engine if "kind" in engine else {"kind": "echo", "log": str(folder / f"{name}.log"), **engine}
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     recipe = {
         "name": name,
         "task": {"kind": "translate", "prompt": "{text}"},
         "engine": options,
         "model": {"name": "m"},
-        "data": {"path": [str(data)]},
+        "data": data or {"path": [str(file)]},
         "run": {"root": str(folder / "runs"), "shard_rows": 10, "lease_seconds": 1.2, "flush_seconds": 0.2}
         | (run or {}),
     }

@@ -4,6 +4,7 @@ One file holds all rows of a shard. Those that could not be done stand in it wit
 file of their own: so no kill can come between the two, and "exactly once" holds by construction.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -34,6 +35,10 @@ KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
 
+class SourceAway(HalaError):
+    """A source is out of reach, which may pass: a file server's fault or a mount's, not the shard's."""
+
+
 @dataclass(frozen=True)
 class ShardInput:
     """The rows of a shard; ``table`` holds them as they go back out."""
@@ -48,7 +53,10 @@ class ShardInput:
 
 
 def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
-    """Read a shard's rows from their source. Raises HalaError where that is not as it was when the run was planned."""
+    """Read a shard's rows from their source.
+
+    Raises SourceAway where that is out of reach, HalaError where it is not as it was when the run was planned.
+    """
     sources = {str(source["path"]): source for source in facts.sources}
     names = list(sources)
     rows: list[Row] = []
@@ -60,13 +68,14 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
 
     for name in names[names.index(shard.source) :]:
         if not (run / name).exists():
-            raise HalaError(f"{run / name}: gone since the run was planned", CURE)
-        skip = bad_rows.positions(run, sources[name])
-        manner = Manner(sources[name].get("columns", {}), wanted, skip)
-        for chunk in readers.chunks(run / name, position, manner):
-            rows += chunk.rows
-            if chunk.table is not None:
-                tables.append(chunk.table)
+            raise SourceAway(f"{run / name}: gone since the run was planned", CURE)
+        with _of_the_disk(run / name):
+            skip = bad_rows.positions(run, sources[name])
+            manner = Manner(sources[name].get("columns", {}), wanted, skip)
+            for chunk in readers.chunks(run / name, position, manner):
+                rows += chunk.rows
+                if chunk.table is not None:
+                    tables.append(chunk.table)
         position = 0
         if not wanted():
             break
@@ -75,6 +84,18 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
     whole = schema.load(facts.schema)
     native = sum(table.num_rows for table in tables) == len(rows) and all(table.schema == whole for table in tables)
     return ShardInput(shard, rows, pa.concat_tables(tables) if native else schema.to_table(rows, whole))
+
+
+@contextlib.contextmanager
+def _of_the_disk(source: Path) -> Iterator[None]:
+    """The disk's own errors, which have a number, become SourceAway; what is wrong with the content stays as it is."""
+    try:
+        yield
+    except (HalaError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise SourceAway(f"{source}: {(cause.strerror or str(cause)).lower()}", CURE) from error
+        raise
 
 
 def write_output(

@@ -14,7 +14,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class Leases:
         layout.make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=False)
         self._inode = self.beacon.stat().st_ino
+        self.given_up: set[int] = set()
+        """Shards that this worker was the last to fail at: they are set aside until `hala resume`."""
 
     def claim(self, shard: int, attempt: int = 1) -> Lease | None:
         """Take the shard at this attempt; None where somebody else did or it is finished."""
@@ -91,6 +93,8 @@ class Leases:
         """Give the shard back with an attempt counted against it."""
         if self._is_ours(lease.path):
             lease.path.rename(lease.path.with_name(lease.path.name + FAILED))
+            if lease.attempt >= self.attempts:
+                self.given_up.add(lease.shard)
 
     def give_up(self, lease: Lease) -> None:
         """Set the shard aside, because another attempt would end the same: only `hala resume` takes it up again."""
@@ -202,9 +206,12 @@ class Finder:
         self._left = list(self._folders)
         self._first_seen: dict[int, float] = {}  # by shard: its holder's last heartbeat when we ran out of work
 
-    def next(self, preferred: Sequence[int] = ()) -> Lease | None:
-        """Claim a shard, a preferred one where it is free. None: all are finished, set aside, or held by the living."""
-        if lease := self._next_of(preferred) or self._next_fresh() or self._rescan():
+    def next(self, preferred: Sequence[int] = (), avoided: Container[int] = ()) -> Lease | None:
+        """Claim a shard, a preferred one where it is free, and none of those to avoid.
+
+        None: all others are finished, set aside, or held by the living.
+        """
+        if lease := self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
             self._first_seen.clear()
         return lease
 
@@ -238,10 +245,10 @@ class Finder:
                     return lease
         return None
 
-    def _next_fresh(self) -> Lease | None:
+    def _next_fresh(self, avoided: Container[int]) -> Lease | None:
         while True:
             for shard in self._fresh:
-                if lease := self._leases.claim(shard):
+                if shard not in avoided and (lease := self._leases.claim(shard)):
                     return lease
             if not self._left:
                 return None
@@ -251,13 +258,13 @@ class Finder:
             turn = self._random.randrange(len(candidates)) if candidates else 0
             self._fresh = iter(candidates[turn:] + candidates[:turn])
 
-    def _rescan(self) -> Lease | None:
+    def _rescan(self, avoided: Container[int]) -> Lease | None:
         """Everything once more: released shards, and those of stale or failed leases."""
         now = self._leases.now()
         for folder in self._folders:
             done, held = layout.finished(self._run, folder), listed(self._run, folder)
             for shard in _ids(folder, self._shards):
-                if shard in done:
+                if shard in done or shard in avoided:
                     continue
                 attempt = self._free_attempt(held.get(shard, []), now)
                 if attempt is not None and (lease := self._leases.claim(shard, attempt)):

@@ -22,7 +22,7 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.worker.context import Outcome
-        from hala_hpc.worker.main import StopFlag, executor, linger, requeue, work
+        from hala_hpc.worker.main import GAVE_UP_CODE, StopFlag, executor, linger, requeue, work
 
         asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
 
@@ -41,7 +41,9 @@ class ArrayWorker:
             elif callable(again):
                 again(signal.SIGUSR2, None)  # does not return
         linger(stop, outcome)
-        return outcome.value
+        if outcome is Outcome.GAVE_UP:
+            sys.exit(GAVE_UP_CODE)
+        return str(outcome.value)
 
     def checkpoint(self) -> object:
         """Submitit's question what to run after the requeue: the same, for the run directory knows the rest."""

@@ -2,8 +2,9 @@
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
-from hala_hpc.run.lease import Finder, Lease
+from hala_hpc.run.lease import Lease
 from hala_hpc.worker.context import Context
+from hala_hpc.worker.patience import PatientFinder
 from hala_hpc.worker.shard import OpenShard
 
 MOST_FAILURES = 3
@@ -15,7 +16,7 @@ class Claims:
 
     def __init__(self, context: Context, worker: str) -> None:
         self._context, self._worker = context, worker
-        self._finder = Finder(context.leases, len(context.plan), seed=worker)
+        self._finder = PatientFinder(context)
         self._unreadable: set[int] = set()
 
     def next(self) -> OpenShard | None:
@@ -25,16 +26,20 @@ class Claims:
             try:
                 given = shards.read_input(context.run.path, context.plan[lease.shard], context.plan.facts)
                 shard = OpenShard(context.run, lease, given, self._worker)
+            except shards.SourceAway as error:
+                self._finder.missed(lease, error)
+                continue
             except (HalaError, OSError) as error:
                 self._give_up(lease, error)
                 continue
             self._unreadable.clear()
+            self._finder.reached(lease.shard)
             context.ledger.write("claimed", shard=lease.shard, attempt=lease.attempt, taken_up=shard.taken_up)
             return shard
         return None
 
     def wait_for(self) -> float | None:
-        """See ``Finder.wait_for``."""
+        """See ``PatientFinder.wait_for``."""
         return self._finder.wait_for()
 
     def _give_up(self, lease: Lease, error: Exception) -> None:

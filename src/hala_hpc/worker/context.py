@@ -18,6 +18,7 @@ class Outcome(Enum):
     """Why a worker ended."""
 
     FINISHED = "finished"  # nothing is left to claim
+    GAVE_UP = "gave up"  # nothing is left to claim, and this worker was the last to fail at a shard: it is set aside
     STOPPED = "stopped"  # a signal or the end of the job's time asked for it; the job should be requeued
     REQUEUED = "requeued"  # the job was put back in the queue already, to run on other nodes
 

@@ -28,6 +28,9 @@ GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
 REQUEUE_CODE = 85
 """Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""
+GAVE_UP_CODE = 1
+"""Of one that set shards aside, so that accounting shows a job whose work failed as FAILED."""
+CODES = {Outcome.FINISHED: 0, Outcome.GAVE_UP: GAVE_UP_CODE}
 
 
 class StopFlag:
@@ -83,6 +86,8 @@ def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
     context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)
+        if outcome is Outcome.FINISHED and leases.given_up:
+            outcome = Outcome.GAVE_UP
         history.write("ended", outcome=outcome.value)
     except BaseException as error:
         history.write("failed", error=f"{type(error).__name__}: {error}"[:2_000])
@@ -142,7 +147,10 @@ def job_name() -> str:
 
 
 def main() -> int:
-    """``python -m hala_hpc.worker RUN``: exit code 0 when nothing is left, 85 when a signal stopped it (requeue)."""
+    """``python -m hala_hpc.worker RUN``.
+
+    Exit code 0: nothing is left; 1: nothing, but this worker set shards aside; 85: a signal stopped it (requeue).
+    """
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
@@ -154,4 +162,4 @@ def main() -> int:
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
     linger(stop, outcome)
-    return 0 if outcome is Outcome.FINISHED else REQUEUE_CODE
+    return CODES.get(outcome, REQUEUE_CODE)

@@ -11,14 +11,16 @@ from hala_hpc import tasks
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema as schemas
+from hala_hpc.data.shards import SourceAway
 from hala_hpc.run import manifest, partial, publish
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
+from hala_hpc.run.lease import Heartbeat, Lease
 from hala_hpc.tasks import prepare
 from hala_hpc.tasks.prepare import Made
 from hala_hpc.training import templates
 from hala_hpc.worker import processes
 from hala_hpc.worker.context import Context, Counters, Outcome
+from hala_hpc.worker.patience import PatientFinder
 from hala_hpc.worker.processes import Died, Helper
 
 PRELOAD = ("hala_hpc.worker.prepare", "transformers.models.auto.tokenization_auto")
@@ -37,7 +39,7 @@ class PrepareLoop:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._worker = context.leases.beacon.name
-        self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
+        self._finder = PatientFinder(context)
         self._cores = processes.usable_cores(context.recipe.site.slurm.cpus_per_worker)
         self._idle: list[Helper] = []
         self._at_work: dict[Helper, Lease] = {}
@@ -77,7 +79,7 @@ class PrepareLoop:
                 self._bury(helper, lease, error)
 
     def _wait_for_the_silent(self) -> bool:
-        """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
+        """Nothing to claim: go, unless a silent worker's shard may soon be ours, or a source may be back."""
         seconds = self._finder.wait_for()
         self._ask_again = 0.0
         if seconds is not None:
@@ -117,6 +119,7 @@ class PrepareLoop:
         won = publish.publish(context.run, lease.shard, self._target(lease))
         self._deaths = 0
         self._unreadable.clear()
+        self._finder.reached(lease.shard)
         self._counters.rows += made.rows
         self._counters.quarantined += made.dropped
         self._counters.prompt_tokens += made.tokens
@@ -126,6 +129,9 @@ class PrepareLoop:
         context.leases.clear(lease.shard)
 
     def _give_up(self, lease: Lease, error: Exception) -> None:
+        if isinstance(error, SourceAway):
+            self._finder.missed(lease, error)
+            return
         self._context.ledger.write("failed", shard=lease.shard, attempt=lease.attempt, error=str(error))
         self._context.leases.fail(lease)
         if not isinstance(error, HalaError | OSError):
