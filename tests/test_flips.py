@@ -14,6 +14,7 @@ from hala_hpc.run import digests, manifest, publish
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import ShardReport, verify
+from tests.models import test_check as models
 from tests.publish import runs
 from tests.report import made
 
@@ -55,6 +56,12 @@ def merged(folder: Path) -> Path:
     return published(runs.merged(folder / "merge", [{"name": "Org/base"}, {"name": "Org/other"}]))
 
 
+def exported(folder: Path) -> Path:
+    run = runs.planned(folder / "x", "checkpoints", {"kind": "export"}, {}, ["step-20"], [])
+    models.model(run.shard_output(0))
+    return published(run.path)
+
+
 def evaluated(folder: Path) -> Path:
     return published(made.evaluation(folder / "e", [made.Model("base", 0.5)], {"aratrust": ["ethics"]}))
 
@@ -64,22 +71,27 @@ def proven(run: Path) -> list[str]:
     return verify(run, lambda shard, _: ShardReport(done=shard.rows)).problems
 
 
-@pytest.mark.parametrize("make", [trained, merged, evaluated])
+def assert_no_flip_passes(run: Path, output: Path, is_model: bool = True) -> None:
+    """``output``: the one folder that the run made. Digests alone have to tell: no task has a second look."""
+    target = run.with_name("passed-on")
+    assert proven(run) == []
+    for path in flips(output, seed=1):
+        assert proven(run), path
+        with pytest.raises(HalaError, match=f"{output}: "):
+            collect_folders(run, target)
+        assert not target.exists()
+        if is_model:
+            with pytest.raises(HalaError):
+                content.refuse_unsound(content.model(run))
+    assert proven(run) == []
+
+
+@pytest.mark.parametrize("make", [trained, merged, exported, evaluated])
 def test_every_flip_in_a_published_folder_is_found_and_passed_on_by_nobody(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     run = make(tmp_path)
-    assert proven(run) == []
-    output = RunDirectory(run, "").shard_output(0)
-    for path in flips(output, seed=1):
-        assert proven(run), path
-        with pytest.raises(HalaError, match=f"{output}: "):
-            collect_folders(run, tmp_path / "collected")
-        assert not (tmp_path / "collected").exists()
-        if make is not evaluated:
-            with pytest.raises(HalaError):
-                content.refuse_unsound(content.model(run))
-    assert proven(run) == []
+    assert_no_flip_passes(run, RunDirectory(run, "").shard_output(0), is_model=make is not evaluated)
 
 
 def test_every_flip_in_a_collected_model_is_found(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What the plan of a training tells is what the training then does: rows, tokens, steps; and loudly where it is bad."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,26 @@ def test_a_training_on_little_of_its_data_is_told_of_loudly(planned: Planned, ca
     said = card.render(record)
     assert "**Only 6 of 300 rows of chats were used.**" in said
     assert "| 294 (194 empty, 100 too long) |" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("tokenizer.json", ('": 1998', '": 1999')), ("chat_template.jinja", ("assistant", "Assistant"))],
+)
+def test_shared_tokens_are_named_by_the_tokenizer_itself(
+    planned: Planned, model: Path, tmp_path: Path, name: str, change: tuple[str, str]
+) -> None:
+    """Two ids are swapped, or a role is called otherwise, in a file that looks as it did."""
+    file = Path(shutil.copytree(model, tmp_path / "mine")) / name
+    asked, run = planned({"one": [5]}, f"model.name={file.parent}", prepared=str(tmp_path / "prepared"))
+    (place,) = train.prepare_runs(run, asked)
+    assert place.parent == tmp_path / "prepared" and place == train._shared(asked, "one")
+    whole, before = file.read_text(), file.stat()
+    pieces = [piece.replace(*reversed(change)) for piece in whole.split(change[0])]
+    file.write_text(change[1].join(pieces))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.read_text() != whole) and file.stat().st_size == before.st_size
+    assert train._shared(asked, "one") != place
 
 
 def test_notes_of_datasets_are_those_of_the_training(planned: Planned, tmp_path: Path) -> None:

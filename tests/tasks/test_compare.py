@@ -22,6 +22,7 @@ from tests.conftest import ROOT, Hala
 from tests.models.test_quantized import source as tensors
 from tests.models.test_quantized import store
 from tests.numbers import same_log_probabilities
+from tests.publish.runs import merged
 from tests.training.tokenizer_kinds import byte_level
 from tests.training.work import work_python as work_python
 
@@ -150,6 +151,8 @@ def test_a_plan_has_an_item_a_model(tmp_path: Path) -> None:
     assert "do not fit a context of 256" in refused(*named, "engine.max_model_len=256")
     assert "task.throughput.prompts: too small" in refused(*named, "task.throughput.prompts=0")
     assert "cannot be a label" in refused(named[0], f"task.models.ب/.name={two}")
+    several = merged(tmp_path / "merge", [{"name": "Org/base"}], ("x", "y"))
+    assert "two models are called 'a-y'" in refused(f"task.models.a.name={several}", f"task.models.a-y.name={two}")
     tokenizer.add_tokens(["Dear Mr"])
     tokenizer.backend_tokenizer.save(str(two / "tokenizer.json"))
     assert "a and b make different tokens of the same text (english-letter)" in refused(*named)

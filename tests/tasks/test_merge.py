@@ -26,6 +26,7 @@ from hala_hpc.tasks.merge import Merging, Options, Source
 from tests.conftest import ROOT, Hala
 from tests.models.merge_pairs import Numbers, bfloat16, configure, cosine, off, pair, store, weights_of
 from tests.models.test_merge import model
+from tests.test_flips import assert_no_flip_passes
 from tests.training.work import work_python
 
 __all__ = ["work_python"]
@@ -226,6 +227,12 @@ def test_the_merged_model_loads_and_tells_what_it_is(worked: Path, hala: Hala) -
     (merged / "report.json").write_text("{}")
     said = hala("verify", run, code=1)
     assert "NOT proven" in said.stdout and "report.json has 2 bytes" in said.stderr
+
+
+@pytest.mark.train
+def test_no_flip_in_a_merged_model_passes(worked: Path) -> None:
+    run = worked / "runs" / "padded-base"
+    assert_no_flip_passes(run, published(run)[0])
 
 
 def worker(python: Path, run: Path) -> "subprocess.Popen[bytes]":

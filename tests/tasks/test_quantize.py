@@ -25,6 +25,7 @@ from hala_hpc.models.quant_numbers import Weights, numbers
 from hala_hpc.models.tensors import Tensor
 from hala_hpc.tasks import quantize
 from tests.conftest import ROOT, Hala
+from tests.test_flips import assert_no_flip_passes, flips, proven
 from tests.training.work import work_python as work_python
 
 FP8 = "FP8_DYNAMIC"
@@ -182,6 +183,15 @@ def test_what_became_of_it_later_is_seen(quantized: Quantized, tmp_path: Path) -
     told = hala("verify", "again", code=1).stderr
     assert f"{file.name} is not what was written" in told
     assert "final: config.json has 2 bytes" in told
+
+
+@pytest.mark.train
+def test_no_flip_in_the_model_or_a_part_of_it_passes(quantized: Quantized, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    shutil.copytree(quantized.run(f"cohere2-{FP8}"), run, copy_function=shutil.copyfile)
+    assert_no_flip_passes(run, run / "final")
+    for path in flips(run / "shards" / "000" / "000001", seed=2):
+        assert [problem.split(":")[0] for problem in proven(run)] == ["shard 1"], path
 
 
 @pytest.mark.train

@@ -12,6 +12,7 @@ from hala_hpc.models import checkpoint
 from hala_hpc.training import paths
 from tests.conftest import Hala, TinyModel
 from tests.numbers import same_losses
+from tests.test_flips import assert_no_flip_passes
 from tests.training import trainings
 from tests.training.work import work_python
 
@@ -39,11 +40,13 @@ def test_packed_losses_are_those_of_the_documents_alone(
         batch = {"sequences": 1, "per_device": 4}
         run = trainings.plan(hala, tiny_model("gemma2"), datasets, name, packing=packing, batch=batch, **common)
         losses[name] = (trainings.one_step_an_epoch(run, 3), trainings.train_whole(work_python, run, 1))
-    (model,) = checkpoint.locate(str(trainings.export(hala, work_python, run))).values()
+    exported = trainings.export(hala, work_python, run)
+    (model,) = checkpoint.locate(str(exported)).values()
     assert same_model(model, run / paths.EXPORTED), "from a checkpoint without DeepSpeed"
     assert losses["packed"][0] < 0.6 * losses["alone"][0], "documents did share sequences"
     assert len(losses["packed"][1]) == 3
     assert losses["packed"][1] == same_losses(losses["alone"][1])
+    assert_no_flip_passes(exported, model)
 
 
 def test_a_resume_on_any_number_of_ranks_changes_nothing(

@@ -21,6 +21,8 @@ from hala_hpc.worker import train_launch
 from hala_hpc.worker.train_allocation import Allocation
 from hala_hpc.worker.train_launch import Ended, How, Orders, Watched
 from tests.conftest import ROOT
+from tests.damaged import hala
+from tests.training.test_progress import training_run
 from tests.worker.helpers import wait_until
 
 QUICK = Watch(stall_factor=5, stall_seconds=4, start_seconds=30)
@@ -90,6 +92,17 @@ def test_one_that_dies_ends_all_at_once(run: Path, code: int) -> None:
     assert ended.how is How.CRASHED and "rank 1 on here" in ended.reason
     assert ended.node == ("here" if code < 0 else None), "a bug of ours is not the node's fault"
     wait_until(lambda: stacks.process_state(survivor) in ("", "Z"), 5)
+
+
+def test_status_shows_the_exception_that_ended_a_rank(tmp_path: Path) -> None:
+    """Of the real program of a rank, here, where there is no torch."""
+    run = training_run(tmp_path / "r")
+    ended = see_through(started(run, ranks=1))
+    why = "rank 0 on here ended with 1 (ModuleNotFoundError: No module named 'torch')"
+    assert ended.how is How.CRASHED and ended.reason.startswith(why)
+    Ledger(run / "ledger" / "one.jsonl").write("crashed", error=ended.reason)  # as the launcher does
+    code, shown = hala("status", run)
+    assert code == 0 and why in " ".join(shown.split())
 
 
 def test_stopped_for_good_says_why(run: Path) -> None:
