@@ -91,6 +91,7 @@ def test_killed_and_preempted_workers_lose_no_row(
     )
     killed = next(worker for worker in slurm_hala.json("status", "rough")["workers"] if worker["job"] == f"{job}_0")
     os.kill(pid_of(slurm_hala, "rough", killed["worker"]), 9)
+    wait_for(lambda: slurm_hala.json("status", "rough")["ends"] == {"KILLED": 1}, 20)  # accounting is a moment late
     wait_for(finished(slurm_hala, "rough"), 120)
     assert texts(slurm_hala, "rough") == expected()
     workers = slurm_hala.json("status", "rough")["workers"]

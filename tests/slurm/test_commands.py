@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.slurm import commands
+from hala_hpc.slurm import accounting, commands
+from hala_hpc.slurm.accounting import End
 from hala_hpc.slurm.commands import (
     ENDED,
     RETURNING,
@@ -19,7 +20,7 @@ from hala_hpc.slurm.commands import (
     variable_of,
 )
 from hala_hpc.slurm.limits import Limits, association_of, parse_associations, parse_config, parse_qos
-from hala_hpc.slurm.queue import hints
+from hala_hpc.slurm.queue import Queue, advice
 from hala_hpc.slurm.submit import chunks
 
 CONFIG = """Configuration data as of 2026-11-21T08:40:00
@@ -90,11 +91,66 @@ def test_the_limit_of_a_qos_is_its_smallest() -> None:
     assert parse_qos("normal||\nlong|20|8\nshort|5|\n") == {"normal": None, "long": 8, "short": 5}
 
 
+ENDS = """2|CANCELLED by 0|0:0|1780000002
+2.batch|CANCELLED|0:15|1780000002
+2.0|CANCELLED|0:9|1780000002
+3|PENDING|0:0|Unknown
+1_0|COMPLETED|0:0|1780000000
+1_0.batch|COMPLETED|0:0|1780000000
+1_1|FAILED|0:9|1780000003
+1_1.batch|CANCELLED|0:9|1780000003
+1_2|TIMEOUT|0:0|1780000060
+1_2.batch|CANCELLED|0:15|1780000061
+1_2.0|CANCELLED|0:15|1780000060
+1_3|FAILED|3:0|1780000004
+1_3.batch|FAILED|3:0|1780000004
+4_[0-1,3-5]|PENDING|0:0|Unknown
+5_0|OUT_OF_MEMORY|0:125|1780000007
+5_0.batch|OUT_OF_MEMORY|0:125|1780000007
+5_0.extern|COMPLETED|0:0|1780000007
+5_1|FAILED|137:0|1780000008
+5_1.batch|FAILED|137:0|1780000008
+5_1.0|OUT_OF_MEMORY|0:125|1780000008
+6|NODE_FAIL|1:0|1780000009
+"""
+
+
+def test_how_tasks_ended_out_of_accounting() -> None:
+    """Numbers 1 to 4 as our test cluster printed them; 5 as sites with cgroups do, of a batch script and of a step."""
+    ends = {one.job: (one.state, one.by) for one in accounting.parse(ENDS)}
+    assert ends == {
+        "2": ("CANCELLED", 0),
+        "1_0": ("COMPLETED", None),
+        "1_1": ("KILLED", None),
+        "1_2": ("TIMEOUT", None),
+        "1_3": ("FAILED", None),
+        "5_0": ("OUT_OF_MEMORY", None),
+        "5_1": ("OUT_OF_MEMORY", None),
+        "6": ("NODE_FAIL", None),
+    }
+    assert accounting.parse("sacct: error: Slurm accounting storage is disabled\n") == []
+
+
 def test_what_ended_badly_or_is_held_is_told_with_what_to_do() -> None:
-    tasks = parse_states("7_0|OUT_OF_MEMORY|OutOfMemory\n7_1|TIMEOUT|TimeLimit\n7_2|PENDING|JobHeldAdmin\n")
-    held, memory, time = hints(tasks, "big", 10, has_progress=False)
-    assert "scontrol release 7" in held and "site.slurm.mem_gb" in memory and "site.slurm.minutes (10)" in time
-    assert len(hints(tasks, "big", 10, has_progress=True)) == 2, "a limit that lets work be done is no fault"
+    ends = [End(f"7_{task}", state) for task, state in enumerate(["OUT_OF_MEMORY"] * 3 + ["TIMEOUT", "COMPLETED"])]
+    ends += [End("7_8", "CANCELLED", by=os.getuid()), End("7_9", "CANCELLED", by=os.getuid() + 1)]
+    queue = Queue(parse_states("7_5|PENDING|JobHeldAdmin\n7_6|RUNNING|None\n"), ends=ends)
+    asked = {"mem_gb": 8.0, "minutes": 10, "signal_seconds": 90}
+    held, memory, time, others = advice(queue, Path("/runs/big"), asked)
+    assert held == "1 held in the queue: scontrol release 7, or hala cancel /runs/big"
+    assert memory == "3 tasks ended by OUT_OF_MEMORY: raise site.slurm.mem_gb (8 now)"
+    assert time.startswith("1 task ended by TIMEOUT: raise site.slurm.minutes (10 now), ")
+    assert others.startswith("1 task ended by CANCELLED: by others than you")
+    late = advice(queue, Path("/runs/big"), asked, has_progress=True)
+    assert any("raise site.slurm.signal_seconds (90 now)" in line for line in late)
+
+
+def test_of_a_finished_run_only_what_waits_in_the_queue_is_told() -> None:
+    tasks = parse_states("7_0|PENDING|JobHeldAdmin\n7_1|PENDING|BeginTime\n7_2|RUNNING|None\n7_3|FAILED|None\n")
+    told = advice(Queue(tasks), Path("/runs/big"), {}, finished=True)
+    assert told == ["finished, but 2 tasks still in the queue: hala cancel /runs/big"]
+    assert advice(Queue(tasks[2:]), Path("/runs/big"), {}, finished=True) == []
+    assert advice(Queue(silence="away"), Path("/runs/big"), {}, finished=True) == []
 
 
 def test_arrays_respect_the_limits_of_the_site() -> None:

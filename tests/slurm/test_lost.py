@@ -3,30 +3,40 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from submitit.core.utils import DelayedSubmission
 
 from hala_hpc.cli.main import hala
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import allocation, record
 from hala_hpc.slurm.queue import ask
+from hala_hpc.worker.context import Outcome
+from hala_hpc.worker.main import work_until
+from tests.cli.test_plan_training import CONFIG
 from tests.conftest import ROOT
+from tests.training.tokenizer_kinds import KINDS, save
 
 PROGRAMS = {
     "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",
-    # A queue of one job each time that sbatch was asked, unless it is to be silent.
-    "squeue": """[ ! -e "$HERE/silent" ] || { echo 'error: Unable to contact slurm controller' >&2; exit 1; }
+    # A queue of the arrays that sbatch took, of two tasks each, unless it is to be silent.
+    "squeue": """echo "$*" >>"$HERE/squeue.asked"
+[ ! -e "$HERE/silent" ] || { echo 'error: Unable to contact slurm controller' >&2; exit 1; }
 case "$*" in
-*%F*) [ ! -e "$HERE/comment" ] || echo "7|$(cat "$HERE/comment")" ;;
-*) [ ! -e "$HERE/comment" ] || printf '7_0|%s|None\\n7_1|%s|None\\n' "$(cat "$HERE/state")" "$(cat "$HERE/state")" ;;
+*%F*) cat "$HERE/queue" ;;
+*) sed "s/^\\([0-9]*\\)|.*/\\1_0|$(cat "$HERE/state")|None\\n\\1_1|$(cat "$HERE/state")|None/" "$HERE/queue" ;;
 esac""",
     # It hands the job in, and then has no answer.
-    "sbatch": """echo asked >>"$HERE/asked"
-[ ! -e "$HERE/drops" ] && sed -n "s/^#SBATCH --comment=//p" "$1" | tr -d "'" >"$HERE/comment"
+    "sbatch": """echo asked >>"$HERE/asked"; job=$((6 + $(wc -l <"$HERE/asked"))); cp "$1" "$HERE/$job.sbatch"
+[ -e "$HERE/drops" ] || sed -n "s/^#SBATCH --comment=/$job|/p" "$1" | tr -d "'" >>"$HERE/queue"
 echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1""",
     "srun": "exit 0",
+    "sacct": """echo "$*" >>"$HERE/sacct.asked"; [ -e "$HERE/sacct.says" ] || exit 1; cat "$HERE/sacct.says" """,
     "scancel": """echo "$*" >>"$HERE/cancelled"; echo CANCELLED >"$HERE/state" """,
 }
 
@@ -45,6 +55,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "state").write_text("RUNNING")
+    (tmp_path / "queue").touch()
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(8)))
     recipe = {
         "name": "lost",
@@ -60,6 +71,24 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*words: str) -> Result:
     return CliRunner().invoke(hala, words)
+
+
+def grid_recipe(slurm: Path) -> None:
+    one = json.loads((slurm / "lost.yaml").read_text())
+    axes = {"language": {"fr": {"task": {"target": "French"}}, "eu": {"task": {"target": "Basque"}}}}
+    (slurm / "many.yaml").write_text(json.dumps(one | {"name": "many", "run": {"workers": 1}, "grid": {"axes": axes}}))
+
+
+def pickled(folder: Path, job: str) -> Any:
+    """What submitit's task of that name would call."""
+    return DelayedSubmission.load(folder / "logs" / f"{job}_submitted.pkl").function
+
+
+def ledger_of(run: Path, job: str, outcome: str) -> None:
+    """The history of a worker that said how it ended."""
+    history = Ledger(run / "ledger" / f"n1-{job}.jsonl", host="n1", executor="slurm", job=job)
+    history.write("ended", outcome=outcome)
+    history.close()
 
 
 def asked(slurm: Path) -> int:
@@ -86,7 +115,7 @@ def test_a_submission_without_an_answer_keeps_the_run_and_is_not_made_twice(slur
     early = call("resume", "lost")
     assert isinstance(early.exception, HalaError) and "may take them yet" in str(early.exception) and asked(slurm) == 1
     [intent] = record.unanswered(run)
-    (slurm / "comment").write_text(intent.token)  # now it has come through
+    (slurm / "queue").write_text(f"7|{intent.token}\n")  # now it has come through
     assert call("resume", "lost").exception is None and asked(slurm) == 1
     assert record.slurm_jobs(run) == ["7"]
 
@@ -135,6 +164,92 @@ def test_watching_asks_slurm_once_in_half_a_minute(slurm: Path) -> None:
     assert watched.now() is first and ask(slurm / "runs" / "lost").live == 0
 
 
+def test_ends_that_only_slurm_knows_are_asked_of_accounting_once(slurm: Path) -> None:
+    call("submit", "lost.yaml")
+    (slurm / "state").write_text("OUT_OF_MEMORY")
+    later = int(time.time()) + 5
+    (slurm / "sacct.says").write_text(f"7_0|OUT_OF_MEMORY|0:125|{later}\n7_1|OUT_OF_MEMORY|0:125|{later}\n")
+    told = call("status", "lost").output
+    assert "2 tasks ended by OUT_OF_MEMORY: raise site.slurm.mem_gb" in told
+    assert "nobody works on it: hala resume" in told
+    assert (slurm / "sacct.asked").read_text().count("--jobs=7\n") == 1, "one question for all tasks"
+    assert json.loads(call("status", "lost", "--json").output)["ends"] == {"OUT_OF_MEMORY": 2}
+    # Of one whose worker said how it ended, nothing is asked; what ended before workers were last handed in is history.
+    ledger_of(slurm / "runs" / "lost", "7_0", "finished")
+    assert json.loads(call("status", "lost", "--json").output)["ends"] == {"OUT_OF_MEMORY": 1}
+    (slurm / "sacct.says").write_text("7_1|OUT_OF_MEMORY|0:125|1700000000\n")
+    assert json.loads(call("status", "lost", "--json").output)["ends"] == {}
+    (slurm / "sacct.says").unlink()  # no accounting: as far as the queue remembers
+    assert json.loads(call("status", "lost", "--json").output)["ends"] == {"OUT_OF_MEMORY": 1}
+
+
+def test_a_task_that_outlives_its_run_is_told(slurm: Path) -> None:
+    call("submit", "lost.yaml")
+    assert work_until(slurm / "runs" / "lost", lambda: False) is Outcome.FINISHED
+    (slurm / "state").write_text("REQUEUE_HOLD")
+    told = " ".join(call("status", "lost").output.split())
+    assert "finished, but 2 tasks still in the queue: hala cancel" in told
+    for task in ("7_0", "7_1"):
+        ledger_of(slurm / "runs" / "lost", task, "finished")
+    (slurm / "silent").touch()
+    assert "does not answer" not in call("status", "lost").output, "nobody is left, so nothing is asked"
+
+
+def test_a_grid_asks_once_for_all_its_cells(slurm: Path) -> None:
+    grid_recipe(slurm)
+    assert call("submit", "many.yaml").exception is None
+    (slurm / "squeue.asked").unlink(missing_ok=True)
+    told = call("status", "many").output
+    assert "jobs: 2 RUNNING" in told
+    assert (slurm / "squeue.asked").read_text().count("--jobs") == 1
+    (slurm / "state").write_text("FAILED")
+    assert "nobody works on it: hala resume" in call("status", "many").output
+    (slurm / "silent").touch()
+    assert "Slurm does not answer" in call("status", "many").output
+    assert json.loads(call("status", "many", "--json").output)["slurm_answers"] is False
+
+
+def test_a_grid_whose_answer_was_lost_is_found_by_its_comment(slurm: Path) -> None:
+    grid_recipe(slurm)
+    assert call("submit", "many.yaml").exception is None
+    folder = slurm / "runs" / "many"
+    assert record.slurm_jobs(folder) == ["7"] and asked(slurm) == 1
+    assert [record.slurm_jobs(folder / cell) for cell in ("fr", "eu")] == [["7_0"], ["7_1"]]
+    assert [pickled(folder, f"7_{task}").run for task in range(2)] == [str(folder / cell) for cell in ("fr", "eu")]
+    again = call("resume", "many")
+    assert "nothing to start" in again.output and asked(slurm) == 1
+
+
+def test_a_grid_that_came_through_late_is_adopted_by_resume(slurm: Path) -> None:
+    grid_recipe(slurm)
+    (slurm / "drops").touch()
+    assert isinstance(call("submit", "many.yaml").exception, HalaError)
+    folder = slurm / "runs" / "many"
+    [intent] = record.unanswered(folder)
+    assert [Path(run).name for run in intent.runs] == ["fr", "eu"]
+    (slurm / "queue").write_text(f"7|{intent.token}\n")
+    assert call("resume", "many").exception is None and asked(slurm) == 1
+    assert [Path(pickled(folder, f"7_{task}").run).name for task in range(2)] == ["fr", "eu"]
+
+
+def test_a_trainings_two_arrays_whose_answers_were_lost_are_found(slurm: Path) -> None:
+    model = save(KINDS["byte level"]([]), slurm / "model")
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    (slurm / "chat.jsonl").write_text('{"instruction": "Say it.", "output": "word word"}\n' * 8)
+    one = json.loads((slurm / "lost.yaml").read_text())
+    task = {"kind": "train", "datasets": {"chat": {"path": "chat.jsonl"}}, "batch": {"sequences": 4}}
+    recipe = {"name": "sft", "task": task, "model": {"name": str(model)}, "site": one["site"]}
+    (slurm / "sft.yaml").write_text(json.dumps(recipe))
+    done = call("submit", "sft.yaml")
+    assert done.exception is None, done.exception
+    run = slurm / "runs" / "sft"
+    assert record.slurm_jobs(run) == ["7", "8"] and asked(slurm) == 2 and not record.unanswered(run)
+    assert "--dependency=afterany:7" in (slurm / "8.sbatch").read_text(), "the launcher waits for what it is"
+    assert [pickled(run, job).run for job in ("7", "8")] == [str(run / "prepare" / "chat"), str(run)]
+    call("resume", "sft")
+    assert asked(slurm) == 2, "both are at work"
+
+
 def test_requeueing_is_tried_until_it_works(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation.time, "sleep", lambda _: None)
     silent = "echo 'slurm_requeue error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -167,7 +282,6 @@ def test_the_scripts_for_people_requeue_as_workers_do(slurm: Path, script: str) 
 
 
 def test_a_worker_that_cannot_requeue_says_so_in_status(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hala_hpc.worker.context import Outcome
     from hala_hpc.worker.main import requeue
 
     call("submit", "lost.yaml")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 LOCAL_SECONDS = 5.0
 """So long a local worker may take to end what it does."""
@@ -99,7 +100,7 @@ def _told(path: Path, done: Cancelled) -> str:
         settings = common.run_settings(path) if (path / "recipe.yaml").is_file() else None
         finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
         return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
-    arrays = f"{common.plural(len(done.arrays), 'Slurm array')}"
-    line = f"cancelled {arrays} and {common.plural(done.workers, 'local worker')}"
+    arrays = f"{plural(len(done.arrays), 'Slurm array')}"
+    line = f"cancelled {arrays} and {plural(done.workers, 'local worker')}"
     still = [f"{done.still} tasks"] * bool(done.still) + [f"{done.still_local} local workers"] * bool(done.still_local)
     return f"{line}; {' and '.join(still)} have not ended yet: hala status {path}" if still else line

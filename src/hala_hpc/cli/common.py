@@ -14,6 +14,7 @@ import click
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.slurm.record import Submission
@@ -131,11 +132,6 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
             for path in written:
                 path.unlink(missing_ok=True)
         raise
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: 1 worker, 2,000 workers."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def handed_in(submission: "Submission", purpose: str) -> str:

@@ -14,6 +14,7 @@ import click
 from hala_hpc.cli import common
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.run import layout
 
 if TYPE_CHECKING:
@@ -257,5 +258,5 @@ def _tell(folder: Path, planned: Sequence[Planned], submissions: "Sequence[Submi
         return
     for one in before:
         click.echo(common.handed_in(one, "to prepare the data first"))
-    click.echo(common.handed_in(cells, f"for {common.plural(len(planned), 'run')}"))
+    click.echo(common.handed_in(cells, f"for {plural(len(planned), 'run')}"))
     click.echo(f"next: hala status {folder}")

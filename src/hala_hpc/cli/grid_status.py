@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hala_hpc.cli import common, grid
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.cli.training import TrainingState
     from hala_hpc.run.status import Status
     from hala_hpc.run.verify import Verdict
+    from hala_hpc.slurm.queue import Queue
 
 WATCH_SECONDS: Final = 5.0
 NOT_RUN: Final = {"as_is": "as it is", "excluded": "left out"}
@@ -30,20 +32,28 @@ class Row:
 
 def status(folder: Path, watch: bool, json_: bool) -> None:
     """Show a grid's table."""
+    from hala_hpc.slurm.commands import counted
+    from hala_hpc.slurm.queue import Asked
+
+    asked = Asked(*grid.members(str(folder)))
     if json_:
         rows = _read(folder)
-        common.echo_json({"grid": str(folder), "finished": _finished(rows), "cells": [_as_json(row) for row in rows]})
+        queue = asked.now(_finished(rows))
+        told = {"grid": str(folder), "finished": _finished(rows), "jobs": counted(queue.tasks)}
+        told |= {"slurm_answers": not queue.silence, "cells": [_as_json(row) for row in rows]}
+        common.echo_json(told)
         return
     from rich.console import Console
     from rich.live import Live
 
     if not watch:
-        Console().print(_table(folder, _read(folder)))
+        rows = _read(folder)
+        Console().print(_table(folder, rows, asked.now(_finished(rows))))
         return
     with Live(refresh_per_second=4) as live:
         while True:
             rows = _read(folder)
-            live.update(_table(folder, rows))
+            live.update(_table(folder, rows, asked.now(_finished(rows))))
             if _finished(rows):
                 return
             time.sleep(WATCH_SECONDS)
@@ -168,10 +178,12 @@ def _as_json(row: Row) -> dict[str, Any]:
     return told
 
 
-def _table(folder: Path, rows: Sequence[Row]) -> Any:
+def _table(folder: Path, rows: Sequence[Row], queue: "Queue") -> Any:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
+
+    from hala_hpc.slurm.commands import counted
 
     is_training = any(row.training is not None for row in rows)
     numbers = (
@@ -187,7 +199,28 @@ def _table(folder: Path, rows: Sequence[Row]) -> Any:
         )
     states = [_word(row) for row in rows if row.state is not None]
     told = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(("done", *states)))
-    return Group(table, Text(f"{told} of {len(states)} runs: {folder}"))
+    lines = [Text(f"{told} of {plural(len(states), 'run')}: {folder}")]
+    if jobs := counted(queue.tasks):
+        lines.append(Text("jobs: " + ", ".join(f"{count} {name}" for name, count in sorted(jobs.items()))))
+    return Group(table, *lines, *(Text(line, style="yellow") for line in _advice(folder, rows, queue)))
+
+
+def _advice(folder: Path, rows: Sequence[Row], queue: "Queue") -> list[str]:
+    from hala_hpc.slurm.queue import advice
+
+    runs = [row for row in rows if row.state is not None]
+    states = [
+        state for row in runs for state in (row.state, *(row.training.preparation if row.training else ())) if state
+    ]
+    slurm = common.settings_now(folder / runs[0].cell["name"]).get("site", {}).get("slurm", {})
+    return advice(
+        queue,
+        folder,
+        slurm,
+        finished=_finished(rows),
+        alive=any(worker.alive for state in states for worker in state.workers),
+        has_progress=any(state.rows_done for state in states),
+    )
 
 
 def _trained(row: Row) -> list[str]:

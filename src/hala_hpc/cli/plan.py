@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 
 @click.command()
@@ -118,7 +119,7 @@ def _show(summary: dict[str, Any], created: bool) -> None:
 def _items(table: Any, summary: dict[str, Any], items: list[str]) -> None:
     _sources(table, summary, "")
     shown = ", ".join(items[:12]) + (f", … and {len(items) - 12} more" if len(items) > 12 else "")
-    table.add_row(summary["task"], f"{common.plural(len(items), 'shard')}: {shown}")
+    table.add_row(summary["task"], f"{plural(len(items), 'shard')}: {shown}")
 
 
 def _rows(table: Any, summary: dict[str, Any]) -> None:

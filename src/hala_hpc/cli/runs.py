@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 from hala_hpc.run.layout import GRID
 
 
@@ -36,7 +37,7 @@ def command(root: Path | None, json_: bool) -> None:
     whole = [row for row in rows if "error" not in row]
     for row in whole:
         counts = (f"{row['done']:,}/{row['shards']:,}", f"{row['rows_done']:,}/{row['rows']:,}")
-        name = f"{row['run']} (grid of {common.plural(row['runs'], 'run')})" if "runs" in row else row["run"]
+        name = f"{row['run']} (grid of {plural(row['runs'], 'run')})" if "runs" in row else row["run"]
         table.add_row(name, *counts, str(row["workers"]), row["planned_at"])
     if whole:
         common.show(table)

@@ -1,6 +1,7 @@
 """``hala status``: how far a run is."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,13 +67,16 @@ def command(run: str, watch: bool, json_: bool) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """Everything that is shown. ``training`` is None for a run that is none; ``changed`` is since it was planned."""
+    """Everything that is shown. ``training`` is None for a run that is none; ``changed`` is since it was planned.
+
+    ``slurm`` is what the recipe asks of Slurm by now.
+    """
 
     state: "Status"
     training: "TrainingState | None"
     queue: "Queue"
     changed: Mapping[str, tuple[Any, Any]]
-    minutes: int | None = None
+    slurm: Mapping[str, Any]
 
     @property
     def jobs(self) -> dict[str, int]:
@@ -81,30 +85,38 @@ class Seen:
 
         return counted(self.queue.tasks)
 
+    @property
+    def ends(self) -> dict[str, int]:
+        """How many tasks ended how, of those whose worker did not say it."""
+        return dict(Counter(one.state for one in self.queue.ends))
+
 
 def _read(path: Path, asked: "Asked | None" = None) -> Seen:
     from hala_hpc.cli import training
     from hala_hpc.config import changes
     from hala_hpc.run import status
-    from hala_hpc.slurm.queue import Asked, Queue
+    from hala_hpc.slurm.queue import Asked
 
     settings = common.run_settings(path)
     frozen, now = common.frozen(path), common.settings_now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
-    queue, began = Queue(), time.monotonic()
-    if not state.finished:
-        queue = (asked or Asked(path)).now()
-        if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
-            state = status.read(path, settings.lease_seconds, settings.attempts)
-    minutes = now.get("site", {}).get("slurm", {}).get("minutes")
-    return Seen(state, training.read(path, state), queue, changes.told(frozen, path), minutes)
+    began = time.monotonic()
+    queue = (asked or Asked(path)).now(state.finished)
+    if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
+        state = status.read(path, settings.lease_seconds, settings.attempts)
+    slurm = now.get("site", {}).get("slurm", {})
+    return Seen(state, training.read(path, state), queue, changes.told(frozen, path), slurm)
 
 
 def _as_json(seen: Seen) -> dict[str, Any]:
     from hala_hpc.cli import training
 
     told = asdict(seen.state) | {"finished": seen.state.finished, "jobs": seen.jobs}
-    told |= {"slurm_answers": not seen.queue.silence, "changed": {key: new for key, (_, new) in seen.changed.items()}}
+    told |= {
+        "slurm_answers": not seen.queue.silence,
+        "ends": seen.ends,
+        "changed": {key: new for key, (_, new) in seen.changed.items()},
+    }
     if seen.training is not None:
         told |= {"seconds_left": training.seconds_left(seen.training, seen.state), **training.as_json(seen.training)}
     return told
@@ -214,19 +226,16 @@ def _workers_on_items(alive: "Sequence[WorkerStatus]", unit: str) -> Any:
 
 
 def _advice(seen: Seen) -> list[str]:
-    """What a person should know of the jobs, and what to do."""
-    from hala_hpc.slurm.queue import hints
+    from hala_hpc.slurm.queue import advice
 
-    state, queue = seen.state, seen.queue
-    if state.finished:
-        return []
-    if queue.silence:
-        return [f"Slurm does not answer ({queue.silence}): whether jobs wait or work is not known"]
-    lines = hints(queue.tasks, state.run, seen.minutes, has_progress=state.rows_done > 0)
-    if queue.unanswered and not queue.live:
-        lines.append(f"Slurm did not say whether it took the workers: hala resume {state.path} asks again")
+    state = seen.state
     preparing = seen.training.preparation if seen.training is not None else ()
     alive = any(worker.alive for one in (state, *preparing) for worker in one.workers)
-    if not alive and not queue.may_work:
-        lines.append(f"nobody works on it: hala resume {state.path}")
-    return lines
+    return advice(
+        seen.queue,
+        Path(state.path),
+        seen.slurm,
+        finished=state.finished,
+        alive=alive,
+        has_progress=state.rows_done > 0,
+    )

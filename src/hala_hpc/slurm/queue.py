@@ -1,12 +1,17 @@
 """What Slurm says of a run's jobs, or that it says nothing."""
 
+import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.slurm import commands, record
+from hala_hpc.config.words import plural
+from hala_hpc.slurm import accounting, commands, record
+from hala_hpc.slurm.accounting import KILLED, OUT_OF_MEMORY, End
 from hala_hpc.slurm.commands import JobState
 
 WATCH_SECONDS = 30.0
@@ -15,11 +20,15 @@ WATCH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Queue:
-    """``silence`` is why there is no answer; empty where there is one. ``unanswered``: arrays that it may have."""
+    """``silence`` is why there is no answer; empty where there is one. ``unanswered``: arrays that it may have.
+
+    ``ends``: of tasks whose worker did not say how it ended, since workers were last handed in.
+    """
 
     tasks: list[JobState] = field(default_factory=list)
     silence: str = ""
     unanswered: int = 0
+    ends: list[End] = field(default_factory=list)
 
     @property
     def live(self) -> int:
@@ -40,16 +49,23 @@ class Asked:
         self._queue: Queue | None = None
         self._at = 0.0
 
-    def now(self) -> Queue:
-        """The answer, at most ``WATCH_SECONDS`` old."""
+    def now(self, finished: bool = False) -> Queue:
+        """The answer, at most ``WATCH_SECONDS`` old.
+
+        Of what is ``finished`` Slurm is only asked where a task may have outlived it: one that is held, or back in the
+        queue.
+        """
+        if finished and not any(record.open_tasks(run) for run in self._runs):
+            return Queue()
         if self._queue is None or time.monotonic() - self._at > WATCH_SECONDS:
-            self._queue, self._at = ask(*self._runs), time.monotonic()
+            self._queue, self._at = _with_ends(ask(*self._runs), self._runs), time.monotonic()
         return self._queue
 
 
 def ask(*runs: Path) -> Queue:
     """The tasks of some runs in one call; without a question where none of them is Slurm's."""
-    jobs = list(dict.fromkeys(job for run in runs for job in record.slurm_jobs(run)))
+    known = dict.fromkeys(job for run in runs for job in record.slurm_jobs(run))
+    jobs = [job for job in known if "_" not in job or job.partition("_")[0] not in known]
     unanswered = sum(len(record.unanswered(run)) for run in runs)
     try:
         return Queue(commands.states(jobs), unanswered=unanswered)
@@ -57,26 +73,63 @@ def ask(*runs: Path) -> Queue:
         return Queue(silence=error.message, unanswered=unanswered)
 
 
-def hints(tasks: list[JobState], run: str, minutes: int | None, has_progress: bool) -> list[str]:
-    """What a person should know of tasks that ended badly or are held."""
-    found = []
-    if held := [one.job for one in tasks if one.is_held]:
-        found.append(
-            f"{len(held)} held in the queue: scontrol release {held[0].partition('_')[0]}, or hala cancel {run}"
-        )
-    kinds = Counter(_end(one) for one in tasks)
-    if kinds["memory"]:
-        found.append(f"{kinds['memory']} ended for lack of memory: a larger site.slurm.mem_gb (hala logs {run})")
-    if kinds["time"] and not has_progress:
-        what = f"site.slurm.minutes ({minutes})" if minutes else "site.slurm.minutes"
-        found.append(
-            f"{kinds['time']} ended at the time limit before anything was done: {what} must leave time to load"
-        )
-    return found
+def _with_ends(queue: Queue, runs: Sequence[Path]) -> Queue:
+    """Asks accounting once, for tasks that are in the queue no more and of which no worker told an end."""
+    if queue.silence:
+        return queue
+    live = {one.job for one in queue.tasks if one.may_work}
+    silent = {task for run in runs for task in record.open_tasks(run)} - live
+    ends = accounting.ends(silent, max(map(record.newest, runs), default=0.0))
+    if ends is None:
+        ends = [end for one in queue.tasks if one.job in silent and (end := accounting.end_of(one)) is not None]
+    return replace(queue, ends=ends)
 
 
-def _end(one: JobState) -> str:
-    killed = "RaisedSignal:9" in one.reason or one.reason in ("OutOfMemory", "NonZeroExitCode:137")
-    if one.state == "OUT_OF_MEMORY" or (one.state == "FAILED" and killed):
-        return "memory"
-    return "time" if one.state == "TIMEOUT" else ""
+def advice(
+    queue: Queue,
+    run: Path,
+    asked: Mapping[str, Any],
+    *,
+    finished: bool = False,
+    alive: bool = False,
+    has_progress: bool = False,
+) -> list[str]:
+    """What a person should know of a run's jobs, and what to do.
+
+    ``asked`` is the recipe's ``site.slurm``; ``alive``: a worker gives signs of life.
+    """
+    waiting = [one for one in queue.tasks if one.may_work and one.state not in ("RUNNING", commands.ENDING)]
+    if finished:
+        left = f"finished, but {plural(len(waiting), 'task')} still in the queue: hala cancel {run}"
+        return [left] if waiting else []
+    if queue.silence:
+        return [f"Slurm does not answer ({queue.silence}): whether jobs wait or work is not known"]
+    lines = []
+    if held := [one.job for one in waiting if one.is_held]:
+        release = " ".join(dict.fromkeys(job.partition("_")[0] for job in held))
+        lines.append(f"{len(held)} held in the queue: scontrol release {release}, or hala cancel {run}")
+    lines += _told_of_ends(queue.ends, run, asked, has_progress)
+    if queue.unanswered and not queue.live:
+        lines.append(f"Slurm did not say whether it took the workers: hala resume {run} asks again")
+    if not alive and not queue.may_work:
+        lines.append(f"nobody works on it: hala resume {run}")
+    return lines
+
+
+def _told_of_ends(ends: Sequence[End], run: Path, asked: Mapping[str, Any], has_progress: bool) -> list[str]:
+    def now(key: str) -> str:
+        return f"site.slurm.{key}" + (f" ({asked[key]:g} now)" if asked.get(key) else "")
+
+    time_limit = f"raise {now('minutes')}, which must leave time to load the model"
+    cures = {
+        OUT_OF_MEMORY: f"raise {now('mem_gb')}",
+        KILLED: f"signal 9, as for lack of memory: then raise {now('mem_gb')}",
+        "TIMEOUT": f"it could not stop in time: raise {now('signal_seconds')}" if has_progress else time_limit,
+        "DEADLINE": f"hala resume {run}",
+        "NODE_FAIL": f"the node's fault; hala resume {run} if it is not back in the queue",
+        "BOOT_FAIL": f"the node's fault; hala resume {run} if it is not back in the queue",
+        "CANCELLED": f"by others than you: ask them, then hala resume {run}",
+    }
+    states = [one.state for one in ends if one.state != "CANCELLED" or one.by not in (None, os.getuid())]
+    counts = Counter(state for state in states if state in cures)
+    return [f"{plural(count, 'task')} ended by {state}: {cures[state]}" for state, count in counts.items()]

@@ -19,6 +19,8 @@ from hala_hpc.run import layout, ledger
 from hala_hpc.run.files import fsync_directory, fsync_file
 from hala_hpc.slurm import commands
 
+END_BYTES = 16 * 1024
+"""How much of a ledger's end holds a worker's last word."""
 LATE_SECONDS = 180.0
 """A controller may do so much later what it was asked for before it fell silent."""
 
@@ -114,6 +116,46 @@ def slurm_jobs(run: Path) -> list[str]:
         jobs += [f"{one.jobs[0]}_{task}" for task, path in enumerate(one.runs) if Path(path).name == run.name]
     jobs += [name if shared else name.partition("_")[0] for name in names if "_" in name]
     return list(dict.fromkeys(jobs))
+
+
+def open_tasks(run: Path) -> list[str]:
+    """Slurm's tasks whose worker did not say that its work is over, as workers name their jobs."""
+    given: dict[str, Path] = {}
+    for folder in (run, *([run.parent] if (run.parent / layout.GRID).is_file() else [])):
+        for one in submitted(folder):
+            for number, path in enumerate(one.runs if one.executor == "slurm" else ()):
+                if folder == run or Path(path).name == run.name:
+                    name = one.jobs[0] if len(one.runs) == 1 else f"{one.jobs[0]}_{number}"
+                    given[name] = _as_moved(run, Path(path))
+    over = set()
+    for file in (file for folder in {run, *given.values()} for file in (folder / "ledger").glob("*.jsonl")):
+        opening = ledger.first(file)
+        if opening.get("executor") == "slurm" and file.parent.parent == run:
+            given.setdefault(str(opening.get("job", "")), run)
+        if any(map(_is_end, ledger.read(file, END_BYTES))):
+            over.add(str(opening.get("job", "")))
+    return [name for name in given if name and name not in over]
+
+
+def newest(run: Path) -> float:
+    """When workers were last handed in for a run; 0 where they never were."""
+    folders = (run, *([run.parent] if (run.parent / layout.GRID).is_file() else []))
+    return max(
+        (float(event["time"]) for folder in folders for events in _events(folder) for event in events), default=0.0
+    )
+
+
+def _as_moved(run: Path, path: Path) -> Path:
+    """Where a run of this or of a grid is, wherever it was when it was handed in."""
+    here = run if path.name == run.name else run / path.name
+    return here if here.is_dir() else path
+
+
+def _is_end(event: dict[str, Any]) -> bool:
+    """Whether a worker says with it that its job ends, and not to be back in the queue."""
+    if event["event"] == "failed":
+        return "shard" not in event
+    return event["event"] == "ended" and event.get("outcome") in ("finished", "gave up")
 
 
 def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
