@@ -98,8 +98,8 @@ def _fallback(told: dict[str, Any]) -> str:
     """Why steps are done again that were done."""
     import rich.markup
 
-    damaged = ", ".join(f"{name} is damaged ({how})" for name, how in told["damaged"].items())
-    return rich.markup.escape(f"from checkpoint-{told['step']}: {damaged}")
+    damaged = ", ".join(f"{name} is damaged ({how})" for name, how in told.get("damaged", {}).items())
+    return rich.markup.escape(f"from checkpoint-{told.get('step')}: {damaged}")
 
 
 def is_alive(state: "Status") -> bool:
