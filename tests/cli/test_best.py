@@ -48,7 +48,7 @@ def test_weights_that_were_replaced_since_are_not_chosen(hala: Hala, tmp_path: P
 
 def test_an_unfinished_evaluation_chooses_nothing(hala: Hala, tmp_path: Path) -> None:
     made.evaluation(tmp_path / "runs" / "half", MODELS, skip=[("t0.50", "aratrust")])
-    assert "half: 1 shards are not finished" in hala("best", "half", code=2).stderr
+    assert "half: 1 shard not finished" in hala("best", "half", code=2).stderr
     assert not (tmp_path / "runs" / "half" / "best.json").exists()
 
 

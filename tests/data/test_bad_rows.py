@@ -153,7 +153,7 @@ def test_a_damaged_list_of_what_was_set_aside_stops_the_worker(tmp_path: Path) -
     cut = cut_texts(tmp_path / "run", path, bad_rows="set_aside")
     listed = tmp_path / "run" / bad_rows.SET_ASIDE
     listed.write_bytes(listed.read_bytes().splitlines(keepends=True)[0])
-    with pytest.raises(HalaError, match=r"set_aside\.jsonl: names 1 rows of .*a\.jsonl, 2 were set aside"):
+    with pytest.raises(HalaError, match=r"set_aside\.jsonl: names 1 row of .*a\.jsonl, not 2"):
         read(tmp_path / "run", cut)
 
 

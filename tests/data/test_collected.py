@@ -166,7 +166,7 @@ def test_a_collected_file_that_is_gone_or_doubled_is_named(dataset: Path, tmp_pa
     spoiled = copied(dataset, tmp_path)
     data = spoiled / "data"
     (data / "train-00000-of-00001.parquet").rename(data / "train-00000-of-00002.parquet")
-    assert "data/: 1 files, and their names say 2" in collected.verify(spoiled).problems
+    assert "data/: 1 file, and their names say 2" in collected.verify(spoiled).problems
     shutil.copyfile(data / "train-00000-of-00002.parquet", data / "train-00001-of-00002.parquet")
     assert "stand twice" in "; ".join(collected.verify(spoiled).problems)
     assert not collected.verify(spoiled).proven
@@ -195,7 +195,7 @@ def test_a_run_from_before_there_were_seals_is_read_and_told(run: Path, tmp_path
     assert collected.verify(tmp_path / "out").proven, "what is collected is sealed now"
     changed = seal.read(outputs(old)[0])[0]
     pq.write_table(changed.slice(1), outputs(old)[0])
-    with pytest.raises(HalaError, match=r"shard 0 .*1 rows lost"):
+    with pytest.raises(HalaError, match=r"shard 0 .*1 row lost"):
         collect(old, tmp_path / "again")
 
 

@@ -125,11 +125,11 @@ def _swapped(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda table: _without(table, 2), "1 rows lost, the first is row 2"),
-        (lambda table: pa.concat_tables([table, table.slice(3, 1)]), "1 rows twice, the first is row 3"),
+        (lambda table: _without(table, 2), "1 row lost, the first is row 2"),
+        (lambda table: pa.concat_tables([table, table.slice(3, 1)]), "1 row twice, the first is row 3"),
         (
             lambda table: table.take([0, 1, 2, 4, 4]),
-            "1 rows lost, the first is row 3; 1 rows twice, the first is row 4",
+            "1 row lost, the first is row 3; 1 row twice, the first is row 4",
         ),
         (_changed, "its rows are not those of the source"),
         (_swapped, "its rows are not those of the source"),

@@ -135,7 +135,7 @@ def test_a_file_that_was_broken_when_it_was_written(tmp_path: Path) -> None:
     shutil.copyfile(second, first)
     faults = check.unsound(record(folder))
     assert any("b is stored twice" in fault for fault in faults)
-    assert any("1 tensors of the index are stored nowhere, e.g. a" in fault for fault in faults)
+    assert any("1 tensor of the index stored nowhere, e.g. a" in fault for fault in faults)
 
 
 def test_a_finished_training_is_proven_and_collected(tmp_path: Path, hala: Hala) -> None:
@@ -164,8 +164,8 @@ def test_large_files_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_collected_before_it_is_trained(tmp_path: Path, hala: Hala) -> None:
     run = training_run(tmp_path / "r")
-    assert "1 of 1 shards are not finished" in hala("collect", run, "--to", "out", code=2).stderr
-    assert "1 of 1 shards are not finished" in hala("collect", run, "--to", "out", "--partial", code=2).stderr
+    assert "1 of 1 shard not finished" in hala("collect", run, "--to", "out", code=2).stderr
+    assert "1 of 1 shard not finished" in hala("collect", run, "--to", "out", "--partial", code=2).stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -177,7 +177,7 @@ def test_verify_proves_the_model_and_the_rows_it_was_made_from(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     datasets = {"mine": {"path": str(tmp_path / "rows.jsonl"), "kind": "chat"}}
     run = trainings.plan(hala, tiny_model("llama"), datasets, sequence_length=64, batch={"sequences": 2})
-    assert "1 of 1 shards are not finished" in hala("verify", run, code=1).stderr
+    assert "1 of 1 shard not finished" in hala("verify", run, code=1).stderr
     model(RunDirectory(run, "").shard_output(0))
     said = hala("verify", run).stdout
     assert "mine: 30 rows: 30 done" in said and "proven: every file of the model" in said
@@ -208,5 +208,5 @@ def test_one_read_gives_the_digest_and_finds_what_is_no_number(
     path = tmp_path / "model.safetensors"
     assert tensors.digest_of_finite(path) == digest_of(path)
     store(tmp_path, stored | {"b": np.array([1.0, np.nan, 2.0, 3.0, 4.0])}, files=1, dtype=dtype)
-    with pytest.raises(tensors.Unreadable, match=r"1 tensors hold NaN or infinity, e\.g\. b"):
+    with pytest.raises(tensors.Unreadable, match=r"NaN or infinity in 1 tensor, e\.g\. b"):
         tensors.digest_of_finite(path)

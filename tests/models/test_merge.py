@@ -118,13 +118,13 @@ def other_cuts(folder: Path) -> None:
         (eight_bits, "is quantized (w of type I8)"),
         (missing_file, "1 of 2 weights files are missing"),
         (cut_short, "tuned: "),
-        (less_than_the_index_says, "1 tensors of the index are not there, e.g. lost"),
+        (less_than_the_index_says, "1 tensor of the index not there, e.g. lost"),
         (lambda two: (two / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda two: configure(two, model_type="gemma2"), "model_type is llama and gemma2"),
         (lambda two: configure(two, num_attention_heads=2), "num_attention_heads is 4 and 2"),
         (lambda two: configure(two, rope_theta=5e5), "rope theta is 10000.0 and 500000.0"),
         (lambda two: configure(two, rope_scaling={"rope_type": "llama3"}), "rope type is default and llama3"),
-        (one_more, "1 tensors are in tuned only, e.g. model.layers.9.extra.weight"),
+        (one_more, "1 tensor in tuned only, e.g. model.layers.9.extra.weight"),
         (other_shape, "is 8 x 4 in base, 8 x 5 in tuned"),
         (other_words, "2 of 12 and 12 tokens differ, e.g. 'l' (id 11)"),
         (other_cuts, "cut the same text into different tokens"),
@@ -149,7 +149,7 @@ def test_a_tied_head_that_was_stored_once_more_is_no_difference(two: tuple[Path,
     one, other = two
     alone = {name: numbers for name, numbers in tensors().items() if name != "lm_head.weight"}
     store(one, alone)
-    with pytest.raises(HalaError, match=r"1 tensors are in tuned only, e\.g\. lm_head"):
+    with pytest.raises(HalaError, match=r"1 tensor in tuned only, e\.g\. lm_head"):
         compare(*two)
     for tied, copy in ((one, other), (other, one)):
         store(tied, alone)
@@ -296,7 +296,7 @@ def test_tensors_are_written_in_any_order_to_their_places(tmp_path: Path) -> Non
     with Writer(tmp_path, files) as writer:
         for name in ("b", "s", "a"):
             writer.write(name, data[name])
-        with pytest.raises(HalaError, match=r"1 tensors were not made, e\.g\. none"):
+        with pytest.raises(HalaError, match=r"1 tensor not made, e\.g\. none"):
             writer.finish()
         with pytest.raises(HalaError, match="7 bytes were made, where 24 were announced"):
             writer.write("a", b"1234567")

@@ -118,7 +118,7 @@ def test_tries_on_a_few_questions_are_told_as_such(tmp_path: Path, tuned: Path) 
     few = runs.evaluated(tmp_path / "few", scores, weights, {"mmlu": 9, "exams": 9})
     assert "model-index" not in front(prepared(tuned, scores=(few,)).card)
     shutil.rmtree(few / "shards" / "000" / "000001")
-    with pytest.raises(HalaError, match=r"--scores few: 1 shards are not finished"):
+    with pytest.raises(HalaError, match=r"--scores few: 1 shard not finished"):
         prepared(tuned, scores=(few,))
 
 

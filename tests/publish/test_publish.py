@@ -130,7 +130,7 @@ def test_a_licence_that_nobody_knows_has_to_be_told(rows: Path, tmp_path: Path) 
 def test_a_run_that_is_not_finished_is_refused(rows: Path, tuned: Path, tmp_path: Path) -> None:
     (rows / "shards" / "000" / "000001.parquet").unlink()
     for words in ((), ("--dry-run",)):
-        with pytest.raises(HalaError, match="1 of 3 shards are not finished"):
+        with pytest.raises(HalaError, match="1 of 3 shards not finished"):
             publish(rows, tmp_path / "out", *words)
     shutil.rmtree(tuned / "shards" / "000" / "000000")
     with pytest.raises(HalaError, match="models are not there"):

@@ -124,7 +124,8 @@ def test_what_slurm_did_not_take_is_handed_in_again_after_a_while(slurm: Path, m
     (slurm / "drops").touch()
     call("submit", "lost.yaml")
     monkeypatch.setattr(record, "LATE_SECONDS", 0.0)
-    call("resume", "lost")
+    (slurm / "drops").unlink()
+    assert call("resume", "lost", "--workers", "1").output.startswith("1 worker for 4 missing shards (0 had failed): ")
     assert asked(slurm) == 2
 
 

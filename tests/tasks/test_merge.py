@@ -203,7 +203,7 @@ def test_every_method_of_mergekit(worked: Path) -> None:
 @pytest.mark.train
 def test_a_tensor_that_mergekit_would_lose_is_told(worked: Path) -> None:
     seen = json.loads((worked / "out" / "seen.json").read_text())
-    assert "mergekit does not know 1 tensors of this architecture, e.g. model.layers.0.mystery" in seen["strange"]
+    assert "mergekit does not know 1 tensor of this architecture, e.g. model.layers.0.mystery" in seen["strange"]
 
 
 @pytest.mark.train

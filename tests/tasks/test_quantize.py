@@ -256,7 +256,7 @@ def test_what_cannot_be_is_told_at_once(tmp_path: Path) -> None:
     weights = source / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-2] + b"\x80\x7f")  # an infinity in bfloat16
-    assert f"{weights}: 1 tensors hold NaN or infinity, e.g. model.up_proj.weight" in refused()
+    assert f"{weights}: NaN or infinity in 1 tensor, e.g. model.up_proj.weight" in refused()
     weights.write_bytes(whole[:-5])
     assert f"{weights}: " in refused() and "download the model again" in refused()
     weights.unlink()

@@ -105,7 +105,7 @@ def test_a_wrong_model_is_refused_with_what_is_wrong(seen: Any) -> None:
     bad = seen["bad"]
     assert "log-probabilities differ" in bad["lost"]
     assert "model.layers.0.input_layernorm.weight is not finite" in bad["NaN"]
-    assert "1 weights were not gathered: model.layers.0.input_layernorm.weight" in bad["missing"]
+    assert "1 weight not gathered: model.layers.0.input_layernorm.weight" in bad["missing"]
     assert bad["left behind"] == ""
     assert "the tokenizer has" in bad["tokens"]
 

@@ -42,4 +42,4 @@ def test_thoughts_are_taken_off_and_counted(tmp_path: Path, server: Server) -> N
     assert events(run, "progress")[-1]["thoughts"] == 5
     assert work.of_run(run, {}).thoughts == 5
     state = status.read(run, 60.0, 5)
-    assert _noted(state) == "5 answers had thinking before them, which is left out"
+    assert _noted(state) == "5 answers had thinking in front, which is left out"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.report.choose import Choice, Lead
@@ -102,7 +103,7 @@ def _refuse_unfinished(paths: list[Path]) -> None:
 
     for path in paths:
         if missing := status.missing(path):
-            raise HalaError(f"{path}: {len(missing)} shards are not finished", f"`hala resume {path}`")
+            raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path}`")
 
 
 def _worth(lead: "Lead") -> str:

@@ -43,7 +43,7 @@ def command(run: str, json_: bool) -> None:
     try:
         arrays, tasks = _cancel_slurm([*paths, *within])
     except HalaError as error:
-        also = f" ({workers} local workers were cancelled)" if workers else ""
+        also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
     done = Cancelled(arrays, tasks, workers, still)
     if json_:
@@ -64,7 +64,7 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
                 intent.took(job)
             elif time.time() - intent.time < record.LATE_SECONDS:
                 raise HalaError(
-                    f"Slurm did not answer when {len(intent.runs)} workers were handed in, and may still take them",
+                    f"Slurm did not answer when {plural(len(intent.runs), 'worker')} came in, and may yet take them",
                     f"cancel again in {intent.time + record.LATE_SECONDS - time.time():.0f} s",
                 )
         jobs += record.slurm_jobs(path)
@@ -100,7 +100,7 @@ def _told(path: Path, done: Cancelled) -> str:
         settings = common.run_settings(path) if (path / "recipe.yaml").is_file() else None
         finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
         return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
-    arrays = f"{plural(len(done.arrays), 'Slurm array')}"
-    line = f"cancelled {arrays} and {plural(done.workers, 'local worker')}"
-    still = [f"{done.still} tasks"] * bool(done.still) + [f"{done.still_local} local workers"] * bool(done.still_local)
-    return f"{line}; {' and '.join(still)} have not ended yet: hala status {path}" if still else line
+    line = f"cancelled {plural(len(done.arrays), 'Slurm array')} and {plural(done.workers, 'local worker')}"
+    counts = {"task": done.still, "local worker": done.still_local}
+    still = " and ".join(plural(count, noun) for noun, count in counts.items() if count)
+    return f"{line}; not ended yet: {still} (hala status {path})" if still else line

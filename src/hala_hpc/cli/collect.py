@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 
 @click.command()
@@ -44,7 +45,8 @@ def _rows(path: Path, target: Path, partial: bool, json_: bool) -> None:
         common.echo_json(collected)
     else:
         held = sum(collected.quarantined.values())
-        click.echo(f"{collected.rows:,} rows in {collected.files} files, {held:,} in quarantine: {collected.path}")
+        what = f"{plural(collected.rows, 'row')} in {plural(collected.files, 'file')}"
+        click.echo(f"{what}, {held:,} in quarantine: {collected.path}")
 
 
 def _folders(path: Path, target: Path, partial: bool, json_: bool) -> None:
@@ -54,4 +56,6 @@ def _folders(path: Path, target: Path, partial: bool, json_: bool) -> None:
     if json_:
         common.echo_json(collected)
     else:
-        click.echo(f"{collected.files} files, {collected.bytes / 1e9:,.2f} GB ({collected.linked} linked): {target}")
+        click.echo(
+            f"{plural(collected.files, 'file')}, {collected.bytes / 1e9:,.2f} GB ({collected.linked} linked): {target}"
+        )

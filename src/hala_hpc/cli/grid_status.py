@@ -68,7 +68,8 @@ def verify(folder: Path, json_: bool) -> None:
         common.echo_json({"grid": str(folder), "proven": proven, "runs": told})
     else:
         for name, one in found.items():
-            click.echo(f"{name}: {'proven' if one.proven else f'NOT proven, {one.missing_shards} shards missing'}")
+            missing = f"NOT proven, {plural(one.missing_shards, 'shard')} missing"
+            click.echo(f"{name}: {'proven' if one.proven else missing}")
             for problem in one.problems:
                 click.echo(f"  {problem}", err=True)
         click.echo("all proven" if proven else "NOT proven")

@@ -124,7 +124,7 @@ def _items(table: Any, summary: dict[str, Any], items: list[str]) -> None:
 
 def _rows(table: Any, summary: dict[str, Any]) -> None:
     _sources(table, summary, "rows")
-    table.add_row("rows", f"{summary['rows']:,} with {summary['texts']:,} texts")
+    table.add_row("rows", f"{summary['rows']:,} with {plural(summary['texts'], 'text')}")
     table.add_row("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters")
     per = summary["tokens_per_shard"]
     table.add_row(

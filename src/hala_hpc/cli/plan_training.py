@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hala_hpc.cli import training_data
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.training.architecture import Architecture
@@ -174,7 +175,7 @@ def show(found: Mapping[str, Any]) -> None:
     )
     facts.add_row("packing", found["packing"])
     epochs = "" if found["epochs"] is None else f", {found['epochs']:g} epochs"
-    told = f"about {found['estimated_tokens_trained']:,} tokens, {found['estimated_steps']:,} steps{epochs}"
+    told = f"about {found['estimated_tokens_trained']:,} tokens, {plural(found['estimated_steps'], 'step')}{epochs}"
     facts.add_row("training", told)
     if disk := found.get("disk"):
         sizes = f"{_gigabytes(disk['checkpoints'])} of checkpoints, {_gigabytes(disk['model'])} of the model"

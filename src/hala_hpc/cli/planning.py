@@ -15,6 +15,7 @@ from hala_hpc.cli import common
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.config.words import plural
 from hala_hpc.data import hub
 from hala_hpc.data.cut import Watch
 from hala_hpc.run import create
@@ -138,6 +139,6 @@ def _watching() -> Iterator[Watch]:
         line = bar.add_task("", total=None, name="data", read="")
         yield Watch(
             say=lambda text: bar.update(line, name=text.removeprefix("reading "), read=""),
-            count=lambda rows: bar.update(line, read=f": {rows:,} rows"),
+            count=lambda rows: bar.update(line, read=f": {plural(rows, 'row')}"),
             weigh=lambda size: bar.update(line, read=f": {size / 1e9:,.2f} GB"),
         )

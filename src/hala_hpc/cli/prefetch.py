@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.config.schema import Data, Model, Recipe
@@ -39,7 +40,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     for folder in models:
         click.echo(f"model: {folder}")
     for name, count in rows.items():
-        click.echo(f"dataset: {name}, {count:,} rows")
+        click.echo(f"dataset: {name}, {plural(count, 'row')}")
     if not models and not rows:
         click.echo("nothing to download: the recipe names no model and no dataset on the hub")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.publish.content import Content
@@ -139,7 +140,7 @@ def _show(made: "Publication", to: str, json_: bool) -> None:
         click.echo(f"{entry.size:>16,}  {entry.name}")
     if len(made.entries) > SHOWN:
         click.echo(f"{'':16}  … and {len(made.entries) - SHOWN:,} more")
-    click.echo(f"{total:>16,}  bytes in {len(made.entries):,} files, a {made.content.kind}, would go to {to}\n")
+    click.echo(f"{total:>16,}  bytes in {plural(len(made.entries), 'file')}, a {made.content.kind}, would go to {to}\n")
     click.echo(made.card)
     for why in made.decision.conflicts:
         click.echo(f"licence: {why}", err=True)
@@ -165,7 +166,7 @@ def _tell(told: dict[str, Any], json_: bool) -> None:
     if json_:
         common.echo_json(told)
         return
-    click.echo(f"{told['files']:,} files, {told['bytes'] / 1e9:,.2f} GB: {told.get('url') or told['path']}")
+    click.echo(f"{plural(told['files'], 'file')}, {told['bytes'] / 1e9:,.2f} GB: {told.get('url') or told['path']}")
     for old in told.get("removed", ()):
         click.echo(f"removed there: {old}")
 

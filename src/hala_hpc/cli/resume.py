@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.run.manifest import Facts
@@ -91,9 +92,10 @@ def command(
     elif not missing:
         click.echo(f"nothing is missing: hala verify {path} tells whether all of it is whole")
     elif workers <= 0:
-        click.echo(f"{missing} shards are missing, and workers are at it or will be (--workers N starts more)")
+        click.echo(f"{plural(missing, 'shard')} missing, and workers are at it or will be (--workers N starts more)")
     else:
-        click.echo(f"{workers} workers for {missing} missing shards ({retried} had failed): {', '.join(jobs)}")
+        what = f"{plural(workers, 'worker')} for {plural(missing, 'missing shard')}"
+        click.echo(f"{what} ({retried} had failed): {', '.join(jobs)}")
 
 
 def at_work(*paths: Path) -> int:
@@ -126,7 +128,9 @@ def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:
         click.echo(problem, err=True)
     if verdict.damaged or verdict.damaged_final:
         which = ", ".join(map(str, verdict.damaged[:8])) + (", …" if len(verdict.damaged) > 8 else "")
-        click.echo(f"{len(verdict.damaged)} shards set aside in {path}/damaged: {which or 'final/'}", err=True)
+        click.echo(
+            f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged: {which or 'final/'}", err=True
+        )
     else:
         click.echo("no damaged shard", err=True)
 
@@ -139,9 +143,9 @@ def _reopen(path: Path, reason: str) -> None:
     with common.counting("looking for rows in quarantine") as counted:
         found = reopen(path, reason, counted)
     if found.damaged:
-        told = f"{len(found.damaged)} shards are damaged, the first is {found.damaged[0]}: left as they are"
+        told = f"not touched: {plural(len(found.damaged), 'damaged shard')}, the first is {found.damaged[0]}"
         click.echo(f"{told} (hala resume {path} --damaged)", err=True)
     if reason and not found.rows:
         held = ", ".join(f"{name} ({count:,})" for name, count in sorted(found.reasons.items()))
         raise HalaError(f"no row is in quarantine for '{reason}'", f"there are: {held or 'none'}")
-    click.echo(f"{found.rows:,} rows of {found.shards:,} shards are taken out of quarantine", err=True)
+    click.echo(f"{plural(found.rows, 'row')} of {plural(found.shards, 'shard')} taken out of quarantine", err=True)

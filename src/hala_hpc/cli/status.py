@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.cli.training import TrainingState
@@ -162,7 +163,7 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
     )
     lines = [("run", state.path), ("shards" if state.unit == "rows" else state.unit, counts)]
     if state.damaged:
-        lines += [("set aside", f"{state.damaged:,} damaged outputs, in {state.path}/damaged")]
+        lines += [("set aside", f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged")]
     if state.absent:
         lines += [("gone", f"[red]{_few(state.absent)}[/]: hala resume makes them again{_lost(state)}")]
     if state.unassembled and state.done == state.shards:
@@ -173,7 +174,7 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
         left = training.seconds_left(seen.training, state)
     elif state.unit == "rows":
         share = f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%})"
-        more = f", and of {state.unknown_quarantine:,} shards unknown" if state.unknown_quarantine else ""
+        more = f", and of {plural(state.unknown_quarantine, 'shard')} unknown" if state.unknown_quarantine else ""
         lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
         lines += [("noted", told)] if (told := _noted(state)) else []
         lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
@@ -192,8 +193,10 @@ def _noted(state: "Status") -> str:
     """What workers did to texts on their way to the model and back."""
     thoughts = sum(worker.thoughts for worker in state.workers)
     escaped = sum(worker.escaped for worker in state.workers)
-    told = [f"{thoughts:,} answers had thinking before them, which is left out"] if thoughts else []
-    return "; ".join(told + ([f"{escaped:,} prompts held names of control tokens, sent as text"] if escaped else []))
+    told = [f"{plural(thoughts, 'answer')} had thinking in front, which is left out"] if thoughts else []
+    return "; ".join(
+        told + ([f"{plural(escaped, 'prompt')} held names of control tokens, sent as text"] if escaped else [])
+    )
 
 
 def _few(names: "Sequence[str]", most: int = 3) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.data.collected import FolderVerdict
@@ -76,7 +77,9 @@ def _folder(verdict: "FolderVerdict", json_: bool) -> None:
         if verdict.unsealed:
             told = f"{verdict.unsealed} of {verdict.files} files were written before there were seals"
             click.echo(f"{told}: a change in them cannot be seen (hala collect writes them anew)", err=True)
-        click.echo(f"{verdict.rows:,} rows, {verdict.quarantined:,} in quarantine, {verdict.files} files")
+        click.echo(
+            f"{plural(verdict.rows, 'row')}, {verdict.quarantined:,} in quarantine, {plural(verdict.files, 'file')}"
+        )
         click.echo("proven: every byte of its data is what was written" if verdict.proven else "NOT proven")
     raise click.exceptions.Exit(0 if verdict.proven else 1)
 
@@ -130,11 +133,11 @@ def _show(verdict: "Verdict", unit: str, path: Path, before: str = "") -> None:
     for problem in verdict.problems:
         click.echo(f"{before}{problem}", err=True)
     if verdict.missing_shards:
-        told = f"{before}{verdict.missing_shards} of {verdict.shards} shards are not finished: hala resume {path}"
+        told = f"{before}{verdict.missing_shards} of {plural(verdict.shards, 'shard')} not finished: hala resume {path}"
         click.echo(told, err=True)
     if verdict.damaged or verdict.damaged_final:
-        which = f"{len(verdict.damaged)} shards are" if verdict.damaged else "final/ is"
-        told = f"{before}{which} damaged: hala resume {path} --damaged sets them aside and does them again"
+        which = f"{plural(len(verdict.damaged), 'shard')} damaged" if verdict.damaged else "final/ is damaged"
+        told = f"{before}{which}: hala resume {path} --damaged sets them aside and does them again"
         click.echo(told, err=True)
     if verdict.unassembled:
         click.echo(f"{before}its last step, which makes final/, is not done: hala resume {path}", err=True)
@@ -143,4 +146,4 @@ def _show(verdict: "Verdict", unit: str, path: Path, before: str = "") -> None:
         click.echo(f"{before}{told}: of what was added to their rows a change cannot be seen", err=True)
     held = ", ".join(f"{count:,} {reason}" for reason, count in sorted(verdict.quarantined.items()))
     quarantine = f", {held or 'none'} in quarantine" if unit == "rows" else ""
-    click.echo(f"{before}{verdict.rows:,} {unit}: {verdict.done:,} done{quarantine}, {verdict.shards:,} shards")
+    click.echo(f"{before}{verdict.rows:,} {unit}: {verdict.done:,} done{quarantine}, {plural(verdict.shards, 'shard')}")

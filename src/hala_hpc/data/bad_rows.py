@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 
 SET_ASIDE = "set_aside.jsonl"
 """In the run's folder: a line for each row that was set aside, with where it lies and why."""
@@ -117,5 +118,5 @@ def _positions(path: Path, written: int, source: str, expected: int) -> frozense
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HalaError(f"{path}: not readable: {error}", "it says which rows the run passes over") from error
     if len(found) != expected:
-        raise HalaError(f"{path}: names {len(found)} rows of {source}, {expected} were set aside", "it was changed")
+        raise HalaError(f"{path}: names {plural(len(found), 'row')} of {source}, not {expected}", "it was changed")
     return found

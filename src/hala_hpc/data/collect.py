@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.data import columns, schema, shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
 from hala_hpc.run import files, manifest, seal
@@ -50,7 +51,8 @@ def collect(
     run = RunDirectory(path, plan.facts.suffix)
     missing = sum(not run.shard_output(shard).exists() for shard in range(len(plan)))
     if missing and not partial:
-        raise HalaError(f"{missing} of {len(plan)} shards are not finished", f"`hala resume {path}`, or --partial")
+        wanting = f"{missing} of {plural(len(plan), 'shard')} not finished"
+        raise HalaError(wanting, f"`hala resume {path}`, or --partial")
     if missing == len(plan):
         raise HalaError(f"none of {len(plan)} shards is finished: there is nothing to take", f"`hala status {path}`")
     try:
@@ -82,7 +84,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
         "## Sources",
         "",
     ]
-    lines += [f"- `{Path(source['original']).name}`: {source['rows']:,} rows" for source in facts.sources]
+    lines += [f"- `{Path(source['original']).name}`: {plural(source['rows'], 'row')}" for source in facts.sources]
     return "\n".join([*lines, ""])
 
 

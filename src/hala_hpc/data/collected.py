@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hala_hpc.config.words import plural
 from hala_hpc.data.shards import ROW
 from hala_hpc.run import seal
 
@@ -90,7 +91,7 @@ def _check_names(verdict: FolderVerdict, data: list[Path]) -> None:
     verdict.problems += [f"data/{name}: not made by hala collect" for name in strange]
     counts = {int(found[2]) for found in named}
     if named and {int(found[1]) for found in named} != set(range(max(counts))):
-        verdict.problems.append(f"data/: {len(named)} files, and their names say {max(counts)}")
+        verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {max(counts)}")
 
 
 def _check_counts(verdict: FolderVerdict, card: str) -> None:
@@ -99,11 +100,11 @@ def _check_counts(verdict: FolderVerdict, card: str) -> None:
     if rows is None:
         verdict.problems.append(f"{CARD}: does not say how many rows there should be")
     elif _number(rows[1]) != verdict.rows:
-        verdict.problems.append(f"data/: {verdict.rows:,} rows, and the card says {rows[1]}")
+        verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {rows[1]}")
     if (held := sum(_number(found) for found in _HELD.findall(card))) != verdict.quarantined:
-        verdict.problems.append(f"{QUARANTINE}: {verdict.quarantined:,} rows, and the card says {held:,}")
+        verdict.problems.append(f"{QUARANTINE}: {plural(verdict.quarantined, 'row')}, and the card says {held:,}")
     if sealed is not None and _number(sealed[1]) != verdict.files:
-        verdict.problems.append(f"data/: {verdict.files:,} files, and the card says {sealed[1]}")
+        verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {sealed[1]}")
 
 
 def _number(text: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.data import bad_rows, digest, readers, schema
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import Manner
@@ -228,6 +229,6 @@ def row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
     strange = [number for number in counts if number not in expected]
     for what, which in (("lost", lost), ("twice", twice), ("of another shard", strange)):
         if which:
-            yield f"{len(which)} rows {what}, the first is row {which[0]}"
+            yield f"{plural(len(which), 'row')} {what}, the first is row {which[0]}"
     if not (lost or twice or strange):
         yield "its rows are out of order"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models.tensors import Unreadable, not_finite, tensors_of
 from hala_hpc.run.digests import changed
 from hala_hpc.run.manifest import Shard
@@ -63,7 +64,7 @@ def _index_faults(folder: Path, stored: list[str]) -> list[str]:
         except (ValueError, KeyError) as error:
             return [*faults, f"{index.name} cannot be read: {error}"]
         if missing := listed - set(stored):
-            faults.append(f"{len(missing)} tensors of the index are stored nowhere, e.g. {min(missing)}")
+            faults.append(f"{plural(len(missing), 'tensor')} of the index stored nowhere, e.g. {min(missing)}")
         if beyond := set(stored) - listed:
-            faults.append(f"{len(beyond)} tensors are not in the index, e.g. {min(beyond)}")
+            faults.append(f"{plural(len(beyond), 'tensor')} not in the index, e.g. {min(beyond)}")
     return faults

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models.tensors import Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of
@@ -81,7 +82,7 @@ def weights(folder: Path) -> list[Path]:
         except (OSError, Unreadable) as error:
             raise HalaError(f"{file}: {error}", AGAIN) from error
     if lost := sorted(places.items() - stored):
-        raise HalaError(f"{folder}: {len(lost)} tensors of the index are not there, e.g. {lost[0][0]}", AGAIN)
+        raise HalaError(f"{folder}: {plural(len(lost), 'tensor')} of the index not there, e.g. {lost[0][0]}", AGAIN)
     return files
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models import checkpoint
 from hala_hpc.models.check import require_files
 from hala_hpc.models.tensors import CHUNK, Tensor, tensors_of
@@ -79,7 +80,7 @@ def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> No
     for one, two in ((base, other), (other, base)):
         alone = [name for name in one.tensors if name not in two.tensors and not _is_copied_head(one, name)]
         if alone:
-            raise HalaError(f"{where}: {len(alone)} tensors are in {one.label} only, e.g. {alone[0]}")
+            raise HalaError(f"{where}: {plural(len(alone), 'tensor')} in {one.label} only, e.g. {alone[0]}")
     for name, (_, tensor) in base.tensors.items():
         shape = other.tensors[name][1].shape if name in other.tensors else tensor.shape
         free_rows = not same_vocabulary and name.endswith((EMBEDDINGS, HEAD))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models.checkpoint import INDEX
 from hala_hpc.models.tensors import BYTES
 
@@ -75,7 +76,7 @@ class Writer:
     def finish(self) -> None:
         """Write the index, where there are several files. Raises HalaError where a tensor was not written."""
         if self._waiting:
-            raise HalaError(f"{len(self._waiting)} tensors were not made, e.g. {min(self._waiting)}")
+            raise HalaError(f"{plural(len(self._waiting), 'tensor')} not made, e.g. {min(self._waiting)}")
         if len(self._open) > 1:
             size = sum(place.bytes for place in self._places.values())
             index = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.merge_inputs import FLOATS, Input
 from hala_hpc.models.merge_writer import Writer
@@ -126,8 +127,8 @@ def _planned(asked: Asked, wanted: Mapping[str, Tensor]) -> dict[str, Any]:
             steps[stored] = step
     if unknown := wanted.keys() - steps.keys():
         raise HalaError(
-            f"mergekit does not know {len(unknown)} tensors of this architecture, e.g. {min(unknown)}, and would "
-            "leave them out"
+            f"mergekit does not know {plural(len(unknown), 'tensor')} of this architecture, e.g. "
+            f"{min(unknown)}, and would leave them out"
         )
     return {name: steps[name] for name in wanted}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models import quant_schemes
 from hala_hpc.models.quant_numbers import Weights
 from hala_hpc.models.quant_schemes import Scheme
@@ -69,7 +70,7 @@ def quantize_file(
                 _copy(source.found[group[0]], out, start + layout[group[0]][2], check_stop)
                 left.remove(group[0])
     if left:
-        raise RuntimeError(f"{len(left)} tensors were not made, e.g. {min(left)}")
+        raise RuntimeError(f"{plural(len(left), 'tensor')} not made, e.g. {min(left)}")
     return described(config)
 
 

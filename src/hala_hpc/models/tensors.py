@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from hala_hpc.config.words import plural
+
 CHUNK: Final = 1 << 24
 """Bytes looked at in one go: whole elements of every type."""
 EXPONENTS: Final = {
@@ -97,7 +99,7 @@ def digest_of_finite(path: Path) -> str:
                 if not _is_finite(piece, tensor.dtype):
                     faulty.add(tensor.name)
     if faulty:
-        raise Unreadable(f"{len(faulty)} tensors hold NaN or infinity, e.g. {min(faulty)}")
+        raise Unreadable(f"NaN or infinity in {plural(len(faulty), 'tensor')}, e.g. {min(faulty)}")
     return hashed.hexdigest()
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config import secrets
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.data.collect import checked
 from hala_hpc.data.collected import QUARANTINE, verify
 from hala_hpc.data.shards import ERROR, reason_of
@@ -92,7 +93,7 @@ def _one_of(run: Path, item: str | None) -> Path:
     facts = manifest.read(run / "manifest.parquet").facts
     names = [str(each["name"]) for each in facts.items] if facts.unit != "files" else []
     if item is None and len(names) > 1:
-        raise HalaError(f"{run.name} made {len(names)} models", f"--item, one of: {', '.join(names)}")
+        raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
     if item is None:
         return next(iter(checkpoint.locate(str(run)).values()))
     if item not in names:
@@ -141,7 +142,7 @@ def uncollected(run: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]
     directory = RunDirectory(run, plan.facts.suffix)
     outputs = [directory.shard_output(shard) for shard in range(len(plan))]
     if missing := sum(not output.exists() for output in outputs):
-        raise HalaError(f"{missing} of {len(plan)} shards are not finished", f"`hala resume {run}`")
+        raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")
     held = Counter[str]()
     for shard in progress(iter(plan)):
         held += _reasons(checked(directory, shard, plan.facts))

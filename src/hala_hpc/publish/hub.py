@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.publish.content import CARD, Entry
 from hala_hpc.publish.patience import Patience, persist
 from hala_hpc.publish.readme import MEND
@@ -89,7 +90,7 @@ def upload(
     ordered = sorted(entries, key=lambda entry: (entry.name == CARD, entry.name))
     old = hub.others(READ_TOGETHER[kind], ordered)
     if old and not replace:
-        told = f"{len(old)} files there would be read together with ours, e.g. {old[0]}"
+        told = f"{plural(len(old), 'file')} there would be read together with ours, e.g. {old[0]}"
         raise HalaError(f"{name}: {told}", "--replace removes them")
     adds = hub.send(ordered)
     commit = hub.commit(adds, old, said)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.evaluation import results
 from hala_hpc.evaluation.results import Result
 from hala_hpc.models.card import read_json
@@ -57,7 +58,9 @@ def of(runs: Sequence[Path], weights: str) -> Scores:
     """
     for run in runs:
         if missing := status.missing(run):
-            raise HalaError(f"--scores {run.name}: {len(missing)} shards are not finished", f"`hala resume {run}`")
+            raise HalaError(
+                f"--scores {run.name}: {plural(len(missing), 'shard')} not finished", f"`hala resume {run}`"
+            )
     found = [result for run in runs for result in results.read(run)]
     own = [result for result in found if result.weights == weights]
     if not own:

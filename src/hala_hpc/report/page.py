@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config.words import plural
 from hala_hpc.report import drawing, formats
 from hala_hpc.report.plots import Plot
 from hala_hpc.report.section import Example, Report, Section
@@ -56,7 +57,7 @@ def _table(table: Table) -> str:
     drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{formats.hypertext(table)}</div>'
     drawn += f'<p class="note">{note}</p>' if note else ""
     if table.folded:
-        return f"<details><summary>{title} ({len(table.rows):,} rows)</summary>{drawn}</details>"
+        return f"<details><summary>{title} ({plural(len(table.rows), 'row')})</summary>{drawn}</details>"
     return f"<h3>{title}</h3>{drawn}"
 
 

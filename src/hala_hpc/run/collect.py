@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
 
@@ -49,7 +50,7 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
     ]
     if not outputs or (len(outputs) < len(plan) and not partial):
         hint = f"`hala resume {path}`, or --partial" if outputs else f"`hala status {path}`"
-        raise HalaError(f"{len(plan) - len(outputs)} of {len(plan)} shards are not finished", hint)
+        raise HalaError(f"{len(plan) - len(outputs)} of {plural(len(plan), 'shard')} not finished", hint)
     return _collected(path, [(output, "" if len(plan) == 1 else name) for output, name in outputs], target)
 
 

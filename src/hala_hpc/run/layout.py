@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 
 FAN_OUT = 1_000
 """Shards per folder: some file systems grow slow above a few thousand names."""
@@ -168,7 +169,7 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
             raise HalaError(f"{path / wanting[0]} {state}", f"{hint} under another name")
         if (path / GRID).is_file():
             cells = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
-            raise HalaError(f"'{name}' is a grid of {len(cells)} runs", f"name one of them: {_few(cells)}")
+            raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", f"name one of them: {_few(cells)}")
     raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 
 SECONDS = 60.0
 """A controller under load answers late; one that does not answer for so long is down."""
@@ -193,7 +194,7 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
             break
         time.sleep(0.3)
     if refused is not None and left:
-        raise HalaError(f"{refused.message}: {len(left)} tasks may be at work still", refused.hint)
+        raise HalaError(f"{refused.message}: {plural(len(left), 'task')} may be at work still", refused.hint)
     return left
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.run import layout, ledger
 from hala_hpc.run.files import fsync_directory, fsync_file
 from hala_hpc.slurm import commands
@@ -172,7 +173,7 @@ def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
             found.append(job)
         elif (wait := intent.time + LATE_SECONDS - time.time()) > 0:
             raise HalaError(
-                f"{run.name}: Slurm gave no answer for {len(intent.runs)} workers handed in, and may take them yet",
+                f"{run.name}: Slurm gave no answer for {plural(len(intent.runs), 'worker')}, and may take them yet",
                 f"try again in {wait:.0f} s",
             )
         else:

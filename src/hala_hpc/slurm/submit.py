@@ -12,6 +12,7 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.config.words import plural
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm.launch import Launch, launch, rank_variables
 from hala_hpc.slurm.limits import Limits, limits
@@ -73,7 +74,9 @@ def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     """Sizes of the arrays that so many workers need; fewer workers where the user may not submit as many."""
     allowed = min(workers, limits.jobs, (limits.submit - queued) if limits.submit is not None else workers)
     if allowed < 1:
-        raise HalaError(f"this user may have {limits.submit} jobs and has {queued}", "wait for some, or cancel them")
+        raise HalaError(
+            f"this user may have {plural(limits.submit or 0, 'job')} and has {queued}", "wait for some, or cancel them"
+        )
     full, rest = divmod(allowed, limits.array)
     return [limits.array] * full + ([rest] if rest else [])
 

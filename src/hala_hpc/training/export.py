@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.models.check import RECORD, unsound
 from hala_hpc.models.tensors import tensors_of
 from hala_hpc.run import files
@@ -152,7 +153,7 @@ def _publishable(model: Any, state: dict[str, Any]) -> dict[str, Any]:
             state.setdefault(source, state[name])
             del state[name]
     if missing := {name for name, _ in model.named_parameters()} - state.keys() - tied.keys():
-        raise HalaError(f"export: {len(missing)} weights were not gathered: {', '.join(sorted(missing)[:4])}")
+        raise HalaError(f"export: {plural(len(missing), 'weight')} not gathered: {', '.join(sorted(missing)[:4])}")
     weights = {}
     for name in list(state):
         tensor = state.pop(name)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
 from hala_hpc.run import partial, publish, status
 from hala_hpc.run.files import write_durably
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
@@ -100,13 +101,13 @@ class Launcher:
         for run in train.prepare_runs(self._run, context.recipe):
             settings = context.recipe.run
             while missing := status.missing(run):
-                say(f"preparing {run.name}: {len(missing)} shards are missing")
+                say(f"preparing {run.name}: {plural(len(missing), 'shard')} missing")
                 if work_until(run, context.should_stop) is Outcome.STOPPED:
                     return False
                 left = status.read(run, settings.lease_seconds, settings.attempts)
                 if left.failed:
                     told = left.errors[-1].get("error", "") if left.errors else ""
-                    raise HalaError(f"{run.name}: {left.failed} shards could not be prepared: {told}")
+                    raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {told}")
                 if not left.finished:
                     time.sleep(ASK_AGAIN_SECONDS)
         return not context.should_stop()
@@ -118,7 +119,7 @@ class Launcher:
         prepared = Prepared(train.prepare_runs(self._run, recipe))
         order = index.build(prepared, self._options, can_pack, self._run / paths.INDEX)
         write_durably(self._run / paths.REPORT, (self._run / paths.INDEX / "report.json").read_bytes())
-        say(f"{order.steps} steps of {order.batch} sequences")
+        say(f"{plural(order.steps, 'step')} of {plural(order.batch, 'sequence')}")
 
     def _preflight(self, where: Allocation) -> list[Bad]:
         (self._run / paths.RANK_LOGS).mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ class Launcher:
             self._set_failure_aside()
             name = self._next_name()
             context.ledger.write("launched", launch=name, nodes=where.nodes, ranks=where.world)
-            say(f"launch {name}: {where.world} ranks on {', '.join(where.nodes)}")
+            say(f"launch {name}: {plural(where.world, 'rank')} on {', '.join(where.nodes)}")
             ended = Watched(self._run, name, where, watch, context.ledger).watch(orders)
             say(f"launch {name} {ended.how.value} {ended.reason}".rstrip())
             self._tend()

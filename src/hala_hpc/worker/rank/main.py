@@ -18,6 +18,7 @@ from hala_hpc import tasks
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe
+from hala_hpc.config.words import plural
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.tasks import prepare, train
 from hala_hpc.training import card, export, index, metrics, paths, templates
@@ -133,7 +134,7 @@ def _resume_point(checkpoints: Checkpoints, here: Place) -> Saved | None:
     if isinstance(saved, HalaError):
         raise saved
     if saved is not None and here.is_first:
-        _say(f"resuming after step {saved.step}, saved by {saved.world} ranks")
+        _say(f"resuming after step {saved.step}, saved by {plural(saved.world, 'rank')}")
     return saved
 
 
