@@ -82,6 +82,19 @@ def test_runs_are_found_where_the_profile_says(
     assert f"did you mean 'test'? runs in {tmp_path}/there/runs" in refused(run("status", "tets"))
 
 
+def test_what_is_no_run_is_called_what_it_is(run: Run, recipe: Path, tmp_path: Path) -> None:
+    assert run("plan", recipe, "--create")[0] == 0
+    (tmp_path / "models").mkdir()
+    lists = "(`hala runs` lists runs, `hala submit RECIPE` makes one)"
+    assert f"{recipe} is a file, and a run is a folder {lists}" in refused(run("status", recipe))
+    for words in (("verify",), ("collect",), ("cancel",), ("worker",)):
+        said = refused(run(*words, "models"))
+        assert f"{tmp_path}/models is a folder, but no run: it has no manifest.parquet {lists}" in said
+    assert f"(it is inside of {tmp_path}/runs/test)" in refused(run("logs", "runs/test/shards"))
+    (tmp_path / "runs" / "mine").mkdir()
+    assert "runs/mine exists, and is no run (give another name=" in refused(run("submit", recipe, "name=mine"))
+
+
 @pytest.mark.parametrize("words", [("collect",), ("logs",), ("publish", "--to", "x"), ("worker",), ("best",)])
 def test_a_grid_is_named_as_one(run: Run, write_recipe: Callable[..., Path], words: tuple[str, ...]) -> None:
     grid = {"axes": {"to": {"eu": {"task": {"target": "Basque"}}, "ar": {}}}}

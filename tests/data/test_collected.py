@@ -207,7 +207,7 @@ def test_a_shard_that_lost_its_seal_is_damaged(run: Path, tmp_path: Path) -> Non
 
 def test_nothing_is_made_of_a_run_of_which_nothing_is_finished(tmp_path: Path) -> None:
     run = damaged.plan(tmp_path, ["a", "b"])
-    with pytest.raises(HalaError, match="none of 1 shards is finished"):
+    with pytest.raises(HalaError, match="no shard is finished yet"):
         collect(run, tmp_path / "out", partial=True)
     assert not (tmp_path / "out").exists()
 

@@ -84,6 +84,8 @@ def obstacles(recipe: Recipe, target: Path) -> list[str]:
 def _existing(recipe: Recipe, target: Path) -> HalaError:
     """Says of the run that has the name already whether it was asked for the same, and if not, by which keys."""
     said = "a folder that is no run"
+    if not (target / "recipe.yaml").is_file():
+        return HalaError(f"{target} exists, and is no run", "give another name=…, or move it away")
     if (target / "recipe.yaml").is_file():
         before, now = _flat(common.frozen(target)), _flat(yaml.safe_load(freeze(recipe)))
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

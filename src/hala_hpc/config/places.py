@@ -50,3 +50,11 @@ def in_runs(value: str, root: Path) -> str:
     if not parts or ".." in parts or parts[0] == "/":
         raise HalaError(f"{value}: names no run", f"{RUN}NAME is the run of that name in {root}")
     return str(root.joinpath(*parts))
+
+
+def no_model(name: str, key: str = "") -> HalaError:
+    """What is wrong with a model that is given as a folder and is none; ``key`` comes before it."""
+    why = "it has no config.json" if Path(name).is_dir() else "there is no such folder"
+    wanted = "a model's folder, a run, or a name on the hub is wanted"
+    hint = f"{wanted}; a shipped recipe's first lines say how to get its model"
+    return HalaError(f"{key}{name} is no model folder: {why}", hint)

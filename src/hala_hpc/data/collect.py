@@ -54,7 +54,7 @@ def collect(
         wanting = f"{missing} of {plural(len(plan), 'shard')} not finished"
         raise HalaError(wanting, f"`hala resume {path}`, or --partial")
     if missing == len(plan):
-        raise HalaError(f"none of {len(plan)} shards is finished: there is nothing to take", f"`hala status {path}`")
+        raise HalaError("no shard is finished yet: there is nothing to take", f"`hala status {path}`")
     try:
         with files.whole_directory(target) as folder:
             written = _write(run, plan, folder, progress)

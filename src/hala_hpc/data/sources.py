@@ -211,8 +211,9 @@ def _refuse_unused(data: Data, found: list[_Found]) -> None:
 
 def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_Found]:
     path = Path(entry)
-    if any(part.lower() in _SCHEMES for part in path.parts):
-        raise HalaError(f"data.path: {entry}: no URLs", "download it first; data.hub=ORG/NAME reads from the hub")
+    if scheme := next((part for part in path.parts if part.lower() in _SCHEMES), None):
+        url = f"{scheme}//{entry.partition(scheme)[2].lstrip('/')}"  # as a path it has lost a slash
+        raise HalaError(f"data.path: {url}: no URLs", "download it first; data.hub=ORG/NAME reads from the hub")
     if path.is_dir():
         if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
             raise HalaError(f"data.path: {entry} is a run, not data", f"`hala collect {entry}`, then {path / 'final'}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import Completion, EngineDied, NoEngine, Request
@@ -184,10 +185,7 @@ def check(recipe: Recipe) -> None:
     if not name:
         raise HalaError("model.name: which model?", "a folder or a name on the hub, for example model.name=ORG/MODEL")
     if name.startswith("/") and not (Path(name) / "config.json").is_file():
-        raise HalaError(
-            f"model.name: {name} is no model folder: it has no config.json",
-            "a shipped recipe's first lines say how to get its model",
-        )
+        raise places.no_model(name, "model.name: ")
     if recipe.engine.max_model_len is not None:
         _check_room(recipe.engine.max_model_len, recipe.sampling.max_tokens)
     gpus = recipe.site.slurm.gpus_per_worker

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.models.tensors import Unreadable, digest_of_finite, tensors_of
@@ -37,7 +38,7 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
     if (path / "manifest.parquet").is_file():
         return _of_run(path.resolve())
     if path.is_absolute() or path.is_dir():
-        raise HalaError(f"{name}: no model here (no config.json), and no run", "a model's folder, a run, or a hub name")
+        raise places.no_model(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

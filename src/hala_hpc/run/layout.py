@@ -157,7 +157,7 @@ def listing(folder: Path) -> list[str]:
 def find_run(name: str, roots: Sequence[Path]) -> Path:
     """A run by its path, or by its name under the first of ``roots`` that has it.
 
-    Raises HalaError listing what is there, what a run lacks, or the runs of a grid.
+    Raises HalaError listing what is there, what a run lacks, the runs of a grid, or what a path is that is no run.
     """
     for path in (Path(name), *(root / name for root in roots)):
         wanting = [part for part in ("manifest.parquet", "recipe.yaml") if not (path / part).is_file()]
@@ -170,6 +170,11 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
         if (path / GRID).is_file():
             cells = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
             raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", f"name one of them: {_few(cells)}")
+    if (here := Path(name)).exists():
+        run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
+        inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"
+        what = "a folder, but no run: it has no manifest.parquet" if here.is_dir() else "a file, and a run is a folder"
+        raise HalaError(f"{here.resolve()} is {what}", inside)
     raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
 
 

@@ -120,10 +120,14 @@ def create(recipe: Recipe) -> Export:
 def _trained(run: Path) -> Recipe:
     """The frozen recipe of a training. Raises HalaError where there is none."""
     if not (run / "recipe.yaml").is_file():
-        raise HalaError(f"model.name: {run} is no run", "the run of a training")
+        raise HalaError(
+            f"model.name: {run} is no run", "the folder of a training's run is wanted: `hala runs` lists them"
+        )
     recipe = thaw(run / "recipe.yaml", tasks.options_of)
     if recipe.task.kind != "train":
-        raise HalaError(f"model.name: {run} is a run of kind {recipe.task.kind}", "the run of a training")
+        raise HalaError(
+            f"model.name: {run} is a run of kind {recipe.task.kind}", "the folder of a training's run is wanted"
+        )
     return recipe
 
 

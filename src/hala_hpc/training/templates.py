@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model
 from hala_hpc.data import hub
@@ -71,7 +72,7 @@ def model_config(model: Model) -> dict[str, Any]:
             try:
                 path = Path(hf_hub_download(model.name, "config.json", revision=model.revision))
             except HFValidationError as error:
-                raise HalaError(f"model.name: no config.json in '{model.name}'") from error
+                raise places.no_model(model.name, "model.name: ") from error
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = _first_line(error)
