@@ -6,6 +6,8 @@ CORE := .venv/.made-from-locks
 SERVE := .envs/serve-cpu/hala-env.json
 WORK := .envs/work-cpu/hala-env.json
 FAST := not slow and not slurm and not vllm and not train and not exhaustive
+# Two processes mostly wait for Slurm, one computes.
+PYTEST := $(VENV)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 BENCHMARKS := startup plan runstate submit throughput train models
 
 .DEFAULT_GOAL := help
@@ -45,11 +47,11 @@ lint: setup  ## format, lint and types
 	$(VENV)/mypy
 
 test: setup serve work lint  ## lint, types and every test; slurm, vllm and train tests included
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not exhaustive"
-	$(VENV)/python -m pytest -m "alone and not exhaustive"
+	$(PYTEST) -m "not exhaustive"
 
 test-all: test  ## and the long forms of tests that try everything
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m exhaustive
+	$(PYTEST) -m "exhaustive and not alone"
+	$(VENV)/python -m pytest -m "exhaustive and alone"
 
 test-fast: setup lint  ## lint, types and the quick tests: under a minute
 	$(VENV)/python -m pytest -n auto -m "$(FAST)"

@@ -34,36 +34,52 @@ SLOW = (
 """Tests that start many processes; `make test-fast` leaves them out."""
 
 
-CLUSTER = (
-    "tests/slurm/",
-    "tests/test_minislurm.py",
-    "tests/cli/test_grid.py::test_cells_are_one_array_on_slurm",
-    "tests/test_benchmarks.py::test_submit",
-)
-"""Tests of the one cluster: where several processes run the tests, they are for one of them. They mostly wait."""
+CLUSTERS = {
+    "jobs": ("tests/slurm/test_training", "tests/slurm/test_models.py", "tests/slurm/test_vllm_cluster.py"),
+    "cluster": (
+        "tests/slurm/",
+        "tests/test_minislurm.py",
+        "tests/cli/test_grid.py::test_cells_are_one_array_on_slurm",
+        "tests/test_benchmarks.py::test_submit",
+    ),
+}
+"""Tests of a cluster, by the process they are for where several run the tests: each starts one. They mostly wait."""
+
+
+def cluster_of(nodeid: str) -> str | None:
+    return next((name for name, tests in CLUSTERS.items() if nodeid.startswith(tests)), None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "exhaustive" not in config.getoption("-m"):  # these run when they are asked for
         items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
+    heavy = set()
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker("slow")
+        if any(item.get_closest_marker(name) for name in ("vllm", "train")):
+            heavy.add(item.path)
         on_cluster = item.get_closest_marker("slurm") is not None
-        assert not on_cluster or item.nodeid.startswith(CLUSTER), f"{item.nodeid}: name it in CLUSTER"
-    items.sort(key=lambda item: not item.nodeid.startswith(CLUSTER))
+        assert not on_cluster or cluster_of(item.nodeid), f"{item.nodeid}: name it in CLUSTERS"
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        """The longest first, so that no process ends long after the others."""
+        names = [*CLUSTERS, None]
+        return names.index(cluster_of(item.nodeid)), item.path not in heavy
+
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``: the cluster's tests in one process, others by module, whose tests share an engine or a training."""
+    """With ``-n``: a cluster's tests in one process, others by module, whose tests share an engine or a training."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByCluster(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith(CLUSTER) else nodeid.partition("::")[0]
+            return cluster_of(nodeid) or nodeid.partition("::")[0]
 
     return ByCluster(config, log)
 

@@ -102,12 +102,13 @@ def test_grace_time_and_time_limit_requeue(
     cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]
 ) -> None:
     """SIGTERM with a grace time, then USR2 before the limit: the worker is back each time, and goes on row by row."""
-    recipe = slow_recipe("limits", partition="grace", minutes=2, signal_seconds=60)
-    job = slurm_hala.json("submit", recipe, "run.workers=1", "engine.capacity=5")["jobs"][0]
+    recipe = slow_recipe("limits", partition="grace", minutes=5, signal_seconds=60)
+    job = slurm_hala.json("submit", recipe, "run.workers=1", "engine.capacity=5", "data.limit=1000")["jobs"][0]
     wait_for(rows_done(slurm_hala, "limits", 60))
     node = next(iter(nodes_of(cluster, job).values()))
     cluster.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 2, 90)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # the signal is due: Slurm looks twice a minute
     wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 3, 120)
     outcomes = [event["outcome"] for event in _events(slurm_hala, "limits") if event["event"] == "ended"]
     assert outcomes[:2] == ["stopped", "stopped"]
@@ -116,7 +117,7 @@ def test_grace_time_and_time_limit_requeue(
     wait_for(lambda: not nodes_of(cluster, job))
     slurm_hala("resume", "limits", "--workers", "3", "site.slurm.partition=main", "site.slurm.gpus_per_worker=1")
     wait_for(finished(slurm_hala, "limits"), 120)
-    assert texts(slurm_hala, "limits") == expected()
+    assert texts(slurm_hala, "limits") == expected(1000)
 
 
 def test_by_hand_with_sbatch(cluster: Cluster, slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:

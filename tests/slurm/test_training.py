@@ -1,4 +1,4 @@
-"""A real training on a real Slurm: ZeRO-3 over two nodes, killed, preempted and timed out, is the unbroken one."""
+"""A real training on a real Slurm: ZeRO-3 over two nodes, broken in every way, is the unbroken one."""
 
 import json
 import os
@@ -17,34 +17,66 @@ from tests.conftest import ROOT, Hala
 from tests.minislurm.cluster import Cluster
 from tests.numbers import same_losses
 from tests.slurm.test_cluster import slurm_hala, wait_for
-from tests.slurm.test_training_launch import at_step, events, planned, published, tokens
+from tests.slurm.test_training_launch import ONE_A_NODE, PATIENT, at_step, events, planned, published, tokens
 from tests.training import trainings
 from tests.training.work import work_python
 
-pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.alone, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.timeout(1500)]
 __all__ = ["planned", "slurm_hala", "tokens", "work_python"]
 
 LONG = {"epochs": 20, "sequence_length": 256, "batch": {"sequences": 8}, "save": {"steps": 4, "keep": 99}}
 """So many steps that there is time to break it: Slurm looks at time limits every half minute."""
+SHORT = LONG | {"epochs": 8, "batch": {"sequences": 4}, "watch": PATIENT}
 
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics.read(run)]
 
 
-def test_a_broken_training_equals_an_unbroken_one(
+def kill_and_preempt(broken: Path, cluster: Cluster, rank: int) -> None:
+    """Kill -9 for one rank after the first checkpoint, then nodes for somebody more urgent after the second."""
+    ranks = rank + 1
+    wait_for(at_step(broken, 5, ranks=ranks), 300)
+    os.kill(launch.beacons(broken, events(broken, "launched")[0]["launch"])[rank].pid, signal.SIGKILL)
+    wait_for(at_step(broken, 7, launches=2, ranks=ranks), 300)
+    cluster.run("sbatch", "-p", "urgent", "-N4", "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
+
+
+def assert_same(broken: Path, whole: Path) -> None:
+    expected = losses(whole)
+    assert losses(broken) == pytest.approx(expected), "the same ranks add up in the same order"
+    assert len(expected) == metrics.read(broken)[-1]["step"], "no step twice, none left out"
+    assert len(events(broken, "crashed")) == 1, "the kill; Slurm's own ends are no crashes"
+    assert weights(broken) == weights(whole), "the same bytes"
+
+
+def test_a_killed_and_preempted_training_equals_an_unbroken_one(
+    planned: Callable[..., Path], slurm_hala: Hala, cluster: Cluster, work_python: Path
+) -> None:
+    whole, broken = (planned(name, python=work_python, slurm=ONE_A_NODE, **SHORT) for name in ("whole", "broken"))
+    slurm_hala("resume", "whole")
+    wait_for(published(whole), 300)
+    slurm_hala("resume", "broken")
+    kill_and_preempt(broken, cluster, rank=1)
+    wait_for(published(broken), 400)
+    assert len(events(broken, "launched")) == 3
+    assert_same(broken, whole)
+    slurm_hala("verify", "broken")
+
+
+@pytest.mark.alone
+@pytest.mark.exhaustive
+def test_a_training_broken_in_every_way_is_an_unbroken_one_and_goes_on_with_fewer_ranks(
     planned: Callable[..., Path], slurm_hala: Hala, cluster: Cluster, work_python: Path, serve_python: Path
 ) -> None:
+    """Four ranks, the end of a job's time too; then what becomes of the model."""
     whole, broken = (planned(name, python=work_python, **LONG) for name in ("whole", "broken"))
     slurm_hala("resume", "whole")
     wait_for(published(whole), 600)
     expected = losses(whole)
 
     (job,) = slurm_hala.json("resume", "broken")["jobs"]
-    wait_for(at_step(broken, 5), 300)
-    os.kill(launch.beacons(broken, events(broken, "launched")[0]["launch"])[3].pid, signal.SIGKILL)
-    wait_for(at_step(broken, 7, launches=2), 300)
-    cluster.run("sbatch", "-p", "urgent", "-N4", "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
+    kill_and_preempt(broken, cluster, rank=3)
     wait_for(at_step(broken, 7, launches=3), 300)
     ran = int(cluster.run("squeue", "-h", "-j", job, "-O", "TimeUsed:.20").stdout.strip().replace(":", " ").split()[-2])
     cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={ran + 2}")  # the notice is due at once then
@@ -52,10 +84,7 @@ def test_a_broken_training_equals_an_unbroken_one(
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     wait_for(published(broken), 600)
 
-    assert losses(broken) == pytest.approx(expected), "the same ranks add up in the same order"
-    assert len(expected) == metrics.read(broken)[-1]["step"], "no step twice, none left out"
-    assert len(events(broken, "crashed")) == 1, "the kill; Slurm's own ends are no crashes"
-    assert weights(broken) == weights(whole), "the same bytes"
+    assert_same(broken, whole)
     slurm_hala("verify", "broken")
     slurm_hala("collect", "broken", "--to", slurm_hala.folder / "model")
     agrees_in_vllm(slurm_hala.folder / "model", work_python, serve_python)
