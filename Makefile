@@ -10,6 +10,9 @@ FAST := not slow and not slurm and not vllm and not train and not exhaustive
 PYTEST := $(VENV)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 BENCHMARKS := startup plan runstate submit throughput train models
 
+# Where nothing may write bytecode, as in many containers, each process compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup serve work demo test test-all test-fast lint cluster cluster-stop bench lock clean
 

@@ -67,7 +67,7 @@ def test_text_stays_as_it_was_written(asked: Asked, tmp_path: Path, text: str) -
     assert thaw(frozen, tasks.options_of) == recipe
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.from_regex(r"[-+]?[0-9a-fxob_.:eE]{1,8}", fullmatch=True))
 def test_any_number_is_text_for_a_text_key_and_survives_freezing_in_an_open_one(tmp_path: Path, text: str) -> None:
     file, frozen = tmp_path / "r.yaml", tmp_path / "frozen.yaml"
