@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3_000)
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--only", choices=("start", "trl", "kill"), help="one of the three measurements")
     arguments = parser.parse_args()
     title("train")
     if not WORK.is_file():
@@ -79,9 +80,12 @@ def main() -> None:
         build = [WORK, ROOT / "jobs" / "demo" / "tiny_model.py", bench.model]
         quiet(*build, "--architecture", arguments.architecture, "--hidden", arguments.hidden, "--layers", 4)
         bench.rows.write_text("".join(json.dumps(row) + "\n" for row in chats(arguments.rows)))
-        first_step(bench)
-        against_trl(bench, arguments.times)
-        lost_at_a_kill(bench)
+        if arguments.only in (None, "start"):
+            first_step(bench)
+        if arguments.only in (None, "trl"):
+            against_trl(bench, arguments.times)
+        if arguments.only in (None, "kill"):
+            lost_at_a_kill(bench)
 
 
 def chats(limit: int) -> Iterator[dict[str, Any]]:

@@ -48,13 +48,25 @@ def test_throughput(serve_python: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "worker / raw" in bench("throughput", "--rows", "100", "--times", "1", "--eager")
 
 
+TRAINING = ("--steps", "5", "--times", "1", "--rows", "400", "--hidden", "128", "--length", "256")
+
+
 @pytest.mark.train
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("data")
+def test_the_start_of_a_training(work_python: Path) -> None:
+    assert work_python.exists()
+    out = bench("train", *TRAINING, "--only", "start")
+    assert "padding share" in out and "first step" in out
+
+
+@pytest.mark.train
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("data")
 def test_train(work_python: Path) -> None:
     assert work_python.exists()
-    small = ("--steps", "5", "--times", "1", "--rows", "400", "--hidden", "128", "--length", "256")
-    out = bench("train", *small)
+    out = bench("train", *TRAINING)
     for figure in ("padding share", "first step", "both packed", "TRL not packed", "lost at a kill"):
         assert figure in out
 

@@ -14,7 +14,7 @@ from tests.slurm.test_cluster import finished, nodes_of, pid_of, slurm_hala, wai
 pytestmark = [pytest.mark.slurm, pytest.mark.vllm]
 __all__ = ["slurm_hala"]
 
-ROWS = 2000
+ROWS = 1200
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ site:
 
 @pytest.mark.timeout(900)
 def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala, recipe: Path) -> None:
-    """2,000 rows, three workers: kill -9 for one, preemption for another, then at most one resume."""
+    """Three workers: kill -9 for one, preemption for another, then at most one resume."""
     site = ("site.executor=slurm", "site.slurm.cpus_per_worker=2", "site.slurm.gpus_per_worker=1")
     job = slurm_hala.json("submit", recipe, *site, "site.slurm.minutes=30")["jobs"][0]
     wait_for(lambda: len(alive(slurm_hala)) == 3, 120)
