@@ -249,6 +249,9 @@ def test_a_trainings_two_arrays_whose_answers_were_lost_are_found(slurm: Path) -
     assert [pickled(run, job).run for job in ("7", "8")] == [str(run / "prepare" / "chat"), str(run)]
     call("resume", "sft")
     assert asked(slurm) == 2, "both are at work"
+    for job in ("7", "8"):  # the launcher finished the preparation, and went on
+        ledger_of(run / "prepare" / "chat", job, "finished")
+    assert record.open_tasks(run) == ["8"]
 
 
 def test_requeueing_is_tried_until_it_works(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

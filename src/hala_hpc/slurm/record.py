@@ -120,7 +120,10 @@ def slurm_jobs(run: Path) -> list[str]:
 
 
 def open_tasks(run: Path) -> list[str]:
-    """Slurm's tasks whose worker did not say that its work is over, as workers name their jobs."""
+    """Slurm's tasks whose worker did not say that its work is over, as workers name their jobs.
+
+    Only what it said at its own run counts: a launcher also finishes the preparation of data, and then goes on.
+    """
     given: dict[str, Path] = {}
     for folder in (run, *([run.parent] if (run.parent / layout.GRID).is_file() else [])):
         for one in submitted(folder):
@@ -129,13 +132,15 @@ def open_tasks(run: Path) -> list[str]:
                     name = one.jobs[0] if len(one.runs) == 1 else f"{one.jobs[0]}_{number}"
                     given[name] = _as_moved(run, Path(path))
     over = set()
-    for file in (file for folder in {run, *given.values()} for file in (folder / "ledger").glob("*.jsonl")):
-        opening = ledger.first(file)
-        if opening.get("executor") == "slurm" and file.parent.parent == run:
-            given.setdefault(str(opening.get("job", "")), run)
-        if any(map(_is_end, ledger.read(file, END_BYTES))):
-            over.add(str(opening.get("job", "")))
-    return [name for name in given if name and name not in over]
+    for folder in {run, *given.values()}:
+        for file in (folder / "ledger").glob("*.jsonl"):
+            opening = ledger.first(file)
+            job = str(opening.get("job", ""))
+            if opening.get("executor") == "slurm" and folder == run and job:
+                given.setdefault(job, run)
+            if given.get(job) == folder and any(map(_is_end, ledger.read(file, END_BYTES))):
+                over.add(job)
+    return [job for job in given if job not in over]
 
 
 def newest(run: Path) -> float:
