@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data
+from hala_hpc.data import moved, shards
 from hala_hpc.data.reopen import reopen
-from hala_hpc.run import create, files, lease, seal, status
+from hala_hpc.run import create, files, lease, manifest, seal, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.redo import set_aside_damaged
 from hala_hpc.worker import patience
@@ -267,21 +269,43 @@ def test_data_that_is_gone_is_named_with_what_to_do(
     begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
-    moved = copied(begun, tmp_path)
+    waiting = copied(begun, tmp_path)
     data = begun.parents[1] / "u.jsonl"
     data.rename(tmp_path / "elsewhere.jsonl")
     try:
-        code, said = hala("worker", moved)
+        code, said = hala("worker", waiting)
         assert code == 2 and "out of reach" in said
-        waited, ended = [str(error["error"]) for error in status.read(moved, TTL, 5).errors]
-        told = f"{data}: gone since the run was planned (put the file back as it was, or a link to it"
+        waited, ended = [str(error["error"]) for error in status.read(waiting, TTL, 5).errors]
+        told = f"{data}: gone since the run was planned (put the file back as it was"
         assert waited.startswith(told) and "no shard counts it" in ended
-        code, said = hala("resume", moved, f"data.path={tmp_path}/elsewhere.jsonl")
-        assert code == 2 and "make a link to it at its old place" in said
     finally:
         data.symlink_to(tmp_path / "elsewhere.jsonl")
-    assert work_until(moved, lambda: False) is Outcome.FINISHED
-    assert proof(moved).proven
+    assert work_until(waiting, lambda: False) is Outcome.FINISHED
+    assert proof(waiting).proven
+
+
+def test_data_that_moved_are_read_where_they_are_now(begun: Path, tmp_path: Path, at_once: None) -> None:
+    """Another file is refused by its size; one of the same size by the digests of the plan."""
+    run, data = copied(begun, tmp_path), begun.parents[1] / "u.jsonl"
+    plan, whole = manifest.read(run / "manifest.parquet"), data.read_bytes()
+    new = tmp_path / "elsewhere.jsonl"
+    data.unlink()
+    try:
+        new.write_bytes(whole + b"\n")
+        code, said = hala("resume", run, f"data.path={new}")
+        assert code == 2 and f"{new} ({len(whole) + 1:,} bytes) is not {data} ({len(whole):,} bytes)" in said
+        assert not (run / moved.NAME).exists() and not (run / "changes").exists()
+        new.write_bytes(whole.replace(b"text", b"TEXT"))
+        assert moved.note(run, plan.facts, Data(path=[str(new)])) == 1
+        with pytest.raises(HalaError, match="changed since the run was planned"):
+            shards.read_input(run, plan[1], plan.facts)
+        new.write_bytes(whole)
+        code, said = hala("resume", run, f"data.path={new}")
+        assert code == 0, said
+    finally:
+        data.write_bytes(whole)
+    assert proof(run).proven
+    assert hala("status", run, "--json")[1].count(str(new)) == 1, "what was changed is told"
 
 
 def test_files_that_share_their_bytes_are_closed_to_writing(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from hala_hpc.run.manifest import Facts
     from hala_hpc.tasks.base import Task
 
-CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=")
-"""What may differ from the frozen recipe when a run goes on: where it runs, never what is asked."""
+MOVED = "data.path="
+CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
+"""What may differ from the frozen recipe when a run goes on: where it runs and where its data are, never what is asked.
+"""
 
 
 @click.command()
@@ -39,12 +41,14 @@ def command(
     hala resume translate-openorca --workers 8 site.slurm.partition=long
     hala resume translate-openorca --damaged
     hala resume translate-openorca --quarantine "worker died"
+    hala resume translate-openorca data.path=/new/place/openorca
     hala resume sft-9b site.slurm.nodes_per_worker=2
     """
     from hala_hpc import tasks
     from hala_hpc.cli import grid
     from hala_hpc.cli.starting import start
     from hala_hpc.config.errors import HalaError
+    from hala_hpc.data import moved
     from hala_hpc.run import manifest, status
     from hala_hpc.run.layout import RunDirectory
     from hala_hpc.slurm.launch import require_environment
@@ -56,9 +60,7 @@ def command(
         return
     path = common.find(run)
     if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
-        moved = "data that moved: make a link to it at its old place; " if wrong[0].startswith("data.") else ""
-        hint = f"{moved}only these may change: {' '.join(CHANGEABLE)}"
-        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", hint)
+        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
     recipe = common.thawed(path, overrides)
     task = tasks.create(recipe)
     require_environment(recipe.site, task.stage)
@@ -68,6 +70,10 @@ def command(
         )
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     plan = manifest.read(path / "manifest.parquet")
+    if any(word.startswith(MOVED) for word in overrides):
+        if plan.facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in plan.facts.sources):
+            raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
+        moved.note(path, plan.facts, recipe.data)
     RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
     if damaged:
         _set_aside(path, task, plan.facts)

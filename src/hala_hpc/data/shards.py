@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.data import bad_rows, digest, readers, schema
+from hala_hpc.data import bad_rows, digest, moved, readers, schema
 from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import Manner
 from hala_hpc.data.schema import Fields
@@ -31,7 +31,10 @@ ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
 _OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated)(?:_(\d+))?$")
-CURE = "put the file back as it was, or a link to it, and `hala resume`; if it is gone for good, plan a new run"
+CURE = (
+    "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "
+    "if it is gone for good, plan a new run"
+)
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
@@ -68,12 +71,13 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         return shard.rows - len(rows)
 
     for name in names[names.index(shard.source) :]:
-        if not (run / name).exists():
-            raise SourceAway(f"{run / name}: gone since the run was planned", CURE)
-        with _of_the_disk(run / name):
+        path = moved.place_of(run, name)
+        if not path.exists():
+            raise SourceAway(f"{path}: gone since the run was planned", CURE)
+        with _of_the_disk(path):
             skip = bad_rows.positions(run, sources[name])
             manner = Manner(sources[name].get("columns", {}), wanted, skip)
-            for chunk in readers.chunks(run / name, position, manner):
+            for chunk in readers.chunks(path, position, manner):
                 rows += chunk.rows
                 if chunk.table is not None:
                     tables.append(chunk.table)
