@@ -131,6 +131,23 @@ def test_workers_here_need_their_engine_here(run: Run, write_recipe: Callable[..
     assert "this Python has no vLLM (--site local-cpu has one" in refused(run("submit", recipe))
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("site.environments.serve.venv=/nope", "/nope has no bin/python (make it with `hala env build serve-cpu"),
+        ("site.environments.work.venv=/nope", "no environment for the stage 'serve' (valid: work)"),
+    ],
+)
+def test_an_environment_that_is_not_there_yet_is_a_warning_of_plan_and_ends_submit(
+    run: Run, recipe: Path, tmp_path: Path, word: str, said: str
+) -> None:
+    assert said in refused(run("submit", recipe, word))
+    assert not (tmp_path / "runs").exists()
+    code, told, _ = run("plan", recipe, word, "--json")
+    [warning] = json.loads(told)["warnings"]
+    assert code == 0 and said in warning
+
+
 def test_a_run_that_exists_says_how_its_recipe_differs(run: Run, recipe: Path) -> None:
     assert run("plan", recipe, "--create")[0] == 0
     assert "exists in" in refused(run("submit", recipe))

@@ -101,6 +101,7 @@ def plan(recipe: Path, site: str, overrides: tuple[str, ...], create: bool, json
 
 def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> None:
     """Plan all cells and start them in one array; before it, one that prepares the data of trainings."""
+    from hala_hpc.cli.planning import refuse_missing_environment
     from hala_hpc.slurm.limits import limits
 
     name, root, cells = _expanded(recipe, site, overrides)
@@ -111,6 +112,8 @@ def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> 
     folder = root / name
     with _place(root, folder, create=True):
         planned = _plan(cells, folder, name, recipe)
+        for one in planned:
+            refuse_missing_environment(one.recipe, one.task)
     submissions = _start(folder, planned)  # where Slurm refuses, the planned runs stay
     _tell(folder, planned, submissions, json_)
 
@@ -118,7 +121,7 @@ def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> 
 def resume(folder: Path, overrides: tuple[str, ...], json_: bool) -> None:
     """Start what is missing of the cells that nobody is at."""
     from hala_hpc import tasks
-    from hala_hpc.cli.resume import CHANGEABLE, at_work
+    from hala_hpc.cli.resume import CHANGEABLE, at_work, note_moved
     from hala_hpc.run import status
 
     if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
@@ -127,6 +130,7 @@ def resume(folder: Path, overrides: tuple[str, ...], json_: bool) -> None:
     busy = at_work(folder)
     for path in runs_in(folder):
         recipe = common.thawed(path, overrides)
+        note_moved(path, recipe, overrides)
         status.retry_failed(path, recipe.run.attempts, recipe.run.lease_seconds)
         state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
         if not state.finished and not busy and not any(worker.alive for worker in state.workers):

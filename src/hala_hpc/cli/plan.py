@@ -42,7 +42,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=root if root.is_dir() else None) as scratch:
             planned = plan_run(asked, task, Path(scratch) / asked.name)
             summary = summary_of(asked, planned.path, target, task.stage)
-        summary["warnings"] = obstacles(asked, target)
+        summary["warnings"] = obstacles(asked, task, target)
     if json_:
         common.echo_json(summary)
     else:

@@ -46,7 +46,6 @@ def check(recipe: Recipe) -> Task:
         engines.check(recipe)
     else:
         _refuse_unused(recipe)
-    require_environment(recipe.site, task.stage)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
     loads_model = not has_engine or recipe.engine.kind == "vllm"
     if recipe.site.offline and loads_model:
@@ -56,8 +55,9 @@ def check(recipe: Recipe) -> Task:
     return task
 
 
-def refuse_missing_engine(recipe: Recipe, task: Task) -> None:
-    """Refuse workers on this machine, in this Python, that could not import their engine. Raises HalaError."""
+def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
+    """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
+    require_environment(recipe.site, task.stage)
     needs_vllm = task.loop == "rows" and recipe.engine.kind == "vllm"
     is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
     if needs_vllm and is_here and importlib.util.find_spec("vllm") is None:
@@ -67,9 +67,13 @@ def refuse_missing_engine(recipe: Recipe, task: Task) -> None:
         )
 
 
-def obstacles(recipe: Recipe, target: Path) -> list[str]:
-    """Why the run that is planned here could not be made in its place, as far as that can be told beforehand."""
+def obstacles(recipe: Recipe, task: Task, target: Path) -> list[str]:
+    """Why `hala submit` would refuse the run that is planned here, as far as that can be told beforehand."""
     found = []
+    try:
+        refuse_missing_environment(recipe, task)
+    except HalaError as error:
+        found.append(str(error))
     if target.exists():
         found.append(_existing(recipe, target).message)
     there = next(folder for folder in (target.parent, *target.parent.parents) if folder.exists())

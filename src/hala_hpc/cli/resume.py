@@ -9,6 +9,7 @@ from hala_hpc.cli import common
 from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
+    from hala_hpc.config.schema import Recipe
     from hala_hpc.run.manifest import Facts
     from hala_hpc.tasks.base import Task
 
@@ -48,7 +49,6 @@ def command(
     from hala_hpc.cli import grid
     from hala_hpc.cli.starting import start
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.data import moved
     from hala_hpc.run import manifest, status
     from hala_hpc.run.layout import RunDirectory
     from hala_hpc.slurm.launch import require_environment
@@ -70,10 +70,7 @@ def command(
         )
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     plan = manifest.read(path / "manifest.parquet")
-    if any(word.startswith(MOVED) for word in overrides):
-        if plan.facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in plan.facts.sources):
-            raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
-        moved.note(path, plan.facts, recipe.data)
+    note_moved(path, recipe, overrides)
     RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
     if damaged:
         _set_aside(path, task, plan.facts)
@@ -102,6 +99,20 @@ def command(
     else:
         what = f"{plural(workers, 'worker')} for {plural(missing, 'missing shard')}"
         click.echo(f"{what} ({retried} had failed): {', '.join(jobs)}")
+
+
+def note_moved(path: Path, recipe: "Recipe", overrides: tuple[str, ...]) -> None:
+    """Where ``overrides`` say that a run's data moved: note their new places. Raises HalaError for other data."""
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.data import moved
+    from hala_hpc.run import manifest
+
+    if not any(word.startswith(MOVED) for word in overrides):
+        return
+    facts = manifest.read(path / "manifest.parquet").facts
+    if facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in facts.sources):
+        raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
+    moved.note(path, facts, recipe.data)
 
 
 def at_work(*paths: Path) -> int:

@@ -20,7 +20,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
     from hala_hpc.cli import grid, training
-    from hala_hpc.cli.planning import check, plan_run, refuse_missing_engine
+    from hala_hpc.cli.planning import check, plan_run, refuse_missing_environment
     from hala_hpc.cli.starting import start
     from hala_hpc.run import manifest
     from hala_hpc.slurm.limits import limits
@@ -31,7 +31,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     asked = common.load(recipe, site, overrides)
     common.refuse_forgotten_site(site, asked.site.executor)
     task = check(asked)
-    refuse_missing_engine(asked, task)
+    refuse_missing_environment(asked, task)
     if asked.site.executor == "slurm":
         limits(asked.site.slurm)  # a Slurm that is not there is told before all the data is read
     run = plan_run(asked, task, Path(asked.run.root).resolve() / asked.name)
