@@ -7,6 +7,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,3 +137,16 @@ def test_nothing_to_flush_makes_no_file(tmp_path: Path) -> None:
     run = bare_run(tmp_path, 1)
     keep(run, "ada").close()
     assert list(run.partial_folder(0).iterdir()) == []
+
+
+def test_maps_and_a_key_named_as_our_tag_come_back_as_they_were(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    kind = pa.map_(pa.string(), pa.list_(pa.map_(pa.string(), pa.binary())))
+    column = pa.array([[("a", [[("b", b"\x00")]])], [], None], kind)
+    tags = [{"hala:type": "bytes", "value": "AA=="}, {"hala:type": ["date"]}, {"hala:type": {"hala:type": None}}]
+    file = PartialFile(run, 0, "ada")
+    file.add({"row": 1, "new": {"maps": column.to_pylist(), "tags": tags}})
+    file.flush()
+    new = partial.read(run, 0)[1][0]["new"]
+    assert pa.array(new["maps"], kind).equals(column)
+    assert new["tags"] == tags

@@ -20,7 +20,7 @@ from hala_hpc.run.layout import RunDirectory
 ROW = "row"
 """Key of every record: the row's number in the run."""
 TYPE = "hala:type"
-"""Key of an object that stands for a value that Parquet holds and JSON has no word for; ``value`` is its text."""
+"""Key of an object that stands for a value that JSON has no word for, named by its Python type, with ``value``."""
 
 
 class PartialFile:
@@ -33,7 +33,7 @@ class PartialFile:
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record for the next flush."""
-        self._pending.append(json.dumps(record, ensure_ascii=False, default=_tagged).encode() + b"\n")
+        self._pending.append(json.dumps(_marked(record), ensure_ascii=False, default=_tagged).encode() + b"\n")
 
     def flush(self) -> None:
         """Append what is pending and wait for the disk. Raises OSError; then the records stay pending."""
@@ -117,7 +117,20 @@ _TYPES: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     Decimal: (str, Decimal),
     bytes: (lambda value: base64.b64encode(value).decode(), base64.b64decode),
 }
-_BY_NAME = {kind.__name__: decode for kind, (_, decode) in _TYPES.items()}
+_BY_NAME: dict[str, Callable[[Any], Any]] = {kind.__name__: decode for kind, (_, decode) in _TYPES.items()}
+_BY_NAME |= {"tuple": tuple, "dict": dict}
+
+
+def _marked(value: Any) -> Any:
+    """A value with what JSON would take for something else marked: entries of maps, a row's own key ``hala:type``."""
+    if isinstance(value, dict):
+        inner = {key: _marked(part) for key, part in value.items()}
+        return {TYPE: "dict", "value": list(inner.items())} if TYPE in inner else inner
+    if isinstance(value, list):
+        return [_marked(part) for part in value]
+    if isinstance(value, tuple):  # pyarrow takes an entry of a map as a tuple only
+        return {TYPE: "tuple", "value": [_marked(part) for part in value]}
+    return value
 
 
 def _tagged(value: Any) -> dict[str, str]:
