@@ -55,7 +55,14 @@ def test_a_grid_from_plan_to_proof(hala: Hala, recipe: Callable[..., Path]) -> N
     assert "2 done of 2 runs" in hala("status", "langs").stdout
     assert "nothing to start" in hala("resume", "langs").stdout
     assert hala.json("status", "langs/eu")["rows_done"] == 20  # a cell is a run like any other
-    assert "exists in" in hala("submit", recipe(), code=2).stderr
+    assert "exists in" in (said := hala("submit", recipe(), code=2).stderr) and "with the same recipe" in said
+    said = hala("submit", recipe(), "run.workers=7", code=2).stderr
+    assert "cell eu with another recipe: run.workers=7 (was 1)" in said
+    more = json.loads(recipe().read_text())
+    more["grid"]["axes"]["language"]["gl"] = {"task": {"target": "Galician"}}
+    recipe().write_text(json.dumps(more))
+    said = hala("submit", hala.folder / "langs.yaml", code=2).stderr
+    assert "grid 'langs' exists in" in said and "cell gl is not in it" in said
 
 
 def test_a_cell_that_cannot_be_planned_leaves_nothing_behind(hala: Hala, recipe: Callable[..., Path]) -> None:

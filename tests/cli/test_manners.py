@@ -153,8 +153,9 @@ def test_a_run_that_exists_says_how_its_recipe_differs(run: Run, recipe: Path) -
     assert "exists in" in refused(run("submit", recipe))
     assert "with the same recipe" in refused(run("submit", recipe))
     said = refused(run("submit", recipe, "task.target=Basque", "run.workers=3"))
-    assert "with another recipe: it differs in run.workers, task.target (`hala resume test`" in said
-    assert "differs in run.workers" in json.loads(run("plan", recipe, "run.workers=3", "--json")[1])["warnings"][0]
+    differs = 'run.workers=3 (was 1), task.target="Basque" (was "Arabic")'
+    assert f"with another recipe: {differs} (`hala resume test`" in said
+    assert "run.workers=3 (was 1)" in json.loads(run("plan", recipe, "run.workers=3", "--json")[1])["warnings"][0]
 
 
 @pytest.mark.parametrize("name", ["-x", "--json", ".x", "a b", "a/b"])

@@ -83,7 +83,7 @@ def plan(recipe: Path, site: str, overrides: tuple[str, ...], create: bool, json
 
     name, root, cells = _expanded(recipe, site, overrides)
     target = root / name
-    with _place(root, target, create) as folder:
+    with _place(root, target, create, cells) as folder:
         planned = _plan(cells, folder, name, recipe)
         told = [_told(cell) for cell in cells]
         for one in planned:
@@ -110,7 +110,7 @@ def submit(recipe: Path, site: str, overrides: tuple[str, ...], json_: bool) -> 
     if sites:
         limits(sites[0].slurm)  # a Slurm that is not there is told before all the data is read
     folder = root / name
-    with _place(root, folder, create=True):
+    with _place(root, folder, True, cells):
         planned = _plan(cells, folder, name, recipe)
         for one in planned:
             refuse_missing_environment(one.recipe, one.task)
@@ -162,7 +162,7 @@ def _expanded(recipe: Path, site: str, overrides: tuple[str, ...]) -> "tuple[str
 
 
 @contextmanager
-def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
+def _place(root: Path, target: Path, create: bool, cells: "Sequence[Cell]") -> Iterator[Path]:
     """A folder for the cells: their own, removed again if they cannot be planned; or one to look at and throw away."""
     from hala_hpc.run.files import remove_tree
 
@@ -171,12 +171,42 @@ def _place(root: Path, target: Path, create: bool) -> Iterator[Path]:
             yield Path(scratch) / target.name
         return
     if target.exists():
-        raise HalaError(f"'{target.name}' exists in {root}", f"`hala resume {target.name}`, or give another name=…")
+        raise _existing(target, cells)
     try:
         yield target
     except BaseException:
         remove_tree(target)  # nobody was started yet
         raise
+
+
+def _existing(target: Path, cells: "Sequence[Cell]") -> HalaError:
+    """Says of the grid that has the name already how it differs: by its cells, else by a cell's recipe."""
+    from hala_hpc.cli.planning import difference
+
+    if not (target / MARKER).is_file():
+        return HalaError(f"{target} exists, and is no grid", "give another name=…, or move it away")
+    before = {str(cell["name"]) for cell in read(target)["cells"]}
+    said = [f"cell {name} is not in it" for name in sorted({cell.name for cell in cells} - before)]
+    said += [f"its cell {name} is not asked for" for name in sorted(before - {cell.name for cell in cells})]
+    for cell in () if said else cells:
+        if (
+            cell.recipe
+            and (target / cell.name).is_dir()
+            and (differs := difference(_in(target, cell.recipe), target / cell.name))
+        ):
+            said = [f"cell {cell.name} with another recipe: {differs}"]
+            break
+    listed = ", ".join(said[:4]) + (f" and {len(said) - 4} more" if len(said) > 4 else "")
+    hint = f"`hala resume {target.name}`, or give another name=…; resuming goes on with the recipes it has"
+    return HalaError(f"grid '{target.name}' exists in {target.parent}, {listed or 'with the same recipe'}", hint)
+
+
+def _in(folder: Path, recipe: "Recipe") -> "Recipe":
+    """A cell's recipe as it is planned: its run is in the grid's folder, as are the tokens that trainings share."""
+    asked = replace(recipe, run=replace(recipe.run, root=str(folder)))
+    if getattr(asked.task, "prepared", "") is None:
+        asked = replace(asked, task=replace(asked.task, prepared=str(folder / PREPARED)))
+    return asked
 
 
 def _plan(cells: "Sequence[Cell]", folder: Path, name: str, recipe: Path) -> list[Planned]:
@@ -190,9 +220,7 @@ def _plan(cells: "Sequence[Cell]", folder: Path, name: str, recipe: Path) -> lis
     for cell in cells:
         if cell.state != "run" or cell.recipe is None:
             continue
-        asked = replace(cell.recipe, run=replace(cell.recipe.run, root=str(folder)))
-        if getattr(asked.task, "prepared", "") is None:
-            asked = replace(asked, task=replace(asked.task, prepared=str(folder / PREPARED)))
+        asked = _in(folder, cell.recipe)
         try:
             task = check(asked)
             planned.append(Planned(asked, task, plan_run(asked, task, folder / cell.name).path))

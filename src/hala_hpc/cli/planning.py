@@ -1,8 +1,10 @@
 """From a recipe to a planned run, with progress: what ``plan`` and ``submit`` share."""
 
 import importlib.util
+import json
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 
 from hala_hpc import engines, tasks
 from hala_hpc.cli import common
+from hala_hpc.config import changes
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
@@ -86,26 +89,24 @@ def obstacles(recipe: Recipe, task: Task, target: Path) -> list[str]:
 
 
 def _existing(recipe: Recipe, target: Path) -> HalaError:
-    """Says of the run that has the name already whether it was asked for the same, and if not, by which keys."""
-    said = "a folder that is no run"
+    """Says of the run that has the name already whether it was asked for the same, and if not, how it differs."""
     if not (target / "recipe.yaml").is_file():
         return HalaError(f"{target} exists, and is no run", "give another name=…, or move it away")
-    if (target / "recipe.yaml").is_file():
-        before, now = _flat(common.frozen(target)), _flat(yaml.safe_load(freeze(recipe)))
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more keys" if len(keys) > 6 else "")
-        said = f"with another recipe: it differs in {listed}" if keys else "with the same recipe"
+    differs = difference(recipe, target)
+    said = f"with another recipe: {differs}" if differs else "with the same recipe"
     hint = f"`hala resume {target.name}`, or give another name=…; resuming goes on with the recipe it has"
     return HalaError(f"run '{target.name}' exists in {target.parent}, {said}", hint)
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted keys."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    return {
-        key: value for name, item in values.items() for key, value in _flat(item, f"{prefix}.{name}".strip(".")).items()
-    }
+def difference(recipe: Recipe, run: Path) -> str:
+    """How a recipe differs from the one that a run was planned with, in words; empty where it does not."""
+    found = changes.differing(common.frozen(run), yaml.safe_load(freeze(recipe)))
+    listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(found.items())]
+    return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
+
+
+def _brief(value: Any) -> str:
+    return textwrap.shorten(json.dumps(value, ensure_ascii=False), 60, placeholder="…")
 
 
 def _refuse_unused(recipe: Recipe) -> None:

@@ -36,9 +36,13 @@ def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
 
 def told(recipe: dict[str, Any], run: Path) -> dict[str, tuple[Any, Any]]:
     """Each key that differs from the frozen recipe: what the recipe has, and what holds now."""
-    before, after = _flat(recipe), _flat(merged(recipe, run))
-    keys = [key for key in (*before, *(key for key in after if key not in before)) if before.get(key) != after.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in keys}
+    return differing(recipe, merged(recipe, run))
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each dotted key whose value is another one: before, and after; None where it is not there."""
+    old, new = _flat(before), _flat(after)
+    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
 
 
 def _read(path: Path) -> dict[str, Any]:
