@@ -9,9 +9,11 @@ from hala_hpc.config.schema import Data, Model
 from hala_hpc.data import sources
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Watch
+from hala_hpc.text.control import ControlWords
 from hala_hpc.training import templates
 from hala_hpc.training.documents import Chat, Document, Dropped, reader_of
 from hala_hpc.training.options import Kind
+from hala_hpc.training.tokens import CONTROL_WORDS, holds_control_words
 
 
 def samples(
@@ -19,15 +21,19 @@ def samples(
 ) -> list[list[int]]:
     """Token ids of the first ``count`` rows that hold anything, each cut to ``length``.
 
-    Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one.
-    ``copies`` is a folder for files that cannot be read as they are; ``bad`` is told of bad rows.
+    Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one. Words
+    of the data that are control tokens are text (``text.control``), and counted in ``bad.notes``. ``copies`` is a
+    folder for files that cannot be read as they are; ``bad`` is told of bad rows.
 
     Raises HalaError for data that cannot be read, rows of another form, and where no row holds anything.
     """
     tokenizer = templates.load_tokenizer(model)
+    words = ControlWords(tokenizer.backend_tokenizer)
     found: list[list[int]] = []
     for document in _documents(data, kind, copies, watch, bad):
-        found.append(_tokens(tokenizer, document)[:length])
+        if holds_control_words(document, words):
+            bad.notes[CONTROL_WORDS] += 1
+        found.append(_tokens(tokenizer, words, document)[:length])
         if len(found) == count:
             break
     if not found:
@@ -47,10 +53,10 @@ def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows)
                 bad.add(sources.where(source, number), error)
 
 
-def _tokens(tokenizer: Any, document: Document) -> list[int]:
+def _tokens(tokenizer: Any, words: ControlWords, document: Document) -> list[int]:
     if isinstance(document, Chat):
-        text, before = templates.render(tokenizer, document).text, []
+        text, before = templates.render(tokenizer, document.hiding(words)).text, []
     else:
-        text = "".join(document.texts)
+        text = words.hide("".join(document.texts))
         before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [*before, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids]
+    return [*before, *words.encode(text).ids]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from hala_hpc.data.digest import Row
 from hala_hpc.data.readers import what
 from hala_hpc.data.shapes import ROLES, ColumnShape, TurnShape, refuse_originals, require, shape_of
 from hala_hpc.data.turns import keys_of, turns_of
+from hala_hpc.text.control import ControlWords
 from hala_hpc.training.options import Kind
 
 CALLS: Final = ("function_call", "tool_call")
@@ -51,6 +52,12 @@ class Chat:
     @property
     def texts(self) -> list[str]:
         return [message["content"] for message in self.messages]
+
+    def hiding(self, words: ControlWords) -> "Chat":
+        """The same, with words that are control tokens hidden from the chat template, for ``words.encode``."""
+        if not words.held([self.messages, self.tools]):
+            return self
+        return replace(self, messages=words.hide(self.messages), tools=words.hide(self.tools))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ Loss = npt.NDArray[np.bool_]
 CONTROL_WORDS: Final = "rows with words of control tokens, which are text in them"
 
 
+def holds_control_words(document: Document, words: ControlWords) -> bool:
+    """Whether anything of a document that a model is given has such words."""
+    return words.held([document.messages, document.tools] if isinstance(document, Chat) else document.texts)
+
+
 class Tokenizing:
     """How rows of one schema become tokens. Call it with a row.
 
@@ -62,8 +67,7 @@ class Tokenizing:
 
         Raises HalaError where the chat template leaves out what ``leave_out`` does not name.
         """
-        parts = [document.messages, document.tools] if isinstance(document, Chat) else document.texts
-        found = [CONTROL_WORDS] if self._words.held(parts) else []
+        found = [CONTROL_WORDS] if holds_control_words(document, self._words) else []
         if isinstance(document, Chat):
             missing = self._marks.look(document).left_out
             found += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
@@ -102,9 +106,7 @@ class Tokenizing:
 
     def _rendered(self, chat: Chat) -> tuple[str, Spans]:
         """The words of the data in it are hidden."""
-        if self._words.held([chat.messages, chat.tools]):
-            chat = replace(chat, messages=self._words.hide(chat.messages), tools=self._words.hide(chat.tools))
-        rendered = templates.render(self._tokenizer, chat)
+        rendered = templates.render(self._tokenizer, chat.hiding(self._words))
         return rendered.text, rendered.spans
 
     def _ids(self, text: str) -> list[int]:
