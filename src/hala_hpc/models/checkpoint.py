@@ -14,7 +14,7 @@ from hala_hpc.config.words import plural
 from hala_hpc.models.tensors import Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of
-from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.layout import GRID, RunDirectory
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -27,12 +27,14 @@ NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
 def locate(name: str, revision: str | None = None) -> dict[str, Path]:
     """The model folders that a name stands for, by a label for each ('' where there is one only).
 
-    ``name`` is a folder with a model, a finished run (a training's model, a merge's models, a quantized model), or a
-    name on the hub whose files are in the cache.
+    ``name`` is a folder with a model, a finished run (a training's model, a merge's models, a quantized model), a grid
+    of such runs, or a name on the hub whose files are in the cache.
 
-    Raises HalaError where there is none, or the run is not finished.
+    Raises HalaError where there is none, or the run, or one of the grid, is not finished.
     """
     path = Path(name)
+    if (path / GRID).is_file():
+        return _of_grid(path.resolve())
     if (path / "config.json").is_file():
         return {"": path.resolve()}
     if (path / "manifest.parquet").is_file():
@@ -118,6 +120,30 @@ def digest(
             read += file.stat().st_size
             count(read)
     return hashed.hexdigest()
+
+
+def _of_grid(grid: Path) -> dict[str, Path]:
+    """The models of all cells, by the cell; those that are a model as it is among them."""
+    try:
+        told = json.loads((grid / GRID).read_text("utf-8"))["cells"]
+        cells = {str(cell["name"]): cell for cell in told if cell["state"] in ("run", "as_is")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HalaError(f"{grid / GRID} cannot be read: {error}", "name its runs one by one") from error
+    found: dict[str, Path] = {}
+    wanting = []
+    for name, cell in cells.items():
+        try:
+            models = locate(cell["model"]) if cell["state"] == "as_is" else _of_run(grid / name)
+        except HalaError:
+            wanting.append(name)
+            continue
+        found |= {f"{name}-{part}" if part else name: path for part, path in models.items()}
+    if wanting:
+        raise HalaError(
+            f"{grid}: {len(wanting)} of its {len(cells)} cells have no model yet: {', '.join(wanting)}",
+            f"`hala status {grid}`; or name the cells that have one, as {grid.name}/CELL",
+        )
+    return found
 
 
 def _of_run(run: Path) -> dict[str, Path]:
