@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from hala_hpc.cli import main as cli
+from hala_hpc.cli import starting
+from hala_hpc.slurm.record import Submission
 from hala_hpc.worker.main import work_until
 from tests.worker.helpers import plan, texts
 
@@ -31,6 +35,19 @@ def hala(*words: object) -> tuple[int, str]:
             said.seek(0)
             return int(end.code or 0), said.read()
     raise AssertionError("main always exits")
+
+
+@pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Submitting starts nobody here: what a worker does with such a run is the command `worker`."""
+    started: list[str] = []
+
+    def start(recipe: object, task: object, run: Path, workers: int) -> list[object]:
+        started.append(run.name)
+        return [Submission("local", ["1"], workers)]
+
+    monkeypatch.setattr(starting, "start", start)
+    return started
 
 
 def finished(folder: Path, name: str = "r", **engine: object) -> Path:

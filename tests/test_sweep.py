@@ -7,6 +7,7 @@ import pytest
 
 from tests import damaged
 from tests.damaged import DAMAGES, copied, hala
+from tests.damaged import no_workers as no_workers
 
 NEEDED = ("recipe.yaml", "manifest.parquet")
 """What no run can do without."""
@@ -44,23 +45,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for run in made.values():
         (run / "logs" / "7_log.out").write_text("hello\n")
     return made
-
-
-@pytest.fixture
-def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Submitting starts nobody here: what a worker does with such a run is the command `worker`."""
-    from hala_hpc.cli import starting
-
-    started: list[str] = []
-
-    def start(recipe: object, task: object, run: Path, workers: int) -> list[object]:
-        started.append(run.name)
-        from hala_hpc.slurm.record import Submission
-
-        return [Submission("local", ["1"], workers)]
-
-    monkeypatch.setattr(starting, "start", start)
-    return started
 
 
 def files(run: Path) -> list[str]:

@@ -32,10 +32,16 @@ run_argument = click.argument("run", metavar="RUN")
 
 
 class Place(click.Path):
-    """A path of an option: `~` and variables that no shell has expanded (``--to=~/x``) are, or are refused."""
+    """A path of an option: `~` and variables that no shell has expanded (``--to=~/x``) are, or are refused.
+
+    An empty one is refused, which would be the current folder: ``--to "$UNSET"``.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(places.expanded(str(value), param.opts[0] if param else "path"), param, ctx)
+        what = param.opts[0] if param else "path"
+        if not str(value).strip():
+            raise HalaError(f"{what}: is empty", "give a path; a variable that is not set is empty")
+        return super().convert(places.expanded(str(value), what), param, ctx)
 
 
 recipe_argument = click.argument("recipe", type=Place(path_type=Path))
@@ -75,6 +81,9 @@ def _profile_root(site: str | None) -> str | None:
 def find(run: str) -> Path:
     """A run by its path or name."""
     from hala_hpc.run.layout import find_run
+
+    if not run.strip():
+        raise HalaError("'': names no run", "give its name or path; a variable that is not set is empty")
 
     return find_run(places.expanded(run, "RUN"), runs_roots())
 

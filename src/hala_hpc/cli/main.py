@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -30,6 +31,8 @@ COMMANDS = {
     "worker": "Work on a run, here and now (what a Slurm job calls).",
 }
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+LONG = 2_000
+"""Characters of an error that are shown; its middle is left out where a word of the command line is a whole text."""
 
 
 class LazyGroup(click.Group):
@@ -107,10 +110,21 @@ def main() -> None:
 
 
 def _words(words: list[str]) -> list[str]:
-    """``hala`` alone shows help, ``hala help X`` is ``hala X --help``."""
+    """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is no text."""
+    for word in words:
+        if _is_bytes(word):
+            from hala_hpc.config.errors import HalaError
+
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            raise HalaError(f"'{shown}': not UTF-8, and all that is written down is", "give the file another name")
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     return words or ["--help"]
+
+
+def _is_bytes(word: str) -> bool:
+    """Whether a word of the command line holds bytes that are no UTF-8: Python keeps them as halves of characters."""
+    return any("\udc80" <= letter <= "\udcff" for letter in word)
 
 
 def _key_hint(error: click.NoSuchOption) -> str:
@@ -129,7 +143,10 @@ def _key_hint(error: click.NoSuchOption) -> str:
 
 def _told(error: OSError) -> str:
     """What a disk refused, in a line: a full one, a file where a folder is wanted, a name too long, no permission."""
-    where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    from hala_hpc.run.files import meant_by
+
+    paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    where = " -> ".join(str(path.with_name(meant_by(path.name)) if path.name else path) for path in paths)
     if error.errno in FULL_DISK:
         at = f" ({where})" if where else ""
         return f"no space left on the disk{at}; nothing was left half-made (free some, then try again)"
@@ -138,5 +155,8 @@ def _told(error: OSError) -> str:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"hala: error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > LONG:
+        line = f"{line[: LONG // 2]} … {line[-LONG // 2 :]}"
+    click.echo(f"hala: error: {line}", err=True)
     sys.exit(2)

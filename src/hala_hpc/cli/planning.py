@@ -38,9 +38,6 @@ def check(recipe: Recipe) -> Task:
             f"name: {recipe.name!r} cannot be a run's name",
             "letters, digits, -, _ and ., at most 100; no . or - in front",
         )
-    for key in ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"):
-        if getattr(recipe.run, key) <= 0:
-            raise HalaError(f"run.{key}: must be more than 0")
     if recipe.data.limit is not None and recipe.data.limit < 1:
         raise HalaError(f"data.limit: {recipe.data.limit} rows are nothing to do", "at least 1, or null for all")
     task = tasks.create(recipe)

@@ -52,16 +52,19 @@ def command(
     hala publish merge --item t0.50 --to models/merged
     """
     from hala_hpc.config import places
-    from hala_hpc.publish import content, folder, hub, publication
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.publish import content, folder, hub, licences, publication
 
     path, to = common.find(run), places.expanded(to, "--to")
+    if not to.strip():
+        raise HalaError("--to: is empty", "hub:ORG/NAME, or a folder")
     name = hub.name_of(to) if to.startswith(hub.PREFIX) else ""
     if name and not dry_run:
         hub.refuse_without_key()
     elif not name:
         folder.refuse_existing(Path(to).resolve())
     asked = publication.Asked(
-        licence=licence,
+        licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
         scores=tuple(common.find(each) for each in scores),
         about=about.read_text("utf-8", "replace") if about is not None else "",
@@ -111,10 +114,12 @@ def _collect(path: Path) -> "Content":
 
 def _given(licence_of: tuple[str, ...]) -> dict[str, str]:
     from hala_hpc.config.errors import HalaError
+    from hala_hpc.publish import licences
 
     if wrong := next((word for word in licence_of if not all(word.partition("="))), None):
         raise HalaError(f"--licence-of {wrong}: not of the form NAME=LICENCE", "for example my-data=cc-by-4.0")
-    return {name: told for name, _, told in (word.rpartition("=") for word in licence_of)}
+    named = (word.rpartition("=") for word in licence_of)
+    return {name: licences.require_name(told, f"--licence-of {name}") for name, _, told in named}
 
 
 def _show(made: "Publication", to: str, json_: bool) -> None:

@@ -23,6 +23,10 @@ def command(root: Path | None, json_: bool) -> None:
     \b
     hala runs --root /scratch/me/runs
     """
+    from hala_hpc.config.errors import HalaError
+
+    if root is not None and not root.is_dir():
+        raise HalaError(f"--root: {root} is no folder", "give the folder that your runs are in")
     folder = root or common.runs_root()
     found = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)

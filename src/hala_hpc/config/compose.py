@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hala_hpc.config import changes, layers, places
+from hala_hpc.config import changes, layers, numbers, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
@@ -82,7 +82,7 @@ def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
 
 
 def to_recipe(config: Any) -> Recipe:
-    """Resolve interpolations and missing values. Raises HalaError naming the key."""
+    """Resolve interpolations and missing values, and check numbers. Raises HalaError naming the key."""
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
@@ -90,6 +90,7 @@ def to_recipe(config: Any) -> Recipe:
             key = _first_line(error).rpartition(": ")[2].split()[-1]
             raise HalaError(f"{key}: is missing", f"give it in the recipe, or as {key}=…") from error
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
+    numbers.check(recipe)
     _anchor(recipe, Path(recipe.run.root).resolve())
     return recipe
 

@@ -30,6 +30,9 @@ def put(entries: Sequence[Entry], target: Path) -> None:
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises HalaError where ``target`` is there already."""
+    """Raises HalaError where ``target`` is there already, or cannot be made."""
     if target.exists():
         raise HalaError(f"{target} exists", "give another folder with --to")
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
+        raise HalaError(f"--to: {target}: {above} is no folder", "give another one")

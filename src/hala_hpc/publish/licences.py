@@ -40,6 +40,7 @@ OWN_TERMS: Final = _names(
 """Terms that go with whatever is made from the work."""
 ON_THE_HUB: Final = PERMISSIVE | SHARE_ALIKE | NON_COMMERCIAL | NO_DERIVATIVES | OWN_TERMS
 """Names that the hub's field ``license`` takes; others are ``other`` with a ``license_name``."""
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,95}")
 NOT_TOLD: Final = frozenset({"", "unknown", "other", "cc", "none"})
 """Names that say nothing of what is allowed."""
 
@@ -73,6 +74,13 @@ class Decision:
     licence: str | None
     conflicts: tuple[str, ...]
     carried: bool  # nobody chose it: it is the only one of the sources' licences that contradicts none
+
+
+def require_name(name: str, key: str) -> str:
+    """Raises HalaError for what cannot be a licence's name, whoever's it is; ``key`` says where it was given."""
+    if not NAME.fullmatch(normal(name)):
+        raise HalaError(f"{key}: {name!r} cannot be a licence's name", "as the hub names it, for example cc-by-4.0")
+    return name
 
 
 def normal(name: str) -> str:

@@ -48,7 +48,12 @@ def beside(path: Path) -> Path:
 
 def is_beside(name: str) -> bool:
     """Whether ``beside`` made this name."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", name) is not None
+    return meant_by(name) != name
+
+
+def meant_by(name: str) -> str:
+    """The name that a name of ``beside`` stands next to; any other name as it is."""
+    return re.sub(r"\A\.(.+)\.[0-9a-f]{12}\.tmp\Z", r"\1", name, flags=re.DOTALL)
 
 
 def now_in(folder: Path) -> float:
