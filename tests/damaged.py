@@ -87,7 +87,14 @@ def _folder_instead(path: Path) -> None:
     path.mkdir()
 
 
+def _unreadable(path: Path) -> None:
+    """A link to itself: there, and not to be opened by root either, whom no mode keeps out."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 DAMAGES: dict[str, Damage] = {
+    "unreadable": _unreadable,
     "emptied": lambda path: path.write_bytes(b"") and None,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) and None,
     "removed": lambda path: path.unlink(),

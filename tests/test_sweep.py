@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import damaged
+from hala_hpc.run import digests
+from tests import damaged, test_flips
 from tests.damaged import DAMAGES, copied, hala
 from tests.damaged import no_workers as no_workers
 
@@ -26,7 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "best": ("best", "RUN"),
     "runs": ("runs", "--root", "ROOT"),
     "runs --json": ("runs", "--root", "ROOT", "--json"),
-    "publish": ("publish", "RUN", "me/it", "--dry-run"),
+    "publish": ("publish", "RUN", "--to", "OUT", "--licence", "mit", "--dry-run"),
     "plan": ("plan", "RECIPE", "--create"),
     "submit": ("submit", "RECIPE"),
     "worker": ("worker", "RUN"),
@@ -34,28 +35,36 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "resume --damaged": ("resume", "RUN", "--damaged"),
     "resume --quarantine": ("resume", "RUN", "--quarantine"),
 }
-KINDS = ("finished", "unfinished")
-FEW = 40
+KINDS = {"finished": damaged.finished, "unfinished": damaged.unfinished}
+OF_ITEMS = {"trained": test_flips.trained, "merged": test_flips.merged, "evaluated": test_flips.evaluated}
+"""Runs whose shards are folders, put there by hand: their recipes are no whole ones."""
+NEEDS_RECIPE = ("plan", "submit", "worker", "verify", "resume", "resume --damaged", "resume --quarantine")
+FEW = 60
 """Of all cases, in the short form."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {kind: getattr(damaged, kind)(tmp_path_factory.mktemp(kind)) for kind in KINDS}
+    made = {kind: make(tmp_path_factory.mktemp(kind)) for kind, make in (KINDS | OF_ITEMS).items()}
     for run in made.values():
         (run / "logs" / "7_log.out").write_text("hello\n")
     return made
 
 
 def files(run: Path) -> list[str]:
-    """Each kind of file and each folder of a run once."""
-    kept = ["recipe.yaml", "manifest.parquet", "shards/000/000000.parquet"]
-    kept += [str(next(run.glob(pattern)).relative_to(run)) for pattern in ("ledger/*.jsonl", "logs/*.out")]
-    kept += [str(path.relative_to(run)) for path in run.glob("partial/000/*")]
-    kept += [str(path.relative_to(run)) for path in run.glob("leases/000/*")]
-    return kept
+    """Each kind of file of a run."""
+    patterns = ("recipe.yaml", "manifest.parquet", "shards/000/*.parquet", "ledger/*.jsonl", "logs/*.out")
+    kept = [path for pattern in (*patterns, "partial/000/*", "leases/000/*") for path in sorted(run.glob(pattern))]
+    return [str(path.relative_to(run)) for path in kept if path.is_file()]
 
 
+OUTPUT = "shards/000/000000"
+OUTPUTS = {
+    "trained": ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "hala.json"),
+    "merged": ("config.json", "model-00001-of-00002.safetensors", "hala.json"),
+    "evaluated": ("result.json", "samples.parquet"),
+}
+"""Files of their first shard; each has ``.digests.json`` too."""
 FOLDERS = ("shards", "shards/000", "partial", "partial/000", "leases", "leases/000", "leases/workers", "ledger", "logs")
 KINDS_OF_FILE = ("recipe.yaml", "manifest.parquet", "shards", "ledger", "logs", "partial", "leases")
 
@@ -69,7 +78,20 @@ def cases() -> list[tuple[str, str, str, str]]:
         for folder in FOLDERS
         for damage in ("folder removed", "a file instead", "stray files")
     ]
-    return [(*case, command) for case in [*of_files, *of_folders] for command in COMMANDS]
+    of_items = [
+        (kind, name, damage)
+        for kind, names in OUTPUTS.items()
+        for name in (
+            "recipe.yaml",
+            "manifest.parquet",
+            "ledger",
+            *(f"{OUTPUT}/{each}" for each in (*names, digests.NAME)),
+        )
+        for damage in DAMAGES
+    ]
+    of_items += [(kind, folder, "folder removed") for kind in OUTPUTS for folder in ("shards", "ledger", "leases")]
+    whole = [(*case, command) for case in [*of_files, *of_folders] for command in COMMANDS]
+    return whole + [(*case, command) for case in of_items for command in COMMANDS if command not in NEEDS_RECIPE]
 
 
 def spoil(run: Path, name: str, damage: str) -> bool:
@@ -86,7 +108,9 @@ def spoil(run: Path, name: str, damage: str) -> bool:
             (run / name / stray).write_bytes(b"\0")
         (run / name / "a folder").mkdir()
     else:
-        found = next((each for each in files(run) if each.split("/")[0] == name), None)
+        found = (
+            name if name.startswith(OUTPUT) else next((one for one in files(run) if one.split("/")[0] == name), None)
+        )
         if found is None:
             return False
         DAMAGES[damage](run / found)
@@ -112,15 +136,23 @@ def expected(kind: str, name: str, damage: str, command: str) -> set[int]:
         return {0, 2}
     if command == "cancel" and name == "manifest.parquet":
         return {0, 2}  # jobs are found without it
+    if name == "recipe.yaml" and damage == "truncated":
+        return {0, 1, 2}  # where the cut is, it may be a recipe still
     if name in NEEDED and damage != "garbage after it":
         return {2}
+    if kind in OF_ITEMS and name.startswith(OUTPUT) and command in ("collect", "publish"):
+        old = name.endswith(digests.NAME) and damage == "removed"  # as folders are that have no such list
+        return {0, 2} if old or (kind, command) == ("evaluated", "publish") else {2}
+    if kind == "finished" and name == "shards" and damage != "stray files":
+        spoiled = {"verify": {1}, "collect": {2}, "collect --partial": {0, 2}, "publish": {2}}
+        return spoiled.get(command, {0, 1, 2})
     return {0, 1, 2}
 
 
 def check(runs: dict[str, Path], place: Path, case: tuple[str, str, str, str]) -> None:
     kind, name, damage, command = case
     run = copied(runs[kind], place)
-    recipe = runs[kind].parents[1] / f"{run.name}.json"
+    recipe = runs[kind].parents[1] / f"{run.name}.json"  # of item runs there is none, and nobody plans them here
     if not spoil(run, name, damage):
         return
     words = {"RUN": run, "OUT": place / "out", "ROOT": run.parent, "RECIPE": recipe}

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.config import frozen
 from hala_hpc.models import checkpoint
 from hala_hpc.models.card import without_folders
 from hala_hpc.run import manifest
@@ -29,9 +30,7 @@ def translated(folder: Path, rows: int = 25, poison: str = "text 7") -> Path:
 
 def change(run: Path, **sections: dict[str, Any]) -> Path:
     """Say something else in the frozen recipe, as if the run had been another."""
-    from hala_hpc.publish.sources import recipe_of
-
-    recipe = recipe_of(run)
+    recipe = frozen.read(run)
     for section, values in sections.items():
         recipe[section] = {**(recipe.get(section) or {}), **values}
     (run / "recipe.yaml").write_text(json.dumps(recipe))

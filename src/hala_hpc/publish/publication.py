@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import checkpoint
 from hala_hpc.publish import cards, hub, licences, readme, scores, work
@@ -64,7 +65,7 @@ def prepare(run: Path, content: Content, asked: Asked) -> Publication:
     Raises HalaError for a licence of no source, scores of other weights, a card that the hub would refuse, and texts
     that hold a secret key.
     """
-    recipe = origins.recipe_of(run)
+    recipe = frozen.read(run)
     site = recipe.get("site") or {}
     cache = Path(site["cache"]) / "hub" if site.get("cache") else None
     sources = licences.with_given(origins.of_run(run, hub.cards(cache, asked.online)), asked.licences_of)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.config import frozen
 from hala_hpc.models.check import RECORD
 from hala_hpc.publish import readme
 from hala_hpc.publish.licences import Source, normal
@@ -59,16 +60,6 @@ def _work(source: Source) -> tuple[str, str, Path | None]:
     return source.name, source.role, None if source.on_hub or source.folder is None else source.folder.resolve()
 
 
-def recipe_of(run: Path) -> dict[str, Any]:
-    """A run's frozen recipe as plain data."""
-    import yaml
-
-    found: dict[str, Any] = yaml.load(
-        (run / "recipe.yaml").read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
-    return found
-
-
 def owner(path: Path) -> Path | None:
     """The run that a file or folder is part of."""
     for folder in (path, *list(path.parents)[:UP]):
@@ -79,7 +70,7 @@ def owner(path: Path) -> Path | None:
 
 def _of_run(run: Path, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Source]:
     read = manifest.read(run / "manifest.parquet").facts.sources
-    for named in _named(recipe_of(run), read):
+    for named in _named(frozen.read(run), read):
         yield from _of_named(named, find_card, seen)
 
 
