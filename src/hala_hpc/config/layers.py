@@ -116,9 +116,8 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if value is None else checked(layer, value, hint, f"{name}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if (origin, type(value)) in ((dict, list), (list, dict)):
-        wanted = "a mapping" if origin is dict else "a list"
-        raise HalaError(f"{layer.where}: {name} must be {wanted}, not {value!r}")
+    if origin is dict and isinstance(value, list):
+        raise HalaError(f"{layer.where}: {name} must be a mapping, not {value!r}")
     if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
         inner = typing.cast(type, arguments[1])
         return {key: _entry(layer, item, inner, f"{name}.{key}") for key, item in value.items()}
