@@ -147,7 +147,7 @@ class Cluster:
             argv = ["munged", "--foreground", "--force", *files]  # --force: the directories above may be anyone's
             return argv, lambda: _listens(root / "munge/socket")
         if name == "mariadbd":
-            argv = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={root}/db", f"--socket={root}/db.socket"]
+            argv = ["mariadbd", "--no-defaults", "--user=root", *self._database_folders, f"--socket={root}/db.socket"]
             return [*argv, "--skip-networking", *MARIADB_OPTIONS], lambda: _listens(root / "db.socket")
         if name == "slurmdbd":
             return ["slurmdbd", "-D"], lambda: self._answer("sacctmgr", "-nP", "show", "cluster") is not None
@@ -156,13 +156,18 @@ class Cluster:
         return ["slurmd", "-D", "-N", name], lambda: self._slurmd_ready(name)
 
     @property
+    def _database_folders(self) -> tuple[str, str]:
+        """Temporary tables in a folder of its own: a server that starts removes those of others, and they crash."""
+        return f"--datadir={self.dir}/db", f"--tmpdir={self.dir}/db-tmp"
+
+    @property
     def _daemon_env(self) -> dict[str, str]:
         # MYSQL_UNIX_PORT: slurmdbd.conf has no key for the database's socket.
         return self.env | {MARK: str(self.dir), "MYSQL_UNIX_PORT": f"{self.dir}/db.socket"}
 
     def _write_files(self) -> None:
         root, ports, host = self.dir, conf.free_ports(), conf.this_host()
-        for name in ("run", "log", "munge", "state", "spool", "db"):
+        for name in ("run", "log", "munge", "state", "spool", "db", "db-tmp"):
             (root / name).mkdir()
         for path in (root, root / "munge"):
             path.chmod(0o755)
@@ -176,7 +181,7 @@ class Cluster:
         _write_secret(root / "munge/key-file", secrets.token_bytes(128))
 
     def _start_accounting(self) -> None:
-        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={self.dir}/db", *MARIADB_OPTIONS]
+        install = ["mariadb-install-db", "--no-defaults", "--user=root", *self._database_folders, *MARIADB_OPTIONS]
         self.run(*install, "--auth-root-authentication-method=socket", "--skip-test-db")
         self.start_daemon("mariadbd")
         self.start_daemon("slurmdbd")
