@@ -21,6 +21,11 @@ SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 SLOW = (
     "tests/worker/",
     "tests/publish/test_publish.py",
+    "tests/publish/test_hub.py",
+    "tests/report/test_page.py",
+    "tests/tasks/test_export.py",
+    "tests/test_hostile_options.py",
+    "tests/test_sweep.py",
     "tests/slurm/test_environments.py",
     "tests/tasks/test_translate.py::test_submit_does_all_of_it",
     "tests/engines/test_openai.py::test_a_run_sends_the_key_and_never_writes_it",
@@ -31,7 +36,7 @@ SLOW = (
     "tests/training/test_watch.py",
     "tests/models/test_check.py::test_verify",
 )
-"""Tests that start many processes; `make test-fast` leaves them out."""
+"""Tests that start many processes, or go through every command; `make test-fast` leaves them out."""
 
 
 CLUSTERS = {
