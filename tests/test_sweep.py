@@ -136,8 +136,6 @@ def expected(kind: str, name: str, damage: str, command: str) -> set[int]:
         return {0, 2}
     if command == "cancel" and name == "manifest.parquet":
         return {0, 2}  # jobs are found without it
-    if name == "recipe.yaml" and damage == "truncated":
-        return {0, 1, 2}  # where the cut is, it may be a recipe still
     if name in NEEDED and damage != "garbage after it":
         return {2}
     if kind in OF_ITEMS and name.startswith(OUTPUT) and command in ("collect", "publish"):

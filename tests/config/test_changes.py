@@ -1,12 +1,14 @@
 """What `hala resume` changes of a frozen recipe reaches every worker that starts afterwards."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hala_hpc import tasks
-from hala_hpc.config import changes
+from hala_hpc.config import changes, frozen
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
@@ -22,6 +24,23 @@ def run(tmp_path: Path) -> Path:
     recipe = compose(tmp_path / "r.yaml", None, [], tasks.options_of)
     (tmp_path / "recipe.yaml").write_text(freeze(recipe))
     return tmp_path
+
+
+def test_a_frozen_recipe_that_was_cut_anywhere_is_refused(run: Path) -> None:
+    """Many a cut leaves YAML, and a recipe that lacks its last sections."""
+    path = run / "recipe.yaml"
+    whole = frozen.framed(path.read_text())
+    path.write_text(whole)
+    assert now(run).name == frozen.read(run)["name"] == "r"
+    readable = 0
+    for end in range(0, len(whole) - 1, 13):
+        path.write_text(whole[:end])
+        for read in (lambda: frozen.read(run), lambda: now(run)):
+            with pytest.raises(HalaError):
+                read()
+        with suppress(yaml.YAMLError):
+            readable += isinstance(yaml.safe_load(whole[:end]), dict)
+    assert readable > 20
 
 
 def now(run: Path, *overrides: str) -> Recipe:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hala_hpc.config import places, secrets, written
 from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.frozen import refuse_cut
 from hala_hpc.config.schema import Recipe
 
 KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
@@ -40,11 +41,14 @@ class Layer:
 
 
 def from_file(path: Path, frozen: bool = False) -> Layer:
-    """Read a YAML file. Raises HalaError where it is missing, broken or no mapping."""
+    """Read a YAML file. Raises HalaError where it is missing, broken, as a frozen one cut off, or no mapping."""
     if not path.is_file():
         raise HalaError(f"{path}: no such file", "give the path of a YAML file")
     try:
-        values = written.load(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        if frozen:
+            refuse_cut(path, text)
+        values = written.load(text)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise HalaError(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc import __version__
+from hala_hpc.config import frozen
 from hala_hpc.run import manifest
 
 SHARD: Final = re.compile(r"/shards/\d+/(\d+)$")
@@ -20,10 +21,7 @@ PUBLISHED: Final = ("name", "task", "model")
 
 def provenance(run: Path, packages: Sequence[str]) -> dict[str, Any]:
     """The run, the model that it began from, the recipe, and versions of ``packages`` where they are installed."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    recipe = yaml.load((run / "recipe.yaml").read_text("utf-8"), Loader=loader)
+    recipe = frozen.read(run)
     base = str(recipe["model"]["name"])
     return {
         "run": run.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hala_hpc import __version__
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.frozen import framed
 from hala_hpc.run import files, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
@@ -39,7 +40,7 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
             made_by = provenance(recipe)
             manifest.write(folder / "manifest.parquet", shards, replace(facts, made_by=made_by))
             header = "".join(f"# {key}: {value}\n" for key, value in made_by.items())
-            (folder / "recipe.yaml").write_text(header + recipe)
+            (folder / "recipe.yaml").write_text(framed(header + recipe))
             RunDirectory(folder, facts.suffix).create_folders(len(shards))
     except FileExistsError as error:
         raise _exists(target) from error
