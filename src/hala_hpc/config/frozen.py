@@ -14,7 +14,7 @@ END: Final = "...\n"
 
 def framed(recipe: str) -> str:
     """The text of a run's recipe with its first and last line, by which one that was cut is known."""
-    return f"{HEAD}{recipe}{END}"
+    return f"{HEAD}{recipe.rstrip()}\n{END}"
 
 
 def refuse_cut(path: Path, text: str) -> None:
