@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 MOVED = "data.path="
 CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
-"""What may differ from the frozen recipe when a run goes on: where it runs and where its data are, never what is asked.
-"""
+"""What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
 
 
 @click.command()

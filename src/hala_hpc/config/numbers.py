@@ -21,14 +21,13 @@ def check(value: Any, name: str = "") -> None:
         raise HalaError(f"{name}: {value} is no number to work with", "give a finite one")
     if dataclasses.is_dataclass(value):
         _check_signs(value, name)
-        inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    else:
-        inner = {str(key): item for key, item in _entries(value)}
-    for key, item in inner.items():
+    for key, item in _entries(value):
         check(item, f"{name}.{key}".strip("."))
 
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, dict):
         return value.items()
     return enumerate(value) if isinstance(value, list) else ()
