@@ -39,6 +39,8 @@ def test_garbage_and_a_torn_end_cost_only_themselves(tmp_path: Path) -> None:
     file = keep(run, "ada", 1, 2)
     with file.path.open("ab") as raw:
         raw.write(b'\xff\xfe\x00\n[1]\n{"row": "x"}\n{"no": 1}\nnull\n{"row": 3, "new": {"te')
+        for mark in (b'{"hala:type": {}}', b'{"hala:type": "date"}', b'{"hala:type": "Decimal", "value": "x"}'):
+            raw.write(b'\n{"row": 5, "new": ' + mark + b"}\n")
     file.add({"row": 4, "new": {}})
     file.flush()
     assert sorted(partial.read(run, 0)) == [1, 2, 4]

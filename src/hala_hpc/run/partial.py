@@ -100,7 +100,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line, object_hook=_untagged)
-        except ValueError:
+        except (ValueError, TypeError, KeyError, ArithmeticError):  # torn, or with a mark that is none of ours
             continue
         if isinstance(record, dict) and isinstance(record.get(ROW), int):
             yield record
