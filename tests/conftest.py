@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,8 +57,24 @@ def cluster_of(nodeid: str) -> str | None:
     return next((name for name, tests in CLUSTERS.items() if nodeid.startswith(tests)), None)
 
 
+def wants_all(config: pytest.Config) -> bool:
+    """Whether tests marked exhaustive are asked for: nobody runs them by default."""
+    return re.search(r"(?<!not )exhaustive", config.getoption("-m")) is not None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``@pytest.mark.cases(cases, few=60, seed=1)``: a few of the cases, or each of them where all are asked for."""
+    for marker in metafunc.definition.iter_markers("cases"):
+        (cases,), few, seed = marker.args, marker.kwargs["few"], marker.kwargs["seed"]
+        if wants_all(metafunc.config):
+            chosen = [pytest.param(case, marks=pytest.mark.exhaustive) for case in cases()]
+        else:
+            chosen = random.Random(seed).sample(cases(), few)
+        metafunc.parametrize("case", chosen, ids="-".join)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "exhaustive" not in config.getoption("-m"):  # these run when they are asked for
+    if not wants_all(config):
         items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
     heavy = set()
     for item in items:

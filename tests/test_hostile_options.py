@@ -1,7 +1,6 @@
 """Every option and argument of every command with hostile values: one line and exit code 2, or it is what was meant."""
 
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -123,8 +122,6 @@ MEANT: dict[tuple[str, str], set[str]] = {
     ("runs", "root"): {"folder", "up"},
 }
 """Values that are none too strange; all others are refused."""
-FEW = 60
-"""Of all cases, in the short form."""
 
 
 class Outside:
@@ -270,12 +267,6 @@ def test_no_command_is_left_out() -> None:
     assert set(MEANT) <= swept
 
 
-@pytest.mark.parametrize("case", random.Random(3).sample(cases(), FEW), ids="-".join)
-def test_a_few(words: dict[str, str], outside: Outside, case: tuple[str, str, str]) -> None:
-    check(words, outside, case)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("case", cases(), ids="-".join)
-def test_all(words: dict[str, str], outside: Outside, case: tuple[str, str, str]) -> None:
+@pytest.mark.cases(cases, few=60, seed=3)
+def test_case(words: dict[str, str], outside: Outside, case: tuple[str, str, str]) -> None:
     check(words, outside, case)

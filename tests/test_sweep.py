@@ -1,6 +1,5 @@
 """Every command on every kind of damaged run: one line and the right exit code, never a traceback."""
 
-import random
 from pathlib import Path
 
 import pytest
@@ -39,8 +38,6 @@ KINDS = {"finished": damaged.finished, "unfinished": damaged.unfinished}
 OF_ITEMS = {"trained": test_flips.trained, "merged": test_flips.merged, "evaluated": test_flips.evaluated}
 """Runs whose shards are folders, put there by hand: their recipes are no whole ones."""
 NEEDS_RECIPE = ("plan", "submit", "worker", "verify", "resume", "resume --damaged", "resume --quarantine")
-FEW = 60
-"""Of all cases, in the short form."""
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +159,6 @@ def check(runs: dict[str, Path], place: Path, case: tuple[str, str, str, str]) -
     assert code in expected(kind, name, damage, command), said
 
 
-@pytest.mark.parametrize("case", random.Random(9).sample(cases(), FEW), ids="-".join)
-def test_a_few(runs: dict[str, Path], tmp_path: Path, no_workers: list[str], case: tuple[str, str, str, str]) -> None:
-    check(runs, tmp_path, case)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("case", cases(), ids="-".join)
-def test_all(runs: dict[str, Path], tmp_path: Path, no_workers: list[str], case: tuple[str, str, str, str]) -> None:
+@pytest.mark.cases(cases, few=60, seed=9)
+def test_case(runs: dict[str, Path], tmp_path: Path, no_workers: list[str], case: tuple[str, str, str, str]) -> None:
     check(runs, tmp_path, case)
