@@ -78,7 +78,7 @@ class ByHand:
     def log_probabilities(self, pairs: Sequence[Any], **_: Any) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 
-        from hala_hpc.evaluation.scorer import Scored
+        from hala_hpc.tasks.evaluate.scorer import Scored
 
         inputs = [(list(context) + list(follow))[-self.max_length :] for context, follow in pairs]
         params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
@@ -93,7 +93,7 @@ class ByHand:
 def inner(folder: Path, questions: int, times: int) -> None:
     """In the serve environment."""
     from hala_hpc.engines import vllm
-    from hala_hpc.evaluation.scorer import Scorer
+    from hala_hpc.tasks.evaluate.scorer import Scorer
 
     options = vllm.Options(
         dtype="float32",
@@ -146,7 +146,9 @@ def lm_eval_pair(scorer: Any, folder: Path) -> tuple[Ask, Ask]:
     from lm_eval import evaluator
     from lm_eval.models import vllm_causallms
 
-    from hala_hpc.evaluation import lm_eval_harness, lm_eval_tasks, results
+    from hala_hpc.tasks.evaluate import results
+    from hala_hpc.tasks.evaluate.lm_eval import harness as lm_eval_harness
+    from hala_hpc.tasks.evaluate.lm_eval import tasks as lm_eval_tasks
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     source, rows = data("arabic_bench", "mmlu_english", "test"), folder / "mmlu" / "test"
@@ -196,8 +198,9 @@ def engines(engine: Any, folder: Path, questions: int) -> None:
 
 def evaluated(scorer: Any, name: str, limit: int, folder: Path) -> int:
     """Ask a benchmark and write its result; the number of questions."""
-    from hala_hpc.evaluation import arabic, results
-    from hala_hpc.evaluation.lighteval_harness import create
+    from hala_hpc.tasks.evaluate import results
+    from hala_hpc.tasks.evaluate.benchmarks import arabic
+    from hala_hpc.tasks.evaluate.lighteval.harness import create
 
     where, subsets = TASKS[name]
     base = "arabic_mmlu" if name == "arabic_mmlu" else "arabic_mmlu_ht"

@@ -56,11 +56,11 @@ def main() -> None:
 
 def inner(folder: Path, times: int) -> None:
     """In the serve environment: one engine, the raw call and the worker in turn."""
-    from hala_hpc import tasks
     from hala_hpc.config.compose import thaw
     from hala_hpc.engines.vllm import Vllm
+    from hala_hpc.worker import registry
 
-    engine = Vllm(thaw(folder / "runs" / "r0" / "recipe.yaml", tasks.options_of))
+    engine = Vllm(thaw(folder / "runs" / "r0" / "recipe.yaml", registry.options_of))
     engine.close_for_good, engine.close = engine.close, lambda: None  # type: ignore[attr-defined, method-assign]
     rates: dict[Measure, list[float]] = {raw: [], worker: []}
     spent: dict[Measure, list[float]] = {raw: [], worker: []}
@@ -111,21 +111,21 @@ def raw(engine: Any, run: Path, requests: list[Any]) -> float:
 def worker(engine: Any, run: Path, requests: list[Any]) -> float:
     """The worker's whole loop over the run, from its first claim to its last published shard; rows per second."""
     del requests
-    from hala_hpc import tasks
     from hala_hpc.config.compose import thaw
     from hala_hpc.run import manifest
     from hala_hpc.run.layout import RunDirectory
     from hala_hpc.run.lease import Leases
     from hala_hpc.run.ledger import Ledger
-    from hala_hpc.worker import rows
+    from hala_hpc.worker import registry
     from hala_hpc.worker.context import Context
+    from hala_hpc.worker.rows import loop as rows
 
-    recipe = thaw(run / "recipe.yaml", tasks.options_of)
+    recipe = thaw(run / "recipe.yaml", registry.options_of)
     plan = manifest.read(run / "manifest.parquet")
     directory = RunDirectory(run)
     leases = Leases(directory, "bench", recipe.run.lease_seconds, recipe.run.attempts)
     ledger = Ledger(directory.ledger / "bench.jsonl", host="here", job="", pid=os.getpid())
-    context = Context(directory, recipe, plan, tasks.create(recipe), leases, ledger, lambda: engine, lambda: False)
+    context = Context(directory, recipe, plan, registry.create(recipe), leases, ledger, lambda: engine, lambda: False)
     began = time.perf_counter()
     rows.work(context)
     took = time.perf_counter() - began
@@ -135,13 +135,13 @@ def worker(engine: Any, run: Path, requests: list[Any]) -> float:
 
 
 def work_of(run: Path) -> Any:
-    from hala_hpc import tasks
     from hala_hpc.config.compose import thaw
-    from hala_hpc.data import schema
+    from hala_hpc.data.arrow import schema
     from hala_hpc.run import manifest
+    from hala_hpc.worker import registry
 
     facts = manifest.read(run / "manifest.parquet").facts
-    task: Any = tasks.create(thaw(run / "recipe.yaml", tasks.options_of))
+    task: Any = registry.create(thaw(run / "recipe.yaml", registry.options_of))
     return task.work_on(schema.load(facts.schema))
 
 

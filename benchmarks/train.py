@@ -20,7 +20,7 @@ from typing import Any
 from common import HALA, ROOT, data, quiet, report, title
 from train_trl import WARM_STEPS, rates
 
-from hala_hpc.training import metrics, paths
+from hala_hpc.tasks.train import metrics, paths
 
 WORK = ROOT / ".envs" / "work-cpu" / "bin" / "python"
 SEQUENCES = 8

@@ -24,18 +24,19 @@ SLOW = (
     "tests/worker/",
     "tests/publish/test_publish.py",
     "tests/publish/test_hub.py",
-    "tests/report/test_page.py",
-    "tests/tasks/test_export.py",
+    "tests/report/page/test_page.py",
+    "tests/tasks/train/export/test_export.py",
     "tests/test_hostile_options.py",
     "tests/test_sweep.py",
     "tests/slurm/test_environments.py",
-    "tests/tasks/test_translate.py::test_submit_does_all_of_it",
+    "tests/tasks/translate/test_translate.py::test_submit_does_all_of_it",
     "tests/engines/test_openai.py::test_a_run_sends_the_key_and_never_writes_it",
     "tests/run/test_chaos.py",
     "tests/cli/",
+    "tests/pipeline/",
     "tests/test_benchmarks.py",
-    "tests/tasks/test_prepare.py",
-    "tests/training/test_watch.py",
+    "tests/tasks/train/prepare/test_prepare.py",
+    "tests/tasks/train/launch/test_watch.py",
     "tests/models/test_check.py::test_verify",
 )
 """Tests that start many processes, or go through every command; `make test-fast` leaves them out."""
@@ -46,7 +47,7 @@ CLUSTERS = {
     "cluster": (
         "tests/slurm/",
         "tests/test_minislurm.py",
-        "tests/cli/test_grid.py::test_cells_are_one_array_on_slurm",
+        "tests/pipeline/test_grid.py::test_cells_are_one_array_on_slurm",
         "tests/test_benchmarks.py::test_submit",
     ),
 }

@@ -12,9 +12,9 @@ from unittest.mock import patch
 import pytest
 
 from hala_hpc.cli import main as cli
-from hala_hpc.cli import starting
+from hala_hpc.pipeline import starting
 from hala_hpc.slurm.record import Submission
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests.worker.helpers import plan, texts
 
 ROWS, SHARD_ROWS = 30, 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.training.work import work_python
+from tests.work import work_python
 
 __all__ = ["work_python"]
 

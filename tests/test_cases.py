@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hala_hpc.cli import common, planning
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import schema
+from hala_hpc.data.arrow import schema
+from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import manifest
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests.conftest import ROOT
 from tests.worker.helpers import proof
 
@@ -104,7 +104,7 @@ def planned(folder: Path, data: Path, words: Sequence[str] = ()) -> Path:
         "run": {"root": str(folder / "runs")},
     }
     (folder / "r.json").write_text(json.dumps(recipe))
-    asked = common.load(folder / "r.json", "local", tuple(words))
+    asked = lookup.load(folder / "r.json", "local", tuple(words))
     return planning.plan_run(asked, planning.check(asked), Path(asked.run.root) / "r").path
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from hala_hpc.cli.main import hala as program
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import hub
+from hala_hpc.data.files import hub
 from hala_hpc.slurm import environments
 from tests import damaged
 from tests.damaged import hala

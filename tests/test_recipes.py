@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hala_hpc import tasks
-from hala_hpc.cli import plan_training
 from hala_hpc.config import grid
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
-from hala_hpc.training import architecture
-from hala_hpc.training.memory import Memory
+from hala_hpc.tasks.train.estimate import architecture
+from hala_hpc.tasks.train.estimate import training as estimates
+from hala_hpc.tasks.train.estimate.memory import Memory
+from hala_hpc.worker import registry
 from tests.conftest import ROOT
-from tests.training.real_models import REAL
+from tests.tasks.train.estimate.real_models import REAL
 
 RECIPES = sorted(path for path in (ROOT / "jobs").glob("*/*.yaml") if path.parent.name != "tasks")
 """Without jobs/tasks, which holds benchmarks as lm-eval's own files describe them."""
@@ -30,10 +30,10 @@ def short(path: Path) -> str:
 def composed(recipe: Path, site: Path) -> list[Recipe]:
     """The recipe, or those of a grid's cells that are runs."""
     if not grid.is_grid(recipe):
-        return [compose(recipe, site, [], tasks.options_of)]
+        return [compose(recipe, site, [], registry.options_of)]
     return [
         cell.recipe
-        for cell in grid.expand(recipe, site, [], tasks.options_of)[1]
+        for cell in grid.expand(recipe, site, [], registry.options_of)[1]
         if cell.recipe and cell.state == "run"
     ]
 
@@ -45,7 +45,7 @@ PAIRS = [(recipe, site) for recipe in RECIPES for site in (SITES[:1] if grid.is_
 @pytest.mark.parametrize(("recipe", "site"), PAIRS, ids=short)
 def test_recipe_composes_with_site(recipe: Path, site: Path) -> None:
     for asked in composed(recipe, site):
-        assert tasks.create(asked).stage in asked.site.environments or not asked.site.environments
+        assert registry.create(asked).stage in asked.site.environments or not asked.site.environments
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if "kind: train" in path.read_text()], ids=short)
@@ -53,10 +53,8 @@ def test_a_training_fits_where_its_header_says(recipe: Path) -> None:
     """80 GB GPUs, on one node, two and four of eight; and the header tells the memory that `hala plan` would."""
     asked = composed(recipe, ROOT / "hpc" / "sites" / "local.yaml")[0]
     model = architecture.read(REAL[asked.model.name])
-    own, *_ = found = [
-        plan_training.on_hardware(model, asked.task, *each) for _, *each in plan_training.hardware(asked)
-    ]
-    assert all(isinstance(each, Memory) and each.fits(plan_training.GPU_BYTES) for each in found), found
+    own, *_ = found = [estimates.on_hardware(model, asked.task, *each) for _, *each in estimates.hardware(asked)]
+    assert all(isinstance(each, Memory) and each.fits(estimates.GPU_BYTES) for each in found), found
     told = re.search(r"about (\d+) GiB", recipe.read_text())
     assert told is not None
     assert isinstance(own, Memory)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,25 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "src" / "hala_hpc"
+KERNEL = {"config", "run", "data", "text", "engines", "slurm", "models"}
 MAY_IMPORT = {
     "config": set(),
-    "run": {"config"},
-    "data": {"config", "run"},
     "text": set(),
-    "models": {"config", "run"},
+    "run": {"config"},
+    "data": {"config", "run", "text"},
     "engines": {"config", "text"},
-    "training": {"config", "run", "data", "text", "models"},
-    "tasks": {"config", "run", "data", "text", "engines", "models", "training", "evaluation"},
     "slurm": {"config", "run"},
-    "worker": {"config", "run", "data", "text", "tasks", "engines", "models", "training", "slurm"},
-    "pipeline": {"config", "run", "slurm"},
-    "evaluation": {"config", "run", "data", "models", "engines"},
-    "publish": {"config", "run", "data", "models", "training", "evaluation"},
-    "report": {"config", "run", "data", "models", "training", "evaluation"},
+    "models": {"config", "run"},
+    "worker": KERNEL,
+    "tasks": KERNEL | {"worker"},
+    "pipeline": KERNEL | {"worker", "tasks"},
+    "publish": KERNEL | {"tasks"},
+    "report": KERNEL | {"tasks"},
 }
-"""Of design.md; a room may always import itself, and ``cli`` everything."""
+"""Of docs/design.md; a room may always import itself, and ``cli`` everything."""
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "trl", "mergekit", "llmcompressor")
 """Imported only inside the function that needs them: the package must import in every environment."""
-RANKS = "worker/rank/"
+RANKS = "tasks/train/rank/"
 """The program of a training's ranks. Torch is what it is about: it is imported at the top there, and they by nobody."""
 NOT_AT_START = ("pyarrow", "torch", "transformers", "omegaconf", "rich", "submitit", "datasets", "openai", "yaml")
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -63,9 +63,25 @@ def names(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield from (f"hala_hpc.{name.name}" for name in node.names)
 
 
+def modules_of(module: Path) -> set[str]:
+    """The modules of ours that one imports, wherever in it, as ``short`` names them."""
+    found = set()
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hala_hpc"):
+            inside = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
+            named = [inside / f"{name.name}.py" for name in node.names]
+            whole = [path for path in named if path.is_file()]
+            if len(whole) < len(named):  # a name of the module itself, or of the package
+                whole.append(
+                    inside.with_suffix(".py") if inside.with_suffix(".py").is_file() else inside / "__init__.py"
+                )
+            found |= {short(path) for path in whole if path.is_file()}
+    return found
+
+
 def test_every_room_has_a_rule() -> None:
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms <= MAY_IMPORT.keys() | {"cli"}
+    assert rooms == MAY_IMPORT.keys() | {"cli"}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=short)
@@ -76,10 +92,36 @@ def test_nothing_imports_upward(module: Path) -> None:
         assert reached <= MAY_IMPORT.get(room, set()), f"{short(module)} reaches {reached}"
 
 
+@pytest.mark.parametrize("module", [path for path in MODULES if short(path).startswith("tasks/")], ids=short)
+def test_no_task_imports_another(module: Path) -> None:
+    kind = short(module).split("/")[1]
+    others = {name.split(".")[2] for name in imported(module) if name.startswith("hala_hpc.tasks.")} - {kind}
+    assert not others, f"{short(module)} reaches {others}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=short)
+def test_private_names_stay_in_their_module(module: Path) -> None:
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hala_hpc"):
+            assert not [
+                name.name for name in node.names if name.name.startswith("_") and not name.name.startswith("__")
+            ]
+    modules = {Path(name).stem for name in modules_of(module)}
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert not node.attr.startswith("_") or node.attr.startswith("__"), f"{node.value.id}.{node.attr}"
+
+
+def test_there_is_no_circle() -> None:
+    """Also not through imports inside functions: what waits for them would be read in circles all the same."""
+    needed = {short(module): modules_of(module) - {short(module)} for module in MODULES}
+    TopologicalSorter(needed).prepare()  # raises CycleError, which names one
+
+
 @pytest.mark.parametrize("module", MODULES, ids=short)
 def test_the_ranks_program_is_imported_by_nobody_else(module: Path) -> None:
     if not short(module).startswith(RANKS):
-        assert not [name for name in imported(module) if name.startswith("hala_hpc.worker.rank")]
+        assert not [name for name in imported(module) if name.startswith("hala_hpc.tasks.train.rank")]
 
 
 @pytest.mark.parametrize("module", [path for path in MODULES if not short(path).startswith(RANKS)], ids=short)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import Hala
-from tests.models.merge_pairs import store
 from tests.report import made
 from tests.report.made import Model
+from tests.tasks.merge.merge_pairs import store
 
 MODELS = [Model("base", 0.45), Model("t0.25", 0.52, "/models/a"), Model("t0.50", 0.8, "/models/b")]
 

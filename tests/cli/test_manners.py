@@ -10,6 +10,7 @@ import pytest
 from hala_hpc.cli import common
 from hala_hpc.cli import main as cli
 from hala_hpc.config.errors import HalaError
+from hala_hpc.pipeline import lookup
 from hala_hpc.slurm import doctor, environments
 from tests.conftest import ROOT
 
@@ -73,7 +74,7 @@ def test_runs_are_found_where_the_profile_says(
     monkeypatch.setenv("HALA_SITE", str(tmp_path / "site.yaml"))
     assert json.loads(run("status", "test", "--json")[1])["path"] == str(tmp_path / "there/runs/test")
     monkeypatch.setenv("HALA_RUNS", str(tmp_path / "elsewhere"))
-    assert common.runs_roots() == [tmp_path / "elsewhere", tmp_path / "there/runs"]
+    assert lookup.runs_roots() == [tmp_path / "elsewhere", tmp_path / "there/runs"]
     assert run("status", "test", "--json")[0] == 0  # HALA_RUNS is for new runs; the profile's are found still
     monkeypatch.setenv("HALA_SITE", "")
     said = refused(run("status", "tets"))
@@ -118,10 +119,10 @@ def test_a_forgotten_site_is_asked_for(run: Run, recipe: Path, tmp_path: Path, m
         assert "which site? This machine has Slurm" in refused(run("submit", recipe))
         assert run("plan", recipe)[0] == 0
     assert not (tmp_path / "runs").exists()
-    common.refuse_forgotten_site("local", "local")  # said, so meant
-    common.refuse_forgotten_site("", "slurm")
+    lookup.refuse_forgotten_site("local", "local")  # said, so meant
+    lookup.refuse_forgotten_site("", "slurm")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    common.refuse_forgotten_site("", "local")
+    lookup.refuse_forgotten_site("", "local")
 
 
 def test_workers_here_need_their_engine_here(run: Run, write_recipe: Callable[..., Path], tmp_path: Path) -> None:

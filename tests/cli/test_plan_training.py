@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 
-from hala_hpc import tasks
-from hala_hpc.cli import common, plan_training, planning, training
+from hala_hpc.cli.views import plan_training, training
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data import schema as schemas
+from hala_hpc.data.arrow import schema as schemas
+from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import manifest, status
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.tasks import prepare, train
-from hala_hpc.training import card, index
-from hala_hpc.training.prepared import Prepared
-from tests.training.tokenizer_kinds import KINDS, save
+from hala_hpc.tasks.train import card
+from hala_hpc.tasks.train import task as train
+from hala_hpc.tasks.train.estimate import training as estimates
+from hala_hpc.tasks.train.order import index
+from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.prepare import task as prepare
+from hala_hpc.worker import registry
+from tests.data.chat.tokenizer_kinds import KINDS, save
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | {
     "num_key_value_heads": 2, "vocab_size": 2000, "intermediate_size": 128, "tie_word_embeddings": True,
@@ -47,7 +51,7 @@ def planned(tmp_path: Path, model: Path) -> Planned:
         root = {"root": str(tmp_path / "runs")}
         recipe = {"name": "t", "task": options, "model": {"name": str(model)}, "run": root}
         (tmp_path / "t.yaml").write_text(json.dumps(recipe))
-        asked = common.load(tmp_path / "t.yaml", "local", words)
+        asked = lookup.load(tmp_path / "t.yaml", "local", words)
         return asked, planning.plan_run(asked, planning.check(asked), tmp_path / "runs" / "t").path
 
     return planned
@@ -56,7 +60,7 @@ def planned(tmp_path: Path, model: Path) -> Planned:
 def made(run: Path) -> None:
     """Tokenize a run of one shard, here."""
     plan = manifest.read(run / "manifest.parquet")
-    recipe = thaw(run / "recipe.yaml", tasks.options_of)
+    recipe = thaw(run / "recipe.yaml", registry.options_of)
     work = prepare.create(recipe).work_on(run, schemas.load(plan.facts.schema))
     output = RunDirectory(run, plan.facts.suffix).shard_output(0)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def made(run: Path) -> None:
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_steps_are_those_of_the_training(planned: Planned, packing: bool) -> None:
     asked, run = planned({"one": [5] * 21, "two": [30] * 9}, packing=packing, epochs=2)
-    told = plan_training.summary(asked, run)
+    told = estimates.summary(asked, run)
     for nested in train.prepare_runs(run, asked):
         made(nested)
     order = index.build(Prepared(train.prepare_runs(run, asked)), asked.task, True, run / "index")
@@ -81,7 +85,7 @@ def test_a_training_on_little_of_its_data_is_told_of_loudly(planned: Planned, ca
     """In plan, status and card."""
     answers = {"chats": [5] * 6 + [None] * 194 + [400] * 100, "good": [5] * 50 + [None]}
     asked, run = planned(answers, too_long="drop")
-    told = plan_training.summary(asked, run)
+    told = estimates.summary(asked, run)
     first, second = told["datasets"]
     assert (first["rows"], first["used"], first["dropped"]) == (300, 6, {"empty": 194, "too long": 100})
     assert (second["used"], second["dropped"]) == (50, {"empty": 1})
@@ -136,7 +140,7 @@ def test_notes_of_datasets_are_those_of_the_training(planned: Planned, tmp_path:
 
 def test_what_does_not_fit_is_said_in_so_many_words(planned: Planned, capsys: Any) -> None:
     asked, run = planned({"one": [5]}, "site.slurm.gpu_memory_gb=0.01")
-    told = plan_training.summary(asked, run)
+    told = estimates.summary(asked, run)
     assert told["assumed"]["gpu"] == "H100 of 0.01 GB"
     assert not told["memory"][0]["fits"]
     plan_training.show(told)
@@ -146,7 +150,7 @@ def test_what_does_not_fit_is_said_in_so_many_words(planned: Planned, capsys: An
     assert "1 epochs" in shown
     assert told["disk"] == {"checkpoints": 12 * told["weights"] * 3, "model": 2 * told["weights"]}
     asked.site.slurm.gpu_memory_gb = None
-    told = plan_training.summary(asked, run)
+    told = estimates.summary(asked, run)
     assert told["memory"][0]["fits"]
     plan_training.show(told)
     assert "does not fit" not in capsys.readouterr().out

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hala_hpc import tasks
 from hala_hpc.config import changes, frozen
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
 from hala_hpc.run.changes import write
+from hala_hpc.worker import registry
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
         "name: r\ntask: {kind: translate}\nengine: {kind: echo}\n"
         "site: {slurm: {extra: {exclude: n1, reservation: a}}}\n"
     )
-    recipe = compose(tmp_path / "r.yaml", None, [], tasks.options_of)
+    recipe = compose(tmp_path / "r.yaml", None, [], registry.options_of)
     (tmp_path / "recipe.yaml").write_text(freeze(recipe))
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_a_frozen_recipe_that_was_cut_anywhere_is_refused(run: Path) -> None:
 
 
 def now(run: Path, *overrides: str) -> Recipe:
-    return thaw(run / "recipe.yaml", tasks.options_of, overrides)
+    return thaw(run / "recipe.yaml", registry.options_of, overrides)
 
 
 def test_changed_keys_are_merged_in_order_and_the_recipe_stays(run: Path) -> None:

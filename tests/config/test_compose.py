@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hala_hpc import tasks
 from hala_hpc.config.compose import compose, find_profile, freeze, thaw
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe
+from hala_hpc.worker import registry
 
 Write = Callable[..., Path]
 
@@ -30,7 +30,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def asked(recipe: Path | None, *words: str, site: Path | None = None) -> Recipe:
-    return compose(recipe, site, ["task.kind=translate", *words], tasks.options_of)
+    return compose(recipe, site, ["task.kind=translate", *words], registry.options_of)
 
 
 def test_later_layers_win(write: Write) -> None:
@@ -168,7 +168,7 @@ def test_frozen_and_thawed_is_the_same(tmp_path: Path, system: str) -> None:
     here = Path.cwd()
     os.chdir("/")
     try:
-        assert thaw(frozen, tasks.options_of) == found
+        assert thaw(frozen, registry.options_of) == found
     finally:
         os.chdir(here)
 
@@ -176,7 +176,7 @@ def test_frozen_and_thawed_is_the_same(tmp_path: Path, system: str) -> None:
 def test_what_is_frozen_can_still_be_changed(write: Write, tmp_path: Path) -> None:
     frozen = tmp_path / "frozen.yaml"
     frozen.write_text(freeze(asked(write("r.yaml", name="r", engine={"kind": "echo"}))))
-    assert thaw(frozen, tasks.options_of, ["run.workers=7"]).run.workers == 7
+    assert thaw(frozen, registry.options_of, ["run.workers=7"]).run.workers == 7
 
 
 def test_profiles_are_found_by_name(tmp_path: Path, write: Write) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hala_hpc import tasks
 from hala_hpc.config import grid
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.grid import Cell
+from hala_hpc.worker import registry
 from tests.conftest import ROOT
 
 Expand = Callable[..., list[Cell]]
@@ -34,7 +34,7 @@ def expand(tmp_path: Path) -> Expand:
         }
         recipe.write_text(yaml.safe_dump(values, sort_keys=False))
         profile.write_text(yaml.safe_dump({"site": {"name": "s"}} | (site or {})))
-        return grid.expand(recipe, profile, words, tasks.options_of)[1]
+        return grid.expand(recipe, profile, words, registry.options_of)[1]
 
     return expand
 
@@ -119,12 +119,12 @@ def test_a_grid_is_no_single_run(tmp_path: Path) -> None:
     recipe.write_text("name: g\ngrid: {axes: {a: {x: {}}}}")
     assert grid.is_grid(recipe)
     with pytest.raises(HalaError, match="a grid of several runs"):
-        compose(recipe, None, [], tasks.options_of)
+        compose(recipe, None, [], registry.options_of)
 
 
 def test_latxa_trains_the_published_cells() -> None:
     """The 17 configurations in the authors' repository (model_training/train_configs), and what they left out."""
-    _, found = grid.expand(ROOT / "jobs" / "latxa" / "grid.yaml", None, [], tasks.options_of)
+    _, found = grid.expand(ROOT / "jobs" / "latxa" / "grid.yaml", None, [], registry.options_of)
     assert Counter(cell.state for cell in found) == {"run": 17, "same": 4, "as_is": 2, "excluded": 1}
     assert {cell.name.removeprefix("exp_") for cell in found if cell.state == "run"} == {
         *("0_010", "0_011", "0_101", "0_110", "0_111"),
@@ -140,7 +140,7 @@ def test_latxa_trains_the_published_cells() -> None:
     }
     for cell in found:
         if cell.state == "run" and cell.recipe:
-            assert tasks.create(cell.recipe).stage == "work"
+            assert registry.create(cell.recipe).stage == "work"
             used = {
                 "corpus": "1" in cell.values["corpus"],
                 "eu": cell.values["eu"] == "1",

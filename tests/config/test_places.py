@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc import tasks
 from hala_hpc.config import places
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.worker import registry
 
 Asked = Callable[..., Recipe]
 
@@ -25,7 +25,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
         recipe, profile = tmp_path / "r.yaml", tmp_path / "site.yaml"
         recipe.write_text(f"name: r\ntask: {{kind: translate}}\n{text}")
         profile.write_text(site or "site: {}\n")
-        return compose(recipe, profile, words, tasks.options_of)
+        return compose(recipe, profile, words, registry.options_of)
 
     return asked
 
@@ -75,7 +75,7 @@ def test_a_dollar_may_be_meant_and_a_frozen_path_is_not_expanded_again(asked: As
     assert recipe.data.path == [f"{tmp_path}/a$SCRATCH.jsonl"]
     frozen = tmp_path / "frozen.yaml"
     frozen.write_text(freeze(recipe))
-    assert thaw(frozen, tasks.options_of) == recipe
+    assert thaw(frozen, registry.options_of) == recipe
 
 
 def test_prompts_keep_their_dollars(asked: Asked) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc import tasks
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
+from hala_hpc.worker import registry
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from hala_hpc.config.errors import HalaError
 )
 def test_secrets_are_refused(write_recipe: Callable[..., Path], override: str) -> None:
     with pytest.raises(HalaError, match=r"would be written into the run directory .*export (HF_TOKEN|WANDB_API_KEY)="):
-        compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)
+        compose(write_recipe(data={"path": "x.jsonl"}), None, [override], registry.options_of)
 
 
 KEY = "hf_" + "a" * 34
@@ -34,7 +34,7 @@ KEY = "hf_" + "a" * 34
 )
 def test_secrets_in_lines_of_shell_are_refused(write_recipe: Callable[..., Path], override: str) -> None:
     with pytest.raises(HalaError, match="would be written into the run directory"):
-        compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)
+        compose(write_recipe(data={"path": "x.jsonl"}), None, [override], registry.options_of)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_secrets_in_lines_of_shell_are_refused(write_recipe: Callable[..., Path]
 )
 def test_what_looks_like_a_key_is_refused_wherever_it_stands(write_recipe: Callable[..., Path], override: str) -> None:
     with pytest.raises(HalaError, match="holds what looks like a secret key"):
-        compose(write_recipe(data={"path": "x.jsonl"}, engine={}), None, [override], tasks.options_of)
+        compose(write_recipe(data={"path": "x.jsonl"}, engine={}), None, [override], registry.options_of)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_what_looks_like_a_key_is_refused_wherever_it_stands(write_recipe: Calla
 )
 def test_where_a_secret_lies_may_be_told(write_recipe: Callable[..., Path], line: str) -> None:
     recipe = write_recipe(data={"path": "x.jsonl"}, site={"environments": {"serve": {"setup": [line]}}})
-    assert compose(recipe, None, [], tasks.options_of).site.environments["serve"].setup == [line]
+    assert compose(recipe, None, [], registry.options_of).site.environments["serve"].setup == [line]
 
 
 def test_what_only_sounds_like_one_is_not(write_recipe: Callable[..., Path]) -> None:
     override = "site.environments.serve.variables.TOKENIZERS_PARALLELISM='false'"
-    recipe = compose(write_recipe(data={"path": "x.jsonl"}), None, [override], tasks.options_of)
+    recipe = compose(write_recipe(data={"path": "x.jsonl"}), None, [override], registry.options_of)
     assert recipe.site.environments["serve"].variables == {"TOKENIZERS_PARALLELISM": "false"}

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hala_hpc import tasks
 from hala_hpc.config import grid
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
+from hala_hpc.worker import registry
 
 Asked = Callable[..., Recipe]
 TEXTS = [
@@ -37,7 +37,7 @@ def asked(tmp_path: Path) -> Asked:
     def asked(text: str, *words: str) -> Recipe:
         recipe = tmp_path / "r.yaml"
         recipe.write_text(text)
-        return compose(recipe, None, words, tasks.options_of)
+        return compose(recipe, None, words, registry.options_of)
 
     return asked
 
@@ -64,7 +64,7 @@ def test_text_stays_as_it_was_written(asked: Asked, tmp_path: Path, text: str) -
     assert recipe.site.environments[text].variables == {text: text}
     frozen = tmp_path / "frozen.yaml"
     frozen.write_text(freeze(recipe))
-    assert thaw(frozen, tasks.options_of) == recipe
+    assert thaw(frozen, registry.options_of) == recipe
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,13 +73,13 @@ def test_any_number_is_text_for_a_text_key_and_survives_freezing_in_an_open_one(
     file, frozen = tmp_path / "r.yaml", tmp_path / "frozen.yaml"
     file.write_text("name: r\ntask: {kind: translate}\nengine: {kind: vllm}\n")
     try:
-        recipe = compose(file, None, [f"task.target={text}", f"engine.arguments.x={text}"], tasks.options_of)
+        recipe = compose(file, None, [f"task.target={text}", f"engine.arguments.x={text}"], registry.options_of)
     except HalaError as error:
         assert text.endswith(":") or ": " in text, error  # YAML reads a mapping
         return
     assert recipe.task.target == text
     frozen.write_text(freeze(recipe))
-    thawed = thaw(frozen, tasks.options_of)
+    thawed = thaw(frozen, registry.options_of)
     assert repr(thawed.engine.arguments) == repr(recipe.engine.arguments)
 
 
@@ -174,7 +174,7 @@ def test_axes_are_called_as_they_are_written(tmp_path: Path) -> None:
         "    rate: {1e-5: {}, 010: {run: {workers: 2}}}\n"
         "  exclude: [{packing: off, rate: 010}]\n"
     )
-    cells = grid.expand(recipe, None, [], tasks.options_of)[1]
+    cells = grid.expand(recipe, None, [], registry.options_of)[1]
     assert [(cell.name, cell.state) for cell in cells] == [
         ("on-1e-5", "run"),
         ("on-010", "run"),

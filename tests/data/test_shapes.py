@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.digest import Row
-from hala_hpc.data.infer import infer
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.infer import infer
+from hala_hpc.data.chat.turns import turns_of
 from hala_hpc.data.shapes import ASIDE, Shape, TurnShape, shape_of
-from hala_hpc.data.turns import turns_of
 
 BOTH = ("user", "assistant")
 TURNS = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "GPT", "value": "g"}]

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from hala_hpc import engines
-from hala_hpc.cli import planning
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, Sampling
 from hala_hpc.engines import vllm
 from hala_hpc.engines.base import NoEngine
-from hala_hpc.tasks import evaluate, merge
+from hala_hpc.pipeline import planning
+from hala_hpc.tasks.evaluate import task as evaluate
+from hala_hpc.tasks.merge import task as merge
 
 
 def recipe(max_tokens: int | None = None, **options: Any) -> Recipe:

@@ -19,7 +19,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, Sampling
 from hala_hpc.engines.base import Completion, EngineUnreachable, Message, Request
 from hala_hpc.engines.openai import Options
-from hala_hpc.tasks import translate
+from hala_hpc.tasks.translate import task as translate
 from tests.conftest import ROOT, Hala
 from tests.worker.helpers import wait_until
 

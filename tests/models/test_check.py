@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hala_hpc.models import check, tensors
+from hala_hpc.models import check, safetensors_file
 from hala_hpc.run import digests
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
-from hala_hpc.training import paths
-from hala_hpc.training.checkpoints import Checkpoints
+from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints
 from tests.conftest import Hala, TinyModel
-from tests.models.merge_pairs import store
-from tests.training import trainings
-from tests.training.test_progress import training_run
+from tests.tasks.merge.merge_pairs import store
+from tests.tasks.train.rank import trainings
+from tests.tasks.train.test_progress import training_run
 
 SHARD = Shard(0, "train", "m", 0, 0, 1, 10, 10, "")
 KINDS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "I64": "<i8"}
@@ -201,12 +201,12 @@ def test_verify_proves_the_model_and_the_rows_it_was_made_from(
 def test_one_read_gives_the_digest_and_finds_what_is_no_number(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensors, "CHUNK", 16)
+    monkeypatch.setattr(safetensors_file, "CHUNK", 16)
     draw = np.random.default_rng(0)
     stored = {"a": draw.normal(size=(7, 3)), "none": np.zeros((0, 2)), "b": draw.normal(size=(5,))}
     store(tmp_path, stored, files=1, dtype=dtype)
     path = tmp_path / "model.safetensors"
-    assert tensors.digest_of_finite(path) == digest_of(path)
+    assert safetensors_file.digest_of_finite(path) == digest_of(path)
     store(tmp_path, stored | {"b": np.array([1.0, np.nan, 2.0, 3.0, 4.0])}, files=1, dtype=dtype)
-    with pytest.raises(tensors.Unreadable, match=r"NaN or infinity in 1 tensor, e\.g\. b"):
-        tensors.digest_of_finite(path)
+    with pytest.raises(safetensors_file.Unreadable, match=r"NaN or infinity in 1 tensor, e\.g\. b"):
+        safetensors_file.digest_of_finite(path)

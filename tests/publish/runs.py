@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config import frozen
-from hala_hpc.models import checkpoint
+from hala_hpc.models import location
 from hala_hpc.models.card import without_folders
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
-from hala_hpc.training import card
+from hala_hpc.tasks.train import card
 from tests.models import test_check as models
 from tests.worker import helpers
 
@@ -131,7 +131,7 @@ def evaluated(
 
 
 def digest(run: Path) -> str:
-    return checkpoint.digest(next(iter(checkpoint.locate(str(run)).values())))
+    return location.digest(next(iter(location.locate(str(run)).values())))
 
 
 def card_in_cache(cache: Path, kind: str, name: str, licence: str, **more: str) -> None:

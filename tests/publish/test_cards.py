@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models import checkpoint
+from hala_hpc.models import location
 from hala_hpc.publish import content, publication, readme
 from hala_hpc.publish.publication import Asked, Publication
 from tests.publish import runs
@@ -213,7 +213,7 @@ def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str
 def test_a_card_that_the_hub_would_refuse_is_refused_before_anything_is_sent(
     tuned: Path, front: str, told: str
 ) -> None:
-    (folder,) = checkpoint.locate(str(tuned)).values()
+    (folder,) = location.locate(str(tuned)).values()
     (folder / "README.md").write_text(f"---\n{front}\n---\n# x\n")
     with pytest.raises(HalaError) as refused:
         prepared(tuned)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hala_hpc.evaluation import results
-from hala_hpc.evaluation.harness import Sample
 from hala_hpc.run import create
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.tasks.evaluate import results
+from hala_hpc.tasks.evaluate.harness import Sample
 
 QUESTION = "ما هي عاصمة مصر؟ اختر الإجابة الصحيحة (سؤال {number})"
 CHOICES = ["القاهرة", "الإسكندرية", "أسوان", "Luxor"]
@@ -79,7 +79,7 @@ def evaluation(
 
 
 def merge_report(folder: Path, name: str, t: float, base: str, other: str, **cell: Any) -> Path:
-    """What stands in the folder of a merged model beside its weights, as ``models.merge_folder`` writes it."""
+    """What stands in the folder of a merged model beside its weights, as ``tasks.merge.folder`` writes it."""
     tensors = [
         {
             "name": f"model.layers.{layer}.{part}.weight",

@@ -20,7 +20,7 @@ from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.redo import set_aside_damaged
 from hala_hpc.worker import patience
 from hala_hpc.worker.context import Outcome
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests import damaged
 from tests.damaged import copied, flipped, hala
 from tests.run.helpers import TTL, planned_run, worker
@@ -43,7 +43,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``hala resume`` has its worker work in this process, to the end."""
-    from hala_hpc.cli import starting
+    from hala_hpc.pipeline import starting
     from hala_hpc.slurm.record import Submission
 
     def start(recipe: object, task: object, path: Path, workers: int) -> list[Submission]:

@@ -7,10 +7,10 @@ from hala_hpc.worker.array import ArrayWorker
 
 @dataclass(frozen=True)
 class WithOrders(ArrayWorker):
-    """The real launcher, with the ranks of ``tests/training/rank_program.py``."""
+    """The real launcher, with the ranks of ``tests/tasks/train/launch/rank_program.py``."""
 
     def __call__(self) -> str:
-        from hala_hpc.worker import train_launch
+        from hala_hpc.tasks.train.launch import launcher
 
-        train_launch.RANK = "tests.training.rank_program"  # type: ignore[misc]
+        launcher.RANK = "tests.tasks.train.launch.rank_program"  # type: ignore[misc]
         return super().__call__()

@@ -17,10 +17,10 @@ from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import allocation, record
 from hala_hpc.slurm.queue import ask
 from hala_hpc.worker.context import Outcome
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests.cli.test_plan_training import CONFIG
 from tests.conftest import ROOT
-from tests.training.tokenizer_kinds import KINDS, save
+from tests.data.chat.tokenizer_kinds import KINDS, save
 
 PROGRAMS = {
     "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",
@@ -286,7 +286,7 @@ def test_the_scripts_for_people_requeue_as_workers_do(slurm: Path, script: str) 
 
 
 def test_a_worker_that_cannot_requeue_says_so_in_status(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hala_hpc.worker.main import requeue
+    from hala_hpc.worker.job import requeue
 
     call("submit", "lost.yaml")
     (slurm / "bin" / "scontrol").unlink()

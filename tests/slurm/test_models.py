@@ -15,12 +15,12 @@ import pytest
 
 from tests.conftest import ROOT, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
-from tests.models.merge_pairs import pair, weights_of
-from tests.report import browser
-from tests.report.test_page import DRAWN, MARKS, SIZES
+from tests.report.page import browser
+from tests.report.page.test_page import DRAWN, MARKS, SIZES
 from tests.slurm.test_cluster import finished, pid_of, slurm_hala, wait_for
-from tests.tasks.test_merge import assert_slerp
-from tests.training.work import work_python
+from tests.tasks.merge.merge_pairs import pair, weights_of
+from tests.tasks.merge.test_merge import assert_slerp
+from tests.work import work_python
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.vllm, pytest.mark.timeout(1200)]
 __all__ = ["slurm_hala", "work_python"]

@@ -7,7 +7,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Container, Environment, Recipe, Run, Site, Slurm
-from hala_hpc.slurm.launch import launch, require_environment
+from hala_hpc.slurm.script import launch, require_environment
 from hala_hpc.slurm.submit import free_gpus, preview
 
 GOLDEN = r"""#!/bin/bash

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from hala_hpc.models import checkpoint
-from hala_hpc.training import launch, metrics, paths
+from hala_hpc.models import location
+from hala_hpc.tasks.train import metrics, paths
+from hala_hpc.tasks.train.launch import signs
 from tests.conftest import ROOT, Hala
 from tests.minislurm.cluster import Cluster
 from tests.numbers import same_losses
 from tests.slurm.test_cluster import slurm_hala, wait_for
 from tests.slurm.test_training_launch import ONE_A_NODE, PATIENT, at_step, events, planned, published, tokens
-from tests.training import trainings
-from tests.training.work import work_python
+from tests.tasks.train.rank import trainings
+from tests.work import work_python
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.timeout(1500)]
 __all__ = ["planned", "slurm_hala", "tokens", "work_python"]
@@ -37,7 +38,7 @@ def kill_and_preempt(broken: Path, cluster: Cluster, rank: int) -> None:
     """Kill -9 for one rank after the first checkpoint, then nodes for somebody more urgent after the second."""
     ranks = rank + 1
     wait_for(at_step(broken, 5, ranks=ranks), 300)
-    os.kill(launch.beacons(broken, events(broken, "launched")[0]["launch"])[rank].pid, signal.SIGKILL)
+    os.kill(signs.beacons(broken, events(broken, "launched")[0]["launch"])[rank].pid, signal.SIGKILL)
     wait_for(at_step(broken, 7, launches=2, ranks=ranks), 300)
     cluster.run("sbatch", "-p", "urgent", "-N4", "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
 
@@ -90,7 +91,7 @@ def test_a_training_broken_in_every_way_is_an_unbroken_one_and_goes_on_with_fewe
     agrees_in_vllm(slurm_hala.folder / "model", work_python, serve_python)
 
     exported = trainings.export(slurm_hala, work_python, whole, steps=[len(expected)])
-    (last,) = checkpoint.locate(str(exported)).values()
+    (last,) = location.locate(str(exported)).values()
     assert (last / "model.safetensors").read_bytes() == weights(whole), "from ZeRO-3's checkpoint"
 
     fewer = slurm_hala.folder / "runs" / "fewer"
@@ -120,9 +121,9 @@ def weights(run: Path) -> bytes:
 
 def agrees_in_vllm(model: Path, work_python: Path, serve_python: Path) -> None:
     """Transformers and vLLM give every token of the fixed prompt the same probability."""
-    script = ROOT / "tests" / "training"
+    script = ROOT / "tests" / "tasks" / "train" / "checkpoint"
     code = (
-        "import json, sys; from pathlib import Path; from hala_hpc.training import export;"
+        "import json, sys; from pathlib import Path; from hala_hpc.tasks.train.checkpoint import export;"
         "found = export.examine(Path(sys.argv[1])); print(json.dumps(found))"
     )
     said = subprocess.run([work_python, "-c", code, model], check=True, capture_output=True, text=True).stdout

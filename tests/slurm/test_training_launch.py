@@ -1,7 +1,7 @@
 """How a training is started on a real Slurm: its job, its ranks, and what becomes of them when Slurm ends it.
 
-Where it matters what ranks do at a certain moment, they are those of ``tests/training/rank_program.py``, which take
-orders; the last tests run real ones.
+Where it matters what ranks do at a certain moment, they are those of ``tests/tasks/train/launch/rank_program.py``,
+which take orders; the last tests run real ones.
 """
 
 import json
@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from hala_hpc.cli import common
 from hala_hpc.config.schema import Environment, Recipe, Site, Slurm
+from hala_hpc.pipeline import lookup
 from hala_hpc.run import ledger
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.submit import preview, submit_each
-from hala_hpc.training import launch, paths
+from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.launch import signs
 from tests.conftest import ROOT, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
 from tests.slurm.orders import WithOrders
 from tests.slurm.test_cluster import slurm_hala, wait_for
-from tests.training.work import work_python
+from tests.work import work_python
 
 __all__ = ["slurm_hala", "work_python"]
 
@@ -121,7 +122,7 @@ def planned(
 def submit_with_orders(run: Path, **orders: Any) -> str:
     """Start the launcher; the job's id."""
     (run / "orders.json").write_text(json.dumps({"steps": 10, "seconds": 0.5, **orders}))
-    return submit_each(common.thawed(run), run, "work", [WithOrders(str(run))], ranks=2).jobs[0]
+    return submit_each(lookup.thawed(run), run, "work", [WithOrders(str(run))], ranks=2).jobs[0]
 
 
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
@@ -140,7 +141,7 @@ def at_step(run: Path, step: int, launches: int = 1, ranks: int = 4) -> Callable
         names = [event["launch"] for event in events(run, "launched")]
         if len(names) < launches:
             return False
-        found = launch.beacons(run, names[-1])
+        found = signs.beacons(run, names[-1])
         return len(found) == ranks and min(beacon.step for beacon in found.values()) >= step
 
     return look
@@ -208,7 +209,7 @@ def test_preempted_ranks_save_before_they_go(planned: Callable[..., Path], clust
     cluster.run("sbatch", "-p", "urgent", "-N4", "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(at_step(run, 1, launches=2), 120)
     first, _ = (event["launch"] for event in events(run, "launched"))
-    assert sorted((end.rank, end.code) for end in launch.ends_so_far(run, first)) == [(r, 85) for r in range(4)]
+    assert sorted((end.rank, end.code) for end in signs.ends_so_far(run, first)) == [(r, 85) for r in range(4)]
     wait_for(published(run))
     assert {event["job"] for event in events(run, "started") if "job" in event} == {job}, "the same job, requeued"
     assert [event["attempt"] for event in events(run, "claimed")] == [1, 1], "being preempted counts against nobody"
@@ -252,7 +253,8 @@ def test_a_node_that_does_not_answer_the_preflight_is_left_out(
     sabotage.mkdir()
     (sabotage / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
-        "if os.environ.get('SLURMD_NODENAME') == 'n1' and 'hala_hpc.training.preflight' in sys.orig_argv[:3]:\n"
+        "if os.environ.get('SLURMD_NODENAME') == 'n1' and "
+        "'hala_hpc.tasks.train.launch.preflight' in sys.orig_argv[:3]:\n"
         "    signal.pause()\n"
     )
     run = planned(
@@ -261,7 +263,7 @@ def test_a_node_that_does_not_answer_the_preflight_is_left_out(
     (run / "orders.json").write_text(json.dumps({"steps": 2, "seconds": 0.5}))
     text = (run / "recipe.yaml").read_text().replace("preflight: false", "preflight: true")
     (run / "recipe.yaml").write_text(text)
-    recipe = common.thawed(run)
+    recipe = lookup.thawed(run)
     recipe.site.environments["work"].variables["PYTHONPATH"] = f"{sabotage}:{ROOT}"
     submit_each(recipe, run, "work", [WithOrders(str(run))], ranks=1)
     wait_for(published(run), 400)
@@ -288,7 +290,7 @@ def test_a_stopped_rank_is_named_and_the_run_ends_trained(
     assert len(submitted["jobs"]) == 2
     wait_for(at_step(run, 3, ranks=2), 280)
     (first,) = events(run, "launched")
-    pid = launch.beacons(run, first["launch"])[1].pid
+    pid = signs.beacons(run, first["launch"])[1].pid
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: events(run, "stalled"), 120)
     (stalled,) = events(run, "stalled")
@@ -326,6 +328,6 @@ def test_by_hand_with_sbatch(
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    from hala_hpc.training import metrics
+    from hala_hpc.tasks.train import metrics
 
     return metrics.read(run)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from hala_hpc import tasks
-from hala_hpc.cli import common, planning
+from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import Verdict, verify
+from hala_hpc.worker import registry
 
 REQUEUE = 85
 
@@ -47,7 +47,7 @@ def plan(
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(recipe))
-    asked = common.load(path, "local", ())
+    asked = lookup.load(path, "local", ())
     return planning.plan_run(asked, planning.check(asked), Path(asked.run.root) / name).path
 
 
@@ -99,7 +99,7 @@ def quarantined(run: Path) -> dict[str, str]:
 
 def proof(run: Path) -> Verdict:
     facts = manifest.read(run / "manifest.parquet").facts
-    return verify(run, tasks.create(common.thawed(run)).checker(facts))
+    return verify(run, registry.create(lookup.thawed(run)).checker(facts))
 
 
 def leftovers(run: Path) -> list[str]:

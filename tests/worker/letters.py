@@ -20,9 +20,9 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
-from hala_hpc.tasks.items import Item
 from hala_hpc.worker.context import Context, Outcome
-from hala_hpc.worker.items import ItemLoop
+from hala_hpc.worker.items.loop import ItemLoop
+from hala_hpc.worker.items.task import Item
 
 TTL, ATTEMPTS, STEPS = 1.0, 3, 4
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hala_hpc.cli import common, planning
 from hala_hpc.data import shards
 from hala_hpc.engines.base import Completion
+from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import partial
 from hala_hpc.run.lease import Finder
 from hala_hpc.run.partial import PartialFile
 from hala_hpc.worker.context import Outcome
-from hala_hpc.worker.main import work_until
-from hala_hpc.worker.memory import Memory
+from hala_hpc.worker.job import work_until
+from hala_hpc.worker.rows.cache import Memory
 from tests.worker.helpers import (
     asked,
     directory,
@@ -132,7 +132,7 @@ def test_turns_may_hold_values_that_json_has_no_word_for(tmp_path: Path) -> None
         "run": {"root": str(tmp_path)},
     }
     (tmp_path / "w.json").write_text(json.dumps(recipe))
-    wanted = common.load(tmp_path / "w.json", "local", ())
+    wanted = lookup.load(tmp_path / "w.json", "local", ())
     run = planning.plan_run(wanted, planning.check(wanted), tmp_path / "w").path
     finish(run)
     assert proof(run).proven

@@ -10,7 +10,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import status
 from hala_hpc.worker import patience
 from hala_hpc.worker.context import Outcome
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests.worker.helpers import asked, events, leftovers, plan, proof, rows, start, texts, unbroken, wait_until
 
 

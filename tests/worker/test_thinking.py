@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.cli.status import _noted
-from hala_hpc.publish import work
+from hala_hpc.run import cost as work
 from hala_hpc.run import status
-from hala_hpc.worker.main import work_until
+from hala_hpc.worker.job import work_until
 from tests.engines.test_openai import Server
 from tests.worker.helpers import events, plan, proof, quarantined, rows
 

@@ -9,10 +9,11 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
-    from hala_hpc.report.choose import Choice, Lead
-    from hala_hpc.report.paired import Mean
+    from hala_hpc.tasks.evaluate.choose import Choice, Lead
+    from hala_hpc.tasks.evaluate.paired import Mean
 
 RULES = ("average", "one-se", "no-loss")
 
@@ -56,10 +57,11 @@ def command(
     hala best evaluate-merges
     hala best evaluate-merges --rule one-se --models 'merged-*' --json | jq -r .path
     """
-    from hala_hpc.report import choose, chosen, scores
+    from hala_hpc.report.sections import choice as chosen
     from hala_hpc.run.files import write_durably
+    from hala_hpc.tasks.evaluate import choose, scores
 
-    paths = [common.find(run) for run in runs]
+    paths = [lookup.find(run) for run in runs]
     _refuse_unfinished(paths)
     evaluations = scores.read(paths, base).only(models, benchmarks)
     asked = choose.Split(1.0 if split == "all" else share, seed)
@@ -81,10 +83,10 @@ def command(
 def _refuse_other_weights(told: dict[str, Any]) -> None:
     """Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody."""
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.models import checkpoint
+    from hala_hpc.models import location
 
     folder = Path(told["path"])
-    if folder.is_dir() and checkpoint.digest(folder) != told["weights"]:
+    if folder.is_dir() and location.digest(folder) != told["weights"]:
         raise HalaError(f"{told['model']}: {folder} is not what was evaluated", "evaluate it again, as a new run")
 
 

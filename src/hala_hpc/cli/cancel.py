@@ -9,6 +9,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 LOCAL_SECONDS = 5.0
 """So long a local worker may take to end what it does."""
@@ -33,8 +34,8 @@ def command(run: str, json_: bool) -> None:
     \b
     hala cancel translate-openorca
     """
-    from hala_hpc.cli import grid
     from hala_hpc.config.errors import HalaError
+    from hala_hpc.pipeline import grid
 
     paths = grid.members(run)  # of a grid: all its runs
     # Of a training: the runs that prepare its data, unless others share them.
@@ -97,7 +98,7 @@ def _told(path: Path, done: Cancelled) -> str:
     from hala_hpc.run import status
 
     if not done.arrays and not done.workers:
-        settings = common.run_settings(path) if (path / "recipe.yaml").is_file() else None
+        settings = lookup.run_settings(path) if (path / "recipe.yaml").is_file() else None
         finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
         return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
     line = f"cancelled {plural(len(done.arrays), 'Slurm array')} and {plural(done.workers, 'local worker')}"

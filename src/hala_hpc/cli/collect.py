@@ -6,6 +6,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -25,7 +26,7 @@ def command(run: str, to: Path | None, partial: bool, json_: bool) -> None:
     from hala_hpc.config.errors import HalaError
     from hala_hpc.run import manifest
 
-    path = common.find(run)
+    path = lookup.find(run)
     target = (to or path / "final").resolve()
     suffix = manifest.read(path / "manifest.parquet").facts.suffix
     if suffix == ".parquet":

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.pipeline import lookup
 
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -24,7 +25,7 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
 
     findings = []
     colour = True if os.environ.get("FORCE_COLOR") else None  # as rich does for the tables of other commands
-    for finding in examine(common.load_site(site, overrides), common.profile_of(site)):
+    for finding in examine(lookup.load_site(site, overrides), lookup.profile_of(site)):
         findings.append(finding)
         if not json_:
             advice = f"  → {finding.advice}" if finding.advice else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -30,7 +31,7 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     """
     from hala_hpc.run import ledger
 
-    path = common.find(run)
+    path = lookup.find(run)
     _refuse(path, shard)
     if rank is not None:
         _show(_rank_log(path, rank), lines)

@@ -8,6 +8,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -26,13 +27,14 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     hala plan jobs/hala/translate-openorca.yaml --site mycluster run.workers=64
     hala plan jobs/hala/sft-1.2b.yaml --site mycluster
     """
-    from hala_hpc.cli import grid
-    from hala_hpc.cli.planning import check, obstacles, plan_run
+    from hala_hpc.cli.views import grid as views
+    from hala_hpc.pipeline import grid
+    from hala_hpc.pipeline.planning import check, obstacles, plan_run, summary_of
 
     if grid.is_grid(recipe):
-        grid.plan(recipe, site, overrides, create, json_)
+        views.plan(*grid.plan(recipe, site, overrides, create), create, json_)
         return
-    asked = common.load(recipe, site, overrides)
+    asked = lookup.load(recipe, site, overrides)
     task = check(asked)
     root = Path(asked.run.root).resolve()
     target = root / asked.name
@@ -49,43 +51,6 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
         _show(summary, created=create)
 
 
-def summary_of(recipe: Any, planned: Path, target: Path, stage: str) -> dict[str, Any]:
-    """What is shown, as plain data. ``planned`` is where the run is planned, ``target`` where it will be."""
-    from hala_hpc.run import manifest
-    from hala_hpc.slurm.submit import preview
-
-    plan = manifest.read(planned / "manifest.parquet")
-    tokens = plan.column("tokens")
-    workers = min(recipe.run.workers, len(plan))
-    training, ranks = None, None
-    if plan.facts.unit == "models":
-        from hala_hpc.cli import plan_training
-        from hala_hpc.tasks import train
-
-        training, ranks = plan_training.summary(recipe, planned), train.ranks_per_node(recipe.site)
-    items = [str(item["name"]) for item in plan.facts.items]
-    is_slurm = recipe.site.executor == "slurm"
-    return {
-        "run": str(target),
-        "task": recipe.task.kind,
-        "sources": [
-            {"file": source["original"], "rows": source["rows"], "bytes": source["bytes"]}
-            for source in plan.facts.sources
-        ],
-        "rows": plan.facts.rows,
-        "texts": plan.facts.texts,
-        "characters": plan.facts.characters,
-        "estimated_tokens": plan.facts.tokens,
-        "notes": plan.facts.notes,
-        "shards": len(plan),
-        "tokens_per_shard": {"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
-        "workers": workers,
-        "site": recipe.site.name,
-        "executor": recipe.site.executor,
-        "sbatch": preview(recipe, target, stage, workers, ranks) if is_slurm else None,
-    } | {key: value for key, value in (("training", training), ("items", items)) if value}
-
-
 def _show(summary: dict[str, Any], created: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -93,7 +58,7 @@ def _show(summary: dict[str, Any], created: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     training = summary.get("training")
     if training:
-        from hala_hpc.cli import plan_training
+        from hala_hpc.cli.views import plan_training
 
         plan_training.show(training)
     elif items := summary.get("items"):

@@ -7,6 +7,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
     from hala_hpc.config.schema import Data, Model, Recipe
@@ -25,10 +26,10 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala prefetch jobs/latxa/grid.yaml --site mycluster
     hala prefetch jobs/hala/evaluate-nano.yaml --site mycluster
     """
-    from hala_hpc.cli import grid
-    from hala_hpc.data import hub
+    from hala_hpc.data.files import hub
+    from hala_hpc.pipeline import grid
 
-    asked = grid.recipes(recipe, site, overrides) if grid.is_grid(recipe) else [common.load(recipe, site, overrides)]
+    asked = grid.recipes(recipe, site, overrides) if grid.is_grid(recipe) else [lookup.load(recipe, site, overrides)]
     hub.use_cache(asked[0].site.cache)
     needs = [_needs_of(one) for one in asked]
     models = list(dict.fromkeys(folder for some, _ in needs for model in some for folder in hub.fetch_model(model)))
@@ -53,10 +54,10 @@ def _label(data: "Data") -> str:
 
 def _needs_of(recipe: "Recipe") -> "tuple[list[Model], list[Data]]":
     """Models and datasets of a recipe: its own, and what its task reads besides (a mixture, benchmarks)."""
-    from hala_hpc import tasks
-    from hala_hpc.tasks.base import NeedsHub
+    from hala_hpc.worker import registry
+    from hala_hpc.worker.task import NeedsHub
 
-    task = tasks.create(recipe)
+    task = registry.create(recipe)
     if not isinstance(task, NeedsHub):
         return [recipe.model], [recipe.data]
     return [recipe.model, *task.models_on_hub()], [recipe.data, *task.data_on_hub()]

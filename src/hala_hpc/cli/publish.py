@@ -7,6 +7,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
     from hala_hpc.publish.content import Content
@@ -55,7 +56,7 @@ def command(
     from hala_hpc.config.errors import HalaError
     from hala_hpc.publish import content, folder, hub, licences, publication
 
-    path, to = common.find(run), places.expanded(to, "--to")
+    path, to = lookup.find(run), places.expanded(to, "--to")
     if not to.strip():
         raise HalaError("--to: is empty", "hub:ORG/NAME, or a folder")
     name = hub.name_of(to) if to.startswith(hub.PREFIX) else ""
@@ -66,7 +67,7 @@ def command(
     asked = publication.Asked(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
-        scores=tuple(common.find(each) for each in scores),
+        scores=tuple(lookup.find(each) for each in scores),
         about=about.read_text("utf-8", "replace") if about is not None else "",
         online=bool(name),
     )

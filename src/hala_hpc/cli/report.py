@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.pipeline import lookup
 from hala_hpc.report import write
 
 FORMATS = write.FORMATS
@@ -42,11 +43,11 @@ def command(
     hala report sft-1.2b merge evaluate-small --base base --to report --title "Hala 1.2B"
     hala report evaluate-nano --benchmarks 'arabic_*' --format md --json
     """
-    from hala_hpc.report import gather
+    from hala_hpc.report import compose
 
     paths = [path for run in runs for path in _runs(run)]
-    asked = gather.Asked(base, models, benchmarks, examples, title)
-    report = gather.gather(paths, asked)
+    asked = compose.Asked(base, models, benchmarks, examples, title)
+    report = compose.gather(paths, asked)
     target = (to or Path(f"report-{paths[0].name}")).resolve()
     written = write.write(report, target, formats or FORMATS)
     if json_:
@@ -59,7 +60,7 @@ def command(
 
 
 def _runs(run: str) -> list[Path]:
-    from hala_hpc.cli import grid
+    from hala_hpc.pipeline import grid
 
     folder = grid.find(run)
-    return grid.runs_in(folder) if folder else [common.find(run)]
+    return grid.runs_in(folder) if folder else [lookup.find(run)]

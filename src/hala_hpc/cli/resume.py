@@ -7,15 +7,11 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
-    from hala_hpc.config.schema import Recipe
     from hala_hpc.run.manifest import Facts
-    from hala_hpc.tasks.base import Task
-
-MOVED = "data.path="
-CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
-"""What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
+    from hala_hpc.worker.task import Task
 
 
 @click.command()
@@ -44,24 +40,23 @@ def command(
     hala resume translate-openorca data.path=/new/place/openorca
     hala resume sft-9b site.slurm.nodes_per_worker=2
     """
-    from hala_hpc import tasks
-    from hala_hpc.cli import grid
-    from hala_hpc.cli.starting import start
+    from hala_hpc.cli.views import grid as views
     from hala_hpc.config.errors import HalaError
+    from hala_hpc.pipeline import grid, starting
     from hala_hpc.run import manifest, status
     from hala_hpc.run.layout import RunDirectory
-    from hala_hpc.slurm.launch import require_environment
+    from hala_hpc.slurm.script import require_environment
+    from hala_hpc.worker import registry
 
     if folder := grid.find(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
-        grid.resume(folder, overrides, json_)
+        views.show_started(grid.resume(folder, overrides), str(folder), json_)
         return
-    path = common.find(run)
-    if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
-        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
-    recipe = common.thawed(path, overrides)
-    task = tasks.create(recipe)
+    path = lookup.find(run)
+    starting.refuse_frozen(overrides)
+    recipe = lookup.thawed(path, overrides)
+    task = registry.create(recipe)
     require_environment(recipe.site, task.stage)
     if (owner := common.owner_of_closed(path / "logs")) is not None:
         hint = (
@@ -69,7 +64,7 @@ def command(
         )
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     plan = manifest.read(path / "manifest.parquet")
-    note_moved(path, recipe, overrides)
+    starting.note_moved(path, recipe, overrides)
     RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
     if damaged:
         _set_aside(path, task, plan.facts)
@@ -80,13 +75,13 @@ def command(
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
         alive = sum(worker.alive for worker in state.workers)
-        workers = min(recipe.run.workers, missing) - max(alive, at_work(path)) if missing else 0
+        workers = min(recipe.run.workers, missing) - max(alive, starting.at_work(path)) if missing else 0
     workers = min(workers, missing)
     jobs = []
     if workers > 0:
         prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
-        with common.changed([path, *prepare], overrides):
-            jobs = [job for one in start(recipe, task, path, workers) for job in one.jobs]
+        with lookup.changed([path, *prepare], overrides):
+            jobs = [job for one in starting.start(recipe, task, path, workers) for job in one.jobs]
     if json_:
         common.echo_json(
             {"run": str(path), "missing": missing, "retried": retried, "workers": max(workers, 0), "jobs": jobs}
@@ -98,40 +93,6 @@ def command(
     else:
         what = f"{plural(workers, 'worker')} for {plural(missing, 'missing shard')}"
         click.echo(f"{what} ({retried} had failed): {', '.join(jobs)}")
-
-
-def note_moved(path: Path, recipe: "Recipe", overrides: tuple[str, ...]) -> None:
-    """Where ``overrides`` say that a run's data moved: note their new places. Raises HalaError for other data."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.data import moved
-    from hala_hpc.run import manifest
-
-    if not any(word.startswith(MOVED) for word in overrides):
-        return
-    facts = manifest.read(path / "manifest.parquet").facts
-    if facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in facts.sources):
-        raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
-    moved.note(path, facts, recipe.data)
-
-
-def at_work(*paths: Path) -> int:
-    """How many workers of some runs are at work or will be, for all that Slurm and this machine tell.
-
-    Raises HalaError where Slurm does not answer: nobody's work is to be doubled.
-    """
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.slurm import local, queue, record
-    from hala_hpc.worker.array import ArrayWorker
-
-    for path in paths:
-        record.settle(path, ArrayWorker)
-    found = queue.ask(*paths)
-    if found.silence:
-        raise HalaError(
-            f"Slurm does not answer ({found.silence}), so who is at work is not known",
-            "try again later; --workers N starts N all the same",
-        )
-    return found.live + sum(len(local.workers(path)) for path in paths)
 
 
 def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:

@@ -7,6 +7,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 from hala_hpc.run.layout import GRID
 
 
@@ -27,7 +28,7 @@ def command(root: Path | None, json_: bool) -> None:
 
     if root is not None and not root.is_dir():
         raise HalaError(f"--root: {root} is no folder", "give the folder that your runs are in")
-    folder = root or common.runs_root()
+    folder = root or lookup.runs_root()
     found = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     rows = [(_grid if path.name == GRID else _row)(path.parent) for path in found]
@@ -82,7 +83,7 @@ def _row(path: Path) -> dict[str, Any]:
     from hala_hpc.run import manifest, status
 
     try:
-        settings = common.run_settings(path)
+        settings = lookup.run_settings(path)
         state = status.read(path, settings.lease_seconds, settings.attempts)
     except (HalaError, OSError) as error:
         return {"run": path.name, "path": str(path), "error": " ".join(str(error).split())}

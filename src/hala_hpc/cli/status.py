@@ -11,9 +11,10 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
-    from hala_hpc.cli.training import TrainingState
+    from hala_hpc.cli.views.training import TrainingState
     from hala_hpc.run.status import Status, WorkerStatus
     from hala_hpc.slurm.queue import Asked, Queue
 
@@ -37,12 +38,13 @@ def command(run: str, watch: bool, json_: bool) -> None:
     hala status translate-openorca --watch
     hala status runs/demo --json | jq .rows_per_second
     """
-    from hala_hpc.cli import grid, grid_status
+    from hala_hpc.cli.views import grid as grid_status
+    from hala_hpc.pipeline import grid
 
     if folder := grid.find(run):
         grid_status.status(folder, watch, json_)
         return
-    path = common.find(run)
+    path = lookup.find(run)
     if json_:
         seen = _read(path)
         common.echo_json(_as_json(seen))
@@ -93,13 +95,13 @@ class Seen:
 
 
 def _read(path: Path, asked: "Asked | None" = None) -> Seen:
-    from hala_hpc.cli import training
+    from hala_hpc.cli.views import training
     from hala_hpc.config import changes
     from hala_hpc.run import status
     from hala_hpc.slurm.queue import Asked
 
-    settings = common.run_settings(path)
-    frozen, now = common.frozen(path), common.settings_now(path)
+    settings = lookup.run_settings(path)
+    frozen, now = lookup.frozen(path), lookup.settings_now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
     began = time.monotonic()
     queue = (asked or Asked(path)).now(state.finished)
@@ -110,7 +112,7 @@ def _read(path: Path, asked: "Asked | None" = None) -> Seen:
 
 
 def _as_json(seen: Seen) -> dict[str, Any]:
-    from hala_hpc.cli import training
+    from hala_hpc.cli.views import training
 
     told = asdict(seen.state) | {"finished": seen.state.finished, "jobs": seen.jobs}
     told |= {
@@ -129,7 +131,7 @@ def _shown(seen: Seen) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from hala_hpc.cli import training
+    from hala_hpc.cli.views import training
 
     state = seen.state
     facts = Table(show_header=False, box=None, pad_edge=False)
@@ -154,7 +156,7 @@ def _shown(seen: Seen) -> Any:
 def _facts(seen: Seen) -> list[tuple[str, str]]:
     import rich.markup
 
-    from hala_hpc.cli import training
+    from hala_hpc.cli.views import training
 
     state = seen.state
     counts = (

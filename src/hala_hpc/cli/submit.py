@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -19,17 +20,20 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala submit jobs/demo/translate.yaml --site local-cpu name=again
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
-    from hala_hpc.cli import grid, training
-    from hala_hpc.cli.planning import check, plan_run, refuse_missing_environment
-    from hala_hpc.cli.starting import start
+    from hala_hpc.cli.views import grid as views
+    from hala_hpc.cli.views import training
+    from hala_hpc.pipeline import grid
+    from hala_hpc.pipeline.planning import check, plan_run, refuse_missing_environment
+    from hala_hpc.pipeline.starting import start
     from hala_hpc.run import manifest
     from hala_hpc.slurm.limits import limits
 
     if grid.is_grid(recipe):
-        grid.submit(recipe, site, overrides, json_)
+        started = grid.submit(recipe, site, overrides)
+        views.show_started(started, str(started.folder), json_)
         return
-    asked = common.load(recipe, site, overrides)
-    common.refuse_forgotten_site(site, asked.site.executor)
+    asked = lookup.load(recipe, site, overrides)
+    lookup.refuse_forgotten_site(site, asked.site.executor)
     task = check(asked)
     refuse_missing_environment(asked, task)
     if asked.site.executor == "slurm":

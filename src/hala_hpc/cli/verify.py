@@ -8,6 +8,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
     from hala_hpc.data.collected import FolderVerdict
@@ -37,8 +38,9 @@ def command(run: str, json_: bool) -> None:
     hala verify translate-openorca
     hala verify data/openorca-ar
     """
-    from hala_hpc.cli import grid, grid_status
+    from hala_hpc.cli.views import grid as grid_status
     from hala_hpc.data import collected
+    from hala_hpc.pipeline import grid
     from hala_hpc.run import digests
 
     if collected.is_collected(Path(run)):
@@ -47,7 +49,7 @@ def command(run: str, json_: bool) -> None:
         _models(models, json_)
     if folder := grid.find(run):
         grid_status.verify(folder, json_)
-    path = common.find(run)
+    path = lookup.find(run)
     verdict, unit = _verified(path)
     datasets = {each.name: _verified(each)[0] for each in _datasets(path, unit)}
     damaged = _checkpoints(path) if unit == "models" else []
@@ -100,27 +102,28 @@ def _models(folders: list[Path], json_: bool) -> None:
 
 def _verified(path: Path) -> "tuple[Verdict, str]":
     """The verdict, and what the run counts."""
-    from hala_hpc import tasks
     from hala_hpc.run import manifest
     from hala_hpc.run.verify import verify
+    from hala_hpc.worker import registry
 
     facts = manifest.read(path / "manifest.parquet").facts
     with common.counting(f"verifying {path.name}") as counted:
-        return verify(path, tasks.create(common.thawed(path)).checker(facts), counted), facts.unit
+        return verify(path, registry.create(lookup.thawed(path)).checker(facts), counted), facts.unit
 
 
 def _datasets(path: Path, unit: str) -> list[Path]:
     """The runs that made a training's tokens, those that still are there: once it is trained, they may go."""
     if unit != "models":
         return []
-    from hala_hpc.cli.training import prepare_runs
+    from hala_hpc.cli.views.training import prepare_runs
 
     return [run for run in prepare_runs(path) if (run / "manifest.parquet").is_file()]
 
 
 def _checkpoints(path: Path) -> list[str]:
     """What is wrong with a training's checkpoints; it speaks neither for nor against its model."""
-    from hala_hpc.training import checkpoints, paths
+    from hala_hpc.tasks.train import paths
+    from hala_hpc.tasks.train.checkpoint import checkpoints
 
     found = checkpoints.faults(path / paths.CHECKPOINTS)
     return [

@@ -3,6 +3,7 @@
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -15,7 +16,7 @@ def command(run: str) -> None:
     """
     import sys
 
-    from hala_hpc.worker.main import main
+    from hala_hpc.worker.job import main
 
-    sys.argv = ["hala worker", str(common.find(run))]
+    sys.argv = ["hala worker", str(lookup.find(run))]
     raise click.exceptions.Exit(main())

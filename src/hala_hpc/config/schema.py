@@ -54,7 +54,7 @@ class Model:
 
 @dataclass
 class TaskOptions:
-    """Base of every task's own section; ``kind`` names the module under ``hala_hpc.tasks``."""
+    """Base of every task's own section; ``kind`` names the module under ``hala_hpc.worker.registry``."""
 
     kind: str = "translate"
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.data import columns, schema, shards
+from hala_hpc.data import shards
+from hala_hpc.data.arrow import columns, schema
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
 from hala_hpc.run import files, manifest, seal
 from hala_hpc.run.layout import RunDirectory

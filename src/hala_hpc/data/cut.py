@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
-from hala_hpc.data import digest, infer, readers, schema, sources
+from hala_hpc.data.arrow import digest, infer, schema
+from hala_hpc.data.arrow.digest import Hash, Row
+from hala_hpc.data.arrow.unify import Union, unify
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.digest import Hash, Row
-from hala_hpc.data.sources import Source
-from hala_hpc.data.unify import Union, unify
+from hala_hpc.data.files import readers, sources
+from hala_hpc.data.files.sources import Source
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4

@@ -6,7 +6,7 @@ from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import sources
+from hala_hpc.data.files import sources
 from hala_hpc.run.files import write_durably
 from hala_hpc.run.manifest import Facts
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import schema, shards
+from hala_hpc.data import shards
+from hala_hpc.data.arrow import schema
 from hala_hpc.data.shards import ERROR, RESERVED, ROW, reason_of
 from hala_hpc.run import layout, manifest, partial, seal
 from hala_hpc.run.files import fsync_directory

@@ -15,14 +15,13 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import columns as named
-from hala_hpc.data import turns
-from hala_hpc.data.columns import Place
-from hala_hpc.data.digest import Row
-from hala_hpc.data.readers import what
-from hala_hpc.data.schema import is_list
-from hala_hpc.data.turns import ROLES as ROLES
-from hala_hpc.data.turns import Items, spoken_by
+from hala_hpc.data.arrow import columns as named
+from hala_hpc.data.arrow.columns import Place
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import is_list
+from hala_hpc.data.chat import turns
+from hala_hpc.data.chat.turns import Items, spoken_by
+from hala_hpc.data.files.readers import what
 
 Texts = list[tuple[Place, str]]
 
@@ -50,7 +49,7 @@ class ColumnShape:
 
     Parameters
     ----------
-    paths : columns, as ``data.columns`` names them.
+    paths : columns, as ``data.arrow.columns`` names them.
     roles : of turns that are worked on; a column then holds a text, a list of texts or turns. None: only a text.
     is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
     others : columns that are not worked on.

@@ -17,10 +17,12 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.data import bad_rows, digest, moved, readers, schema
-from hala_hpc.data.digest import Row
-from hala_hpc.data.readers import Manner
-from hala_hpc.data.schema import Fields
+from hala_hpc.data import bad_rows, moved
+from hala_hpc.data.arrow import digest, schema
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Fields
+from hala_hpc.data.files import readers
+from hala_hpc.data.files.readers import Manner
 from hala_hpc.run import seal
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport

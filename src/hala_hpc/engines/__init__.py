@@ -3,11 +3,21 @@
 A module has ``Options`` (its keys in a recipe), ``check`` (is the recipe possible?) and ``start`` (the engine).
 """
 
+import pkgutil
+
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 
-KINDS = Kinds("engine", __name__, helpers=("base", "guard", "tokens"))
+HELPERS = ("base", "guard", "tokens")
+
+
+def _modules() -> dict[str, str]:
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
+    return {name: f"{__name__}.{name}" for name in names}
+
+
+KINDS = Kinds("engine", _modules)
 RANGES = (
     "temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), frequency_penalty -2 to 2, repetition_penalty > 0, "
     "max_tokens >= 1 or null"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.models.tensors import Unreadable, not_finite, tensors_of
+from hala_hpc.models.safetensors_file import Unreadable, not_finite, tensors_of
 from hala_hpc.run.digests import changed
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport

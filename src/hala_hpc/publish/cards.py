@@ -12,7 +12,7 @@ from hala_hpc.publish import readme
 from hala_hpc.publish.content import CARD, Content
 from hala_hpc.publish.licences import Decision, Source
 from hala_hpc.publish.scores import Scores
-from hala_hpc.publish.work import Work
+from hala_hpc.run.cost import Work
 
 LANGUAGES: Final = {
     "arabic": "ar", "english": "en", "basque": "eu", "spanish": "es", "french": "fr", "german": "de", "italian": "it",

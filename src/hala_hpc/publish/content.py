@@ -16,7 +16,7 @@ from hala_hpc.config.words import plural
 from hala_hpc.data.collect import checked
 from hala_hpc.data.collected import QUARANTINE, verify
 from hala_hpc.data.shards import ERROR, reason_of
-from hala_hpc.models import checkpoint
+from hala_hpc.models import location
 from hala_hpc.models.check import RECORD, unsound
 from hala_hpc.run import digests, manifest, seal
 from hala_hpc.run.layout import RunDirectory
@@ -95,7 +95,7 @@ def _one_of(run: Path, item: str | None) -> Path:
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
     if item is None:
-        return next(iter(checkpoint.locate(str(run)).values()))
+        return next(iter(location.locate(str(run)).values()))
     if item not in names:
         raise HalaError(f"{run.name}: no model '{item}'", f"it makes: {', '.join(names) or 'one, without a name'}")
     folder = RunDirectory(run, facts.suffix).shard_output(names.index(item))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models import checkpoint
-from hala_hpc.publish import cards, hub, licences, readme, scores, work
+from hala_hpc.models import location
+from hala_hpc.publish import cards, hub, licences, readme, scores
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Source
 from hala_hpc.publish.scores import Scores
+from hala_hpc.run import cost as work
 from hala_hpc.run import manifest
 
 
@@ -111,4 +112,4 @@ def _scores(content: Content, runs: tuple[Path, ...]) -> Scores | None:
         return None
     if content.kind == "dataset":
         raise HalaError("--scores: a dataset has none", "leave it out")
-    return scores.of(runs, checkpoint.digest(content.folder))
+    return scores.of(runs, location.digest(content.folder))

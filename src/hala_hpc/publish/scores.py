@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.evaluation import results
-from hala_hpc.evaluation.results import Result
 from hala_hpc.models.card import read_json
 from hala_hpc.run import status
+from hala_hpc.tasks.evaluate import results
+from hala_hpc.tasks.evaluate.results import Result
 
 BEST: Final = "best.json"
 """In an evaluation's run: what `hala best` chose."""

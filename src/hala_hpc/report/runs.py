@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config import frozen
-from hala_hpc.report import history, table
-from hala_hpc.report.history import History
-from hala_hpc.report.section import Section
-from hala_hpc.run import manifest, status
+from hala_hpc.report.page import table
+from hala_hpc.report.page.section import Section
+from hala_hpc.run import history, manifest, status
+from hala_hpc.run.history import History
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
-from hala_hpc.training import card
+from hala_hpc.tasks.train import card
 
 DIGEST_SHOWN = 12
 """Characters of a digest or commit in a table."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.report import drawing, formats, page
-from hala_hpc.report.section import Report, Section
-from hala_hpc.report.table import known
+from hala_hpc.config.words import known
+from hala_hpc.report.page import drawing, formats, page
+from hala_hpc.report.page.section import Report, Section
 from hala_hpc.run import files
 
 FORMATS: Final = ("html", "md", "latex", "csv", "png")

@@ -51,7 +51,7 @@ class Facts:
     person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
-    ``expected`` is what the rows of a training's dataset will come to (``training.expected``).
+    ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``).
     """
 
     suffix: str

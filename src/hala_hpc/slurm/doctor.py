@@ -18,9 +18,9 @@ from hala_hpc.config.places import expanded
 from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
 from hala_hpc.slurm import commands
-from hala_hpc.slurm.launch import launch
 from hala_hpc.slurm.limits import limits, parse_config
 from hala_hpc.slurm.options import given, parameters
+from hala_hpc.slurm.script import launch
 
 IMPORT_SECONDS = 180.0
 """A first import of vLLM from a cold shared file system takes a minute or two."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Slurm
-from hala_hpc.slurm.launch import Launch, rank_variables
+from hala_hpc.slurm.script import Launch, rank_variables
 
 FORGET: Final = "unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK"
 OPTION = re.compile(r"[a-z][a-z0-9-]*")

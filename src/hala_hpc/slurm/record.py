@@ -24,6 +24,8 @@ END_BYTES = 16 * 1024
 """How much of a ledger's end holds a worker's last word."""
 LATE_SECONDS = 180.0
 """A controller may do so much later what it was asked for before it fell silent."""
+MOST_REQUEUES = 1_000
+"""Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
 
 
 class Job(Protocol):
@@ -196,8 +198,6 @@ def in_queue(token: str) -> str | None:
 def adopt(run: Path, intent: Intent, job: str, work: Sequence[Job]) -> None:
     """Give the tasks of an array the work that submitit would have given them, had it got sbatch's answer."""
     from submitit.core.utils import DelayedSubmission, JobPaths
-
-    from hala_hpc.slurm.submit import MOST_REQUEUES
 
     for task, one in enumerate(work):
         name = f"{job}_{task}" if len(work) > 1 else job

@@ -14,13 +14,10 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
 from hala_hpc.slurm import commands, local
-from hala_hpc.slurm.launch import Launch, launch, rank_variables
 from hala_hpc.slurm.limits import Limits, limits
 from hala_hpc.slurm.options import given, parameters
-from hala_hpc.slurm.record import Intent, Job, Submission, adopt, in_queue, intend, record, submitted
-
-MOST_REQUEUES = 1_000
-"""Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
+from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record, submitted
+from hala_hpc.slurm.script import Launch, launch, rank_variables
 
 
 def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Job) -> Submission:

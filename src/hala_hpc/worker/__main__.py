@@ -2,6 +2,6 @@
 
 import sys
 
-from hala_hpc.worker.main import main
+from hala_hpc.worker.job import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Manifest
-from hala_hpc.tasks.base import Task
+from hala_hpc.worker.task import Task
 
 
 class Outcome(Enum):

@@ -1,0 +1,1 @@
+"""What commands show, where it takes more than a few lines."""

@@ -1,0 +1,1 @@
+"""Rows as Arrow: schemas, columns, and what makes two rows the same."""

@@ -1,0 +1,168 @@
+"""Rows to and from Arrow tables, and schemas to and from text.
+
+An Arrow struct has the same keys in every row: where an object lacks one, Arrow fills in null. So rows are given back
+without the nulls of structs, and objects of which that would not be true (some have a key that others lack, or a null
+was written) do not lie in structs, but in Arrow's JSON type, which holds each value as it was.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from hala_hpc.data.arrow.digest import Row, plain
+
+Fields = Sequence["pa.Field[Any]"]
+"""Columns by name and type."""
+Mark = dict[bytes | str, bytes | str]
+"""What a column's metadata says to us."""
+Change = Callable[[Any], Any]
+"""From a value to the same value in another form."""
+
+JSON = pa.json_()
+"""Type of values that no other Arrow type holds as they are, of a column or at any depth in one. It is JSON text to
+Arrow, and the values themselves to us and to ``datasets`` (4.7 and later: its ``Json``)."""
+JSON_TEXT: Mark = {b"hala": b"json"}
+"""Mark of a column of JSON text, as older commits wrote them for lack of that type."""
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG = b"0" * 19
+
+
+def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table. Raises pyarrow.ArrowInvalid where a row does not fit the schema."""
+    columns = [_to_array([row.get(field.name) for row in rows], field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def to_rows(table: pa.Table) -> list[Row]:
+    """A table as rows, each object with its own keys only. Raises pyarrow.ArrowInvalid for JSON that is none."""
+    rows: list[Row] = table.to_pylist()
+    for field, column in zip(table.schema, table.columns, strict=True):
+        is_plain = not has(field, JSON_TEXT) and not holds(field.type, is_json) and not any(map(_fills, column.chunks))
+        change = None if is_plain else _load if has(field, JSON_TEXT) else _through(field.type, _load, fills=True)
+        if change is not None:
+            try:
+                for row in rows:
+                    row[field.name] = change(row[field.name])
+            except ValueError as error:
+                raise pa.ArrowInvalid(f"column '{field.name}' holds a text that is not JSON: {error}") from error
+    return rows
+
+
+def as_text(table: pa.Table) -> pa.Table:
+    """A table with the text of JSON instead of JSON."""
+    return table.cast(pa.schema([field.with_type(_as_text(field.type)) for field in table.schema]))
+
+
+def dump(schema: pa.Schema) -> str:
+    """A schema as text for the manifest."""
+    return schema.serialize().to_pybytes().hex()
+
+
+def load(text: str) -> pa.Schema:
+    """The schema that ``dump`` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+
+
+def has(field: "pa.Field[Any]", mark: Mark) -> bool:
+    """Whether a column bears a mark."""
+    return bool(field.metadata and mark.items() <= field.metadata.items())
+
+
+def holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type, or one at any depth in it, is of a sort."""
+    return test(kind) or any(holds(kind.field(index).type, test) for index in range(kind.num_fields))
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Whether values of this type are JSON text to Arrow."""
+    return isinstance(kind, pa.JsonType)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is one of Arrow's five types of lists."""
+    return isinstance(kind, _LISTS)
+
+
+def items_of(kind: Any) -> Any:
+    """The type of a list's items, or of a map's values."""
+    return kind.item_type if pa.types.is_map(kind) else kind.value_type
+
+
+def has_long_number(text: bytes) -> bool:
+    """Whether 19 digits stand in a row: of an integer that 64 bits do not hold orjson would make a float."""
+    return _LONG in text.translate(_DIGITS)
+
+
+def _to_array(values: list[Any], field: "pa.Field[Any]") -> Any:
+    change = _dump if has(field, JSON_TEXT) else _through(field.type, _dump) if holds(field.type, is_json) else None
+    if change is None:
+        return pa.array(values, field.type)
+    return pa.array([None if value is None else change(value) for value in values], _as_text(field.type)).cast(
+        field.type
+    )
+
+
+def _dump(value: Any) -> str:
+    return orjson.dumps(value, default=plain).decode()
+
+
+def _load(text: str | None) -> Any:
+    if text is None:
+        return None
+    raw = text.encode()
+    return json.loads(raw) if has_long_number(raw) else orjson.loads(raw)
+
+
+def _through(kind: pa.DataType, leaf: Change, fills: bool = False) -> Change | None:
+    """How to change the JSON in values of a type, at any depth; None: not at all.
+
+    ``fills``: a null in a struct is Arrow's filling, and left out.
+    """
+    if is_json(kind):
+        return leaf
+    if pa.types.is_struct(kind):
+        inner = {field.name: _through(field.type, leaf, fills) for field in kind}
+        return lambda value: None if value is None else _object(value, inner, fills)
+    each = _through(items_of(kind), leaf, fills) if is_list(kind) or pa.types.is_map(kind) else None
+    if each is None:
+        return None
+    if pa.types.is_map(kind):
+        return lambda value: None if value is None else [(key, each(item)) for key, item in value]
+    return lambda value: None if value is None else [each(item) for item in value]
+
+
+def _object(value: dict[str, Any], inner: dict[str, Change | None], fills: bool) -> dict[str, Any]:
+    return {
+        key: item if (change := inner.get(key)) is None else change(item)
+        for key, item in value.items()
+        if not (fills and item is None)
+    }
+
+
+def _as_text(kind: Any) -> Any:
+    """The type with the text of JSON instead of JSON, which Arrow can build."""
+    if is_json(kind):
+        return kind.storage_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_text(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, kind.item_field.with_type(_as_text(kind.item_type)))
+    if not is_list(kind):
+        return kind
+    value = kind.value_field.with_type(_as_text(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(value, kind.list_size)
+    return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
+
+
+def _fills(array: Any) -> bool:
+    """Whether a struct in an Arrow array, at any depth, holds a null."""
+    if pa.types.is_struct(array.type):
+        return any(child.null_count > array.null_count or _fills(child) for child in array.flatten())
+    if is_list(array.type):
+        return _fills(array.flatten())
+    return pa.types.is_map(array.type) and _fills(array.items)

@@ -1,0 +1,1 @@
+"""Files that rows are read from, wherever they are and however they are written."""

@@ -1,0 +1,309 @@
+"""Two file formats can be read from their middle, so shards point into them: Parquet and JSON lines.
+
+Everything else becomes one of these first (see ``convert``). A *position* says where a row is: its number in a Parquet
+file, the byte at which its line begins in JSONL.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data.arrow import infer
+from hala_hpc.data.arrow import schema as schemas
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.files.opening import BOM
+
+CHUNK_ROWS = 2_000
+"""Rows held at once while reading."""
+MAGIC = b"PAR1"
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED = (b"\\u0022", b"\\u003a", b"\\u003A")
+_SPACED_KEY = re.compile(rb'"[ \t\r\n]+:')
+NAN = "rows with NaN or Infinity, which are no JSON: read as null"
+HALF = "rows with half a surrogate pair: replaced by U+FFFD"
+
+OnBad = Callable[[int, int, HalaError], None]
+"""Told of a bad row: its number in the file from 1, its position, and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one file, and where each of them is. ``table`` is there when the file is Parquet.
+
+    ``numbers`` counts from 1: in JSONL the lines, in Parquet the rows.
+    """
+
+    positions: list[int]
+    rows: list[Row]
+    table: pa.Table | None = None
+    numbers: Sequence[int] = ()
+
+    def without(self, places: Collection[int]) -> "Chunk":
+        """All rows but those at these places of the chunk."""
+        kept = [place for place in range(len(self.rows)) if place not in places]
+        table = self.table.take(pa.array(kept, pa.int64())) if self.table is not None else None
+        return Chunk(
+            [self.positions[k] for k in kept], [self.rows[k] for k in kept], table, [self.numbers[k] for k in kept]
+        )
+
+    def schema(self) -> pa.Schema:
+        """Of these rows alone; columns of integers that no float holds are marked."""
+        return infer.marked(self.table) if self.table is not None else infer.infer(self.rows)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a file is read: the same when it is planned and when a worker reads it again.
+
+    ``columns`` are added to each row that has none of the name; rows at the positions ``skip`` are passed over.
+    Reading ends where no more rows are ``wanted``, and nothing behind them is looked at.
+    While planning ``on_bad`` is told of rows that cannot be read (without it the first one raises), and ``notes``
+    counts what was mended. ``lines_before`` the position there are so many lines.
+    """
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    wanted: Callable[[], int] = lambda: CHUNK_ROWS
+    skip: Collection[int] = frozenset()
+    on_bad: OnBad | None = None
+    notes: Counter[str] | None = None
+    lines_before: int = 0
+
+
+def chunks(path: Path, position: int = 0, manner: Manner = Manner()) -> Iterator[Chunk]:
+    """Rows of a Parquet or JSONL file from ``position`` on, in order. Raises HalaError naming file and line."""
+    if manner.on_bad is None:
+        manner = replace(manner, on_bad=partial(_raise, path, position))
+    return _parquet_chunks(path, position, manner) if is_parquet(path) else _jsonl_chunks(path, position, manner)
+
+
+def _raise(path: Path, start: int, number: int, position: int, error: HalaError) -> None:
+    """Line numbers are known only where the file was read from its beginning."""
+    parquet = is_parquet(path)
+    where = f"{path}: row {number}" if parquet else f"{path} at byte {position}" if start else f"{path}:{number}"
+    raise HalaError(f"{where}: {error.message}", error.hint) from error
+
+
+def is_parquet(path: Path) -> bool:
+    """By its ending or, under another name, by its first bytes."""
+    if path.suffix == ".parquet":
+        return True
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+    positions: list[int] = []
+    rows: list[Row] = []
+    numbers: list[int] = []
+    most = min(CHUNK_ROWS, manner.wanted())
+    with path.open("rb") as file:
+        file.seek(position)
+        for number, line in enumerate(file, manner.lines_before + 1):
+            if line.strip() and position not in manner.skip:
+                try:
+                    row = parse_row(line, manner.notes)
+                except HalaError as error:
+                    assert manner.on_bad is not None
+                    manner.on_bad(number, position, error)
+                else:
+                    rows.append(row | {name: value for name, value in manner.columns.items() if name not in row})
+                    positions.append(position)
+                    numbers.append(number)
+            position += len(line)
+            if len(rows) == most:
+                yield Chunk(positions, rows, None, numbers)
+                positions, rows, numbers = [], [], []
+                if (most := min(CHUNK_ROWS, manner.wanted())) <= 0:
+                    return
+    if rows:
+        yield Chunk(positions, rows, None, numbers)
+
+
+def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
+    """One JSON object. Raises HalaError for what is none; NaN and halves of surrogate pairs are mended and counted."""
+    line = line.removeprefix(BOM)
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return only_object(_mended(line, error, notes))
+    try:
+        again = orjson.dumps(row)
+    except TypeError as error:
+        raise HalaError("nested more than 254 deep", "remove this line") from error
+    # A key that was there twice is not written again, so then there are fewer ends of keys.
+    is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
+    if is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line):
+        json.loads(line, object_pairs_hook=_once)
+    if schemas.has_long_number(line):
+        json.loads(line, parse_int=_integer)
+    return only_object(row)
+
+
+def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | None) -> Any:
+    """What Python's own parser reads and orjson does not. Raises HalaError."""
+    strange: set[str] = set()
+
+    def constant(_: str) -> None:
+        strange.add(NAN)
+
+    def text(value: Any) -> Any:
+        if isinstance(value, str):
+            mended = _SURROGATE.sub("\ufffd", value)
+            strange.update({HALF} if mended != value else ())
+            return mended
+        if isinstance(value, list):
+            return [text(item) for item in value]
+        return {text(key): text(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    try:
+        options: Any = {"parse_constant": constant, "parse_int": _integer, "parse_float": _float}
+        row = text(json.loads(line.decode(), object_pairs_hook=_once, **options))
+    except UnicodeDecodeError as wrong:
+        byte = f"byte 0x{line[wrong.start]:02x} at byte {wrong.start + 1} of the line"
+        raise HalaError(f"not UTF-8: {byte}", "data.encoding names another, for example windows-1252") from wrong
+    except (json.JSONDecodeError, RecursionError):
+        strange.clear()
+    if not strange:
+        raise HalaError(f"not valid JSON: {error.msg} (at character {error.pos + 1})", "mend or remove this line")
+    if notes is not None:
+        notes.update(strange)
+    return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise HalaError(f"the key '{twice}' is there twice", "rename or remove one")
+    return row
+
+
+def _float(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise HalaError(f"the number {digits} does not fit 64 bits", "make it a text")
+    return value
+
+
+def only_object(row: Any) -> Row:
+    """``row``, if it is one. Raises HalaError."""
+    if not isinstance(row, dict):
+        raise HalaError(f"a row is a JSON object, this is {what(row)}")
+    return row
+
+
+def what(value: Any) -> str:
+    """A value's type, as people who know JSON call it."""
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _integer(digits: str) -> int:
+    """Orjson would make a float, and lose digits, of what 64 bits do not hold."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise HalaError(f"the number {digits[:40]} does not fit 64 bits", "make it a text")
+    return int(digits)
+
+
+def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+    try:
+        with pq.ParquetFile(path) as file:
+            refuse_doubled(file.schema_arrow, path)
+            groups, skip = _groups_from(file.metadata, position)
+            # Group by group: pyarrow cannot put nested dictionaries of two groups into one batch.
+            for batch in (batch for group in groups for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group])):
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                if skip >= table.num_rows:
+                    skip -= table.num_rows
+                    continue
+                table, skip = table.slice(skip), 0
+                table = _with_columns(table, manner.columns)
+                while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
+                    yield from _taken(table.slice(0, most), position, manner)
+                    position += min(most, table.num_rows)
+                    table = table.slice(most)
+                if table.num_rows:
+                    return
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise HalaError(f"{path}: no such file") from error
+        raise HalaError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+
+
+def refuse_doubled(schema: pa.Schema, path: Path) -> None:
+    """Raises HalaError where a column, or a field of one at any depth, is there twice."""
+    if twice := _doubled([schema.field(place) for place in range(len(schema))]):
+        raise HalaError(f"{path}: two columns are named '{twice}'", "rename one in the data")
+
+
+def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
+    names = Counter(item.name for item in fields)
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        return before + twice
+    inner = (
+        _doubled([item.type.field(place) for place in range(item.type.num_fields)], f"{before}{item.name}.")
+        for item in fields
+    )
+    return next(filter(None, inner), "")
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, str | None]) -> pa.Table:
+    for name, value in columns.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
+
+
+def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
+    """The rows of a table as a chunk; those that are passed over, or hold what is no value of their type, left out."""
+    places = list(range(table.num_rows))
+    if manner.skip and (kept := [place for place in places if position + place not in manner.skip]) != places:
+        table, places = table.take(pa.array(kept, pa.int64())), kept
+    try:
+        rows = schemas.to_rows(table)
+    except (ValueError, OverflowError):  # text that is not UTF-8, a year 20000: which row is it?
+        found = [_row_or_error(table.slice(index, 1)) for index in range(table.num_rows)]
+        for place, row in zip(places, found, strict=True):
+            if isinstance(row, HalaError):
+                assert manner.on_bad is not None
+                manner.on_bad(position + place + 1, position + place, row)
+        good = [index for index, row in enumerate(found) if not isinstance(row, HalaError)]
+        table, places = table.take(pa.array(good, pa.int64())), [places[index] for index in good]
+        rows = schemas.to_rows(table)
+    if rows:
+        yield Chunk([position + place for place in places], rows, table, [position + place + 1 for place in places])
+
+
+def _row_or_error(table: pa.Table) -> Row | HalaError:
+    for name in table.column_names:
+        try:
+            schemas.to_rows(table.select([name]))
+        except (ValueError, OverflowError) as error:
+            said = " ".join(str(error).split())
+            told = said.startswith(f"column '{name}'")
+            return HalaError(said if told else f"column '{name}' holds what is no value of its type: {said}")
+    return schemas.to_rows(table)[0]
+
+
+def _groups_from(metadata: pq.FileMetaData, position: int) -> tuple[list[int], int]:
+    """The row groups that hold rows from ``position`` on, and how many rows of the first to pass over."""
+    before = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if position < before + rows:
+            return list(range(group, metadata.num_row_groups)), position - before
+        before += rows
+    return [], 0

@@ -1,0 +1,163 @@
+"""A model as a recipe names it, and as files: where it is, whether it is all there, which weights exactly."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from hala_hpc.config import places
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
+from hala_hpc.models.safetensors_file import Unreadable, digest_of_finite, tensors_of
+from hala_hpc.run import manifest
+from hala_hpc.run.digests import digest_of
+from hala_hpc.run.layout import GRID, RunDirectory
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+TEXTS: Final = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Files besides the weights that decide what a model says: configuration, tokenizer, template."""
+AGAIN: Final = "download the model again: an interrupted download goes on"
+NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
+
+
+def locate(name: str, revision: str | None = None) -> dict[str, Path]:
+    """The model folders that a name stands for, by a label for each ('' where there is one only).
+
+    ``name`` is a folder with a model, a finished run (a training's model, a merge's models, a quantized model), a grid
+    of such runs, or a name on the hub whose files are in the cache.
+
+    Raises HalaError where there is none, or the run, or one of the grid, is not finished.
+    """
+    path = Path(name)
+    if (path / GRID).is_file():
+        return _of_grid(path.resolve())
+    if (path / "config.json").is_file():
+        return {"": path.resolve()}
+    if (path / "manifest.parquet").is_file():
+        return _of_run(path.resolve())
+    if path.is_absolute() or path.is_dir():
+        raise places.no_model(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return {"": Path(snapshot_download(name, revision=revision, local_files_only=True))}
+    except (LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise HalaError(f"model '{name}' is not in the cache", "`hala prefetch RECIPE` first") from error
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """A model's ``config.json``. Raises HalaError where it cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise HalaError(f"{folder}/config.json cannot be read: {error}") from error
+    return found
+
+
+def weights(folder: Path) -> list[Path]:
+    """The safetensors files of a model, by name.
+
+    Raises HalaError where one of its index is missing, or all are, or a file is cut short or lacks what the index says
+    that it holds. Only headers are read.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            places: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+            files = [folder / name for name in sorted(set(places.values()))]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HalaError(f"{index} cannot be read: {error}", AGAIN) from error
+    elif (folder / SINGLE).is_file():
+        places, files = {}, [folder / SINGLE]
+    else:
+        raise HalaError(f"{folder}: no {SINGLE} and no {INDEX}", "only models in safetensors files are read")
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise HalaError(f"{folder}: {len(missing)} of {len(files)} weights files are missing, e.g. {missing[0]}", AGAIN)
+    stored: set[tuple[str, str]] = set()
+    for file in files:
+        try:
+            stored.update((tensor.name, file.name) for tensor in tensors_of(file))
+        except (OSError, Unreadable) as error:
+            raise HalaError(f"{file}: {error}", AGAIN) from error
+    if lost := sorted(places.items() - stored):
+        raise HalaError(f"{folder}: {plural(len(lost), 'tensor')} of the index not there, e.g. {lost[0][0]}", AGAIN)
+    return files
+
+
+def sound_digest(folder: Path, count: Callable[[int], None] = lambda _: None) -> str:
+    """``digest``, for a plan. Raises HalaError where a weight is NaN or infinite: nothing sound is made of it."""
+    return digest(folder, count, digest_of_weights)
+
+
+def digest_of_weights(path: Path) -> str:
+    """Digest of one file of weights that are all numbers. Raises HalaError naming file and tensor."""
+    try:
+        return digest_of_finite(path)
+    except (OSError, Unreadable) as error:
+        raise HalaError(f"{path}: {error}", AGAIN) from error
+
+
+def digest(
+    folder: Path, count: Callable[[int], None] = lambda _: None, of_weights: Callable[[Path], str] = digest_of
+) -> str:
+    """Digest (BLAKE2b, 16 bytes, hex) of everything that decides what a model says: weights, configuration, tokenizer.
+
+    Of the contents, not of names, sizes or times: a folder that was written over has another. Reads every byte, about
+    a gigabyte a second and core; ``count`` takes the number of bytes read so far.
+    """
+    digests = dict.fromkeys(weights(folder), of_weights)
+    others = {path for kind in TEXTS for path in folder.glob(kind)} - {folder / name for name in NOT_OF_THE_MODEL}
+    digests |= dict.fromkeys(sorted(others), digest_of)
+    hashed, read = hashlib.blake2b(digest_size=16), 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for file, found in zip(digests, threads.map(lambda file: digests[file](file), digests), strict=True):
+            hashed.update(f"{file.name}\0{found}\0".encode())
+            read += file.stat().st_size
+            count(read)
+    return hashed.hexdigest()
+
+
+def _of_grid(grid: Path) -> dict[str, Path]:
+    """The models of all cells, by the cell; those that are a model as it is among them."""
+    try:
+        told = json.loads((grid / GRID).read_text("utf-8"))["cells"]
+        cells = {str(cell["name"]): cell for cell in told if cell["state"] in ("run", "as_is")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HalaError(f"{grid / GRID} cannot be read: {error}", "name its runs one by one") from error
+    found: dict[str, Path] = {}
+    wanting = []
+    for name, cell in cells.items():
+        try:
+            models = locate(cell["model"]) if cell["state"] == "as_is" else _of_run(grid / name)
+        except HalaError:
+            wanting.append(name)
+            continue
+        found |= {f"{name}-{part}" if part else name: path for part, path in models.items()}
+    if wanting:
+        raise HalaError(
+            f"{grid}: {len(wanting)} of its {len(cells)} cells have no model yet: {', '.join(wanting)}",
+            f"`hala status {grid}`; or name the cells that have one, as {grid.name}/CELL",
+        )
+    return found
+
+
+def _of_run(run: Path) -> dict[str, Path]:
+    facts = manifest.read(run / "manifest.parquet").facts
+    whole = run / "final"
+    if (whole / "config.json").is_file():
+        return {"": whole}
+    if facts.assembled:
+        raise HalaError(f"{run}: its last step, which puts the model together, is not done", f"`hala resume {run}`")
+    outputs = RunDirectory(run, facts.suffix)
+    count = max(1, len(facts.items))
+    found = {
+        str(facts.items[shard]["name"]) if count > 1 else "": outputs.shard_output(shard) for shard in range(count)
+    }
+    if wanting := [path for path in found.values() if not (path / "config.json").is_file()]:
+        raise HalaError(f"{run}: {len(wanting)} of its {count} models are not there", f"`hala status {run}`")
+    return found

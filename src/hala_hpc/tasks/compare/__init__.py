@@ -1,0 +1,1 @@
+"""Models held against another on the same texts."""

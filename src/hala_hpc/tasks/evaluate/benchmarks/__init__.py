@@ -1,0 +1,1 @@
+"""Which benchmarks there are, by name, and questions from folders."""

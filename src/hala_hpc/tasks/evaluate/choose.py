@@ -1,0 +1,222 @@
+"""The choice between models by a rule that is stated before, on a split of the questions that is stated too.
+
+Whoever picks the best of several by a score and then reports that score reports too much: part of it is luck. So a
+choice is made on one part of the questions, and the other part tells what it is worth.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import known
+from hala_hpc.tasks.evaluate.paired import NORMAL_95, Difference, Mean
+from hala_hpc.tasks.evaluate.scores import AVERAGE, Answered, Evaluations
+
+RULES: Final[dict[str, str]] = {
+    "average": "the highest average of benchmarks; of equal ones the first in the recipe",
+    "one-se": "the first in the recipe that is within one standard error of the difference from the highest average",
+    "no-loss": "the highest average among models that are on no benchmark below the base by a 95 % interval",
+}
+"""What each rule says. one-se is that of Breiman et al. (1984): among equals the nearest to the base."""
+TIE: Final = 1e-12
+"""Averages nearer than this are equal: they are sums of floats."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which questions choose: all, or by a hash of each question's name about ``share`` of them.
+
+    The rest is held out. The hash depends on ``seed``, benchmark, task and number, so it is the same for every model.
+    """
+
+    share: float = 0.5
+    seed: int = 0
+
+    def chooses(self, benchmark: str, task: str, number: int) -> bool:
+        name = f"{self.seed}\0{benchmark}\0{task}\0{number}".encode()
+        drawn = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+        return drawn < self.share * 2**64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model: its average on the questions that choose, and on those held out (None where there are none)."""
+
+    model: str
+    average: Mean
+    held_out: Mean | None
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far the chosen model is ahead of the best of the others, ``over``: on the questions that chose, and on those
+    held out (None where there are none).
+    """
+
+    over: str
+    chosen_by: Difference
+    held_out: Difference | None
+
+    @property
+    def fair(self) -> Difference:
+        """On questions that had no say, where there are any: on the others it is ahead because it was chosen."""
+        return self.held_out or self.chosen_by
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen model and what it was chosen from; ``lead`` is None where there was no other."""
+
+    model: str
+    rule: str
+    split: Split
+    base: str
+    candidates: list[Candidate]
+    lead: Lead | None
+
+
+def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = False) -> Choice:
+    """Pick a model; the base is a candidate only if asked for.
+
+    Raises HalaError where a candidate lacks a benchmark or was asked other questions, none fits the rule, or the rule
+    looks at standard errors that are unknown, since a task has a single question.
+    """
+    models = [model for model in evaluations.models if with_base or model != evaluations.base]
+    _refuse_unequal(evaluations, models)
+    part = _part(evaluations, split, True)
+    rest = _part(evaluations, split, False) if split.share < 1 else None
+    averages = {model: _average(part, model) for model in models}
+    fitting = _fitting(part, models, averages, rule)
+    if not fitting:
+        raise HalaError(f"no model fits the rule {rule}", RULES[rule])
+    highest = max(averages[model].value for model in fitting)
+    ranked = fitting if rule == "one-se" else [one for one in fitting if averages[one].value >= highest - TIE]
+    candidates = [
+        Candidate(model, averages[model], _average(rest, model) if rest else None, model in fitting) for model in models
+    ]
+    return Choice(ranked[0], rule, split, evaluations.base, candidates, _lead(ranked[0], averages, part, rest))
+
+
+def _lead(model: str, averages: dict[str, Mean], part: Evaluations, rest: Evaluations | None) -> Lead | None:
+    others = [one for one in averages if one != model]
+    if not others:
+        return None
+    over = max(others, key=lambda one: averages[one].value)
+    chosen_by = part.difference(model, base=over)
+    assert chosen_by is not None  # unequal questions were refused
+    return Lead(over, chosen_by, rest.difference(model, base=over) if rest else None)
+
+
+def _fitting(part: Evaluations, models: Sequence[str], averages: dict[str, Mean], rule: str) -> list[str]:
+    if rule == "average":
+        return list(models)
+    if any(math.isnan(averages[model].error) for model in models):
+        raise HalaError(
+            f"--rule {rule}: a task has a single question to choose by, so no standard error is known",
+            "--rule average, --split all, or leave its benchmark out by --benchmarks",
+        )
+    if rule == "one-se":
+        top = max(models, key=lambda model: averages[model].value)
+        return [model for model in models if model == top or _is_near(part, model, top)]
+    gaps = {key: gap for key, gap in part.differences.items() if key[1] != AVERAGE}
+    lost = {model for (model, _), gap in gaps.items() if gap.value + NORMAL_95 * gap.error < 0}
+    return [model for model in models if model not in lost]
+
+
+def _is_near(part: Evaluations, model: str, top: str) -> bool:
+    gap = part.difference(model, base=top)
+    return gap is not None and gap.value >= -gap.error - TIE
+
+
+def _average(part: Evaluations, model: str) -> Mean:
+    found = part.average(model)
+    assert found is not None  # refused before
+    return found
+
+
+def _refuse_unequal(evaluations: Evaluations, models: Sequence[str]) -> None:
+    if not models:
+        raise HalaError("no model to choose from", "name the base with --base, or take it too: --with-base")
+    for benchmark in evaluations.benchmarks:
+        cells = {model: evaluations.cells.get((model, benchmark)) for model in {*models, evaluations.base}}
+        if lacking := sorted(model for model, cell in cells.items() if cell is None):
+            raise HalaError(f"{lacking[0]} has no result of {benchmark}", "wait for it, or leave out by --benchmarks")
+        if len({cell.questions for cell in cells.values() if cell is not None}) > 1:
+            raise HalaError(f"{benchmark}: not all models were asked the same questions", "the same limit for all")
+
+
+def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
+    """The evaluations on the questions that choose, or on the others. Raises HalaError where a benchmark has none."""
+
+    def taken(benchmark: str, cell: Answered) -> Answered:
+        scores = {}
+        for task, numbers in cell.index.items():
+            keep = np.array([split.chooses(benchmark, task, int(number)) == chooses for number in numbers], bool)
+            if keep.any():  # a task of few questions may be all on one side
+                scores[task] = cell.scores[task][keep]
+        if not scores:
+            side = "choose by" if chooses else "hold out"
+            raise HalaError(f"{benchmark}: too few questions to {side}", "--split all, or another --share or --seed")
+        return replace(cell, scores=scores)
+
+    cells = {key: taken(key[1], cell) for key, cell in evaluations.cells.items()}
+    return Evaluations(evaluations.models, evaluations.benchmarks, cells, evaluations.base)
+
+
+def told(choice: Choice, evaluations: Evaluations) -> dict[str, Any]:
+    """The choice as plain data: the model with its folder and weights, rule, split, and the table it came from.
+
+    ``benchmarks`` has a digest of the questions of each, ``limit`` is the most that was asked of a task, if not all.
+    Standard errors that are unknown are None.
+    """
+    asked = {one: evaluations.cells[choice.model, one] for one in evaluations.benchmarks}
+    limits = [cell.result.limit for cell in asked.values() if cell.result.limit is not None]
+    candidates = [_candidate(one, evaluations) for one in choice.candidates]
+    mine = next(one for one in candidates if one["model"] == choice.model)
+    return {
+        "model": choice.model,
+        "path": mine["path"],
+        "weights": mine["weights"],
+        "rule": {"name": choice.rule, "says": RULES[choice.rule]},
+        "split": {"share": choice.split.share, "seed": choice.split.seed, "by": "hash of the question's name"},
+        "base": choice.base,
+        "benchmarks": {name: cell.questions for name, cell in asked.items()},
+        "limit": max(limits, default=None),
+        "lead": _told_lead(choice.lead),
+        "candidates": candidates,
+    }
+
+
+def _candidate(one: Candidate, evaluations: Evaluations) -> dict[str, Any]:
+    cells = {name: evaluations.cells[one.model, name] for name in evaluations.benchmarks}
+    result = next(iter(cells.values())).result
+    return {
+        "model": one.model,
+        "fits": one.fits,
+        "chosen_by": _plain(one.average),
+        "held_out": _plain(one.held_out) if one.held_out else None,
+        "path": result.path,
+        "weights": result.weights,
+        "scores": {name: cell.mean.value for name, cell in cells.items()},
+    }
+
+
+def _told_lead(lead: Lead | None) -> dict[str, Any] | None:
+    if lead is None:
+        return None
+    return {
+        "over": lead.over,
+        "chosen_by": _plain(lead.chosen_by),
+        "held_out": _plain(lead.held_out) if lead.held_out else None,
+    }
+
+
+def _plain(number: Mean | Difference) -> dict[str, Any]:
+    """As JSON can say it."""
+    return {name: known(value) for name, value in vars(number).items()}

@@ -1,0 +1,1 @@
+"""LightEval over an engine of ours."""

@@ -1,0 +1,1 @@
+"""Models merged, by mergekit."""

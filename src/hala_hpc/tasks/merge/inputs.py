@@ -1,0 +1,165 @@
+"""Which models can be merged, told before anything is merged: from headers and configurations, without torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.words import plural
+from hala_hpc.models import location
+from hala_hpc.models.check import require_files
+from hala_hpc.models.safetensors_file import CHUNK, Tensor, tensors_of
+
+FLOATS: Final = ("BF16", "F16", "F32", "F64")
+WHOLE: Final = ("I64", "I32", "I16", "BOOL")
+"""Buffers of numbers that no merge changes. Eight bits are left out: those are weights, quantized."""
+QUANTIZED: Final = ("quantization_config", "compression_config")
+QUANTIZED_FILES: Final = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
+HEAD: Final = "lm_head.weight"
+EMBEDDINGS: Final = "embed_tokens.weight"
+SAME: Final = (
+    "model_type", "architectures", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "vocab_size", "tie_word_embeddings", "layer_types", "sliding_window", "hidden_act",
+    "hidden_activation", "rms_norm_eps", "layer_norm_eps", "norm_eps", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "conv_L_cache", "num_local_experts",
+    "num_experts_per_tok",
+)  # fmt: skip
+"""Keys of the configuration that say what the weights are for. What only one of two models says is not compared:
+transformers' versions write more or fewer keys."""
+SHARED: Final = "if one vocabulary is only padded or added to at its end: task.vocabulary=shared"
+SAMPLE: Final = " 1. A sample:\n\n\tnaïve «نصٌّ عربيّ» 12,345 Euskaraz ñ ▁ \u00a0 🙂 def f(x): return x**2\n"
+"""Spaces, scripts, digits, code: where tokenizers of one vocabulary still differ."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model as the plan sees it: its configuration and, by name, its tensors with the file that each is in."""
+
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, tuple[Path, Tensor]]
+
+    def bytes(self) -> int:
+        """Of all weights."""
+        return sum(tensor.end - tensor.begin for _, tensor in self.tensors.values())
+
+
+def read(label: str, folder: Path) -> Input:
+    """A model that can be merged. Raises HalaError for a quantized one, one with files missing or cut short."""
+    config = location.config(folder)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    told = [key for key in QUANTIZED if any(part.get(key) for part in parts)]
+    told += [name for name in QUANTIZED_FILES if (folder / name).is_file()]
+    if told:
+        raise _quantized(label, folder, told[0])
+    require_files(label, folder)
+    tensors: dict[str, tuple[Path, Tensor]] = {}
+    try:
+        files = location.weights(folder)
+    except HalaError as error:
+        raise HalaError(f"{label}: {error.message}", error.hint) from error
+    for file in files:
+        for tensor in tensors_of(file):
+            if tensor.dtype not in (*FLOATS, *WHOLE):
+                raise _quantized(label, folder, f"{tensor.name} of type {tensor.dtype}")
+            tensors[tensor.name] = (file, tensor)
+    return Input(label, folder, config, tensors)
+
+
+def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> None:
+    """Raises HalaError, with the reason, for two models that no merge of tensor with tensor makes sense of.
+
+    ``same_vocabulary`` False: the number of rows of embeddings and head may differ (see ``merge_vocabulary``).
+    """
+    where = f"{other.label} and {base.label} cannot be merged"
+    free = () if same_vocabulary else ("vocab_size",)
+    if difference := next(_unlike_configs(base.config, other.config, free), None):
+        raise HalaError(f"{where}: {difference}", "models of one architecture and one size are wanted")
+    for one, two in ((base, other), (other, base)):
+        alone = [name for name in one.tensors if name not in two.tensors and not _is_copied_head(one, name)]
+        if alone:
+            raise HalaError(f"{where}: {plural(len(alone), 'tensor')} in {one.label} only, e.g. {alone[0]}")
+    for name, (_, tensor) in base.tensors.items():
+        shape = other.tensors[name][1].shape if name in other.tensors else tensor.shape
+        free_rows = not same_vocabulary and name.endswith((EMBEDDINGS, HEAD))
+        if shape[free_rows:] != tensor.shape[free_rows:]:
+            raise HalaError(
+                f"{where}: {name} is {_by(tensor.shape)} in {base.label}, {_by(shape)} in {other.label}", SHARED
+            )
+    if difference := _unlike_tokenizers(base, other, same_vocabulary):
+        raise HalaError(f"{where}: {difference}", SHARED)
+
+
+def tensors_to_merge(base: Input, others: Mapping[str, Input]) -> dict[str, Tensor]:
+    """What the merged model has, in the base's order; a head that some store, as a copy, falls away."""
+    shared = {name: tensor for name, (_, tensor) in base.tensors.items()}
+    return {name: tensor for name, tensor in shared.items() if all(name in other.tensors for other in others.values())}
+
+
+def _unlike_configs(base: dict[str, Any], other: dict[str, Any], free: Sequence[str]) -> Iterator[str]:
+    for key in SAME:
+        one, two = base.get(key), other.get(key)
+        if key not in free and one is not None and two is not None and one != two:
+            yield f"{key} is {one} and {two}"
+    one, two = _rotation(base), _rotation(other)
+    for key in ("theta", "type", "factor"):
+        if one.get(key) is not None and two.get(key) is not None and one[key] != two[key]:
+            yield f"rope {key} is {one[key]} and {two[key]}"
+
+
+def _rotation(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary embeddings, as transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) write them."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {
+        "theta": scaling.get("rope_theta", config.get("rope_theta")),
+        "type": scaling.get("rope_type", scaling.get("type", "default")),
+        "factor": scaling.get("factor"),
+    }
+
+
+def _is_copied_head(model: Input, name: str) -> bool:
+    """Whether this is a tied head that was stored once more, as some trainers do: byte for byte the embeddings."""
+    embeddings = next((other for other in model.tensors if other.endswith(EMBEDDINGS)), None)
+    if not name.endswith(HEAD) or embeddings is None:
+        return False
+    import numpy as np
+
+    (one_file, one), (two_file, two) = model.tensors[name], model.tensors[embeddings]
+    if (one.dtype, one.shape) != (two.dtype, two.shape):
+        return False
+    length = one.end - one.begin
+    with one_file.open("rb") as first, two_file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(two.begin)
+        for at in range(0, length, CHUNK):
+            size = min(CHUNK, length - at)
+            if not np.array_equal(np.fromfile(first, "u1", size), np.fromfile(second, "u1", size)):
+                return False
+    return True
+
+
+def _unlike_tokenizers(base: Input, other: Input, same_vocabulary: bool) -> str:
+    from tokenizers import Tokenizer
+
+    one, two = (Tokenizer.from_file(str(model.folder / "tokenizer.json")) for model in (base, other))
+    words, others = one.get_vocab(), two.get_vocab()
+    if same_vocabulary and words != others:
+        apart = sorted(words.items() ^ others.items(), key=lambda word: (word[1], word[0]))
+        return (
+            f"different vocabularies: {len({word for word, _ in apart})} of {len(words)} and {len(others)} tokens "
+            f"differ, e.g. {apart[0][0]!r} (id {apart[0][1]})"
+        )
+    ids = [tokenizer.encode(SAMPLE, add_special_tokens=False).ids for tokenizer in (one, two)]
+    return "" if ids[0] == ids[1] else "their tokenizers cut the same text into different tokens"
+
+
+def _quantized(label: str, folder: Path, what: str) -> HalaError:
+    return HalaError(
+        f"{label}: {folder} is quantized ({what}): its scales would be lost", "merge first, then quantize the result"
+    )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,316 @@
+"""Merge models, by mergekit: a shard is one cell of a grid over models, filters and parameters, such as slerp's t."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.models import location
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Facts, Manifest, Shard
+from hala_hpc.run.verify import CheckShard
+from hala_hpc.tasks.merge import folder as merge_folder
+from hala_hpc.tasks.merge import grid as merge_grid
+from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import methods
+from hala_hpc.tasks.merge import vocabulary as merge_vocabulary
+from hala_hpc.tasks.merge.cosine import cosines
+from hala_hpc.tasks.merge.inputs import Input
+from hala_hpc.tasks.merge.vocabulary import Vocabulary
+from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.task import ITEMS
+
+BASE: Final = "base"
+"""Label of the recipe's model."""
+PAPER_T: Final = 0.5
+Type = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass
+class Source:
+    """A model that is merged into the base. ``parameters``: mergekit's, for this model alone (weight, density, ...)."""
+
+    name: str = field(default="", metadata=HUB_OR_PATH)
+    revision: str | None = None
+    licence: str | None = None  # as the hub names it, for publishing; null: what its card says
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Options(TaskOptions):
+    """The recipe's ``task:`` section for ``kind: merge``. The base is the recipe's ``model``.
+
+    Each combination of a model (where the method takes one at a time), a set of filters, and values of ``t`` and
+    ``grid`` is a merge of its own.
+    """
+
+    kind: str = "merge"
+    method: str = "slerp"  # paper
+    models: dict[str, Source] = field(default_factory=dict)  # a label for each
+    t: list[float] = field(default_factory=list)  # of methods that have it; neither t nor filters: 0.5 (paper)
+    filters: dict[str, Any] = field(default_factory=dict)  # label: t as mergekit's list of {filter, value}
+    grid: dict[str, Any] = field(default_factory=dict)  # other parameters to try: name: list of values
+    parameters: dict[str, Any] = field(default_factory=dict)  # mergekit's, for all models and merges, as they stand
+    base_parameters: dict[str, Any] = field(default_factory=dict)  # the base's, of methods that mix it like the others
+    base_as_model: bool = False  # of methods whose base is optional: the recipe's model is one like the others
+    dtype: Type = "bfloat16"  # of the merged weights
+    compute_dtype: Type | None = None  # null: float32
+    vocabulary: Literal["same", "shared"] = "same"  # shared: padded or added to at its end; see docs/models.md
+    files_from: str | None = None  # label of the model whose tokenizer, template and generation config are kept
+    device: str = "cpu"  # or cuda
+    seed: int = 0  # of methods that draw
+
+
+class Merge:
+    """See the module. Models that cannot be merged are refused when the run is planned."""
+
+    stage = "work"
+    loop = ITEMS
+    suffix = ""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        options: Options = recipe.task
+        self._method = methods.method_of(options.method)
+        if not recipe.model.name:
+            raise HalaError("model.name: nothing to merge into", "a folder, a finished run or a name on the hub")
+        if recipe.model.tokenizer:
+            raise HalaError("model.tokenizer: a merge has the tokenizer of one of its models", "see task.files_from")
+        for label, source in options.models.items():
+            merge_grid.check_name("task.models", label)
+            if label == BASE:
+                raise HalaError(f"task.models: '{BASE}' is what model.name is called", "choose another label")
+            if not source.name:
+                raise HalaError(f"task.models.{label}.name: no model", "a folder, a finished run or a name on the hub")
+        needs_base = self._method.base == "required"
+        self._has_base = needs_base or (self._method.base == "optional" and not options.base_as_model)
+        _check_parameters(options, self._method, self._has_base)
+        weights = options.t or ([PAPER_T] if "t" in self._method.known() and not options.filters else [])
+        self._cells = list(merge_grid.cells(weights, options.filters, options.grid, options.parameters))
+
+    def plan(self, folder: Path, watch: Watch) -> Cut:
+        """Raises HalaError for quantized models, for unlike ones, and for files that are missing or cut short."""
+        del folder
+        given = self._located()
+        inputs = {label: merge_inputs.read(label, model["folder"]) for label, model in given.items()}
+        for label, one in inputs.items():
+            if label != BASE:
+                merge_inputs.refuse_unlike(inputs[BASE], one, self._recipe.task.vocabulary == "same")
+        told: dict[str, dict[str, Any]] = {}
+        for label, model in given.items():
+            watch.say(f"reading {label}")
+            digest = location.sound_digest(model["folder"], watch.weigh)
+            told[label] = model | {"folder": str(model["folder"]), "digest": digest}
+        donor = _donor(self._recipe.task.files_from, inputs)
+        items = list(self._items(told, donor))
+        if self._recipe.task.vocabulary == "shared":
+            items = [item | _vocabulary(item, inputs) for item in items]
+        return _cut(items, inputs)
+
+    def models_on_hub(self) -> list[Model]:
+        """Besides the base, which is the recipe's model."""
+        return [Model(one.name, one.revision) for one in self._recipe.task.models.values()]
+
+    def data_on_hub(self) -> list[Data]:
+        return []
+
+    def checker(self, facts: Facts) -> CheckShard:
+        del facts
+        return merge_folder.check_merge
+
+    def open(self, run: RunDirectory, plan: Manifest) -> "Merging":
+        del plan
+        return Merging(run.path)
+
+    def finish(self, run: RunDirectory, plan: Manifest) -> None:
+        """Each merge is a model of its own: nothing is left to do."""
+
+    def _located(self) -> dict[str, dict[str, Any]]:
+        """The model folders by label; a run that holds several models gives several labels."""
+        model, sources = self._recipe.model, self._recipe.task.models
+        bases = list(location.locate(model.name, model.revision).values())
+        if len(bases) != 1:
+            raise HalaError(f"model.name: {model.name} holds {len(bases)} models", "name the folder of one of them")
+        found = {BASE: {"folder": bases[0], "name": model.name, "revision": model.revision, "of": BASE}}
+        for key, source in sources.items():
+            for part, folder in location.locate(source.name, source.revision).items():
+                label = f"{key}-{part}" if part else key
+                if label in found:
+                    raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
+                found[label] = {"folder": folder, "name": source.name, "revision": source.revision, "of": key}
+        folders = [one["folder"] for one in found.values()]
+        if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+            raise HalaError(f"task.models: {twice} is given twice", "a model merged with itself is itself")
+        return found
+
+    def _items(self, told: dict[str, dict[str, Any]], donor: str) -> Iterator[dict[str, Any]]:
+        """What each shard is asked for."""
+        options: Options = self._recipe.task
+        labels = [label for label in told if label != BASE]
+        takes_one = methods.most_others(self._method, self._has_base) == 1
+        groups = [[label] for label in labels] if takes_one and labels else [labels]
+        for others, cell in itertools.product(groups, self._cells):
+            methods.check_count(options.method, self._method, len(others), self._has_base)
+            parts = [*(others if len(groups) > 1 else []), *filter(None, [cell.name])]
+            models = {label: told[label] for label in [BASE, *others]}
+            yield {
+                "name": "-".join(parts) or options.method,
+                "method": options.method,
+                "cell": {"model": others[0] if takes_one and others else None, **cell.told},
+                "models": models,
+                "config": self._config(models, cell.parameters),
+                "files_from": donor,
+                "device": options.device,
+                "seed": options.seed,
+            }
+
+    def _config(self, models: Mapping[str, Mapping[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
+        """What mergekit is given, with labels in the place of models."""
+        options: Options = self._recipe.task
+        own = {key: source.parameters for key, source in options.models.items()} | {BASE: options.base_parameters}
+        listed = [
+            {"model": label} | ({"parameters": mine} if (mine := own[model["of"]]) else {})
+            for label, model in models.items()
+        ]
+        return {
+            "merge_method": options.method,
+            **({"base_model": BASE} if self._has_base else {}),
+            "models": listed,
+            **({"parameters": parameters} if parameters else {}),
+            "dtype": options.compute_dtype or (None if self._method.is_exact else "float32"),
+            "out_dtype": options.dtype,
+        }
+
+
+class Merging:
+    """The worker's side. What is known of a pair of models is kept from cell to cell."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._inputs: dict[str, Input] = {}
+        self._cosines: dict[tuple[str, str], dict[str, float | None]] = {}
+
+    def do(self, item: Item) -> dict[str, Any]:
+        """Raises HalaError where a model changed since the plan, or mergekit refuses, or the result is not sound."""
+        from hala_hpc.tasks.merge import merging
+
+        asked = item.asked
+        inputs = {label: self._input(label, model, item) for label, model in asked["models"].items()}
+        donor = inputs[asked["files_from"]]
+        vocabulary = Vocabulary(**asked["vocabulary"]) if asked.get("vocabulary") else None
+        if vocabulary is not None:
+            folder = item.kept / "cut"
+            inputs = {label: merge_vocabulary.cut(one, vocabulary, folder / label) for label, one in inputs.items()}
+        base, others = inputs[BASE], {label: one for label, one in inputs.items() if label != BASE}
+        shared = merge_inputs.tensors_to_merge(base, others)
+        tensors = {name: merge_vocabulary.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
+        config = dict(asked["config"])
+        dtype = config.pop("out_dtype")
+        item.place.mkdir()
+        beyond = partial(_beyond, donor, vocabulary)
+        wanted = merging.Asked(config, inputs, BASE, tensors, dtype, asked["device"], asked["seed"], beyond)
+        made = merging.merge(wanted, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
+        rows = vocabulary.rows if vocabulary is not None else None
+        merge_folder.copy_files(base.folder, donor.folder, dtype, item.place, rows)
+        item.tell("comparing the models")
+        alike = {label: self._alike(base, one, list(made), item) for label, one in others.items()}
+        item.tell("checking")
+        kept = {name: tensors[name] for name in made}
+        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, kept, item.check_stop), 8)):
+            raise HalaError(f"the merged model is not sound: {'; '.join(faults)}")
+        report = merge_folder.report_of(asked, tensors, made, alike)
+        merge_folder.finish(self._run, item.place, report, item.check_stop)
+        summary: dict[str, Any] = report["summary"]
+        return summary
+
+    def close(self) -> None:
+        self._inputs.clear()
+        self._cosines.clear()
+
+    def _input(self, label: str, model: Mapping[str, Any], item: Item) -> Input:
+        """A model, the same as when the run was planned. Raises HalaError where it is another by now."""
+        if label not in self._inputs:
+            folder = Path(model["folder"])
+            item.tell(f"reading {label}")
+            if location.digest(folder, lambda _: item.check_stop()) != model["digest"]:
+                raise HalaError(f"{folder} is not what it was when the run was planned", "plan it again, as a new run")
+            self._inputs[label] = merge_inputs.read(label, folder)
+        return self._inputs[label]
+
+    def _alike(self, base: Input, other: Input, names: list[str], item: Item) -> dict[str, float | None]:
+        pair = (base.label, other.label)
+        if pair not in self._cosines:
+            self._cosines[pair] = cosines(base, other, names, item.check_stop)
+        return self._cosines[pair]
+
+
+def create(recipe: Recipe) -> Merge:
+    """The task of a recipe. Raises HalaError for options that cannot be."""
+    return Merge(recipe)
+
+
+def _check_parameters(options: Options, method: methods.Method, has_base: bool) -> None:
+    """Raises HalaError for parameters that the method does not have, and for those that it lacks."""
+    name, known = options.method, method.known()
+    if options.base_as_model and method.base != "optional":
+        raise HalaError(f"task.base_as_model: the base of {name} is {method.base}", "leave it out")
+    mixes_base = method.with_base or not has_base
+    methods.check_parameters("task.parameters", options.parameters, known)
+    methods.check_parameters("task.grid", options.grid, known)
+    for label, source in options.models.items():
+        methods.check_parameters(f"task.models.{label}.parameters", source.parameters, method.each)
+    methods.check_parameters("task.base_parameters", options.base_parameters, method.each if mixes_base else ())
+    if "t" in options.parameters or "t" in options.grid:
+        raise HalaError("task: t is no parameter among others", "give task.t, a list, or task.filters")
+    if "t" not in known and (options.t or options.filters):
+        raise HalaError(f"task.{'t' if options.t else 'filters'}: {name} has no t", "see task.parameters and task.grid")
+    own = [source.parameters for source in options.models.values()] + [options.base_parameters] * mixes_base
+    for key in method.needed:
+        if key not in ("t", *options.parameters, *options.grid) and not all(key in one for one in own):
+            raise HalaError(f"task.parameters.{key}: {name} needs it", f"or task.models.LABEL.parameters.{key}")
+
+
+def _donor(asked: str | None, inputs: Mapping[str, Input]) -> str:
+    """Whose tokenizer, template and generation config the merge has: the base's, where that has a template."""
+    if asked is not None:
+        if asked not in inputs:
+            raise HalaError(f"task.files_from: no model '{asked}'", f"valid: {', '.join(inputs)}")
+        return asked
+    with_template = [label for label, one in inputs.items() if merge_folder.template_of(one.folder) is not None]
+    return BASE if BASE in with_template or not with_template else with_template[0]
+
+
+def _vocabulary(item: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str, Any]:
+    """The plan's entry for a merge whose models do not have the same rows; empty where they have."""
+    found = merge_vocabulary.find({label: inputs[label] for label in item["models"]}, item["files_from"])
+    return {"vocabulary": asdict(found)} if found is not None else {}
+
+
+def _beyond(donor: Input, vocabulary: Vocabulary | None, name: str) -> Any:
+    has_more = vocabulary is not None and merge_vocabulary.has_rows(name) and vocabulary.rows > vocabulary.shared
+    return merge_vocabulary.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None
+
+
+def _cut(items: list[dict[str, Any]], inputs: Mapping[str, Input]) -> Cut:
+    names = [item["name"] for item in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise HalaError(f"task: two merges would be called '{twice}'", "give the models other labels")
+    shards = []
+    for number, item in enumerate(items):
+        digest = hashlib.blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=16).hexdigest()
+        last = inputs[list(item["models"])[-1]]
+        cost = sum(inputs[label].bytes() for label in item["models"])
+        shards.append(Shard(number, "merge", str(last.folder), 0, number, 1, 0, cost, digest))
+    sources = [
+        {"path": str(one.folder), "original": label, "rows": len(one.tensors), "bytes": one.bytes()}
+        for label, one in inputs.items()
+    ]
+    cost = sum(shard.tokens for shard in shards)
+    return Cut(shards, Facts("", len(shards), 0, 0, cost, sources, unit="merges", items=items))

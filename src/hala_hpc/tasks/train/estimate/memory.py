@@ -1,0 +1,147 @@
+"""What a training takes of each GPU's memory, estimated from the model's form and the recipe before anything runs.
+
+Sources: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054) for how states are spread; DeepSpeed 0.19.8 and TRL 1.16.0, as
+read and measured, for what they keep beside. The tests hold the parts against a real DeepSpeed within 15 %.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.tasks.train.batch import layout
+from hala_hpc.tasks.train.estimate import activations, parameters
+from hala_hpc.tasks.train.estimate.activations import Setting
+from hala_hpc.tasks.train.estimate.architecture import Architecture
+from hala_hpc.tasks.train.options import Options
+
+USABLE = 0.9
+"""Share of a GPU that tensors may take (ours): the rest is CUDA's context, NCCL's buffers and fragments."""
+TILE_TOKENS, TILE_WORDS = 4096, 32768
+"""TRL's fused head never has all logits: it goes through them in tiles of so many tokens and words."""
+LIVE_PARAMETERS = 1_000_000_000
+"""ZeRO-3 gathers the weights it is about to use, up to so many at once (stage3_max_live_parameters)."""
+BUCKET = 500_000_000
+"""Gradients that ZeRO-2 collects before it sends them, where its file does not say (reduce_bucket_size)."""
+SUB_GROUP = 1_000_000_000
+"""ZeRO-3 updates so many weights at once (sub_group_size)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU. ``working``: buffers of DeepSpeed, gathered weights, the head's tiles, at the worst moment."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """The most that is held at once."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.working
+
+    def fits(self, gpu_bytes: float) -> bool:
+        """Whether a GPU of so many bytes has room for it."""
+        return self.total <= USABLE * gpu_bytes
+
+
+def estimate(
+    model: Architecture,
+    options: Options,
+    world: int,
+    settings: Mapping[str, Any] | None = None,
+    attention: str | None = None,
+) -> Memory:
+    """Memory per GPU.
+
+    Parameters
+    ----------
+    world : number of GPUs. Raises HalaError where the global batch does not divide by it.
+    settings : of DeepSpeed, where the recipe's file is not to be read.
+    attention : transformers' implementation where the recipe names none; else eager with soft-capping, and sdpa.
+    """
+    stage = options.deepspeed.stage
+    spread = layout(options, world)
+    tokens = spread.per_device * options.sequence_length
+    is_mixed = options.precision == "bfloat16"
+    setting = Setting(
+        attention=options.attention or attention or ("eager" if model.softcap else "sdpa"),
+        autocast=is_mixed and not stage,
+        width=2 if is_mixed else 4,
+        liger="liger" in options.kernels,
+    )
+    total = parameters.count(model).total
+    kept = _activations(model, setting, options, tokens)
+    zero = (_file(options) if settings is None else settings).get("zero_optimization", {}) if stage else {}
+    held = _states(total, stage, 2 if is_mixed else 4, world)
+    backward, step = _working(model, setting, stage, zero, world, tokens)
+    return Memory(*held, activations=kept, working=max(backward, step - kept))
+
+
+def _states(total: int, stage: int, width: int, world: int) -> tuple[int, int, int]:
+    """Parameters, gradients and optimizer: ZeRO spreads the last two over all GPUs, and stage 3 the first as well.
+
+    Without DeepSpeed weights are float32, so that there is no master copy beside Adam's two moments.
+    """
+    if not stage:
+        return 4 * total, 4 * total, 8 * total
+    share = -(-total // world)
+    return width * (total if stage == 2 else share), width * share, 12 * share  # a float32 copy, even of float32
+
+
+def _activations(model: Architecture, setting: Setting, options: Options, tokens: int) -> int:
+    length = options.sequence_length
+    if options.activation_checkpointing:
+        inputs = (model.layers + 1) * setting.stream * model.hidden
+        return _cast(model, setting) + round(
+            tokens * (inputs + activations.per_token_of_one_layer(model, setting, length))
+        )
+    return _cast(model, setting) + round(tokens * activations.per_token(model, setting, length))
+
+
+def _cast(model: Architecture, setting: Setting) -> int:
+    """Under autocast the forward pass makes a bfloat16 copy of each matrix, and keeps it."""
+    counted = parameters.count(model)
+    return 2 * (counted.total - counted.embedding - counted.head) if setting.autocast else 0
+
+
+def _working(
+    model: Architecture, setting: Setting, stage: int, zero: Mapping[str, Any], world: int, tokens: int
+) -> tuple[int, int]:
+    """Bytes beside states and activations: in the backward pass, and in the optimizer's step."""
+    weights, width = parameters.count(model).total, setting.width
+    embedding = model.vocabulary * model.hidden
+    tile = min(tokens, TILE_TOKENS) * TILE_WORDS * width
+    # The head adds up its gradient in float32, then makes one of the weight's own type of it.
+    head = tile + 4 * tokens * model.hidden + (4 + (0 if setting.stream == 4 else width)) * embedding
+    if not stage:
+        return head + (4 * weights if world > 1 else 0), 0  # DDP's buckets are a second copy of the gradients
+    hidden = model.hidden
+    if stage == 2:
+        buckets = 2 if zero.get("overlap_comm", False) else 1
+        bucket = _number(zero, "reduce_bucket_size", BUCKET)
+        return head + buckets * bucket * width, (4 + width) * -(-weights // world)
+    gathered = min(weights, _number(zero, "stage3_max_live_parameters", LIVE_PARAMETERS))
+    bucket = _number(zero, "reduce_bucket_size", hidden**2)
+    updated = min(-(-weights // world), _number(zero, "sub_group_size", SUB_GROUP))
+    return head + width * (gathered + bucket), (4 + width) * updated
+
+
+def _number(zero: Mapping[str, Any], key: str, otherwise: int) -> int:
+    """A setting of DeepSpeed; ``auto`` is filled in by transformers from the model's width."""
+    value = zero.get(key, otherwise)
+    return otherwise if value == "auto" else int(value)
+
+
+def _file(options: Options) -> dict[str, Any]:
+    import hala_hpc
+
+    package = Path(hala_hpc.__file__).parent
+    roots = (package / "hpc", package.parents[1] / "hpc")
+    shipped = (root / "deepspeed" / f"zero{options.deepspeed.stage}.json" for root in roots)
+    file = Path(options.deepspeed.file) if options.deepspeed.file else next(path for path in shipped if path.is_file())
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found

@@ -1,0 +1,1 @@
+"""Checkpoints of a training as models, to choose among them."""

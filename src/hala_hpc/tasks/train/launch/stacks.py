@@ -1,0 +1,140 @@
+"""Where each rank of a hung training stands, and which one is to blame.
+
+``python -m hala_hpc.tasks.train.launch.stacks RUN`` runs once on each node while the ranks hang: it looks at those of
+its node in /proc, writes their Python stacks (py-spy, which does not stop them), and what it saw as JSON for the
+launcher.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from hala_hpc.run.files import write_durably
+from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.launch import signs as launch
+from hala_hpc.tasks.train.launch.signs import Beacon
+
+SECONDS: Final = 20.0
+"""py-spy answers in a second; a rank that hangs in the kernel (a dead file server) may keep it for ever."""
+WAITING: Final = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/partition")
+"""Files whose functions wait for the other ranks."""
+STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "D": "waiting for a disk or a driver", "Z": "dead"}
+"""/proc's letters for a process that cannot go on by itself."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One rank as its node saw it. ``state`` is /proc's letter, '' where the process is gone."""
+
+    rank: int
+    step: int
+    phase: str
+    state: str
+    is_waiting: bool | None  # in a collective; None where there is no stack
+
+
+def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
+    """Look at these ranks of a launch, all on this node; write stacks and findings to ``training/stacks``."""
+    signs = launch.beacons(run, name)
+    here = [signs[rank] for rank in ranks if rank in signs]
+    texts = [f"=== rank {rank}: gave no sign of life" for rank in ranks if rank not in signs]
+    with ThreadPoolExecutor(max(1, len(here))) as pool:
+        stacks = list(pool.map(dump, [beacon.pid for beacon in here]))
+    seen = []
+    for beacon, stack in zip(here, stacks, strict=True):
+        state = process_state(beacon.pid)
+        waiting = any(part in stack for part in WAITING) if stack else None
+        seen.append(Seen(beacon.rank, beacon.step, beacon.phase, state, waiting))
+        texts.append(_titled(beacon, state, stack))
+    folder = run / paths.STACKS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}-{node}.txt").write_text("\n\n".join(texts) + "\n")
+    write_durably(folder / f"{name}-{node}.json", json.dumps([asdict(one) for one in seen]).encode())
+    return seen
+
+
+def read(run: Path, name: str, node: int) -> list[Seen] | None:
+    """What ``look`` found on a node; None where it did not get that far."""
+    try:
+        return [Seen(**told) for told in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
+    except (OSError, ValueError):
+        return None
+
+
+def culprit(seen: Sequence[Seen], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
+    """The rank that most likely holds up the others, and why.
+
+    Parameters
+    ----------
+    seen : ranks that could be looked at.
+    silent : seconds since the last sign of life, of ranks that fell silent.
+    world : number of ranks.
+    """
+    by_rank = {one.rank: one for one in seen}
+    for one in seen:
+        if one.state in ("T", "t", "Z", ""):
+            return one.rank, f"its process is {STATES.get(one.state, 'gone')}"
+    if unseen := sorted(set(range(world)) - by_rank.keys()):
+        return unseen[0], "it gave no sign of life, or its node did not answer"
+    if silent:
+        rank = max(silent, key=lambda rank: silent[rank])
+        return rank, f"it gave no sign of life for {silent[rank]:.0f} s ({STATES.get(by_rank[rank].state, 'running')})"
+    if (last := min(seen, key=lambda one: one.step)).step < max(one.step for one in seen):
+        return last.rank, f"it is at step {last.step} ({last.phase}), others are ahead"
+    busy = [one for one in seen if one.is_waiting is False]
+    if busy and len(busy) < len(seen) and len(busy) <= world // 2:
+        return busy[0].rank, f"it is in {busy[0].phase}, while others wait for it"
+    phases = Counter(one.phase for one in seen)
+    odd, count = phases.most_common()[-1]
+    if len(phases) > 1 and count <= world // 2:
+        rank = next(one.rank for one in seen if one.phase == odd)
+        return rank, f"it is in {odd}, others in {phases.most_common()[0][0]}"
+    return None, "all ranks are at the same place: the network, or the file system"
+
+
+def process_state(pid: int) -> str:
+    """/proc's letter for the state of a process of this node; '' where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def dump(pid: int) -> str:
+    """The Python stacks of a process, without stopping it; '' where they cannot be had."""
+    beside = Path(sys.executable).with_name("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    if program is None:
+        return ""
+    command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def main() -> int:
+    """Look at the ranks of this node: this program runs once on each."""
+    node = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    each = int(os.environ["HALA_RANKS_PER_NODE"])
+    look(Path(sys.argv[1]), os.environ["HALA_LAUNCH"], range(node * each, (node + 1) * each), node)
+    return 0
+
+
+def _titled(beacon: Beacon, state: str, stack: str) -> str:
+    what = f"{STATES.get(state, 'running' if state else 'gone')} ({state or '-'})"
+    title = f"=== rank {beacon.rank}: pid {beacon.pid} on {beacon.host}, {what}, step {beacon.step}, {beacon.phase}"
+    return f"{title}\n{stack or 'no stacks: py-spy is missing, or may not look at this process'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a recipe may say of a training: the ``task:`` section of ``kind: train``."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hala_hpc.config.schema import PATH, Data, TaskOptions
+from hala_hpc.data.chat.documents import Kind
+
+
+@dataclass
+class Dataset(Data):
+    """One part of the mixture. ``chat`` rows go through the chat template; ``completion`` rows are prompt and answer.
+
+    ``columns`` of a completion dataset: those of the prompt (joined by an empty line), and last that of the answer.
+    """
+
+    kind: Kind = "chat"
+    weight: float = 1.0  # how often each row is seen per epoch: 0.5 every other row, 2 each twice
+    leave_out: list[str] = field(default_factory=list)  # what the chat template may leave out: tools, system, …
+    control_tokens: list[str] = field(default_factory=list)  # words that stay control tokens in data, too
+
+
+@dataclass
+class Batch:
+    """The global batch: what one optimizer step sees, however many GPUs there are. Give one of the two."""
+
+    sequences: int | None = None
+    tokens: int | None = None  # in sequences of task.sequence_length
+    per_device: int = 1  # at most so many sequences in one forward pass of one GPU
+
+
+@dataclass
+class Optimizer:
+    """AdamW (DeepSpeed's or torch's own, as the stage has it)."""
+
+    learning_rate: float = 1e-5  # observed (Latxa)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # observed (Latxa)
+    epsilon: float = 1e-8  # observed (Latxa)
+    weight_decay: float = 0.1  # observed (Latxa); norms and biases are left out
+    max_grad_norm: float = 1.0  # ours
+
+
+@dataclass
+class Schedule:
+    """Learning rate over the steps: linear warm-up, then down to ``minimum`` of the peak."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"  # observed (Latxa)
+    warmup: float = 0.1  # share of all steps; observed (Latxa)
+    minimum: float = 0.0  # share of the peak; Latxa a third
+
+
+@dataclass
+class DeepSpeed:
+    """``stage`` 0 is plain data parallelism (DDP). ``file``: a configuration instead of hpc/deepspeed/zeroN.json."""
+
+    stage: Literal[0, 2, 3] = 0
+    file: str | None = field(default=None, metadata=PATH)
+
+
+@dataclass
+class Evaluation:
+    """Rows held out of the training; their loss is measured every so many steps and at the end."""
+
+    rows: int = 0  # of the whole mixture, drawn by the seed; 0: none
+    steps: int = 500
+
+
+@dataclass
+class Save:
+    """Checkpoints to resume from: by minutes and by steps, whichever comes first, on a stop signal and at the end."""
+
+    minutes: float = 30.0  # ours: the most that a dead node costs
+    steps: int | None = None
+    keep: int = 2  # newest complete ones; ours: one may be found broken
+
+
+@dataclass
+class Watch:
+    """When a training is taken for hung or ill."""
+
+    stall_factor: float = 10.0  # no step has ended for so many times the usual
+    stall_seconds: float = 120.0  # but never sooner than this
+    start_seconds: float = 1800.0  # loading, compiling and the first step may take so long
+    restarts: int = 5  # without a checkpoint made in between: then a person has to look
+    loss_leap: float | None = 3.0  # stop when a loss is this many times the running mean; null: never
+    preflight: bool = True
+    slowest: float = 0.5  # a node whose all-reduce has less than this share of the median bandwidth is left out
+
+
+@dataclass
+class Options(TaskOptions):
+    """The recipe's ``task:`` section for ``kind: train``."""
+
+    kind: str = "train"
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    chat_template: str | None = field(default=None, metadata=PATH)  # a Jinja file instead of the tokenizer's own
+    sequence_length: int = 4096
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"  # chat and completion rows; texts are cut in pieces
+    packing: bool | None = None  # null: where the model can keep documents apart
+    batch: Batch = field(default_factory=Batch)
+    epochs: float = 1.0
+    tokens: int | None = None  # instead of epochs: so many tokens (padding included), over and over if need be
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    neftune: float | None = None  # noise on the embeddings (Latxa: 5)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: str | None = None  # transformers' attn_implementation; null: the model's own choice
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
+    activation_checkpointing: bool = False
+    kernels: list[str] = field(default_factory=list)  # liger
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    save: Save = field(default_factory=Save)
+    watch: Watch = field(default_factory=Watch)
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # also wandb, trackio: offline
+    loader_workers: int = 2  # processes per GPU that put batches together
+    seed: int = 42
+    prepared: str | None = field(default=None, metadata=PATH)  # tokenized datasets; null: in the run itself
+
+
+@dataclass
+class Prepare(TaskOptions):
+    """The recipe's ``task:`` section for ``kind: prepare``: rows of one dataset become tokens, once."""
+
+    kind: str = "prepare"
+    rows: Kind = "chat"
+    chat_template: str | None = field(default=None, metadata=PATH)
+    sequence_length: int = 4096
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    leave_out: list[str] = field(default_factory=list)  # of marks.NAMES
+    control_tokens: list[str] = field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Which document is seen in which step, whatever the number of GPUs."""

@@ -1,0 +1,1 @@
+"""Datasets become tokens, once, before a training."""

@@ -1,0 +1,291 @@
+"""Make tokens of one dataset, once, so that a training only maps them: its rows, their loss masks, their pieces.
+
+The tokenizer is kept in the run, so what plans, what works and what trains see the same one, whatever becomes of the
+model's folder or the template's file.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data, Model, Recipe
+from hala_hpc.data import cut as cutting
+from hala_hpc.data import shards
+from hala_hpc.data.arrow import schema as schemas
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.chat import templates
+from hala_hpc.data.chat.documents import Document, Dropped, Reader
+from hala_hpc.data.chat.marks import NAMES
+from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.verify import CheckShard, ShardReport
+from hala_hpc.tasks.train.options import Dataset
+from hala_hpc.tasks.train.options import Prepare as Options
+from hala_hpc.tasks.train.order.prepared import place_of
+from hala_hpc.tasks.train.prepare import token_file
+from hala_hpc.tasks.train.prepare.expected import Tally
+from hala_hpc.tasks.train.prepare.token_file import Done, Opened
+from hala_hpc.tasks.train.prepare.tokens import Tokenizing, tokenizing
+from hala_hpc.text.control import ControlWords
+
+SHARD_TOKENS: Final = 1_000_000
+"""Of a training's datasets (ours): some seconds of one core, and few files for the training to map."""
+TOKENIZER: Final = "tokenizer"
+"""Folder of the run that holds the tokenizer with its chat template."""
+LISTED: Final = 5
+"""Rows that are named when some are too long."""
+SAMPLE: Final = " 1. A sample:\n\n\tnaïve  «نصٌّ عربيّ» 12,345 \u2581 \u00a0 🙂\n"
+"""Spaces, scripts, digits, a character of several tokens: where tokenizers differ."""
+
+
+class Prepare:
+    """See the module."""
+
+    stage = "work"
+    loop = "hala_hpc.tasks.train.prepare.loop"
+    suffix = ".arrow"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        options: Options = recipe.task
+        if options.sequence_length < 2:
+            raise HalaError(f"task.sequence_length: {options.sequence_length}", "at least 2")
+        if not (recipe.model.tokenizer or recipe.model.name):
+            raise HalaError("model.name: no model, so no tokenizer", "a folder or a name on the hub")
+
+    def plan(self, folder: Path, watch: Watch) -> Cut:
+        """Raises HalaError for a template or a row that would spoil the training, with file and row."""
+        recipe, options = self._recipe, self._recipe.task
+        tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)
+        templates.check(tokenizer, {options.rows})
+        _refuse_unknown(options, tokenizer)
+        watch.say("keeping the tokenizer")
+        kept = _kept(tokenizer, folder / TOKENIZER)
+        measure = _Measure(kept, recipe)
+        found = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
+        measure.conclude(found.facts)
+        expected = asdict(measure.tally.expected())
+        return Cut(found.shards, replace(found.facts, suffix=self.suffix, expected=expected))
+
+    def checker(self, facts: Facts) -> CheckShard:
+        del facts
+        return partial(check_shard, most=self._recipe.task.sequence_length)
+
+    def work_on(self, run: Path, schema: pa.Schema) -> Tokenizing:
+        """How the rows of a planned run become tokens."""
+        return tokenizing(load_tokenizer(run), self._recipe.task, self._recipe.data, schema)
+
+
+def create(recipe: Recipe) -> Prepare:
+    """The task of a recipe. Raises HalaError for options that cannot be."""
+    return Prepare(recipe)
+
+
+def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:
+    """The recipe of the run that prepares one dataset of a training's mixture. It runs where no GPU is needed."""
+    options = recipe.task
+    task = Options(
+        rows=dataset.kind,
+        chat_template=options.chat_template,
+        sequence_length=options.sequence_length,
+        too_long=options.too_long,
+        leave_out=dataset.leave_out,
+        control_tokens=dataset.control_tokens,
+    )
+    data = Data(**{field.name: getattr(dataset, field.name) for field in fields(Data)})
+    run = replace(recipe.run, shard_tokens=max(recipe.run.shard_tokens, SHARD_TOKENS))
+    site = replace(recipe.site, slurm=recipe.site.slurm_cpu)
+    return replace(recipe, name=f"{recipe.name}-{name}", task=task, data=data, run=run, site=site)
+
+
+def load_tokenizer(run: Path) -> Any:
+    """The tokenizer that a planned run keeps. Raises HalaError."""
+    return templates.load_tokenizer(Model(name=str(run / TOKENIZER)))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a shard came to."""
+
+    rows: int
+    dropped: int
+    tokens: int
+
+
+def make(
+    run: Path, shard: Shard, facts: Facts, work: Tokenizing, target: Path, made_by: bytes, stop: Callable[[], bool]
+) -> Made | None:
+    """Tokenize a shard into the file ``target``. None where ``stop`` became true.
+
+    Raises HalaError where the source changed since the run was planned.
+    """
+    given = shards.read_input(run, shard, facts)
+    done: list[tuple[int, Done]] = []
+    for number, row in given.numbered():
+        if stop():
+            return None
+        done.append((number, _done(work, row)))
+    token_file.write(target, done, made_by, shard.digest)
+    pieces = [piece for _, row in done if not isinstance(row, str) for piece in row]
+    return Made(len(done), sum(isinstance(row, str) for _, row in done), sum(len(piece.ids) for piece in pieces))
+
+
+def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
+    """Hold a file of tokens against its line of the manifest: every row there once, in order, kept or dropped."""
+    try:
+        file = token_file.read(path)
+        file.batch.validate(full=True)  # offsets that lead out of the file would end this process
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return ShardReport(problems=(f"not readable: {error}",))
+    problems = [*_row_problems(shard, file), *_token_problems(file, most)]
+    if file.metadata.get(token_file.INPUT) != shard.digest.encode():
+        problems.append("its rows are not those of the source when the run was planned")
+    reasons = Counter(shards.reason_of(error) for error in file.error.to_pylist() if error is not None)
+    return ShardReport(len(np.unique(file.row)) - reasons.total(), reasons, tuple(problems))
+
+
+class _Measure:
+    """Looks at each row once, while the rows are cut into shards."""
+
+    def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
+        self._tokenizer = tokenizer
+        self._recipe = recipe
+        self._options: Options = recipe.task
+        self._readers: set[Reader] = set()
+        self.tally = Tally()
+        self.notes: Counter[str] = Counter()
+        self._too_long = 0
+        self._longest = 0
+        self._first: list[tuple[int, int]] = []  # row, tokens
+
+    def texts_of(self, schema: pa.Schema) -> cutting.TextsOf:
+        work = self._work(schema)
+        self._readers.add(work.reader)
+
+        def texts(row: Row) -> list[str]:
+            self.tally.rows += 1
+            try:
+                document = work.reader.read(row)
+                self.notes.update(work.notes(document))
+                self._measure(work, document)
+            except Dropped as reason:
+                self.tally.dropped[shards.reason_of(str(reason))] += 1
+                return []  # its reason will stand in the output
+            except HalaError:
+                self.tally.rows -= 1  # it is refused, or set aside
+                raise
+            return document.texts
+
+        return texts
+
+    def _measure(self, work: Tokenizing, document: Document) -> None:
+        """Tokenize the row where only that can tell whether it is dropped, and some for an estimate. Raises Dropped."""
+        options, most = self._options, work.most(document)
+        is_near = options.rows != "text" and most > options.sequence_length
+        if not (is_near or options.leave_out or self.tally.is_sample):
+            self.tally.unmeasured(most)
+            return
+        try:
+            self.tally.measured(work.pieces(document), most)
+        except Dropped:
+            if options.too_long == "refuse" and (length := work.length(document)) > options.sequence_length:
+                self._note(length)
+            raise
+
+    def conclude(self, facts: Facts) -> None:
+        """Raises HalaError for rows that are too long, that are read in two ways, or that teach nothing at all."""
+        whole = self._work(schemas.load(facts.schema)).reader
+        if strange := self._readers - {whole}:
+            raise HalaError(
+                f"data: rows of different shapes: some would be read by {strange.pop()}, all together by {whole}",
+                "set data.shape or data.columns, or make them datasets of their own",
+            )
+        if not facts.texts and not self._too_long:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.tally.dropped.most_common())
+            raise HalaError(
+                f"data: none of the {facts.rows} rows holds anything to learn ({reasons})", "see data.columns"
+            )
+        if self._too_long:
+            limit = self._options.sequence_length
+            first = ", ".join(f"{place_of(facts, row)} ({length})" for row, length in self._first)
+            others = f" and {self._too_long - len(self._first)} more" if self._too_long > len(self._first) else ""
+            raise HalaError(
+                f"data: {self._too_long} of {facts.rows} rows have more than the {limit} tokens of "
+                f"task.sequence_length: {first}{others}",
+                f"task.sequence_length={self._longest} holds all; or task.too_long=drop, or truncate",
+            )
+
+    def _work(self, schema: pa.Schema) -> Tokenizing:
+        return tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
+
+    def _note(self, length: int) -> None:
+        self._too_long += 1
+        self._longest = max(self._longest, length)
+        if len(self._first) < LISTED:
+            self._first.append((self.tally.rows - 1, length))
+
+
+def _refuse_unknown(options: Options, tokenizer: Any) -> None:
+    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that there are not."""
+    if unknown := set(options.leave_out) - NAMES:
+        raise HalaError(f"leave_out: no such part of a row: {min(unknown)!r}", f"one of {', '.join(sorted(NAMES))}")
+    if unknown := set(options.control_tokens) - ControlWords(tokenizer.backend_tokenizer).words:
+        raise HalaError(f"control_tokens: {min(unknown)!r} is no control token of this tokenizer", "leave it out")
+
+
+def _kept(tokenizer: Any, folder: Path) -> Any:
+    """Keep the tokenizer in ``folder`` and read it back. Raises HalaError where it comes back as another."""
+    tokenizer.save_pretrained(folder)
+    kept = templates.load_tokenizer(Model(name=str(folder)))
+    sample = SAMPLE + SAMPLE.join(tokenizer.special_tokens_map.values())
+    one, other = (one.backend_tokenizer.encode(sample, add_special_tokens=False).ids for one in (tokenizer, kept))
+    if one != other or tokenizer.chat_template != kept.chat_template:
+        raise HalaError("model: the tokenizer is another once it is saved and loaded", "is its tokenizer.json whole?")
+    return kept
+
+
+def _done(work: Tokenizing, row: Row) -> Done:
+    try:
+        return work(row)
+    except Dropped as reason:
+        return str(reason)
+    except HalaError as error:
+        return f"refused: {error.message}"
+
+
+def _row_problems(shard: Shard, file: Opened) -> list[str]:
+    expected = range(shard.start, shard.start + shard.rows)
+    if not np.array_equal(np.unique(file.row), expected):
+        counts = (len(set(expected).difference(file.row.tolist())), len(set(file.row.tolist()).difference(expected)))
+        return [f"{counts[0]} of its rows are lost, {counts[1]} are of another shard"]
+    is_first = np.diff(file.row, prepend=-1) != 0
+    if (np.diff(file.row) < 0).any():
+        return ["its rows are out of order"]
+    if not ((file.piece[is_first] <= 0).all() and (np.diff(file.piece)[~is_first[1:]] == 1).all()):
+        return ["pieces of a row are lost or twice"]
+    return []
+
+
+def _token_problems(file: Opened, most: int) -> list[str]:
+    problems = []
+    lengths = np.diff(file.offsets)
+    is_kept = file.piece >= 0
+    if not np.array_equal(file.error.is_null().to_numpy(zero_copy_only=False), is_kept):
+        problems.append("a dropped row has no reason, or one that was kept has one")
+    if lengths[is_kept].min(initial=1) < 1 or lengths[is_kept].max(initial=1) > most or lengths[~is_kept].any():
+        problems.append(f"pieces that are empty or longer than {most} tokens")
+    told = file.metadata.get(token_file.COLUMNS)
+    is_whole = told is None or token_file.columns_digest(file.batch).encode() == told
+    if not is_whole or token_file.content_digest(file.ids, file.loss).encode() != file.metadata.get(token_file.CONTENT):
+        problems.append("its tokens are not those that were written")
+    running = np.concatenate([[0], np.cumsum(file.loss)])
+    if not np.array_equal(np.diff(running[file.offsets]), file.loss_tokens):
+        problems.append("its counts of tokens to predict are wrong")
+    return problems

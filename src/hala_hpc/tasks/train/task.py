@@ -1,0 +1,157 @@
+"""Train a model on a mixture of datasets. One shard: the finished model. Tokens come from runs of kind ``prepare``."""
+
+import hashlib
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hala_hpc.config.compose import freeze
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data, Model, Recipe, Site
+from hala_hpc.data.chat import templates
+from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.files import sources
+from hala_hpc.models import check, location
+from hala_hpc.run import create as runs
+from hala_hpc.run import manifest
+from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.verify import CheckShard
+from hala_hpc.tasks.train import packable
+from hala_hpc.tasks.train.attention import attention_of
+from hala_hpc.tasks.train.batch import layout
+from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.prepare import expected
+from hala_hpc.tasks.train.prepare import task as prepare
+
+NAME = re.compile(r"[\w-]{1,60}")
+"""Of a dataset in the mixture: it becomes a folder."""
+
+
+class Train:
+    """See the module. What can be refused is refused here, before a GPU is asked for."""
+
+    stage = "work"
+    loop = "hala_hpc.tasks.train.launch.loop"
+    suffix = ""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        options: Options = recipe.task
+        if not recipe.model.name:
+            raise HalaError("model.name: nothing to train", "a folder or a name on the hub")
+        if not options.datasets:
+            raise HalaError("task.datasets: nothing to train on", "for example task.datasets.mine.path=data.jsonl")
+        for name, dataset in options.datasets.items():
+            if not NAME.fullmatch(name):
+                raise HalaError(f"task.datasets: {name!r} cannot be a dataset's name", "letters, digits, - and _")
+            if dataset.weight <= 0:
+                raise HalaError(f"task.datasets.{name}.weight: must be more than 0")
+        for key, value in (("sequence_length", options.sequence_length), ("epochs", options.epochs)):
+            if value <= 0:
+                raise HalaError(f"task.{key}: must be more than 0")
+        if len(options.optimizer.betas) != 2:
+            raise HalaError("task.optimizer.betas: two numbers are wanted", "for example [0.9, 0.95]")
+        layout(options, world_of(recipe.site))
+
+    def plan(self, folder: Path, watch: Watch) -> Cut:
+        """Plan the preparation of each dataset too; those that another run shares and has planned are left alone."""
+        recipe, options = self._recipe, self._recipe.task
+        config = templates.model_config(recipe.model)
+        if any((path := Path(recipe.model.name)).glob("*.safetensors*")):
+            location.weights(path)  # cut short, or not all there
+        attention_of(config, options.attention)
+        if options.packing and not packable.can_pack(config, recipe.site.slurm.gpus_per_worker > 0, has_kernel=True):
+            raise HalaError(
+                f"task.packing: {config.get('model_type')} mixes neighbouring tokens in convolutions, and cannot keep "
+                f"packed documents apart without a GPU and {packable.KERNEL}",
+                "leave task.packing out: then sequences of like length share a batch",
+            )
+        tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)
+        templates.check(tokenizer, {dataset.kind for dataset in options.datasets.values()})
+        read: list[dict[str, Any]] = []
+        hashed = hashlib.blake2b(digest_size=16)
+        notes: dict[str, int] = {}
+        rows = characters = tokens = 0
+        for name, target in zip(options.datasets, prepare_runs(folder, recipe), strict=True):
+            plan = self._plan_dataset(name, target, watch)
+            read += [source | {"dataset": name} for source in plan.facts.sources]
+            hashed.update("".join([name, *map(str, plan.column("digest"))]).encode())
+            rows += plan.facts.rows
+            characters += plan.facts.characters
+            tokens += expected.of(plan.facts).tokens
+            notes |= {f"{note} ({name})": count for note, count in plan.facts.notes.items()}
+        shard = Shard(0, "train", recipe.model.name, 0, 0, 1, characters, tokens, hashed.hexdigest())
+        return Cut([shard], Facts("", 1, rows, characters, tokens, read, unit="models", notes=notes))
+
+    def checker(self, facts: Facts) -> CheckShard:
+        del facts
+        return check.check_model
+
+    def models_on_hub(self) -> list[Model]:
+        return []
+
+    def data_on_hub(self) -> list[Data]:
+        """The mixture."""
+        return list(self._recipe.task.datasets.values())
+
+    def _plan_dataset(self, name: str, target: Path, watch: Watch) -> manifest.Manifest:
+        if self._recipe.task.prepared:
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(_shared(self._recipe, name))
+            target = target.readlink()
+        if not target.exists():
+            nested = prepare_recipe(self._recipe, name)
+
+            def fill(folder: Path) -> tuple[list[Shard], Facts]:
+                cut = prepare.create(nested).plan(folder, watch)
+                return cut.shards, cut.facts
+
+            try:
+                runs.create(target, freeze(nested), fill)
+            except HalaError as error:
+                raise HalaError(f"task.datasets.{name}: {error.message}", error.hint) from error
+        return manifest.read(target / "manifest.parquet")
+
+
+def create(recipe: Recipe) -> Train:
+    """The task of a recipe. Raises HalaError for options that cannot be."""
+    return Train(recipe)
+
+
+def world_of(site: Site) -> int:
+    """GPUs of one training: ranks on all its nodes."""
+    return site.slurm.nodes_per_worker * ranks_per_node(site)
+
+
+def ranks_per_node(site: Site) -> int:
+    """Processes of a training on each node: one a GPU, unless the site says otherwise."""
+    return site.slurm.ranks_per_node or max(1, site.slurm.gpus_per_worker)
+
+
+def prepare_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of the run that prepares one dataset of the mixture."""
+    return prepare.recipe_for(recipe, name, recipe.task.datasets[name])
+
+
+def prepare_runs(run: Path, recipe: Recipe) -> list[Path]:
+    """The runs that hold each dataset's tokens, in the order of the recipe; elsewhere where trainings share them."""
+    places = [run / "prepare" / name for name in recipe.task.datasets]
+    return [place.readlink() if place.is_symlink() else place for place in places]
+
+
+def _shared(recipe: Recipe, name: str) -> Path:
+    """Where trainings share a dataset's tokens: the name tells what they are made from, contents included."""
+    nested = prepare_recipe(recipe, name)
+    said: list[Any] = [asdict(nested.task), asdict(nested.data), asdict(nested.model)]
+    for section in said:
+        section.pop("licence", None)  # it changes no token
+    read = sources.resolve(nested.data)
+    read += [Path(nested.task.chat_template)] if nested.task.chat_template else []
+    read += sorted(Path(nested.model.tokenizer or nested.model.name).glob("tokenizer*"))
+    said += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
+    # Of a model on the hub no file is named above: its tokenizer as it is now in the cache, whatever it is called.
+    tokenizer = templates.load_tokenizer(recipe.model)
+    said += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
+    digest = hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()
+    return Path(recipe.task.prepared) / f"{name}-{digest}"

@@ -1,0 +1,1 @@
+"""Texts of a dataset in another language."""

@@ -1,0 +1,166 @@
+"""One worker, from its start to its end: read the run, load the engine, work, tell how it ended."""
+
+import contextlib
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from hala_hpc import __version__, engines
+from hala_hpc.config.compose import thaw
+from hala_hpc.config.errors import HalaError
+from hala_hpc.run import ledger, manifest
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Leases
+from hala_hpc.worker import registry
+from hala_hpc.worker.context import Context, Outcome
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
+
+
+GRACE_SECONDS = 1800.0
+"""Longer than any grace time that a site would give."""
+REQUEUE_CODE = 85
+"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""
+GAVE_UP_CODE = 1
+"""Of one that set shards aside, so that accounting shows a job whose work failed as FAILED."""
+CODES = {Outcome.FINISHED: 0, Outcome.GAVE_UP: GAVE_UP_CODE}
+
+
+class StopFlag:
+    """Remembers the first stop signal; the loop looks at it between steps, so nothing is interrupted half-way."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._received)
+
+    def ignore(self) -> None:
+        """All is given back: a further signal must not end the process before its exit code tells how it ended.
+
+        Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _received(self, number: int, _: types.FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+            os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
+
+
+def work(path: Path, stop: StopFlag) -> Outcome:
+    """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
+
+    Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
+    case finished rows are kept and shards given back.
+    """
+    stop.install()
+    return work_until(path, lambda: bool(stop))
+
+
+def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
+    """``work``, for a caller that sees to signals itself."""
+    recipe = thaw(path / "recipe.yaml", registry.options_of)
+    plan = manifest.read(path / "manifest.parquet")
+    run = RunDirectory(path, plan.facts.suffix)
+    run.create_folders(len(plan))
+    task = registry.create(recipe)
+    worker = worker_name()
+    leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
+    identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
+    history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
+    loop = importlib.import_module(task.loop)
+    start = engines.KINDS.load(recipe.engine.kind).start
+    context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), should_stop)
+    try:
+        outcome: Outcome = loop.work(context)
+        if outcome is Outcome.FINISHED and leases.given_up:
+            outcome = Outcome.GAVE_UP
+        history.write("ended", outcome=outcome.value)
+    except BaseException as error:
+        history.write("failed", error=f"{type(error).__name__}: {error}"[:2_000])
+        raise
+    finally:
+        leases.close()
+        history.close()
+    return outcome
+
+
+def linger(stop: StopFlag, outcome: Outcome) -> None:
+    """Wait for Slurm to end a preempted job, or one that was put back in the queue.
+
+    Slurm requeues it only if it is still there when the grace time is over: one that exits on SIGTERM by itself counts
+    as completed, and nobody would take its place. By now the device is free and the rows are safe.
+    """
+    if outcome is Outcome.REQUEUED or (stop.signal == signal.SIGTERM and executor() == "slurm"):
+        time.sleep(GRACE_SECONDS)
+
+
+def requeue(path: Path) -> Outcome:
+    """Put our own job back in the queue; where that cannot be, say so in the log and in `hala status`, and end."""
+    from hala_hpc.slurm import allocation
+    from hala_hpc.worker.context import say
+
+    try:
+        allocation.requeue(job_name(), lambda told: say(f"not in the queue yet, trying again: {told}"))
+    except HalaError as error:
+        why = "no scontrol here" if "not found" in error.message else error.message
+        told = f"cannot requeue: {why}; hala resume {path.name}"
+        say(told)
+        with contextlib.suppress(OSError):
+            history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
+            history.write("failed", error=told)
+            history.close()
+        return Outcome.STOPPED
+    return Outcome.REQUEUED
+
+
+def worker_name() -> str:
+    """Unique to this process, and telling: host, job, random."""
+    parts = (socket.gethostname(), job_name() or str(os.getpid()), secrets.token_hex(3))
+    return "-".join(parts)
+
+
+def executor() -> str:
+    """Who started this worker: slurm, local, or nobody. A local worker may well live inside a Slurm job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") or ("slurm" if "SLURM_JOB_ID" in os.environ else "")
+
+
+def job_name() -> str:
+    """The job as its log is named: Slurm's array and task, or submitit's number of a local one."""
+    if executor() == "local":
+        return os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def main() -> int:
+    """``python -m hala_hpc.worker RUN``.
+
+    Exit code 0: nothing is left; 1: nothing, but this worker set shards aside; 85: a signal stopped it (requeue).
+    """
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
+        return 2
+    stop = StopFlag()
+    try:
+        outcome = work(Path(sys.argv[1]).resolve(), stop)
+        stop.ignore()
+    except HalaError as error:
+        sys.stderr.write(f"hala: error: {error}\n")
+        return 2
+    linger(stop, outcome)
+    return CODES.get(outcome, REQUEUE_CODE)

@@ -1,0 +1,1 @@
+"""Tasks whose shards are rows: their contract, and the loop that keeps an engine full."""

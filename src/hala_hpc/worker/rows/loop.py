@@ -1,0 +1,400 @@
+"""The loop for row tasks: shards come in, requests go out, rows come back, shards are published.
+
+The main thread feeds and empties the engine; a second thread does everything that waits for the disk (claiming and
+reading the next shard, making finished rows durable, publishing), so the engine does not wait for the file server.
+"""
+
+import contextlib
+import faulthandler
+import json
+import time
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data import shards
+from hala_hpc.data.arrow import schema
+from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
+from hala_hpc.run import partial, publish
+from hala_hpc.run.lease import Heartbeat
+from hala_hpc.worker.context import Context, Counters, Outcome, say
+from hala_hpc.worker.revival import Gone, Revival
+from hala_hpc.worker.rows.claims import Claims
+from hala_hpc.worker.rows.in_flight import Out, Outstanding
+from hala_hpc.worker.rows.shard import OpenShard, RowInHand, most_in_flight, working_on
+from hala_hpc.worker.rows.task import RowError, RowTask
+
+POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 5.0
+"""The ledger tells how far the worker is this often."""
+ASK_AGAIN_SECONDS = 5.0
+"""After finding nothing to claim, and with rows still out, look again this much later."""
+
+
+class RowLoop:
+    """State of one worker. ``work`` runs until nothing is left or a signal came."""
+
+    def __init__(self, context: Context, task: RowTask) -> None:
+        self._context = context
+        self._worker = context.leases.beacon.name
+        self._work = task.work_on(schema.load(context.plan.facts.schema))
+        self._claims = Claims(context, self._worker)
+        self._counters = Counters()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._engine: Engine | None = None
+        self._revival = Revival(context)
+        self._doing = ""  # while the engine is gone
+        self._out = Outstanding()
+        self._feeding: OpenShard | None = None
+        self._open: list[OpenShard] = []
+        self._coming: Future[OpenShard | None] | None = None
+        self._writing: list[Future[None]] = []
+        self._ask_again = 0.0
+        self._flushed = self._told = time.monotonic()
+
+    def work(self) -> Outcome:
+        """Raises whatever is a bug or a broken disk, after giving everything back."""
+        with Heartbeat(self._context.leases, self._check_leases):
+            try:
+                while not self._context.should_stop():
+                    if not self._turn():
+                        return Outcome.FINISHED
+                return Outcome.STOPPED
+            except (OSError, HalaError):
+                raise
+            except Exception:
+                self._abandon()  # a bug of ours, which one of the rows at hand may have brought out
+                raise
+            finally:
+                self._end()
+
+    def _turn(self) -> bool:
+        """One round of the loop. False when there is nothing left to do."""
+        try:
+            self._feed()
+            if not (self._open or self._coming):
+                if not self._writing:
+                    return self._wait_for_the_silent()
+                futures.wait(self._writing, POLL_SECONDS)  # else our own last leases would look like a silent worker's
+            elif self._engine is not None:
+                self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
+            if not self._out and self._coming:
+                self._await_coming()
+        except (EngineDied, EngineUnreachable) as error:
+            self._recover(error)
+        self._tend()
+        return True
+
+    # --- shards come in -------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Send rows until the engine is full, going on to the next shard where one ends."""
+        while True:
+            if self._feeding is not None and (self._feeding.lost or not self._feeding.unsent):
+                self._feeding = None
+            self._look_ahead()
+            shard = self._feeding or self._unfed() or self._next_shard()
+            if shard is None:
+                return
+            self._feeding = shard
+            if not shard.unsent:
+                continue  # a whole engine would be started for nothing
+            if self._engine is None:
+                # Loading takes minutes, in which a worker that is ready may do the shard.
+                self._give_back(shard, "deferred")
+                self._engine = self._revival.start()
+                continue
+            engine = self._engine
+            while shard.unsent and len(self._out) < most_in_flight(shard, engine.capacity):
+                if (out := next(self._out.shards(), None)) is not None and out.careful:
+                    return  # a careful row is alone, whatever comes after it
+                self._send(engine, shard)
+            if shard.unsent:
+                return
+
+    def _unfed(self) -> OpenShard | None:
+        """One whose rows came back unanswered."""
+        return next((shard for shard in self._open if shard.unsent and not shard.lost), None)
+
+    def _look_ahead(self) -> None:
+        """Have the next shard claimed and read before the rows at hand run out."""
+        left = len(self._feeding.unsent) if self._feeding else 0
+        is_time = self._engine is None or left <= self._engine.capacity
+        if self._coming is None and is_time and time.monotonic() >= self._ask_again:
+            self._coming = self._disk.submit(self._claims.next)
+
+    def _next_shard(self) -> OpenShard | None:
+        """The shard that was claimed ahead, if it is there by now."""
+        if self._coming is None or not self._coming.done():
+            return None
+        if self._open and self._coming.exception() is not None:
+            return None  # what is open is finished first, then the error is told
+        shard, self._coming = self._coming.result(), None
+        if shard is None:
+            self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
+            return None
+        self._open.append(shard)
+        if shard.complete:  # all its rows were done when its worker died
+            self._publish(shard)
+        return shard
+
+    def _await_coming(self) -> None:
+        if self._coming is not None and not self._coming.done():
+            time.sleep(0.005)
+
+    def _wait_for_the_silent(self) -> bool:
+        """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
+        seconds = self._claims.wait_for()
+        if seconds is None:
+            # One last look: a shard may have been given back since.
+            self._coming = self._disk.submit(self._claims.next)
+            if self._coming.result() is None:
+                self._coming = None
+                return False
+            return True
+        time.sleep(min(seconds, 1.0) + 0.05)
+        self._coming = self._disk.submit(self._claims.next)
+        return True
+
+    # --- requests go out, rows come back --------------------------------------------------------------------------
+
+    def _send(self, engine: Engine, shard: OpenShard) -> None:
+        number, row = shard.unsent.popleft()
+        requests = self._work.requests(row)
+        hand = RowInHand(number, row, [None] * len(requests))
+        if shard.careful:
+            shard.begin(number)
+        if not requests:
+            self._finish(shard, hand)
+        if not self._out:
+            self._watch_for_stall()
+        for index, request in enumerate(requests):
+            out = len(self._out)
+            if (known := self._out.ask(engine, request, (shard, hand, index))) is not None:
+                self._settle(shard, hand, index, known)
+            self._counters.requests += 1
+            self._counters.remembered += len(self._out) == out
+
+    def _take(self, completions: list[Completion]) -> None:
+        if completions:
+            self._revival.answered()
+            self._doing = ""
+        for completion in completions:
+            self._counters.prompt_tokens += completion.prompt_tokens
+            self._counters.output_tokens += completion.output_tokens
+            waiters, answer = self._out.answered(completion)
+            self._counters.thoughts += answer.thought
+            self._counters.escaped += answer.escaped
+            for waiter in waiters:
+                self._settle(*waiter, answer)
+        if not self._out:
+            faulthandler.cancel_dump_traceback_later()
+        elif completions:
+            self._watch_for_stall()
+
+    def _watch_for_stall(self) -> None:
+        """From now on: requests are out, and the engine may hang even before its first completion."""
+        faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
+
+    def _settle(self, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
+        hand.completions[index] = completion
+        hand.left -= 1
+        if hand.left == 0:
+            self._finish(shard, hand)
+
+    def _finish(self, shard: OpenShard, hand: RowInHand) -> None:
+        completions = [completion for completion in hand.completions if completion is not None]
+        error = next((completion.error for completion in completions if completion.error), None)
+        try:
+            if error is None:
+                shard.finish(hand.number, self._work.finish(hand.row, completions))
+        except RowError as refusal:
+            error = str(refusal)
+        if error is not None:
+            self._set_aside(shard, hand, error)
+            return
+        self._done_with(shard)
+
+    def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
+        shard.quarantine(hand.number, error)
+        self._counters.quarantined += 1
+        self._done_with(shard)
+
+    def _done_with(self, shard: OpenShard) -> None:
+        """One more of its rows."""
+        self._counters.rows += 1
+        if shard.complete and not shard.lost:
+            self._publish(shard)
+
+    # --- shards go out --------------------------------------------------------------------------------------------
+
+    def _publish(self, shard: OpenShard) -> None:
+        self._open.remove(shard)
+        self._writing.append(self._disk.submit(self._write, shard))
+
+    def _write(self, shard: OpenShard) -> None:
+        """In the disk thread: write and publish, or (a full disk) give the shard back for another to try."""
+        try:
+            self._write_and_publish(shard)
+        except BaseException:
+            self._context.leases.release(shard.lease)
+            raise
+
+    def _write_and_publish(self, shard: OpenShard) -> None:
+        """What was kept of the shard is no longer needed once it is published, by whomever."""
+        context, started = self._context, time.monotonic()
+        shard.flush()
+        shard.close()
+        temporary = partial.temporary_output(context.run, shard.id, self._worker)
+        made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
+        shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+        if publish.publish(context.run, shard.id, temporary):
+            self._revival.published()
+            seconds = round(time.monotonic() - started, 3)
+            context.ledger.write(
+                "published",
+                shard=shard.id,
+                attempt=shard.lease.attempt,
+                done=len(shard.results),
+                errors=len(shard.errors),
+                seconds=seconds,
+            )
+        else:
+            context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+        partial.drop(context.run, shard.id)
+        context.leases.clear(shard.id)
+
+    def _tend(self) -> None:
+        """What is due now and then: durable rows, news for the ledger, shards that were taken from us."""
+        now = time.monotonic()
+        for future in [future for future in self._writing if future.done()]:
+            self._writing.remove(future)
+            future.result()
+        for shard in [shard for shard in self._open if shard.lost]:
+            self._open.remove(shard)
+            shard.close()
+            self._context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+        if now - self._flushed >= self._context.recipe.run.flush_seconds:
+            self._flushed = now
+            self._writing += [self._disk.submit(shard.flush) for shard in self._open]
+        if now - self._told >= PROGRESS_SECONDS:
+            self._tell()
+
+    def _tell(self, working: dict[str, int] | None = None) -> None:
+        self._told = time.monotonic()
+        at = working_on(self._open) if working is None else working
+        self._context.ledger.write("progress", **vars(self._counters), working_on=at, doing=self._doing)
+
+    def _check_leases(self) -> None:
+        """In the heartbeat's thread."""
+        for shard in list(self._open):
+            if not self._context.leases.holds(shard.lease):
+                shard.lost = True
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def _recover(self, gone: Gone) -> None:
+        """The engine is gone: keep what is finished, and have another in its place.
+
+        Only once that one answered something else can a row be to blame. Until then the shards with rows out are ours.
+        Raises HalaError where no other is to be had: then nobody's attempts count.
+        """
+        if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
+            return
+        faulthandler.cancel_dump_traceback_later()
+        died = isinstance(gone, EngineDied)
+        out = self._out.clear()
+        suspects = {shard.id: shard for one in out for shard, _, _ in one.waiters}
+        self._note(gone, sorted(suspects))
+        for shard in [shard for shard in self._open if died and shard.id not in suspects]:
+            self._give_back(shard)
+        alone = {shard.id: shard.withdraw() for shard in self._open}
+        self._close_engine()
+        self._feeding = None
+        sample = out[0].request if out else None
+        self._engine = self._revival.another(gone, sample, self._tend)
+        if self._engine is None:
+            return
+        if not died:
+            self._send_again(out, gone)
+            return
+        for shard in [shard for shard in suspects.values() if shard in self._open]:
+            for number in alone[shard.id]:
+                shard.begin(number)
+            self._give_back(shard, "abandoned")
+
+    def _note(self, gone: Gone, suspects: list[int]) -> None:
+        died = isinstance(gone, EngineDied)
+        said = f"the engine {'died' if died else 'is out of reach'}: {gone}"
+        self._context.ledger.write("crashed" if died else "unreachable", error=said[:2_000], shards=suspects)
+        say(said)
+        self._doing = said[:200]
+        self._tell()
+
+    def _send_again(self, out: list[Out], gone: Gone) -> None:
+        """Rows that were out go out again; one that the engine failed at goes last, and after some times nowhere."""
+        blamed = {one.id for one in out if isinstance(gone, EngineUnreachable) and one.id == gone.request}
+        hands = {
+            (shard.id, hand.number): (shard, hand, one.id in blamed) for one in out for shard, hand, _ in one.waiters
+        }
+        for shard in list(self._open):
+            mine = [(hand, is_blamed) for own, hand, is_blamed in hands.values() if own is shard]
+            shard.send_again(hand for hand, is_blamed in mine if not is_blamed)
+            for hand in [hand for hand, is_blamed in mine if is_blamed]:
+                if shard.refused(hand):
+                    self._set_aside(
+                        shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}"
+                    )
+
+    def _abandon(self) -> None:
+        """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
+        suspects = {shard.id for shard in self._out.shards()}
+        for shard in list(self._open):
+            if shard.id in suspects:
+                self._give_back(shard, "abandoned")
+        self._feeding = None
+        self._out.clear()
+
+    def _give_back(self, shard: OpenShard, event: str = "released") -> None:
+        """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
+        self._open.remove(shard)
+        if self._feeding is shard:
+            self._feeding = None
+        leases, lease = self._context.leases, shard.lease
+        try:
+            if event != "abandoned":
+                shard.withdraw()
+            shard.flush()
+            shard.close()
+        finally:
+            (leases.fail if event == "abandoned" else leases.release)(lease)
+            self._context.ledger.write(event, shard=shard.id, attempt=lease.attempt, done=shard.done)
+
+    def _end(self) -> None:
+        """Keep what is finished, give back what is not."""
+        faulthandler.cancel_dump_traceback_later()
+        if self._coming is not None and self._coming.exception() is None:
+            coming = self._coming.result()
+            self._open += [coming] if coming is not None else []
+        self._disk.shutdown(wait=True)
+        working = working_on(self._open)  # what is kept of them counts as done, also while nobody works on them
+        try:
+            for future in self._writing:
+                future.result()
+        finally:
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._close_engine)
+                stack.callback(self._tell, working)
+                for shard in list(self._open):
+                    stack.callback(self._give_back, shard)
+
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def work(context: Context) -> Outcome:
+    """The entry that ``worker.job`` calls for every task whose ``loop`` is ``rows``."""
+    return RowLoop(context, cast(RowTask, context.task)).work()

@@ -1,0 +1,137 @@
+"""One shard on its way through a worker: which rows are to be sent, which are out, what came back."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.shards import ShardInput
+from hala_hpc.engines.base import Completion
+from hala_hpc.run import partial
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Lease
+from hala_hpc.run.partial import ROW, PartialFile
+
+CAREFUL_FROM = 3
+"""From this attempt on a shard goes row by row, for something in it may have killed two workers."""
+BEGUN = "begun"
+"""Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
+value false it takes that back."""
+MOST_REFUSALS = 3
+"""So often an engine fails at a row, and answers others in between, before the row is set aside."""
+
+
+@dataclass
+class RowInHand:
+    """A row whose completions are awaited, in the order of its requests."""
+
+    number: int
+    row: Row
+    completions: list[Completion | None]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.completions)
+
+
+class OpenShard:
+    """A claimed shard, with what earlier workers had finished of it."""
+
+    def __init__(self, run: RunDirectory, lease: Lease, given: ShardInput, worker: str) -> None:
+        self.lease = lease
+        self.given = given
+        self.careful = lease.attempt >= CAREFUL_FROM
+        self.lost = False
+        self.results: dict[int, Row] = {}
+        self.errors: dict[int, str] = {}
+        self._begun: set[int] = set()
+        self._refusals: Counter[int] = Counter()
+        self._file = PartialFile(run, lease.shard, worker)
+        self._lock = threading.Lock()
+        self._take_up(run)
+        done = self.results.keys() | self.errors.keys()
+        self.unsent = deque((number, row) for number, row in given.numbered() if number not in done)
+        self.taken_up = len(done)
+
+    @property
+    def id(self) -> int:
+        return self.lease.shard
+
+    @property
+    def done(self) -> int:
+        return len(self.results) + len(self.errors)
+
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.given.rows)
+
+    def begin(self, number: int) -> None:
+        """Put on the disk that this row is tried now."""
+        self._begun.add(number)
+        with self._lock:
+            self._file.add({ROW: number, BEGUN: True})
+            self._file.flush()
+
+    def finish(self, number: int, new: Row) -> None:
+        self.results[number] = new
+        with self._lock:
+            self._file.add({ROW: number, "new": new})
+
+    def quarantine(self, number: int, error: str) -> None:
+        self.errors[number] = error
+        with self._lock:
+            self._file.add({ROW: number, "error": error})
+
+    def withdraw(self) -> set[int]:
+        """Take back what ``begin`` said of unfinished rows, and return them: none of them stopped the worker."""
+        withdrawn = self._begun - self.results.keys() - self.errors.keys()
+        with self._lock:
+            for number in withdrawn:
+                self._file.add({ROW: number, BEGUN: False})
+            self._begun.clear()
+            self._file.flush()
+        return withdrawn
+
+    def send_again(self, hands: Iterable[RowInHand]) -> None:
+        """Rows that were out with an engine that is out of reach are to be sent before the others."""
+        back = {hand.number: hand.row for hand in hands}
+        self.unsent.extendleft(sorted(back.items(), reverse=True))
+
+    def refused(self, hand: RowInHand) -> bool:
+        """Send a row last that an engine failed at, while it answers others. True when that was once too often."""
+        self._refusals[hand.number] += 1
+        if self._refusals[hand.number] >= MOST_REFUSALS:
+            return True
+        self.unsent.append((hand.number, hand.row))
+        return False
+
+    def flush(self) -> None:
+        """Make what is finished durable."""
+        with self._lock:
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def _take_up(self, run: RunDirectory) -> None:
+        for number, records in partial.read(run, self.id).items():
+            if (kept := next((record for record in records if BEGUN not in record), None)) is None:
+                if sum(1 if record[BEGUN] else -1 for record in records) > 0:
+                    died = "worker died: while it did this row alone, after others had died at its shard"
+                    self.quarantine(number, died)
+            elif "error" in kept:
+                self.errors[number] = kept["error"]
+            else:
+                self.results[number] = kept["new"]
+
+
+def most_in_flight(shard: OpenShard, capacity: int) -> int:
+    """How many requests may be out while rows of this shard are sent."""
+    return 1 if shard.careful else capacity
+
+
+def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
+    """Rows finished per open shard, for the ledger."""
+    return {str(shard.id): shard.done for shard in shards}

@@ -1,0 +1,144 @@
+"""What row tasks share: a row becomes requests, completions become new columns; the worker does everything else."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
+from hala_hpc.data import cut as cutting
+from hala_hpc.data import shards
+from hala_hpc.data.arrow import schema as schemas
+from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Fields
+from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.shapes import ASIDE
+from hala_hpc.engines.base import Completion, Request
+from hala_hpc.run.manifest import Facts
+from hala_hpc.run.verify import CheckShard
+from hala_hpc.worker.task import Task
+
+MOST_NOTES: Final = 30
+"""So many things that are left as they are get a count of their own; roles may be people's names."""
+
+
+class RowError(Exception):
+    """The row cannot be done, with the reason as ``reason: detail``; it goes to quarantine."""
+
+
+class RowWork(Protocol):
+    """How the rows of one schema are done."""
+
+    @property
+    def fields(self) -> Fields:
+        """The columns that are added to each row."""
+
+    def texts(self, row: Row) -> list[str]:
+        """What will be sent to the engine, to be measured when the run is planned. Raises HalaError."""
+
+    def left(self, row: Row) -> list[str]:
+        """What of a row is not worked on, in words that are counted when the run is planned."""
+
+    def requests(self, row: Row) -> list[Request]:
+        """The requests of a row, none if nothing is to be done. Raises HalaError for a row of another form."""
+
+    def finish(self, row: Row, completions: Sequence[Completion]) -> Row:
+        """The added columns, given the completions in the order of the requests, none failed. Raises RowError."""
+
+
+class RowTask(Task, Protocol):
+    """A task whose shards are rows."""
+
+    def work_on(self, schema: pa.Schema) -> RowWork:
+        """How rows of this schema are done. Raises HalaError where a column is missing."""
+
+
+def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -> Cut:
+    """Cut the recipe's data into shards, every row looked at.
+
+    Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.
+    """
+    promised: set[str] = set()
+    tally = _Tally(recipe)
+
+    def texts_of(schema: pa.Schema) -> cutting.TextsOf:
+        work = task.work_on(schema)
+        names = [field.name for field in work.fields]
+        shards.refuse_reserved(schema, names)
+        promised.update(names)
+        return lambda row: tally.counted(work, row)
+
+    found = cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch, tally.notes)
+    whole = schemas.load(found.facts.schema)
+    made = [field.name for field in task.work_on(whole).fields]
+    shards.refuse_reserved(whole, made)
+    if lost := sorted(promised.difference(made)):
+        raise HalaError(
+            f"data: rows of different shapes: some would get '{lost[0]}', all together '{made[0]}'",
+            "set data.shape or data.columns, or plan them as runs of their own",
+        )
+    if not found.facts.texts:
+        raise HalaError(
+            f"data: none of the {found.facts.rows} rows holds a text to work on",
+            "see data.shape, data.columns and task.roles",
+        )
+    renamed = [
+        f"{name} to {stored}"
+        for name, stored in zip(whole.names, shards.as_stored(whole.names), strict=True)
+        if name != stored
+    ]
+    if renamed:
+        tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
+    tally.conclude(found.facts)
+    return replace(found, facts=replace(found.facts, notes=dict(tally.notes)))
+
+
+def checker(task: RowTask, facts: Facts) -> CheckShard:
+    """Every row once, in order, its input unchanged."""
+    fields = task.work_on(schemas.load(facts.schema)).fields
+    return partial(shards.check_output, facts=facts, fields=fields)
+
+
+class _Tally:
+    """Counts, while rows are looked at, what of them stays as it is."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.notes: Counter[str] = Counter()
+        self._is_guessed = recipe.data.shape == "auto" and not recipe.data.columns
+        self._elsewhere = 0
+        context: int | None = getattr(recipe.engine, "max_model_len", None)
+        self._room = context - (recipe.sampling.max_tokens or 0) if context else None
+
+    def counted(self, work: RowWork, row: Row) -> list[str]:
+        """The texts of a row. Raises HalaError where the row has another form."""
+        texts, left = work.texts(row), work.left(row)
+        for words in left:
+            self._add(words)
+        if not texts:
+            self._add("rows hold no text to work on")
+            self._elsewhere += any(words.startswith(ASIDE) for words in left)
+        if self._room is not None:
+            long = sum(cutting.estimated_tokens(text) > self._room for text in texts)
+            self._add(
+                f"texts are, by estimate, longer than the {self._room:,} tokens that the model has for them", long
+            )
+        return texts
+
+    def conclude(self, facts: Facts) -> None:
+        """Raises HalaError where a guess at the columns misses most of the rows."""
+        if self._is_guessed and 2 * self._elsewhere > facts.rows:
+            columns = ", ".join(words.removeprefix(ASIDE) for words in self.notes if words.startswith(ASIDE))
+            raise HalaError(
+                f"data: {self._elsewhere:,} of {facts.rows:,} rows hold text only in other columns ({columns})",
+                "set data.columns; or data.shape, then such rows are counted and left as they are",
+            )
+
+    def _add(self, words: str, count: int = 1) -> None:
+        if count:
+            is_kept = words in self.notes or len(self.notes) < MOST_NOTES
+            self.notes[words if is_kept else "other things of other kinds are left as they are"] += count

@@ -1,0 +1,35 @@
+"""Runs in the work environment: the tokens to be learned that the ranks see in each step, sorted, as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+from hala_hpc.config.compose import thaw
+from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train import task as train
+from hala_hpc.tasks.train.batch import layout
+from hala_hpc.tasks.train.order import index
+from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.rank.batches import IGNORED, Batches
+from hala_hpc.worker import registry
+
+run = Path(sys.argv[1])
+recipe = thaw(run / "recipe.yaml", registry.options_of)
+prepared, order = Prepared(train.prepare_runs(run, recipe)), index.load(run / paths.INDEX)
+form = "positions" if order.report["packed"] else "padded"
+seen: dict[int, list[list[list[int]]]] = {}
+for world in (1, 2, 4):
+    spread = layout(recipe.task, world)
+    ranks = [Batches(prepared, order, spread, rank, 0, form, conv=False) for rank in range(world)]
+    seen[world] = []
+    for step in range(order.steps):
+        learned = []
+        for rank in ranks:
+            for turn in range(spread.accumulation):
+                batch = rank[step * spread.accumulation + turn]
+                places = (batch["labels"] != IGNORED).nonzero().tolist()
+                for row, column in places:
+                    before = batch["input_ids"][row, max(0, column - 3) : column + 1].tolist()
+                    learned.append(before)  # a token with what stands before it: no two are mistaken for each other
+        seen[world].append(sorted(learned))
+print(json.dumps(seen))
