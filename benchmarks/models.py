@@ -25,6 +25,7 @@ VOCABULARY = 32_000
 HEAD = 64
 PIECE = 1 << 22
 """Numbers drawn at a time."""
+LOOK_SECONDS = 0.02
 MEMORY_BAR = 2.0
 """Of the largest file: the peak memory that quantizing and merging may have."""
 
@@ -53,7 +54,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Took:
-    """Of a process: wall time, the most memory it had, and the time of the work itself (without its start)."""
+    """Of a process and its children: wall time, the most memory of their own, and the time of the work itself."""
 
     seconds: float
     bytes: int
@@ -205,10 +206,25 @@ def process(words: list[Any], folder: Path) -> Took:
     began = time.perf_counter()
     with log.open("wb") as said:
         started = subprocess.Popen(list(map(str, words)), stdout=said, stderr=said, env=environment())
-        _, status, usage = os.wait4(started.pid, 0)
+        most = 0
+        while (status := started.poll()) is None:
+            most = max(most, anonymous(started.pid))
+            time.sleep(LOOK_SECONDS)
     if status:
         sys.exit(f"{' '.join(map(str, words))}: status {status}\n{log.read_text(errors='replace')[-3000:]}")
-    return Took(time.perf_counter() - began, usage.ru_maxrss * 1024)
+    return Took(time.perf_counter() - began, most)
+
+
+def anonymous(process: int) -> int:
+    """Bytes that a process and its children hold, without pages of files, which the kernel takes back as it likes."""
+    folder = Path(f"/proc/{process}")
+    try:
+        lines = (folder / "status").read_text().splitlines()
+        own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+        children = (folder / "task" / str(process) / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0
+    return own + sum(anonymous(int(child)) for child in children)
 
 
 def environment() -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""Safetensors files, read by their headers and as plain bytes: needs numpy only, and that late."""
+"""Safetensors files, read by their headers and as plain bytes with numpy alone; and as torch's tensors."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from hala_hpc.config.words import plural
 
@@ -38,6 +39,39 @@ class Tensor:
 
 class Unreadable(ValueError):
     """A weights file that is no whole safetensors file."""
+
+
+class Tensors(Mapping[str, Any]):
+    """Tensors in some safetensors files, by name, as torch's, which has to be there. Each is mapped when asked for.
+
+    A context: the files stay open in it.
+    """
+
+    def __init__(self, *files: Path) -> None:
+        self._files = files
+        self._opened: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Tensors":
+        from safetensors import safe_open
+
+        for path in self._files:
+            file = self._stack.enter_context(safe_open(path, "pt"))
+            self._opened |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.clear()
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._opened[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened)
+
+    def __len__(self) -> int:
+        return len(self._opened)
 
 
 def tensors_of(path: Path) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Runs in the work environment, all in one process: whole runs, each method of mergekit, a merged model loaded.
 
 usage: merge_script.py ASKED.json, which holds ``runs`` to work on; ``methods``: base and others to merge by each of
-mergekit's methods into ``out``; ``strange``: two models with a tensor that mergekit does not know; ``load``: a model.
+mergekit's methods into ``out``; ``strange``: two models with a tensor that mergekit does not know; ``cosines``: pairs
+of models by name; ``cut``: a model of twelve tokens; ``load``: a model.
 Writes out/seen.json.
 """
 
@@ -14,8 +15,8 @@ from mergekit.merge_methods import registry
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe
+from hala_hpc.tasks.merge import cosine, merging, methods, vocabulary
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge import task as merge
 from hala_hpc.tasks.train.checkpoint import export
 from hala_hpc.worker.job import work_until
@@ -81,6 +82,24 @@ def refusal(base: Path, other: Path, out: Path) -> str:
     return ""
 
 
+def cosines(one: Path, two: Path) -> dict[str, Any]:
+    """In pieces of seven numbers; and whether it can be stopped."""
+    mine, other = (merge_inputs.read(path.name, path) for path in (one, two))
+    cosine.PIECE = 7
+    try:
+        cosine.cosines(mine, other, list(mine.tensors), stop)
+    except KeyboardInterrupt:
+        return {
+            "apart": cosine.cosines(mine, other, list(mine.tensors)),
+            "same": cosine.cosines(mine, mine, mine.tensors),
+        }
+    return {}
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text())
     out = Path(asked["out"])
@@ -92,6 +111,10 @@ def main() -> None:
     seen["tensors"] = {name: merged(name, base, others, out / name) for name in methods.METHODS}
     merged("dare_linear", base, others, out / "again")
     seen["strange"] = refusal(*map(Path, asked["strange"]), out / "strange")
+    seen["cosines"] = {name: cosines(*map(Path, models)) for name, models in asked["cosines"].items()}
+    whole = merge_inputs.read("tuned", Path(asked["cut"]))
+    for _ in range(2):  # again, as after a kill
+        vocabulary.cut(whole, vocabulary.Vocabulary(10, 12), out / "cut")
     seen["loaded"] = export.examine(Path(asked["load"]))
     (out / "seen.json").write_text(json.dumps(seen))
 

@@ -19,13 +19,15 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.models import location
 from hala_hpc.pipeline.planning import plan_run
 from hala_hpc.run import manifest
+from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import vocabulary
 from hala_hpc.tasks.merge.folder import check_merge
 from hala_hpc.tasks.merge.task import Merging, Options, Source
 from hala_hpc.worker import registry
 from hala_hpc.worker.items.task import Item
 from tests.conftest import ROOT, Hala
 from tests.tasks.merge.merge_pairs import Numbers, bfloat16, configure, cosine, off, pair, store, weights_of
-from tests.tasks.merge.test_parts import model
+from tests.tasks.merge.test_parts import model, tensors
 from tests.test_flips import assert_no_flip_passes
 from tests.work import work_python
 
@@ -114,6 +116,17 @@ def strange_pair(gemma: Path, folder: Path) -> list[str]:
     return [str(folder / "base"), str(folder / "tuned")]
 
 
+def plain_pairs(folder: Path) -> dict[str, list[str]]:
+    """Two models for each type of weights of the first; the other is in bfloat16 and in three files."""
+    zeros = {"zeros": np.zeros((3, 3)), "empty": np.zeros((0, 2))}
+    for dtype in ("BF16", "F16", "F32"):
+        for label, seed in (("one", 0), ("two", 1)):
+            model(folder / dtype / label)
+            kept = {"dtype": dtype} if label == "one" else {"files": 3}
+            store(folder / dtype / label, tensors(seed) | zeros, **kept)
+    return {path.name: [str(path / label) for label in ("one", "two")] for path in sorted(folder.iterdir())}
+
+
 @pytest.fixture(scope="module")
 def worked(pairs: Path, work_python: Path) -> Path:
     """Where merge_script worked: its runs, out/ with what it saw. One process, for its imports take long."""
@@ -130,6 +143,8 @@ def worked(pairs: Path, work_python: Path) -> Path:
         "runs": list(map(str, runs)),
         "methods": [str(pairs / "llama" / "base"), str(pairs / "llama" / "tuned"), str(half)],
         "strange": strange_pair(pairs / "gemma2", pairs / "strange"),
+        "cosines": plain_pairs(pairs / "plain"),
+        "cut": str(pairs / "plain" / "BF16" / "two"),
         "load": str(pairs / "runs" / "odd" / "shards" / "000" / "000000"),
         "out": str(pairs / "out"),
     }
@@ -159,7 +174,6 @@ def test_merges_over_t_are_slerp_tensor_by_tensor(worked: Path, architecture: st
         assert report["summary"]["lerp"] > 0 < report["summary"]["slerp"]
         assert check_merge(manifest.read(run / "manifest.parquet")[0], folder).problems == ()
     assert {path.name for path in published(run)[0].iterdir()} >= {"generation_config.json", "chat_template.jinja"}
-    assert len(list(published(run)[0].glob("*.safetensors"))) == 2  # as the base's
 
 
 @pytest.mark.train
@@ -181,14 +195,37 @@ def test_of_vocabularies_that_begin_alike_the_shared_rows_are_merged(worked: Pat
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_cosines_are_those_of_the_long_vectors(worked: Path, dtype: str) -> None:
+    found = json.loads((worked / "out" / "seen.json").read_text())["cosines"][dtype]
+    one, two = (weights_of(worked / "plain" / dtype / label) for label in ("one", "two"))
+    for name in tensors(0):
+        assert found["apart"][name] == pytest.approx(cosine(one[name], two[name]), abs=1e-12)
+        assert found["same"][name] == pytest.approx(1.0, abs=1e-12)
+    assert found["apart"]["zeros"] is None and found["apart"]["empty"] is None
+
+
+@pytest.mark.train
+def test_a_model_cut_to_shared_rows_is_a_model_of_its_own(worked: Path) -> None:
+    whole = merge_inputs.read("tuned", worked / "plain" / "BF16" / "two")
+    cut = merge_inputs.read("tuned", worked / "out" / "cut")
+    assert cut.config["vocab_size"] == 10 and cut.tensors.keys() == whole.tensors.keys()
+    for name, (file, tensor) in cut.tensors.items():
+        other_file, other = whole.tensors[name]
+        assert tensor.shape == ((10, *other.shape[1:]) if vocabulary.has_rows(name) else other.shape)
+        size = tensor.end - tensor.begin
+        assert file.read_bytes()[tensor.begin : tensor.end] == other_file.read_bytes()[other.begin :][:size]
+
+
+@pytest.mark.train
 def test_every_method_of_mergekit(worked: Path) -> None:
     base, tuned = (weights_of(worked / "llama" / label) for label in ("base", "tuned"))
     seen = json.loads((worked / "out" / "seen.json").read_text())
     assert seen["ours"] == seen["theirs"]
     assert len(seen["ours"]) == 20
-    for name, tensors in seen["tensors"].items():
+    for name, merged in seen["tensors"].items():
         found = weights_of(worked / "out" / name)
-        assert sorted(tensors) == sorted(found) == sorted(base), name
+        assert sorted(merged) == sorted(found) == sorted(base), name
         assert all(np.isfinite(numbers).all() for numbers in found.values()), name
     for name, numbers in weights_of(worked / "out" / "linear").items():
         mean = bfloat16((base[name] + tuned[name] + base[name] * 0.5) / 3)

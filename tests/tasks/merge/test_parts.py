@@ -1,4 +1,4 @@
-"""Merging, as far as it needs no torch: which models fit, the grid's cells, cosines, files written in any order."""
+"""Merging, as far as it needs no torch: which models fit, the grid's cells, what a merged model has besides."""
 
 import json
 import os
@@ -12,14 +12,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models.safetensors_file import tensors_of
 from hala_hpc.tasks.merge import folder as merge_folder
 from hala_hpc.tasks.merge import grid, methods, vocabulary
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge.cosine import cosines
 from hala_hpc.tasks.merge.vocabulary import Vocabulary
-from hala_hpc.tasks.merge.writer import Writer
-from tests.tasks.merge.merge_pairs import Numbers, configure, cosine, store, weights_of
+from tests.tasks.merge.merge_pairs import Numbers, configure, store
 
 LAYER = "model.layers.{}.mlp.up_proj.weight"
 CONFIG = {
@@ -185,18 +182,6 @@ def test_a_padded_vocabulary_is_shared_up_to_the_last_common_token(two: tuple[Pa
     assert vocabulary.find({"base": base, "again": base}, "base") is None
 
 
-def test_a_model_cut_to_shared_rows_is_a_model_of_its_own(two: tuple[Path, Path], tmp_path: Path) -> None:
-    whole = merge_inputs.read("tuned", two[1])
-    for _ in range(2):  # again, as after a kill
-        cut = vocabulary.cut(whole, Vocabulary(10, 12), tmp_path / "cut")
-    again = merge_inputs.read("tuned", tmp_path / "cut")
-    assert again.config["vocab_size"] == 10 and again.tensors.keys() == whole.tensors.keys()
-    for name, (file, tensor) in again.tensors.items():
-        other_file, other = cut.tensors[name]
-        assert tensor.shape == other.shape
-        assert file.read_bytes()[tensor.begin : tensor.end] == other_file.read_bytes()[other.begin : other.end]
-
-
 def names(*arguments: Any) -> list[str]:
     return [cell.name for cell in grid.cells(*arguments)]
 
@@ -255,63 +240,6 @@ def test_each_method_takes_its_number_of_models() -> None:
     assert (counts("nuslerp", True), counts("nuslerp", False)) == ([2], [1])
     with pytest.raises(HalaError, match="did you mean 'slerp'"):
         methods.method_of("slerpp")
-
-
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_cosines_are_those_of_the_long_vectors(
-    two: tuple[Path, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hala_hpc.tasks.merge.cosine.PIECE", 7)
-    zeros = {"zeros": np.zeros((3, 3)), "empty": np.zeros((0, 2))}
-    store(two[0], tensors(0) | zeros, dtype=dtype)
-    store(two[1], tensors(1) | zeros, files=3)
-    one, other = merge_inputs.read("base", two[0]), merge_inputs.read("tuned", two[1])
-    found = cosines(one, other, list(one.tensors))
-    stored, others = weights_of(two[0]), weights_of(two[1])
-    for name in tensors():
-        assert found[name] == pytest.approx(cosine(stored[name], others[name]), abs=1e-12)
-    assert found["zeros"] is None and found["empty"] is None
-    same = cosines(one, one, [LAYER.format(0)])
-    assert same[LAYER.format(0)] == pytest.approx(1.0, abs=1e-15)
-
-
-def test_comparing_can_be_stopped(two: tuple[Path, Path]) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    one, other = (merge_inputs.read("m", folder) for folder in two)
-    with pytest.raises(KeyboardInterrupt):
-        cosines(one, other, list(one.tensors), stop)
-
-
-def test_tensors_are_written_in_any_order_to_their_places(tmp_path: Path) -> None:
-    files = {
-        "model-00001-of-00002.safetensors": [("a", "F32", (2, 3)), ("s", "BF16", ())],
-        "model-00002-of-00002.safetensors": [("none", "F32", (0, 4)), ("b", "I64", (2,))],
-    }
-    data = {
-        "a": np.arange(6, dtype="<f4").tobytes(),
-        "s": b"\x80\x3f",
-        "none": b"",
-        "b": np.array([1, -2]).tobytes(),
-    }
-    with Writer(tmp_path, files) as writer:
-        for name in ("b", "s", "a"):
-            writer.write(name, data[name])
-        with pytest.raises(HalaError, match=r"1 tensor not made, e\.g\. none"):
-            writer.finish()
-        with pytest.raises(HalaError, match="7 bytes were made, where 24 were announced"):
-            writer.write("a", b"1234567")
-        writer.write("none", b"")
-        writer.finish()
-    for file, listed in files.items():
-        found = tensors_of(tmp_path / file)
-        assert sorted((tensor.name, tensor.dtype, tensor.shape) for tensor in found) == sorted(listed)
-        raw = (tmp_path / file).read_bytes()
-        assert all(raw[tensor.begin : tensor.end] == data[tensor.name] for tensor in found)
-        assert min(tensor.begin for tensor in found) % 8 == 0
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["weight_map"]["b"] == "model-00002-of-00002.safetensors" and index["metadata"]["total_size"] == 42
 
 
 def test_a_merged_model_that_is_not_sound_is_seen(two: tuple[Path, Path]) -> None:

@@ -57,11 +57,8 @@ def has_fixed_global_scale(inputs: object) -> bool:
 
 
 def work(runs: list[Path]) -> None:
-    """Weights of tiny models go through in parts here, as large ones do."""
-    from hala_hpc.tasks.quantize import files as quant_files
     from hala_hpc.worker.job import work_until
 
-    quant_files.PART = 1 << 14
     for run in runs:
         print(run.name, work_until(run, lambda: False).value, flush=True)
 

@@ -21,11 +21,13 @@ from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, location
 from hala_hpc.models.safetensors_file import Tensor
 from hala_hpc.pipeline import planning
+from hala_hpc.run import manifest
 from hala_hpc.tasks.quantize import schemes as quant_schemes
 from hala_hpc.tasks.quantize import task as quantize
-from hala_hpc.tasks.quantize.numbers import Weights, numbers
 from hala_hpc.worker import registry
 from tests.conftest import ROOT, Hala
+from tests.tasks.quantize.oracle import quantized as oracle
+from tests.tasks.quantize.oracle.numbers import Weights, numbers
 from tests.test_flips import assert_no_flip_passes, flips, proven
 from tests.work import work_python as work_python
 
@@ -124,6 +126,22 @@ def bfloat16(values: Any) -> Any:
     """Rounded to the nearest, ties to even."""
     bits = values.astype("f4").view("u4").astype("u8")
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype("u4").view("f4").astype("f8")
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", [*(f"{architecture}-{scheme}" for architecture, scheme in EQUAL), *CALIBRATED])
+def test_every_number_is_the_nearest_that_its_scheme_has(quantized: Quantized, name: str) -> None:
+    """By an oracle of numpy alone; GPTQ's numbers may be others, its errors are not larger than they say."""
+    run = quantized.run(name)
+    facts = manifest.read(run / "manifest.parquet").facts
+    source = Path(manifest.read(run / "manifest.parquet")[0].source)
+    told = json.loads((run / "final" / "report.json").read_text())
+    names, ignore = list(Weights(*location.weights(source)).found), facts.items[0]["ignore"]
+    what = (names, quant_schemes.find(told["scheme"]), ignore, told["rounding"] == "nearest")
+    reports = oracle.compare(location.weights(source), location.weights(run / "final"), *what)
+    assert oracle.faults(reports) == []
+    errors = {line["name"]: line["error"] for line in told["tensors"] if "error" in line}
+    assert errors == pytest.approx({each.name: each.error for each in reports if each.error is not None}, rel=0.02)
 
 
 @pytest.mark.train

@@ -1,4 +1,4 @@
-"""The check of quantized files: what numpy quantized by the book passes, and nothing else does."""
+"""The oracle of quantized files: what numpy quantized by the book passes, and nothing else does."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from hala_hpc.models.safetensors_file import Tensor
-from hala_hpc.tasks.quantize import quantized, schemes
-from hala_hpc.tasks.quantize.numbers import FP4, float8, unpacked
+from hala_hpc.tasks.quantize import schemes
+from tests.tasks.quantize.oracle import numbers, quantized
+from tests.tasks.quantize.oracle.numbers import FP4, float8, unpacked
 
 Tensors = dict[str, tuple[str, Any]]
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -165,7 +166,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, harm: str) -> None:
 
 
 def test_all_rows_of_a_large_weight_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hala_hpc.tasks.quantize.numbers.BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(numbers, "BLOCK_ELEMENTS", 1000)
     for scheme, make in MADE.items():
         assert problems(tmp_path, source(), make(source()), scheme) == ""
     assert "as far off" in problems(tmp_path, source(), changed(NAME, put((129, 0), 0x7E))(fp8(source())))

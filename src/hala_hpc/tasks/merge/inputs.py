@@ -41,6 +41,10 @@ class Input:
     config: dict[str, Any]
     tensors: dict[str, tuple[Path, Tensor]]
 
+    def files(self) -> list[Path]:
+        """That hold its weights."""
+        return sorted({file for file, _ in self.tensors.values()})
+
     def bytes(self) -> int:
         """Of all weights."""
         return sum(tensor.end - tensor.begin for _, tensor in self.tensors.values())

@@ -1,8 +1,7 @@
-"""One merge by mergekit's own graph, tensor by tensor to the disk. Runs in the work environment only.
+"""One merge by mergekit's own plan, executor and writer. Runs in the work environment only.
 
-mergekit's ``run_merge`` is not used: it holds a whole file of weights in memory before it writes it, keeps every file
-that it reads mapped, copies no generation config where it makes a tokenizer, and cannot be stopped half-way. What
-decides the numbers is all mergekit's: its methods, filters and gradients.
+mergekit's ``run_merge`` is not used, which does not tell what its filters and gradients made of the parameters of each
+tensor, knows nothing of a vocabulary that is longer in one model, and cannot be stopped half-way.
 """
 
 import os
@@ -14,18 +13,12 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.safetensors_file import Tensor
 from hala_hpc.tasks.merge.inputs import FLOATS, Input
-from hala_hpc.tasks.merge.writer import Writer
 
-NAMES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""safetensors' names of the types that a merged model may have."""
-FLUSH_BYTES: Final = 32 * 1024 * 1024
-"""After so much of results the files that are read are let go of: what is mapped of them counts as memory."""
+FILE_BYTES: Final = 500_000_000
+"""Of a weights file, about: so much is held in memory until it is written."""
 TELL_SECONDS: Final = 5.0
-PIECE: Final = 1 << 20
-"""Bytes: smaller than the pieces that slerp works in."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def merge(
     check_stop: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
-    """Write the merged weights to ``folder``: files and names are those of the base, each tied weight is there once.
+    """Write the merged weights and their index to ``folder``: the names are the base's, each tied weight is there once.
 
     Returns what was merged: by tensor, the parameters that mergekit found for it.
 
@@ -59,8 +52,9 @@ def merge(
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin cost tenfold where cores are shared
     import torch
+    from mergekit.common import dtype_from_name
+    from mergekit.io import TensorWriter
 
-    free_at_once(PIECE)
     torch.manual_seed(asked.seed)
     tied = _tied_to(asked)
     wanted = {name: tensor for name, tensor in asked.tensors.items() if tied.get(name) not in asked.tensors}
@@ -71,18 +65,19 @@ def merge(
     parameters = {name: dict(step.tensor_task.parameters.items()) for name, step in steps.items()}
     kept = {name: step.dtype for name, step in steps.items() if step.dtype}  # types that mergekit insists on
     told = time.monotonic()
-    with Writer(folder, _layout(asked, wanted, kept)) as writer:
-        for number, (name, tensor) in enumerate(_results(asked, steps), 1):
-            rest = asked.beyond(name) if asked.beyond is not None else None
-            if rest is not None:
-                tensor = torch.cat([tensor.to("cpu", torch.float32), rest.to(torch.float32)])
-            writer.write(name, _bytes_of(tensor, writer.place(name).dtype))
-            del tensor
-            check_stop()
-            if time.monotonic() >= told + TELL_SECONDS:
-                told = time.monotonic()
-                tell(f"{number} of {len(steps)} tensors")
-        writer.finish()
+    writer = TensorWriter(str(folder), FILE_BYTES)  # as a context it would write an index after an error too
+    for number, (name, tensor) in enumerate(_results(asked, steps), 1):
+        rest = asked.beyond(name) if asked.beyond is not None else None
+        if rest is not None:
+            tensor = torch.cat([tensor.to("cpu", torch.float32), rest.to(torch.float32)])
+        is_float = wanted[name].dtype in FLOATS
+        writer.save_tensor(name, tensor.to("cpu", dtype_from_name(kept.get(name, asked.dtype)) if is_float else None))
+        del tensor
+        check_stop()
+        if time.monotonic() >= told + TELL_SECONDS:
+            told = time.monotonic()
+            tell(f"{number} of {len(steps)} tensors")
+    writer.finalize()
     return parameters
 
 
@@ -146,41 +141,14 @@ def _with_folders(asked: Asked) -> dict[str, Any]:
     return config
 
 
-def _layout(
-    asked: Asked, wanted: Mapping[str, Tensor], kept: Mapping[str, str]
-) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
-    files: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
-    for name, tensor in wanted.items():
-        file, _ = asked.models[asked.base].tensors[name]
-        dtype = NAMES.get(kept.get(name, asked.dtype), tensor.dtype) if tensor.dtype in FLOATS else tensor.dtype
-        files.setdefault(file.name, []).append((name, dtype, tensor.shape))
-    return files
-
-
 def _results(asked: Asked, steps: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The merged tensors as mergekit makes them, in its order."""
     from mergekit.graph import Executor
-    from mergekit.io.tasks import LoaderCache
 
     names = {id(step.tensor_task): name for name, step in steps.items()}
-    done = 0
     for task, tensor in Executor([step.tensor_task for step in steps.values()], math_device=asked.device).run(
         quiet=True
     ):
         if tensor is None:
             raise HalaError(f"{names[id(task)]}: mergekit's {asked.config['merge_method']} makes nothing of it")
         yield names[id(task)], tensor
-        done += tensor.numel() * tensor.element_size()
-        del tensor
-        if done >= FLUSH_BYTES:
-            LoaderCache().flush_all()
-            done = 0
-
-
-def _bytes_of(tensor: Any, dtype: str) -> Any:
-    """The bytes of a tensor in the type that it is stored in."""
-    import torch
-
-    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    converted = tensor.to("cpu", types.get(dtype, tensor.dtype)).contiguous()
-    return memoryview(converted.reshape(-1).view(torch.uint8).numpy())

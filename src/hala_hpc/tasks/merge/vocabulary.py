@@ -15,7 +15,6 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.models.location import INDEX
 from hala_hpc.models.safetensors_file import Tensor
 from hala_hpc.tasks.merge.inputs import EMBEDDINGS, HEAD, Input
-from hala_hpc.tasks.merge.writer import Writer
 
 CUT: Final = "vocabulary.safetensors"
 """Beside links to a model's own files: its embeddings and head, cut."""
@@ -67,6 +66,8 @@ def find(inputs: Mapping[str, Input], donor: str) -> Vocabulary | None:
 
 def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
     """The model with the shared rows only: a folder of links to its files, and one file with what is cut."""
+    from safetensors.torch import save_file
+
     size = vocabulary.shared
     cuts = {
         name: (file, replace(tensor, shape=(size, *tensor.shape[1:]), end=tensor.begin + size * _row_bytes(tensor)))
@@ -81,10 +82,8 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
             (folder / path.name).symlink_to(path.resolve())
     config = with_rows(model.config, size)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with Writer(folder, {CUT: [(name, tensor.dtype, tensor.shape) for name, (_, tensor) in cuts.items()]}) as writer:
-        for name, (file, tensor) in cuts.items():
-            writer.write(name, _bytes(file, tensor.begin, tensor.end))
-        writer.finish()
+    rows = {name: _rows_of(file, name, slice(size)) for name, (file, _) in cuts.items()}
+    save_file(rows, folder / CUT, {"format": "pt"})
     places = {name: file.name for name, (file, _) in model.tensors.items()} | dict.fromkeys(cuts, CUT)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
     return Input(model.label, folder, config, model.tensors | cuts)
@@ -92,11 +91,7 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
 
 def beyond(donor: Input, name: str, vocabulary: Vocabulary) -> Any:
     """The donor's own rows of a tensor, after the shared ones: a tensor of torch's, of the type it is stored in."""
-    from safetensors import safe_open
-
-    file, _ = donor.tensors[name]
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_slice(name)[vocabulary.shared : vocabulary.rows]
+    return _rows_of(donor.tensors[name][0], name, slice(vocabulary.shared, vocabulary.rows))
 
 
 def merged_shape(tensor: Tensor, name: str, vocabulary: Vocabulary | None) -> Tensor:
@@ -123,8 +118,8 @@ def _row_bytes(tensor: Tensor) -> int:
     return (tensor.end - tensor.begin) // tensor.shape[0]
 
 
-def _bytes(file: Path, begin: int, end: int) -> Any:
-    """Mapped, so that memory does not hold them."""
-    import numpy as np
+def _rows_of(file: Path, name: str, rows: slice) -> Any:
+    from safetensors import safe_open
 
-    return np.memmap(file, np.uint8, "r", begin, (end - begin,))
+    with safe_open(file, "pt") as opened:
+        return opened.get_slice(name)[rows]

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from hala_hpc.models.safetensors_file import tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.files import link_read_only
-from hala_hpc.tasks.quantize.quantized import TensorReport
+from hala_hpc.tasks.quantize.errors import TensorReport
 from hala_hpc.tasks.quantize.schemes import Scheme
 
 REPORT: Final = "report.json"
@@ -50,14 +50,19 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def changed(folder: Path) -> list[str]:
-    """Files of a shard that are not what was written."""
+def faults(folder: Path, expected: Collection[str]) -> list[str]:
+    """What is wrong with a shard: files that are not what was written, tensors that are not ``expected`` or absent."""
     try:
         files = read_report(folder)["files"]
     except HalaError as error:
         return [error.message]
-    faults = [f"{name} is missing" for name in files if not (folder / name).is_file()]
-    return faults or [f"{name} is not what was written" for name in files if _described(folder / name) != files[name]]
+    found = [f"{name} is missing" for name in files if not (folder / name).is_file()]
+    found = found or [f"{name} is not what was written" for name in files if _described(folder / name) != files[name]]
+    if found:
+        return found
+    stored = {tensor.name for name in files for tensor in tensors_of(folder / name)}
+    found = [f"{name} is missing" for name in sorted(set(expected) - stored)]
+    return found + [f"{name} is nothing that the plan asks for" for name in sorted(stored - set(expected))]
 
 
 def assemble(run: Path, made: Path, source: Path, scheme: Scheme, shards: Sequence[Path]) -> None:
@@ -138,7 +143,7 @@ def render(record: dict[str, Any]) -> str:
     lines += card.table(("", ""), [*told, *card.made_by(record)])
     lines += ["", "Modules that were left as they are, besides norms:", ""]
     lines += [f"- `{pattern}`" for pattern in made["ignore"]]
-    lines += ["", "Each tensor was held against the source's without the library that made it; see `report.json`."]
+    lines += ["", "Each tensor was read back and held against the source's; see `report.json`."]
     return "\n".join([*lines, *card.ending(record)])
 
 

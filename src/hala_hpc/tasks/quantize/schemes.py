@@ -42,14 +42,11 @@ class Scheme:
             found.append("weight_global_scale")
         elif self.packed and self.number == "int":
             found.append("weight_shape")
-        return tuple(found if self.symmetric else [*found, "weight_zero_point"])
-
-    @property
-    def largest(self) -> float:
-        """Half of the range that a scale of 1 covers: the largest number, or for integers half a step more."""
-        if self.number == "int":
-            return ((1 << self.bits) - 1) / 2
-        return 448.0 if self.bits == 8 else 6.0
+        if not self.symmetric:
+            found.append("weight_zero_point")
+        if self.calibrated:
+            found.append("input_global_scale" if self.strategy == "tensor_group" else "input_scale")
+        return tuple(found)
 
 
 def _packed(name: str, bits: int) -> Scheme:
@@ -127,6 +124,16 @@ def is_quantized(name: str, ignore: Sequence[str]) -> bool:
     return parameter == "weight" and not module.endswith("norm") and not matches(module, ignore)
 
 
+def parts(name: str, scheme: Scheme) -> set[str]:
+    """What a quantized weight becomes."""
+    return {name.removesuffix("weight") + suffix for suffix in scheme.suffixes}
+
+
+def expected(names: Iterable[str], scheme: Scheme, ignore: Sequence[str]) -> set[str]:
+    """What tensors of the source become, all together."""
+    return {part for name in names for part in (parts(name, scheme) if is_quantized(name, ignore) else {name})}
+
+
 def partners(name: str, scheme: Scheme) -> list[str]:
     """The tensors that must be quantized together with this one, where it is the first of them."""
     if scheme.strategy != "tensor_group":
@@ -152,15 +159,3 @@ def misfits(tensors: Iterable[Tensor], scheme: Scheme, ignore: Sequence[str]) ->
         elif scheme.group and tensor.shape[1] % scheme.group:
             found.append(f"{tensor.name}: {tensor.shape[1]} columns cannot be cut into groups of {scheme.group}")
     return found
-
-
-def scale_shape(shape: Sequence[int], scheme: Scheme) -> tuple[int, ...]:
-    """The shape of a weight's scales."""
-    rows, columns = shape
-    if scheme.strategy == "tensor":
-        return (1,)
-    if scheme.strategy == "channel":
-        return (rows, 1)
-    if scheme.strategy == "block":
-        return (-(-rows // scheme.group), -(-columns // scheme.group))
-    return (rows, columns // scheme.group)

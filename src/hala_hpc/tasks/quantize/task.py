@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,13 @@ from hala_hpc.data.chat.documents import Kind
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, location
 from hala_hpc.models.location import digest_of_weights
-from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.safetensors_file import Tensor, tensors_of
 from hala_hpc.run import files
+from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
-from hala_hpc.tasks.quantize import calibration, quantized, schemes, whole
+from hala_hpc.tasks.quantize import calibration, errors, schemes, whole
 from hala_hpc.tasks.quantize import files as quant_files
 from hala_hpc.tasks.quantize import folder as quant_folder
 from hala_hpc.tasks.quantize.schemes import Scheme
@@ -38,8 +37,6 @@ WHOLE: Final = "model"
 CALIBRATION: Final = "input/calibration.json"
 """In the run: the texts that the model is run on, as tokens."""
 TYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-PIECE: Final = 1 << 24
-"""Bytes: smaller than what a part of a weight takes while it is quantized, larger than what checking it does."""
 READERS: Final = 8
 """Files hashed at once while a run is planned."""
 
@@ -125,7 +122,7 @@ class Quantize:
     def checker(self, facts: Facts) -> CheckShard:
         def report(shard: Shard, path: Path) -> ShardReport:
             asked = facts.items[shard.id]
-            problems = quant_folder.changed(path) or quantized.problems_of(lambda: self.compare(shard, asked, path))
+            problems = quant_folder.faults(path, schemes.expected(asked["tensors"], self._scheme, asked["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
                 problems += [f"{FINAL}{problem}" for problem in check.unsound(final)]
@@ -142,15 +139,6 @@ class Quantize:
         shards = [run.shard_output(shard) for shard in range(len(plan))]
         with suppress(FileExistsError), files.whole_directory(run.final) as made:
             quant_folder.assemble(run.path, made, Path(plan[0].source), self._scheme, shards)
-
-    def compare(
-        self, shard: Shard, asked: dict[str, Any], made: Path, check_stop: Callable[[], None] = lambda: None
-    ) -> list[quantized.TensorReport]:
-        """Hold a shard's weights against those of the source."""
-        source = Path(shard.source)
-        is_rounded = self._recipe.task.rounding == "nearest"
-        read, found = [source / name for name in asked["files"]], sorted(made.glob("*.safetensors"))
-        return quantized.compare(read, found, asked["tensors"], self._scheme, asked["ignore"], is_rounded, check_stop)
 
     @property
     def scheme(self) -> Scheme:
@@ -190,7 +178,6 @@ class Quantizing:
     def do(self, item: Item) -> dict[str, Any]:
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
-        free_at_once(PIECE)
         asked, source = item.asked, Path(item.shard.source)
         item.place.mkdir()
         item.tell("quantizing")
@@ -198,10 +185,12 @@ class Quantizing:
         config = self._all(item, source) if is_whole else self._file(item, source)
         item.tell("checking")
         for name in asked["files"]:
-            if quant_files.digest(source / name, item.check_stop) != asked["digests"][name]:
+            if digest_of(source / name, item.check_stop) != asked["digests"][name]:
                 raise HalaError(f"{source / name} changed since the run was planned", "plan a new run")
-        reports = self._task.compare(item.shard, asked, item.place, item.check_stop)
-        if faults := quantized.faults(reports):
+        read, written = [source / name for name in asked["files"]], sorted(item.place.glob("*.safetensors"))
+        what = (asked["tensors"], self._task.scheme, asked["ignore"])
+        reports = errors.compare(read, written, *what, config, item.check_stop)
+        if faults := [f"{report.name}: {report.problem}" for report in reports if report.problem]:
             raise RuntimeError(f"{len(faults)} tensors are not what they should be: {'; '.join(faults[:3])}")
         numbers = {
             "source_bytes": item.shard.tokens,
@@ -216,7 +205,6 @@ class Quantizing:
         return {
             "bytes": sum(each["bytes"] for each in report["files"].values()),
             "source_bytes": item.shard.tokens,
-            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hala_hpc.models.safetensors_file import Unreadable
 from hala_hpc.tasks.quantize import schemes
-from hala_hpc.tasks.quantize.numbers import Rows, Weights, numbers, rows_of, scales_of
 from hala_hpc.tasks.quantize.schemes import Scheme
+from tests.tasks.quantize.oracle.numbers import Rows, Weights, numbers, rows_of, scales_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ def _misshapen(name: str, source: Weights, result: Weights, scheme: Scheme) -> I
 def _shapes(shape: tuple[int, ...], scheme: Scheme) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """By suffix: its shape and the types that it may have."""
     rows, columns = shape
-    scales = schemes.scale_shape(shape, scheme)
+    scales = scale_shape(shape, scheme)
     if scheme.packed:
         width = columns // 2 if scheme.number == "float" else -(-columns * scheme.bits // 32)
         kind = "U8" if scheme.number == "float" else "I32"
@@ -221,7 +221,7 @@ def _bound(rows: Rows, scheme: Scheme, quotient: float, slack: float) -> "Floats
         half = np.maximum((size + computed) * 2.0**-4, 2.0**-10)
     else:
         half = np.maximum((size + computed) * 0.25, 0.25)
-    edge = scheme.largest - (0.5 if scheme.number == "int" else 0.0)
+    edge = largest(scheme) - (0.5 if scheme.number == "int" else 0.0)
     cut = np.minimum(np.maximum(size - edge, 0.0), 0.5 * (scheme.number == "int") + edge * slack)
     bound: Floats = rows.scales * (half + computed + cut)
     return bound
@@ -255,7 +255,26 @@ def _unfit(scales: "Floats", peaks: Sequence["Floats"], scheme: Scheme, slack: f
     found = np.concatenate(list(peaks))
     if scheme.strategy == "tensor":
         found = found.max(keepdims=True)
-    ideal = found.reshape(scales.shape) / (scheme.largest if scheme.symmetric else 2 * scheme.largest)
+    ideal = found.reshape(scales.shape) / (largest(scheme) if scheme.symmetric else 2 * largest(scheme))
     fits = (scales <= ideal * (1 + slack)) & (scales >= ideal / (1 + slack))
     least = float(scales.max()) * 2.0**-12 if scheme.strategy == "tensor_group" else float(np.finfo("f4").tiny)
     return int((~fits & (ideal > least)).sum())
+
+
+def largest(scheme: Scheme) -> float:
+    """Half of the range that a scale of 1 covers: the largest number, or for integers half a step more."""
+    if scheme.number == "int":
+        return ((1 << scheme.bits) - 1) / 2
+    return 448.0 if scheme.bits == 8 else 6.0
+
+
+def scale_shape(shape: Sequence[int], scheme: Scheme) -> tuple[int, ...]:
+    """The shape of a weight's scales."""
+    rows, columns = shape
+    if scheme.strategy == "tensor":
+        return (1,)
+    if scheme.strategy == "channel":
+        return (rows, 1)
+    if scheme.strategy == "block":
+        return (-(-rows // scheme.group), -(-columns // scheme.group))
+    return (rows, columns // scheme.group)

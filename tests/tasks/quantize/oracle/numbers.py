@@ -1,4 +1,4 @@
-"""Quantized weights as numbers again, by numpy alone: nothing of the library that quantized them is trusted."""
+"""Quantized weights as numbers again, by numpy alone: an oracle that shares nothing with the library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
