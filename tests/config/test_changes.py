@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hala_hpc.config import changes, frozen
+from hala_hpc.config import frozen
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
@@ -48,16 +48,16 @@ def now(run: Path, *overrides: str) -> Recipe:
 
 
 def test_changed_keys_are_merged_in_order_and_the_recipe_stays(run: Path) -> None:
-    frozen = (run / "recipe.yaml").read_bytes()
+    planned = (run / "recipe.yaml").read_bytes()
     for words in (["run.stall_seconds=7200", "site.slurm.partition=long"], ["run.stall_seconds=9000"]):
-        write(run, changes.between(now(run), now(run, *words)))
+        write(run, frozen.between(now(run), now(run, *words)))
     recipe = now(run)
     assert (recipe.run.stall_seconds, recipe.site.slurm.partition) == (9000, "long")
-    assert (run / "recipe.yaml").read_bytes() == frozen
-    assert [path.name for path in changes.files(run)] == ["001.yaml", "002.yaml"]
+    assert (run / "recipe.yaml").read_bytes() == planned
+    assert [path.name for path in frozen.files(run)] == ["001.yaml", "002.yaml"]
     import yaml
 
-    told = changes.told(yaml.safe_load(frozen), run)
+    told = frozen.told(yaml.safe_load(planned), run)
     assert told == {"run.stall_seconds": (Run().stall_seconds, 9000), "site.slurm.partition": (None, "long")}
 
 
@@ -65,17 +65,17 @@ def test_what_is_taken_away_stays_away_and_text_stays_as_it_is(run: Path) -> Non
     asked = now(run)
     extra = {"exclude": "n1", "comment": "costs ${5}"}
     asked = replace(asked, site=replace(asked.site, slurm=replace(asked.site.slurm, extra=extra)))
-    write(run, changes.between(now(run), asked))
+    write(run, frozen.between(now(run), asked))
     assert {key: value for key, value in now(run).site.slurm.extra.items() if value is not None} == extra
 
 
 def test_nothing_changed_is_nothing_written(run: Path) -> None:
-    assert write(run, changes.between(now(run), now(run, "run.workers=1"))) is None
-    assert changes.files(run) == []
+    assert write(run, frozen.between(now(run), now(run, "run.workers=1"))) is None
+    assert frozen.files(run) == []
 
 
 def test_a_change_that_cannot_be_read_is_named(run: Path) -> None:
     (run / "changes").mkdir()
     (run / "changes" / "001.yaml").write_text("a: [")
     with pytest.raises(HalaError, match=r"changes/001\.yaml"):
-        changes.merged({}, run)
+        frozen.merged({}, run)

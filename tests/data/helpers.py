@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import shards
-from hala_hpc.data.arrow.digest import Row, row_bytes
+from hala_hpc.data.arrow.schema import Row, row_bytes
 from hala_hpc.data.cut import Cut
 
 NOTHING = cutting.Watch()

@@ -10,8 +10,7 @@ import pytest
 
 from hala_hpc.cli.publish import command
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import collected
-from hala_hpc.data.collect import collect
+from hala_hpc.data.collect import collect, verify
 from hala_hpc.run import manifest, seal
 from tests import damaged
 from tests.damaged import DAMAGES, Damage, copied, flipped, hala
@@ -48,7 +47,7 @@ def test_a_whole_run_and_what_is_collected_of_it_are_proven(run: Path, dataset: 
     verdict = proof(run)
     assert (verdict.proven, verdict.unsealed, verdict.damaged) == (True, 0, [])
     assert verdict.quarantined == {"failed": 3, "truncated": 1}
-    whole = collected.verify(dataset)
+    whole = verify(dataset)
     assert (whole.proven, whole.files, whole.rows, whole.quarantined) == (True, 2, 26, 4)
     code, said = hala("verify", dataset)
     assert code == 0 and "26 rows, 4 in quarantine, 2 files\nproven" in said
@@ -85,7 +84,7 @@ def test_a_flip_in_a_collected_file_is_found_and_not_published(
     spoiled = copied(dataset, tmp_path)
     path = chance.choice(sorted(spoiled.rglob("*.parquet")))
     flipped(path, chance.randrange(path.stat().st_size * 8))
-    verdict = collected.verify(spoiled)
+    verdict = verify(spoiled)
     name = str(path.relative_to(spoiled))
     assert [problem.partition(":")[0] for problem in verdict.problems] == [name]
     for pass_on in (published, published_dry):
@@ -168,10 +167,10 @@ def test_a_collected_file_that_is_gone_or_doubled_is_named(dataset: Path, tmp_pa
     spoiled = copied(dataset, tmp_path)
     data = spoiled / "data"
     (data / "train-00000-of-00001.parquet").rename(data / "train-00000-of-00002.parquet")
-    assert "data/: 1 file, and their names say 2" in collected.verify(spoiled).problems
+    assert "data/: 1 file, and their names say 2" in verify(spoiled).problems
     shutil.copyfile(data / "train-00000-of-00002.parquet", data / "train-00001-of-00002.parquet")
-    assert "stand twice" in "; ".join(collected.verify(spoiled).problems)
-    assert not collected.verify(spoiled).proven
+    assert "stand twice" in "; ".join(verify(spoiled).problems)
+    assert not verify(spoiled).proven
 
 
 def unsealed(run: Path) -> None:
@@ -194,7 +193,7 @@ def test_a_run_from_before_there_were_seals_is_read_and_told(run: Path, tmp_path
     code, said = hala("verify", old)
     assert code == 0 and "3 of 3 shards were written before there were seals" in said and "\nproven" in said
     collect(old, tmp_path / "out")
-    assert collected.verify(tmp_path / "out").proven, "what is collected is sealed now"
+    assert verify(tmp_path / "out").proven, "what is collected is sealed now"
     changed = seal.read(outputs(old)[0])[0]
     pq.write_table(changed.slice(1), outputs(old)[0])
     with pytest.raises(HalaError, match=r"shard 0 .*1 row lost"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.infer import infer
+from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data.arrow.unify import infer
 from hala_hpc.data.chat.turns import turns_of
 from hala_hpc.data.shapes import ASIDE, Shape, TurnShape, shape_of
 

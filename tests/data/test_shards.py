@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
-from hala_hpc.data.arrow.digest import Row, digest_of
+from hala_hpc.data.arrow.schema import Row, digest_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.files import readers
 from hala_hpc.run.manifest import Shard

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import location
-from hala_hpc.publish import content, publication, readme
+from hala_hpc.publish import cards, content, publication
 from hala_hpc.publish.publication import Asked, Publication
 from tests.publish import runs
 
@@ -22,7 +22,7 @@ def prepared(run: Path, item: str | None = None, **asked: object) -> Publication
 
 
 def front(card: str) -> dict[str, object]:
-    head, _ = readme.split(card)
+    head, _ = cards.split(card)
     assert head == yaml.safe_load(card.split("---\n")[1])
     return head
 
@@ -39,8 +39,8 @@ def tuned(tmp_path: Path) -> Path:
 
 def test_a_models_card_is_its_own_with_licence_sources_and_relation(tuned: Path) -> None:
     made = prepared(tuned, about="Made with *care*.")
-    told, text = readme.split(made.card)
-    own, own_text = readme.split((tuned / "shards/000/000000/README.md").read_text())
+    told, text = cards.split(made.card)
+    own, own_text = cards.split((tuned / "shards/000/000000/README.md").read_text())
     assert told.items() >= own.items()
     assert told["license"] == "cc-by-sa-4.0" and made.decision.carried
     assert (told["base_model"], told["base_model_relation"]) == ("Org/base-1b", "finetune")
@@ -151,7 +151,7 @@ def test_text_of_others_cannot_break_the_card(tmp_path: Path) -> None:
         tmp_path / "sft", {"name": "Org/base", "licence": "mit"}, {"a": {"hub": "a/b", "licence": "mit"}}, []
     )
     run = runs.evaluated(tmp_path / "evaluate", scores, {"sft": runs.digest(tuned)})
-    text = readme.split(prepared(tuned, scores=(run,)).card)[1]
+    text = cards.split(prepared(tuned, scores=(run,)).card)[1]
     assert "<script>" not in text and "| x/&lt;script> alert(1) | 0 |" in text
 
 
@@ -195,7 +195,7 @@ def test_a_path_in_a_recipe_is_told_by_its_last_name(tuned: Path) -> None:
     ],
 )
 def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str) -> None:
-    assert readme.split(text) == (metadata, body)
+    assert cards.split(text) == (metadata, body)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import hub as hubs
 from hala_hpc.publish import sources
 from hala_hpc.publish.content import Entry
-from hala_hpc.publish.hub import Uploaded
-from hala_hpc.publish.patience import Patience
+from hala_hpc.publish.hub import Patience, Uploaded
 from tests.conftest import Hala
 from tests.publish import hub_server, runs
 from tests.publish.hub_server import Hub

@@ -11,7 +11,7 @@ import pytest
 
 from hala_hpc.cli.publish import command
 from hala_hpc.config.errors import HalaError
-from hala_hpc.publish import readme
+from hala_hpc.publish import cards
 from tests.publish import runs
 
 
@@ -56,7 +56,7 @@ def test_a_dataset_to_a_folder(rows: Path, tmp_path: Path, capsys: pytest.Captur
     assert (told["files"], told["bytes"]) == (2, sum(map(len, everything(out).values())))
     table = pq.read_table(out / "data")
     assert table["text"].to_pylist() == [f"text {number}" for number in range(25) if number != 7]
-    head, text = readme.split((out / "README.md").read_text())
+    head, text = cards.split((out / "README.md").read_text())
     assert (head["license"], head["language"], head["size_categories"]) == ("mit", ["ar", "en"], ["n<1K"])
     assert "| rows | 24 |" in text and re.search(r"\| left out: [\w ]+ \| 1 \|", text)
     assert "| `text_ar` | `string` |" in text
@@ -87,7 +87,7 @@ def test_a_model_to_a_folder_is_what_was_made(tuned: Path, tmp_path: Path, capsy
     card = out.pop("README.md").decode()
     own.pop("README.md")
     assert out == own
-    assert readme.split(card)[0]["license"] == "cc-by-nc-4.0"
+    assert cards.split(card)[0]["license"] == "cc-by-nc-4.0"
     with pytest.raises(HalaError, match="exists"):
         publish(tuned, tmp_path / "out", "--licence", "cc-by-nc-4.0")
     assert everything(tmp_path / "out") == out | {"README.md": card.encode()}
@@ -123,7 +123,7 @@ def test_a_licence_that_nobody_knows_has_to_be_told(rows: Path, tmp_path: Path) 
         publish(rows, tmp_path / "out", "--licence-of", "mit")
     assert not (rows / "final").exists()  # nothing long was begun before
     publish(rows, tmp_path / "out", "--licence-of", "texts-ar.jsonl=CC BY 4.0")
-    head, text = readme.split((tmp_path / "out" / "README.md").read_text())
+    head, text = cards.split((tmp_path / "out" / "README.md").read_text())
     assert head["license"] == "cc-by-4.0" and "| cc-by-4.0 | the command line |" in text
 
 

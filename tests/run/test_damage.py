@@ -13,7 +13,8 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import moved, shards
+from hala_hpc.data import shards
+from hala_hpc.data.files import sources
 from hala_hpc.data.reopen import reopen
 from hala_hpc.run import create, files, lease, manifest, seal, status
 from hala_hpc.run.ledger import Ledger
@@ -294,9 +295,9 @@ def test_data_that_moved_are_read_where_they_are_now(begun: Path, tmp_path: Path
         new.write_bytes(whole + b"\n")
         code, said = hala("resume", run, f"data.path={new}")
         assert code == 2 and f"{new} ({len(whole) + 1:,} bytes) is not {data} ({len(whole):,} bytes)" in said
-        assert not (run / moved.NAME).exists() and not (run / "changes").exists()
+        assert not (run / sources.NAME).exists() and not (run / "changes").exists()
         new.write_bytes(whole.replace(b"text", b"TEXT"))
-        assert moved.note(run, plan.facts, Data(path=[str(new)])) == 1
+        assert sources.note(run, plan.facts, Data(path=[str(new)])) == 1
         with pytest.raises(HalaError, match="changed since the run was planned"):
             shards.read_input(run, plan[1], plan.facts)
         new.write_bytes(whole)

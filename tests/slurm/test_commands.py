@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.slurm import accounting, commands
-from hala_hpc.slurm.accounting import End
+from hala_hpc.slurm import commands, queue
 from hala_hpc.slurm.commands import (
     ENDED,
     RETURNING,
@@ -20,7 +19,7 @@ from hala_hpc.slurm.commands import (
     variable_of,
 )
 from hala_hpc.slurm.limits import Limits, association_of, parse_associations, parse_config, parse_qos
-from hala_hpc.slurm.queue import Queue, advice
+from hala_hpc.slurm.queue import End, Queue, advice
 from hala_hpc.slurm.submit import chunks
 
 CONFIG = """Configuration data as of 2026-11-21T08:40:00
@@ -117,7 +116,7 @@ ENDS = """2|CANCELLED by 0|0:0|1780000002
 
 def test_how_tasks_ended_out_of_accounting() -> None:
     """Numbers 1 to 4 as our test cluster printed them; 5 as sites with cgroups do, of a batch script and of a step."""
-    ends = {one.job: (one.state, one.by) for one in accounting.parse(ENDS)}
+    ends = {one.job: (one.state, one.by) for one in queue.parse(ENDS)}
     assert ends == {
         "2": ("CANCELLED", 0),
         "1_0": ("COMPLETED", None),
@@ -128,7 +127,7 @@ def test_how_tasks_ended_out_of_accounting() -> None:
         "5_1": ("OUT_OF_MEMORY", None),
         "6": ("NODE_FAIL", None),
     }
-    assert accounting.parse("sacct: error: Slurm accounting storage is disabled\n") == []
+    assert queue.parse("sacct: error: Slurm accounting storage is disabled\n") == []
 
 
 def test_what_ended_badly_or_is_held_is_told_with_what_to_do() -> None:

@@ -12,8 +12,16 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import environments
-from hala_hpc.slurm.environments import MARKER, available_locks, build_environment, lock_digest, pins
-from hala_hpc.slurm.package_sources import pip_settings, torch_sources, uv_variables
+from hala_hpc.slurm.environments import (
+    MARKER,
+    available_locks,
+    build_environment,
+    lock_digest,
+    pins,
+    pip_settings,
+    torch_sources,
+    uv_variables,
+)
 
 PROJECT_LOCKS = Path(__file__).parents[2] / "hpc" / "envs"
 

@@ -57,7 +57,7 @@ def command(
     hala best evaluate-merges
     hala best evaluate-merges --rule one-se --models 'merged-*' --json | jq -r .path
     """
-    from hala_hpc.report.sections import choice as chosen
+    from hala_hpc.report.sections.evaluations import RECORD
     from hala_hpc.run.files import write_durably
     from hala_hpc.tasks.evaluate import choose, scores
 
@@ -68,7 +68,7 @@ def command(
     choice = choose.choose(evaluations, rule, asked, with_base)
     told = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
     _refuse_other_weights(told)
-    target = to or paths[0] / chosen.RECORD
+    target = to or paths[0] / RECORD
     write_durably(target, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     if json_:
         common.echo_json(told)

@@ -54,7 +54,7 @@ def command(
     """
     from hala_hpc.config import places
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.publish import content, folder, hub, licences, publication
+    from hala_hpc.publish import content, hub, licences, publication
 
     path, to = lookup.find(run), places.expanded(to, "--to")
     if not to.strip():
@@ -63,7 +63,7 @@ def command(
     if name and not dry_run:
         hub.refuse_without_key()
     elif not name:
-        folder.refuse_existing(Path(to).resolve())
+        publication.refuse_existing(Path(to).resolve())
     asked = publication.Asked(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
@@ -162,9 +162,9 @@ def _hub(made: "Publication", name: str, run: str, private: bool, replace: bool)
 
 
 def _folder(made: "Publication", target: Path) -> dict[str, Any]:
-    from hala_hpc.publish import folder
+    from hala_hpc.publish import publication
 
-    folder.put(made.entries, target)
+    publication.put(made.entries, target)
     return {"path": str(target), "files": len(made.entries), "bytes": sum(entry.size for entry in made.entries)}
 
 

@@ -43,11 +43,9 @@ def command(
     hala report sft-1.2b merge evaluate-small --base base --to report --title "Hala 1.2B"
     hala report evaluate-nano --benchmarks 'arabic_*' --format md --json
     """
-    from hala_hpc.report import compose
-
     paths = [path for run in runs for path in _runs(run)]
-    asked = compose.Asked(base, models, benchmarks, examples, title)
-    report = compose.gather(paths, asked)
+    asked = write.Asked(base, models, benchmarks, examples, title)
+    report = write.gather(paths, asked)
     target = (to or Path(f"report-{paths[0].name}")).resolve()
     written = write.write(report, target, formats or FORMATS)
     if json_:

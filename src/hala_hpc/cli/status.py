@@ -96,19 +96,19 @@ class Seen:
 
 def _read(path: Path, asked: "Asked | None" = None) -> Seen:
     from hala_hpc.cli.views import training
-    from hala_hpc.config import changes
+    from hala_hpc.config import frozen
     from hala_hpc.run import status
     from hala_hpc.slurm.queue import Asked
 
     settings = lookup.run_settings(path)
-    frozen, now = lookup.frozen(path), lookup.settings_now(path)
+    before, now = lookup.frozen(path), lookup.settings_now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
     began = time.monotonic()
     queue = (asked or Asked(path)).now(state.finished)
     if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
         state = status.read(path, settings.lease_seconds, settings.attempts)
     slurm = now.get("site", {}).get("slurm", {})
-    return Seen(state, training.read(path, state), queue, changes.told(frozen, path), slurm)
+    return Seen(state, training.read(path, state), queue, frozen.told(before, path), slurm)
 
 
 def _as_json(seen: Seen) -> dict[str, Any]:

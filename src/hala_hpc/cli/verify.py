@@ -11,14 +11,14 @@ from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
-    from hala_hpc.data.collected import FolderVerdict
+    from hala_hpc.data.collect import FolderVerdict
     from hala_hpc.run.verify import Verdict
 
 PROVEN = {
     "rows": "proven: every row is there exactly once",
     "models": "proven: every file of the model is what was written, every weight a number",
     "checkpoints": "proven: every file of every model is what was written, every weight a number",
-    "files": "proven: every tensor is there, quantized within its scheme's rounding or byte for byte the source's",
+    "files": "proven: every tensor is there, and every file is what was held against the source and written",
     "merges": "proven: every file of every model is what was written, every weight a number",
     "benchmarks": "proven: every result is what its samples say",
 }
@@ -39,12 +39,12 @@ def command(run: str, json_: bool) -> None:
     hala verify data/openorca-ar
     """
     from hala_hpc.cli.views import grid as grid_status
-    from hala_hpc.data import collected
+    from hala_hpc.data import collect
     from hala_hpc.pipeline import grid
     from hala_hpc.run import digests
 
-    if collected.is_collected(Path(run)):
-        _folder(collected.verify(Path(run)), json_)
+    if collect.is_collected(Path(run)):
+        _folder(collect.verify(Path(run)), json_)
     if models := digests.folders(Path(run)):
         _models(models, json_)
     if folder := grid.find(run):

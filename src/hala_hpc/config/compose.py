@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hala_hpc.config import changes, layers, numbers, places
+from hala_hpc.config import frozen, layers, places, written
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
@@ -90,7 +90,7 @@ def to_recipe(config: Any) -> Recipe:
             key = _first_line(error).rpartition(": ")[2].split()[-1]
             raise HalaError(f"{key}: is missing", f"give it in the recipe, or as {key}=…") from error
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
-    numbers.check(recipe)
+    written.check(recipe)
     _anchor(recipe, Path(recipe.run.root).resolve())
     return recipe
 
@@ -102,7 +102,7 @@ def freeze(recipe: Recipe) -> str:
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
     """A frozen recipe, on top of it what was changed when its run was resumed, and what is changed now."""
-    earlier = [layers.from_file(change, frozen=True) for change in changes.files(path.parent)]
+    earlier = [layers.from_file(change, frozen=True) for change in frozen.files(path.parent)]
     return merge([layers.from_file(path, frozen=True), *earlier, layers.from_command_line(overrides)], options_of)
 
 

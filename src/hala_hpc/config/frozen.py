@@ -1,10 +1,18 @@
-"""The frozen recipe of a run as plain data, without the machinery that checks one: status must be quick."""
+"""The frozen recipe of a run as plain data, and what was changed of it since: RUN/changes/NNN.yaml, merged in order.
 
+Without the machinery that checks a recipe: status must be quick.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Run
+from hala_hpc.config.schema import Recipe, Run
 
 CURE = "a run cannot do without it: put a copy back"
 HEAD: Final = "# The last line of this file is: ...\n"
@@ -46,3 +54,74 @@ def settings(run: Path, recipe: dict[str, Any]) -> Run:
         return Run(**recipe["run"])
     except TypeError as error:
         raise HalaError(f"{run / 'recipe.yaml'}: {error}", "was the run planned by a newer hala?") from error
+
+
+FOLDER: Final = "changes"
+_NAME = re.compile(r"\d{3,}\.yaml")
+
+
+def files(run: Path) -> list[Path]:
+    """The changes of a run, in their order; other names in the folder are none."""
+    folder = run / FOLDER
+    names = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(names, key=lambda path: int(path.stem))
+
+
+def between(before: Recipe, after: Recipe) -> dict[str, Any]:
+    """The keys whose values differ, as a nested dict; None takes away an entry of a mapping."""
+    return _between(dataclasses.asdict(before), dataclasses.asdict(after))
+
+
+def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
+    """A frozen recipe as plain data, with the changes of its run. Raises HalaError where one cannot be read."""
+    for path in files(run):
+        recipe = _merged(recipe, _read(path))
+    return recipe
+
+
+def told(recipe: dict[str, Any], run: Path) -> dict[str, tuple[Any, Any]]:
+    """Each key that differs from the frozen recipe: what the recipe has, and what holds now."""
+    return differing(recipe, merged(recipe, run))
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each dotted key whose value is another one: before, and after; None where it is not there."""
+    old, new = _flat(before), _flat(after)
+    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise HalaError(f"{path} cannot be read: {' '.join(str(error).split())}", "remove it, or mend it") from error
+    if not isinstance(found, dict):
+        raise HalaError(f"{path} is no change of a recipe", "remove it: `hala resume` may be given the keys anew")
+    return found
+
+
+def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            if inner := _between(old, value):
+                found[key] = inner
+        elif key not in before or old != value:
+            found[key] = value
+    return found
+
+
+def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

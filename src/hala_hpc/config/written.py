@@ -1,16 +1,17 @@
-"""YAML whose plain scalars remember how they were written: only the key that takes one knows what it is to be.
+"""Values as they were written: YAML whose plain scalars remember it, and which numbers make sense in a recipe."""
 
-YAML makes a truth value of ``no`` and a number of ``1e5``, ``60123e5`` and ``017``. A key that wants text gets the text
-that was written, a key that wants a number gets the number, and an open key (an argument of a library) gets YAML's
-choice: truth values as in YAML 1.1, numbers as in YAML 1.2, dates and times of day as text.
-"""
-
+import dataclasses
+import math
 import re
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import yaml
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Run, Slurm
 
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG: Final = "tag:yaml.org,2002:"
@@ -87,3 +88,37 @@ for _kind in ("bool", "int", "float"):
     _Loader.add_constructor(f"{_TAG}{_kind}", _Loader.written)
 _Loader.add_constructor(f"{_TAG}map", _Loader.mapping)
 _Loader.add_constructor(f"{_TAG}seq", _Loader.sequence)
+
+
+POSITIVE: Final = {
+    Run: ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"),
+    Slurm: ("nodes_per_worker", "ranks_per_node", "cpus_per_worker", "minutes", "max_running", "gpu_memory_gb"),
+}
+NOT_NEGATIVE: Final = {Run: ("flush_seconds",), Slurm: ("gpus_per_worker", "mem_gb", "signal_seconds")}
+
+
+def check(value: Any, name: str = "") -> None:
+    """Walk a recipe, or a part of it that is called ``name``. Raises HalaError, which names the key."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HalaError(f"{name}: {value} is no number to work with", "give a finite one")
+    if dataclasses.is_dataclass(value):
+        _check_signs(value, name)
+    for key, item in _entries(value):
+        check(item, f"{name}.{key}".strip("."))
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+def _check_signs(section: Any, name: str) -> None:
+    for key in POSITIVE.get(type(section), ()):
+        if (number := getattr(section, key)) is not None and number <= 0:
+            raise HalaError(f"{name}.{key}: must be more than 0")
+    for key in NOT_NEGATIVE.get(type(section), ()):
+        if (number := getattr(section, key)) is not None and number < 0:
+            raise HalaError(f"{name}.{key}: must be 0 or more")

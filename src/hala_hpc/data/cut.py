@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
-from hala_hpc.data.arrow import digest, infer, schema
-from hala_hpc.data.arrow.digest import Hash, Row
-from hala_hpc.data.arrow.unify import Union, unify
+from hala_hpc.data.arrow import schema
+from hala_hpc.data.arrow.schema import Hash, Row
+from hala_hpc.data.arrow.unify import Union, storable, unify
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import readers, sources
 from hala_hpc.data.files.sources import Source
@@ -56,7 +56,7 @@ class _Open:
     rows: int = 0
     characters: int = 0
     tokens: int = 0
-    hashed: Hash = field(default_factory=digest.new_hash)
+    hashed: Hash = field(default_factory=schema.new_hash)
 
 
 class Cutter:
@@ -78,7 +78,7 @@ class Cutter:
         shard.rows += 1
         shard.tokens += tokens
         shard.characters += sum(map(len, texts))
-        shard.hashed.update(digest.row_bytes(row))
+        shard.hashed.update(schema.row_bytes(row))
         self.rows += 1
         self.texts += len(texts)
 
@@ -136,7 +136,7 @@ def cut(
         raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
     notes.update(whole.notes())
-    stored = schema.dump(infer.storable(whole.schema) if inferred else whole.schema)
+    stored = schema.dump(storable(whole.schema) if inferred else whole.schema)
     facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored, notes=dict(notes))
     return Cut(cutter.shards, facts)
 

@@ -17,8 +17,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow import columns as named
 from hala_hpc.data.arrow.columns import Place
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.schema import is_list
+from hala_hpc.data.arrow.schema import Row, is_list
 from hala_hpc.data.chat import turns
 from hala_hpc.data.chat.turns import Items, spoken_by
 from hala_hpc.data.files.readers import what

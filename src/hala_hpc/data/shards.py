@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.data import bad_rows, moved
-from hala_hpc.data.arrow import digest, schema
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.schema import Fields
+from hala_hpc.data import bad_rows
+from hala_hpc.data.arrow import schema
+from hala_hpc.data.arrow.schema import Fields, Row
 from hala_hpc.data.files import readers
 from hala_hpc.data.files.readers import Manner
+from hala_hpc.data.files.sources import place_of
 from hala_hpc.run import seal
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport
@@ -73,7 +73,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         return shard.rows - len(rows)
 
     for name in names[names.index(shard.source) :]:
-        path = moved.place_of(run, name)
+        path = place_of(run, name)
         if not path.exists():
             raise SourceAway(f"{path}: gone since the run was planned", CURE)
         with _of_the_disk(path):
@@ -187,11 +187,11 @@ def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, field
 
 def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> bool:
     """Whether rows are those of the plan. Older commits took columns of JSON for the text that they are to Arrow."""
-    if digest.digest_of(rows) == shard.digest:
+    if schema.digest_of(rows) == shard.digest:
         return True
     if not any(schema.holds(field.type, schema.is_json) for table in tables for field in table.schema):
         return False
-    return digest.digest_of(row for table in tables for row in schema.to_rows(schema.as_text(table))) == shard.digest
+    return schema.digest_of(row for table in tables for row in schema.to_rows(schema.as_text(table))) == shard.digest
 
 
 def reason_of(error: str) -> str:

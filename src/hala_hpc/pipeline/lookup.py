@@ -108,9 +108,9 @@ def frozen(run: Path) -> dict[str, Any]:
 
 def settings_now(run: Path) -> dict[str, Any]:
     """The frozen recipe of a run as plain data, with what was changed when it was resumed. Raises HalaError."""
-    from hala_hpc.config import changes
+    from hala_hpc.config import frozen as recipes
 
-    return changes.merged(frozen(run), run)
+    return recipes.merged(frozen(run), run)
 
 
 def run_settings(run: Path) -> Run:
@@ -126,11 +126,11 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
 
     Taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
-    from hala_hpc.config import changes
+    from hala_hpc.config import frozen as recipes
     from hala_hpc.run.changes import write
     from hala_hpc.slurm import record
 
-    before = {run: changes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
+    before = {run: recipes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
     written = [path for run, found in before.items() if (path := write(run, found)) is not None]
     try:
         yield

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hala_hpc import engines
-from hala_hpc.config import changes
+from hala_hpc.config import frozen
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
@@ -99,7 +99,7 @@ def _existing(recipe: Recipe, target: Path) -> HalaError:
 
 def difference(recipe: Recipe, run: Path) -> str:
     """How a recipe differs from the one that a run was planned with, in words; empty where it does not."""
-    found = changes.differing(lookup.frozen(run), yaml.safe_load(freeze(recipe)))
+    found = frozen.differing(lookup.frozen(run), yaml.safe_load(freeze(recipe)))
     listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(found.items())]
     return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
 

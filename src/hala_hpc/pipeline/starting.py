@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data import moved
+from hala_hpc.data.files import sources
 from hala_hpc.run import manifest, status
 from hala_hpc.slurm import local, queue, record
 from hala_hpc.slurm.record import Submission
@@ -82,7 +82,7 @@ def note_moved(path: Path, recipe: Recipe, overrides: tuple[str, ...]) -> None:
     facts = manifest.read(path / "manifest.parquet").facts
     if facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in facts.sources):
         raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
-    moved.note(path, facts, recipe.data)
+    sources.note(path, facts, recipe.data)
 
 
 def at_work(*paths: Path) -> int:

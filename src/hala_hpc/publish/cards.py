@@ -4,15 +4,91 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import card
-from hala_hpc.publish import readme
 from hala_hpc.publish.content import CARD, Content
-from hala_hpc.publish.licences import Decision, Source
+from hala_hpc.publish.licences import NOT_TOLD, ON_THE_HUB, Decision, Source, normal
 from hala_hpc.publish.scores import Scores
 from hala_hpc.run.cost import Work
+
+FENCE: Final = "---"
+LANGUAGE: Final = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
+"""The hub's values of ``language``: ISO 639 codes, not names."""
+NAME: Final = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
+"""Of a dataset or a model on the hub."""
+
+MEND: Final = "mend the README.md of the model"
+
+
+def split(text: str) -> tuple[dict[str, Any], str]:
+    """The metadata of a card and the text after it. Raises HalaError where the metadata are no YAML mapping."""
+    import yaml
+
+    lines = text.lstrip("\ufeff").splitlines()
+    if not lines or lines[0].strip() != FENCE:
+        return {}, text
+    end = next((at for at, line in enumerate(lines[1:], 1) if line.strip() == FENCE), None)
+    if end is None:
+        return {}, text
+    try:
+        found = yaml.safe_load("\n".join(lines[1:end])) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 2}: " if mark is not None else ""
+        raise HalaError(f"the card's metadata are no YAML: {where}{getattr(error, 'problem', error)}", MEND) from error
+    if not isinstance(found, dict):
+        raise HalaError("the card's metadata are no YAML mapping", MEND)
+    return found, "\n".join(lines[end + 1 :]).strip() + "\n"
+
+
+def refuse_odd(text: str) -> None:
+    """Refuse metadata that the hub would refuse, after everything else was sent. Raises HalaError naming the key."""
+    metadata, _ = split(text)
+    for key, pattern, example in (
+        ("language", LANGUAGE, "ar"),
+        ("datasets", NAME, "org/name"),
+        ("base_model", NAME, "org/name"),
+    ):
+        value = [] if metadata.get(key) is None else metadata[key]
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str) or not pattern.fullmatch(one):
+                raise HalaError(f"the card's {key}: the hub does not take {one!r}", f"for example {example}; {MEND}")
+    tags = metadata.get("tags") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise HalaError(f"the card's tags: {tags!r} is not a list of texts", MEND)
+
+
+def join(metadata: dict[str, Any], text: str) -> str:
+    """A card; metadata without a value are left out."""
+    import yaml
+
+    told = {key: value for key, value in metadata.items() if value not in (None, "", [], {})}
+    head = str(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    return f"{FENCE}\n{head}{FENCE}\n{text.rstrip()}\n"
+
+
+def licences_in(path: Path) -> list[str]:
+    """The licences that a card names, as the hub writes them; none where there is no card or it tells none."""
+    try:
+        metadata, _ = split(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, HalaError):  # somebody else's card: its licence is not known then
+        return []
+    told = metadata.get("license")
+    names = [normal(str(name)) for name in (told if isinstance(told, list) else [told]) if name]
+    if set(names) <= NOT_TOLD and metadata.get("license_name"):
+        names = [normal(str(metadata["license_name"]))]
+    return [name for name in names if name not in NOT_TOLD]
+
+
+def licence_metadata(licence: str | None, link: str | None = None) -> dict[str, Any]:
+    """How a card's metadata name a licence. Of one that the hub does not know ``link`` says where its text is."""
+    if licence is None or licence in ON_THE_HUB:
+        return {"license": licence}
+    return {"license": "other", "license_name": licence, "license_link": link}
+
 
 LANGUAGES: Final = {
     "arabic": "ar", "english": "en", "basque": "eu", "spanish": "es", "french": "fr", "german": "de", "italian": "it",
@@ -50,15 +126,15 @@ class Told:
 def model(content: Content, told: Told) -> str:
     """A model's card: the one that it got when it was made, with licence, sources, scores and what it cost."""
     try:
-        metadata, text = readme.split((content.folder / CARD).read_text("utf-8"))
+        metadata, text = split((content.folder / CARD).read_text("utf-8"))
     except OSError:
         metadata, text = {}, f"# {told.run}\n"
     except UnicodeDecodeError as error:
-        raise HalaError(f"{content.folder / CARD}: not UTF-8", readme.MEND) from error
+        raise HalaError(f"{content.folder / CARD}: not UTF-8", MEND) from error
     except HalaError as error:
         raise HalaError(f"{content.folder / CARD}: {error.message}", error.hint) from error
     kind = str(told.recipe["task"].get("kind", ""))
-    metadata |= readme.licence_metadata(told.decision.licence, told.licence_file)
+    metadata |= licence_metadata(told.decision.licence, told.licence_file)
     metadata |= {"base_model_relation": RELATIONS.get(kind)} if metadata.get("base_model") else {}
     data = sorted({source.name for source in told.sources if source.role == "data" and source.on_hub})
     metadata["datasets"] = list(dict.fromkeys([*_listed(metadata.get("datasets")), *data]))
@@ -68,7 +144,7 @@ def model(content: Content, told: Told) -> str:
     if "training" not in content.record:  # whose card has its hours already
         ours += _work(told)
     head, mark, rest = text.partition("\n## ")
-    return readme.join(metadata, "\n".join([head.rstrip(), "", *ours]) + mark + rest)
+    return join(metadata, "\n".join([head.rstrip(), "", *ours]) + mark + rest)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -81,7 +157,7 @@ def dataset(content: Content, told: Told) -> str:
     task = told.recipe["task"]
     languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source")]
     from_hub = {source.name for source in told.sources if source.role == "data" and source.on_hub}
-    metadata = readme.licence_metadata(told.decision.licence, told.licence_file) | {
+    metadata = licence_metadata(told.decision.licence, told.licence_file) | {
         "language": [code for code in languages if code],
         "size_categories": [_size(content.rows)],
         "task_categories": ["translation" if task.get("kind") == "translate" else "text-generation"],
@@ -96,7 +172,7 @@ def dataset(content: Content, told: Told) -> str:
     lines += [*_licences(told), *_work(told)]
     recipe = card.without_folders({key: told.recipe[key] for key in SAID if told.recipe.get(key)})
     lines += ["## Recipe", "", "```yaml", card.yaml_of(recipe), "```"]
-    return readme.join(metadata, "\n".join(lines))
+    return join(metadata, "\n".join(lines))
 
 
 def _what(told: Told) -> str:

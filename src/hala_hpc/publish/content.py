@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config import secrets
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.data.collect import checked
-from hala_hpc.data.collected import QUARANTINE, verify
+from hala_hpc.data.collect import QUARANTINE, checked, verify
 from hala_hpc.data.shards import ERROR, reason_of
 from hala_hpc.models import location
 from hala_hpc.models.check import RECORD, unsound

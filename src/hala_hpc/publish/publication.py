@@ -1,21 +1,22 @@
-"""A publication before it goes: files, card, sources and licence, and what speaks against it."""
+"""A publication before it goes: files, card, sources and licence, and what speaks against it; and to a folder."""
 
 import difflib
 import shlex
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import location
-from hala_hpc.publish import cards, hub, licences, readme, scores
+from hala_hpc.publish import cards, hub, licences, scores
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Source
 from hala_hpc.publish.scores import Scores
-from hala_hpc.run import cost as work
-from hala_hpc.run import manifest
+from hala_hpc.run import cost, files, manifest
+from hala_hpc.run.collect import LINKED
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ def prepare(run: Path, content: Content, asked: Asked) -> Publication:
         made_by=manifest.read(run / "manifest.parquet").facts.made_by,
         sources=sources,
         decision=decision,
-        work=work.of_run(run, site),
+        work=cost.of_run(run, site),
         scores=_scores(content, asked.scores),
         about=asked.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),
     )
     write = cards.dataset if content.kind == "dataset" else cards.model
     entries.append(Entry(CARD, text=write(content, told)))
-    readme.refuse_odd(entries[-1].text)
+    cards.refuse_odd(entries[-1].text)
     refuse_keys(entries)
     warnings = [*naming(entries, [run, run.parent, Path.home()]), *_odd(decision.licence, told.licence_file)]
     if content.kind == "model" and any((source.licence or "").startswith(cards.LLAMA) for source in sources):
@@ -113,3 +114,31 @@ def _scores(content: Content, runs: tuple[Path, ...]) -> Scores | None:
     if content.kind == "dataset":
         raise HalaError("--scores: a dataset has none", "leave it out")
     return scores.of(runs, location.digest(content.folder))
+
+
+def put(entries: Sequence[Entry], target: Path) -> None:
+    """Make ``target`` of ``entries``, whole or not at all. Large files share their disk space with the run's.
+
+    Raises HalaError where it exists.
+    """
+    try:
+        with files.whole_directory(target) as folder:
+            for entry in entries:
+                place = folder / entry.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if entry.file is None:
+                    place.write_text(entry.text, "utf-8")
+                elif entry.size < LINKED or not files.link_read_only(entry.file.resolve(), place):
+                    shutil.copyfile(entry.file, place)
+    except FileExistsError:
+        refuse_existing(target)
+        raise
+
+
+def refuse_existing(target: Path) -> None:
+    """Raises HalaError where ``target`` is there already, or cannot be made."""
+    if target.exists():
+        raise HalaError(f"{target} exists", "give another folder with --to")
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
+        raise HalaError(f"--to: {target}: {above} is no folder", "give another one")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from hala_hpc.config import frozen
 from hala_hpc.models.check import RECORD
-from hala_hpc.publish import readme
+from hala_hpc.publish import cards
 from hala_hpc.publish.licences import Source, normal
 from hala_hpc.run import manifest
 
@@ -95,7 +95,7 @@ def _by_name(named: Named, find_card: FindCard) -> Iterator[Source]:
     kind = "dataset" if named.role == "data" else "model"
     card = find_card(named.name, kind, named.revision) if about.on_hub else None
     about = replace(about, folder=card.parent if card is not None else None)
-    licences = readme.licences_in(card) if card is not None else []
+    licences = cards.licences_in(card) if card is not None else []
     yield from (replace(about, licence=licence, told="its card on the hub") for licence in licences)
     if not licences:
         yield about
@@ -118,8 +118,8 @@ def _of_folder(named: Named, place: Path, called: str, rows: int | None, find_ca
 
 def _beside(place: Path, role: str) -> list[str]:
     """The licences in a folder's card; a dataset's rows are in a folder of their own below it, as a rule."""
-    own = readme.licences_in(place / CARD)
-    return own or (readme.licences_in(place.parent / CARD) if role == "data" else [])
+    own = cards.licences_in(place / CARD)
+    return own or (cards.licences_in(place.parent / CARD) if role == "data" else [])
 
 
 def _last(named: Named) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hala_hpc.config import frozen
 from hala_hpc.report.page import table
-from hala_hpc.report.page.section import Section
+from hala_hpc.report.page.table import Section
 from hala_hpc.run import history, manifest, status
 from hala_hpc.run.history import History
 from hala_hpc.run.layout import RunDirectory

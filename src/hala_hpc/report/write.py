@@ -1,15 +1,22 @@
-"""A report as files: the page, Markdown, one file a table and one a plot. The folder appears whole."""
+"""From runs to a report, and a report as files: the page, Markdown, one file a table and one a plot."""
 
 import json
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hala_hpc import __version__
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import known
-from hala_hpc.report.page import drawing, formats, page
-from hala_hpc.report.page.section import Report, Section
+from hala_hpc.report import runs
+from hala_hpc.report.page import formats, page, plots
+from hala_hpc.report.page.table import Report, Section
+from hala_hpc.report.runs import Run
+from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, trainings, workers
 from hala_hpc.run import files
+from hala_hpc.tasks.evaluate import scores
 
 FORMATS: Final = ("html", "md", "latex", "csv", "png")
 RECORD: Final = "report.json"
@@ -74,7 +81,7 @@ def _contents(report: Report, wanted: Collection[str]) -> list[tuple[str, bytes]
     if "csv" in wanted:
         found += [(f"tables/{table.name}.csv", formats.comma_separated(table).encode()) for table in report.tables]
     if "png" in wanted:
-        found += [(f"plots/{plot.name}.png", drawing.png(plot)) for plot in report.plots]
+        found += [(f"plots/{plot.name}.png", plots.png(plot)) for plot in report.plots]
     return found
 
 
@@ -103,3 +110,46 @@ def _section(section: Section, with_plots: bool) -> list[str]:
             "",
         ]
     return lines
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person may choose: the base's label, patterns of models and benchmarks, how many examples, a title."""
+
+    base: str = ""
+    models: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    examples: int = 1
+    title: str = ""
+
+
+def gather(paths: Sequence[Path], asked: Asked) -> Report:
+    """The report on some runs, finished or not. Raises HalaError where ``asked`` names what is not there."""
+    found = runs.read(paths)
+    if not found:
+        raise HalaError("no run to report on")
+    sections = [*_scores(found, asked), runs.overview(found)]
+    if trained := [run for run in found if run.kind == "train"]:
+        sections.append(trainings.section(trained))
+    for run in found:
+        sections += [
+            each for each in (merges.section(run), own_report.section(run), rows.section(run, asked.examples)) if each
+        ]
+    sections += [workers.section(run) for run in found]
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    title = asked.title or ", ".join(run.name for run in found[:4]) + (" …" if len(found) > 4 else "")
+    return Report(title, f"Made by hala_hpc {__version__}, {made}", tuple(sections))
+
+
+def _scores(found: Sequence[Run], asked: Asked) -> list[Section]:
+    """Scores, and their curve over weights or steps; nothing where no run is an evaluation."""
+    evaluated = [run for run in found if run.kind == "evaluate"]
+    if not evaluated:
+        return []
+    if not any(run.status.done for run in evaluated):
+        return [Section("scores", "Scores", ("No benchmark is finished yet.",))]
+    together = scores.read([run.path for run in evaluated], asked.base).only(asked.models, asked.benchmarks)
+    shown = [evaluations.section(together, asked.examples)]
+    if drawn := evaluation_plots.section(together):
+        shown.append(drawn)
+    return shown + [choice for run in evaluated if (choice := evaluations.choice(run))]

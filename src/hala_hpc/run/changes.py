@@ -1,10 +1,10 @@
-"""Write down what a person changes of a frozen recipe when the run goes on (``config.changes`` reads it)."""
+"""Write down what a person changes of a frozen recipe when the run goes on (``config.frozen`` reads it)."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hala_hpc.config.changes import FOLDER, files
+from hala_hpc.config.frozen import FOLDER, files
 from hala_hpc.run.files import beside, fsync_directory, fsync_file
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import collect, shards
-from hala_hpc.data.arrow import infer, schema
+from hala_hpc.data.arrow import schema
 from hala_hpc.data.arrow.columns import field_of
-from hala_hpc.data.arrow.digest import Row, digest_of
-from hala_hpc.data.arrow.unify import unify
+from hala_hpc.data.arrow.schema import Row, digest_of
+from hala_hpc.data.arrow.unify import infer, storable, unify
 from hala_hpc.data.chat.documents import Chat, reader_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.files import readers
@@ -90,11 +90,11 @@ def told(rows: Sequence[Row], names: Sequence[str]) -> list[list[Any]]:
 def test_rows_are_what_they_were_after_parquet(content: list[Row], cut: int) -> None:
     """Any rows, seen at once or in two parts, whichever is seen first."""
     rows = [row | {"id": "x"} for row in content]
-    parts = [infer.infer(part) for part in (rows[:cut], rows[cut:]) if part]
+    parts = [infer(part) for part in (rows[:cut], rows[cut:]) if part]
     for found in (unify(parts[0], parts[-1]), unify(parts[-1], parts[0])):
-        table = parquet(schema.to_table(rows, infer.storable(found)))
+        table = parquet(schema.to_table(rows, storable(found)))
         assert told(schema.to_rows(table), found.names) == told(rows, found.names)
-        assert table.schema == infer.storable(schema.load(schema.dump(found)))
+        assert table.schema == storable(schema.load(schema.dump(found)))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_rows_are_what_they_were_after_parquet(content: list[Row], cut: int) -> 
 def test_types_of_json_values(values: list[Any], kind: pa.DataType) -> None:
     """The same at once and from two parts."""
     rows = [{"c": value} for value in values]
-    assert infer.infer(rows).field("c").type == kind
-    one, other = (infer.infer([row]) for row in rows)
+    assert infer(rows).field("c").type == kind
+    one, other = (infer([row]) for row in rows)
     assert unify(one, other).field("c").type == unify(other, one).field("c").type == kind
 
 
@@ -162,7 +162,7 @@ def outputs(run: Path, *paths: Path) -> tuple[pa.Table, list[Row]]:
 
 def chats(rows: Sequence[Row], column: str) -> list[Chat]:
     """As a training reads them."""
-    found = infer.infer(rows)
+    found = infer(rows)
     reader = reader_of("chat", Data(shape="messages", columns=[column]), found)
     documents = [reader.read(row) for row in rows]
     assert all(isinstance(document, Chat) for document in documents)
@@ -308,7 +308,7 @@ def test_the_card_names_columns_of_json(tmp_path: Path) -> None:
 
 
 def test_a_path_into_objects_that_differ() -> None:
-    found = infer.infer([{"translation": {"en": "a"}}, {"translation": {"en": "b", "es": "c"}}])
+    found = infer([{"translation": {"en": "a"}}, {"translation": {"en": "b", "es": "c"}}])
     assert field_of("translation.en", found) == pa.field("translation.en", pa.string())
     assert field_of("other.en", found) is None
 

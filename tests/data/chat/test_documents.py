@@ -7,8 +7,8 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.infer import infer
+from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data.arrow.unify import infer
 from hala_hpc.data.chat.documents import Chat, Dropped, reader_of
 
 USER = {"role": "user", "content": "u"}

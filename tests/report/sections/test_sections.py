@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from hala_hpc.data.arrow import infer, schema
+from hala_hpc.data.arrow import schema, unify
 from hala_hpc.report import runs
-from hala_hpc.report.page.section import isolated
+from hala_hpc.report.page.table import isolated
 from hala_hpc.report.runs import Run
-from hala_hpc.report.sections import curve, merges, own_report, rows, workers
+from hala_hpc.report.sections import evaluation_plots, merges, own_report, rows, workers
 from hala_hpc.run import create
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.tasks.evaluate import scores
@@ -30,7 +30,7 @@ def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> Run:
 
 def texts(rows_of: list[dict[str, Any]], new: list[str]) -> tuple[Facts, pa.Table]:
     """Facts of a run over rows, and the output of its one shard."""
-    table = schema.to_table(rows_of, infer.infer(rows_of))
+    table = schema.to_table(rows_of, unify.infer(rows_of))
     given = table.drop_columns(["hala_row", "hala_error", *new]).schema
     return Facts(".parquet", table.num_rows, 2, 0, 0, schema=given.serialize().to_pybytes().hex()), table
 
@@ -143,7 +143,7 @@ def test_merges_by_other_filters_are_curves_of_their_own(tmp_path: Path) -> None
             )
             models.append(Model(f"{filters}-t{t}", 0.5 + t / 5, str(folder)))
     run = made.evaluation(tmp_path / "run", [base, *models], {"aratrust": ["ethics"]})
-    found = curve.section(scores.read([run]))
+    found = evaluation_plots.section(scores.read([run]))
     assert found is not None
     assert [[cell.text for cell in row[:3]] for row in found.tables[0].rows] == [
         ["base", "0.00", "axis flat"],
@@ -163,7 +163,7 @@ def test_checkpoints_are_a_curve_over_steps(tmp_path: Path) -> None:
         (folder / "hala.json").write_text(json.dumps({"run": "sft", "checkpoint": step}))
         models.append(Model(f"sft-step-{step:03}", 0.5 + step / 1000, str(folder)))
     run = made.evaluation(tmp_path / "run", models, {"aratrust": ["ethics"]})
-    found = curve.section(scores.read([run]))
+    found = evaluation_plots.section(scores.read([run]))
     assert found is not None
     assert found.title == "Scores over step"
     assert [[cell.text for cell in row[:2]] for row in found.tables[0].rows] == [
@@ -194,11 +194,11 @@ def test_two_runs_of_one_name_keep_their_own_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"model": 1}'])
 def test_a_broken_record_of_a_choice_is_no_choice(tmp_path: Path, broken: str) -> None:
-    from hala_hpc.report.sections import choice
+    from hala_hpc.report.sections import evaluations
 
     run = run_of(tmp_path / "run", "evaluate", Facts("", 1, 0, 0, 0, unit="benchmarks", items=[{"name": "a"}]))
     (run.path / "best.json").write_text(broken)
-    assert choice.section(run) is None
+    assert evaluations.choice(run) is None
 
 
 def test_only_names_from_right_to_left_are_set_apart() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.train import metrics, reporters
-from hala_hpc.tasks.train.estimate import flops
+from hala_hpc.tasks.train import metrics
+from hala_hpc.tasks.train.estimate import parameters
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -99,7 +99,7 @@ def test_a_full_disk_costs_a_line_and_not_the_training(tmp_path: Path) -> None:
 
 def test_an_unknown_reporter_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(HalaError, match="did you mean 'wandb'"):
-        reporters.check(["wanbd"])
+        metrics.check(["wanbd"])
     with pytest.raises(HalaError, match="tensorboard is missing"):  # torch is not in the core environment
         metrics.Writer(tmp_path, "a", ["tensorboard"], "test")
 
@@ -157,12 +157,12 @@ writer.close()
     ],
 )
 def test_peaks_by_the_names_that_drivers_give(name: str, expected: float | None) -> None:
-    assert flops.peak_flops(name) == expected
+    assert parameters.peak_flops(name) == expected
 
 
 def test_flops_are_those_that_palm_counts() -> None:
     """PaLM 540B, appendix B and table 3: 46.2 % MFU at 238,300 tokens/s on 6,144 TPU v4 of 275 TFLOP/s."""
-    per_token = flops.flops_per_token(540_350_000_000, 118, 48 * 256, 2048)
+    per_token = parameters.flops_per_token(540_350_000_000, 118, 48 * 256, 2048)
     assert 238_300 * per_token / (6144 * 275e12) == pytest.approx(0.462, abs=0.003)
-    assert flops.mfu(1000.0, 989.4e9, "NVIDIA H200", 2) == pytest.approx(0.5)
-    assert flops.mfu(1000.0, 989.4e9, "cpu", 2) is None
+    assert parameters.mfu(1000.0, 989.4e9, "NVIDIA H200", 2) == pytest.approx(0.5)
+    assert parameters.mfu(1000.0, 989.4e9, "cpu", 2) is None

@@ -13,8 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.schema import is_json, is_list
+from hala_hpc.data.arrow.schema import Row, is_json, is_list
 from hala_hpc.data.files.readers import what
 
 Place = tuple[str | int, ...]

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.chat.turns import ROLES, keys_of, turns_of
 from hala_hpc.data.files.readers import what
 from hala_hpc.data.shapes import ColumnShape, TurnShape, refuse_originals, require, shape_of

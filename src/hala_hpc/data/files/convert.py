@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import folders, hub, json_array, opening, readers
 

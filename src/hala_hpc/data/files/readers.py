@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow import infer
 from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow import unify
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.files.opening import BOM
 
 CHUNK_ROWS = 2_000
@@ -61,7 +61,7 @@ class Chunk:
 
     def schema(self) -> pa.Schema:
         """Of these rows alone; columns of integers that no float holds are marked."""
-        return infer.marked(self.table) if self.table is not None else infer.infer(self.rows)
+        return unify.marked(self.table) if self.table is not None else unify.infer(self.rows)
 
 
 @dataclass(frozen=True)

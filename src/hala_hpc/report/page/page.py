@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.words import plural
-from hala_hpc.report.page import drawing, formats
+from hala_hpc.report.page import formats, plots
 from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.section import Example, Report, Section
-from hala_hpc.report.page.table import Table
+from hala_hpc.report.page.table import Example, Report, Section, Table
 
 HERE: Final = Path(__file__).parent
 
@@ -77,15 +76,15 @@ def _json(drawn: Sequence[Plot]) -> str:
     """Data for the program; nothing in it can end the script element that holds it."""
     asked: dict[str, Any] = {
         "specs": {plot.name: plot.spec for plot in drawn},
-        "light": drawing.colours(light=True),
-        "dark": drawing.colours(light=False),
+        "light": plots.colours(light=True),
+        "dark": plots.colours(light=False),
     }
     return json.dumps(asked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _script() -> str:
     """Vega, Vega-Lite, Vega-Embed and ours in one program."""
-    bundle: str = drawing.converter().javascript_bundle(_asset("page.js"))
+    bundle: str = plots.converter().javascript_bundle(_asset("page.js"))
     return re.sub("</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE).replace("<!--", r"<\!--")
 
 

@@ -5,8 +5,7 @@ from typing import Any, Final
 
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.section import Section, isolated
-from hala_hpc.report.page.table import Cell, Value
+from hala_hpc.report.page.table import Cell, Section, Value, isolated
 from hala_hpc.report.runs import Run
 
 GIGA: Final = 1e9

@@ -1,14 +1,100 @@
-"""Evaluations as the papers show them: models by benchmarks, the average, and what differs from the base."""
+"""Evaluations as the papers show them: models by benchmarks, what differs from the base, and the choice."""
 
-from typing import Final
+import json
+from collections.abc import Sequence
+from typing import Any, Final
 
 from hala_hpc.report.page import table
-from hala_hpc.report.page.section import Section, isolated
-from hala_hpc.report.page.table import Cell, Table, Value
-from hala_hpc.report.sections import changed_answers, evaluation_plots
-from hala_hpc.tasks.evaluate import paired
+from hala_hpc.report.page.table import Cell, Example, Section, Table, Value, isolated
+from hala_hpc.report.runs import Run
+from hala_hpc.report.sections import evaluation_plots
+from hala_hpc.tasks.evaluate import paired, results
 from hala_hpc.tasks.evaluate.paired import Mean
-from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Evaluations
+from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Answered, Evaluations
+
+
+def changed(found: Evaluations, count: int) -> list[Example]:
+    """Questions that the model with the largest difference to the base answered otherwise than the base."""
+    gaps = {model: gap for (model, benchmark), gap in found.differences.items() if benchmark == AVERAGE}
+    if not gaps or not count:
+        return []
+    model = max(gaps, key=lambda one: gaps[one].value)
+    shown: list[Example] = []
+    for benchmark in found.benchmarks:
+        mine, base = found.cells[model, benchmark], found.cells[found.base, benchmark]
+        shown += _between(benchmark, (model, found.base), mine, base, count)
+    return shown
+
+
+def _between(benchmark: str, names: tuple[str, str], mine: Answered, base: Answered, count: int) -> list[Example]:
+    """The first ``count`` that became better, and as many that became worse."""
+    tables = [results.samples(each.result.folder).to_pylist() for each in (mine, base)]
+    before = {(row["task"], row["index"]): row for row in tables[1]}
+    pairs = [(row, before[row["task"], row["index"]]) for row in tables[0]]
+    better = [pair for pair in pairs if pair[0]["score"] > pair[1]["score"]][:count]
+    worse = [pair for pair in pairs if pair[0]["score"] < pair[1]["score"]][:count]
+    return [
+        Example(
+            f"{benchmark}: {isolated(names[0])} is {change} than {isolated(names[1])}",
+            (
+                ("question", row["question"]),
+                *(
+                    ("choice" + (" (right)" if place in row["gold"] else ""), choice)
+                    for place, choice in enumerate(row["choices"])
+                ),
+                (names[0], _said(row)),
+                (names[1], _said(other)),
+            ),
+        )
+        for change, found in (("better", better), ("worse", worse))
+        for row, other in found
+    ]
+
+
+def _said(row: dict[str, object]) -> str:
+    choices, answer = row["choices"], row["answer"]
+    if isinstance(choices, Sequence) and isinstance(answer, int) and 0 <= answer < len(choices):
+        return str(choices[answer])
+    return str(row["text"])
+
+
+RECORD = "best.json"
+"""In the folder of the evaluation's run."""
+
+
+def choice(run: Run) -> Section | None:
+    """Which model was chosen, by what, from which table; None where nothing was, or its record cannot be read."""
+    try:
+        told: dict[str, Any] = json.loads((run.path / RECORD).read_text("utf-8"))
+        share, benchmarks = told["split"]["share"], ", ".join(told["benchmarks"])
+        by = "all questions" if share == 1 else f"{share:.0%} of the questions (seed {told['split']['seed']})"
+        text = (
+            f"Chosen: {isolated(told['model'])}, by the rule {told['rule']['name']}: {told['rule']['says']}. "
+            f"It was applied to {by} of {benchmarks}."
+        )
+        rows = [_row(told["model"], candidate) for candidate in told["candidates"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    name = f"chosen-{run.name}"
+    columns = ["model", "chosen by", "held out", "fits the rule", "weights"]
+    note = (
+        "Averages in percent with standard errors. What is held out had no say, so it tells what the choice is worth."
+    )
+    shown = table.of(name, "Candidates", columns, rows, note)
+    return Section(name, f"Choice from {isolated(run.name)}", (text,), (shown,))
+
+
+def _row(chosen: str, candidate: dict[str, Any]) -> list[Cell | Value]:
+    cells = [
+        Cell(mean["value"] * PERCENT, _as_percent(mean["error"]), best=candidate["model"] == chosen) if mean else None
+        for mean in (candidate["chosen_by"], candidate["held_out"])
+    ]
+    return [candidate["model"], *cells, "yes" if candidate["fits"] else "no", candidate["weights"][:12]]
+
+
+def _as_percent(error: float | None) -> float | None:
+    return None if error is None else error * PERCENT
+
 
 SIGNIFICANT: Final = 0.05
 MARK: Final = "*"
@@ -27,7 +113,7 @@ def section(found: Evaluations, examples: int) -> Section:
         "Scores in percent with standard errors. A benchmark is the unweighted mean of its tasks, the average that of "
         f"the benchmarks. {MARK} differs from {isolated(found.base)} (paired test, {SIGNIFICANT:.0%} after Holm)."
     )
-    shown = tuple(changed_answers.changed(found, examples))
+    shown = tuple(changed(found, examples))
     return Section("scores", "Scores", (says, *_warnings(found)), tables, drawn, shown)
 
 

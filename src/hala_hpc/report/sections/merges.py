@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.section import Section, isolated
+from hala_hpc.report.page.table import Section, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.tasks.merge.cosine import LERP_ABOVE
 from hala_hpc.tasks.merge.folder import REPORT

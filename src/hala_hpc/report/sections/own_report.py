@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.report.page import table
-from hala_hpc.report.page.section import Section, isolated
-from hala_hpc.report.page.table import Cell, Table, Value
+from hala_hpc.report.page.table import Cell, Section, Table, Value, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.report.sections import comparisons
 

@@ -12,7 +12,7 @@ from hala_hpc.data.arrow import schema as schemas
 from hala_hpc.data.arrow.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
 from hala_hpc.report.page import table
-from hala_hpc.report.page.section import Example, Section, isolated
+from hala_hpc.report.page.table import Example, Section, isolated
 from hala_hpc.report.runs import Run
 
 EXAMPLES_EACH: Final = 3

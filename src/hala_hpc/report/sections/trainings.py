@@ -8,7 +8,7 @@ import numpy as np
 
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.section import Section
+from hala_hpc.report.page.table import Section
 from hala_hpc.report.runs import Run
 from hala_hpc.tasks.train import card, metrics
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.section import Section, isolated
-from hala_hpc.report.page.table import Table
+from hala_hpc.report.page.table import Section, Table, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.run import history
 from hala_hpc.run.history import History, Trouble

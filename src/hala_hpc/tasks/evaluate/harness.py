@@ -1,4 +1,4 @@
-"""What lies between this project and an evaluation harness: questions go in, answered samples come out."""
+"""What lies between this project and an evaluation harness: what a benchmark is, questions in, answered samples out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,3 +59,25 @@ class Harness(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Names and versions of what the numbers depend on."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A set of tasks that is reported as one number: the mean of its tasks' scores.
+
+    Names of tasks are those of the harness. ``few_shot`` None: what the harness says; ``chat_template`` None: where the
+    model has one. ``hub`` names the dataset and ``split`` the part that is asked; a task's configuration there is what
+    its name has after a colon, or ``default``. ``columns`` must be there, and filled, in each row of a local copy.
+    ``questions`` is about how many a task has, 0 where nobody knows; ``options`` are the harness's own.
+    """
+
+    name: str
+    harness: str
+    tasks: tuple[str, ...]
+    few_shot: int | None = None
+    chat_template: bool | None = None
+    hub: str = ""
+    split: str = "test"
+    columns: tuple[str, ...] = ()
+    questions: int = 0
+    options: dict[str, Any] = field(default_factory=dict)

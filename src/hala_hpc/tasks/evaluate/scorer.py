@@ -1,11 +1,4 @@
-"""One vLLM engine for all harnesses: log-probabilities of given texts, and generated texts, for tokens.
-
-A choice question is one context and several short continuations. vLLM cannot take a prompt's own log-probabilities
-and a cached prefix together, so asking for each choice as a prompt reads the context once a choice. Instead the
-continuations are read as a tree: for each place where one of them goes on, vLLM is asked for one more token and for the
-log-probabilities of those that may come there. With answers of one token (letters, digits) a question costs one
-request. Continuations that are longer than they are many are prompts, as in the harnesses themselves.
-"""
+"""One vLLM engine for all harnesses: log-probabilities of given texts, and generated texts, for tokens."""
 
 import contextlib
 import hashlib
@@ -20,6 +13,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, Site
 from hala_hpc.engines import vllm
 from hala_hpc.engines.base import EngineDied
+from hala_hpc.models import location
 from hala_hpc.tasks.evaluate.kept import Kept
 
 MOST_BRANCHES: Final = 128
@@ -307,3 +301,53 @@ def _text(request: _Request, output: Any) -> str:
     del request
     text: str = output.outputs[0].text
     return text
+
+
+KINDS: Final = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""Files that decide what a model says; a card may change at any time."""
+
+
+class Loaded:
+    """Keeps an engine as long as the same model is asked for."""
+
+    def __init__(self, options: vllm.Options, scratch: str | None, stall_seconds: float) -> None:
+        self._how = (options, scratch, stall_seconds)
+        self._scorer: Scorer | None = None
+        self._weights = ""
+
+    def scorer(self, path: Path, weights: str, check_stop: Callable[[], None], tell: Callable[[str], None]) -> Scorer:
+        """An engine with the model in ``path`` whose digest is ``weights``.
+
+        Raises HalaError where the files are others, or were written over while they were loaded.
+        """
+        if self._scorer is not None and self._weights == weights:
+            return self._scorer
+        self.close()
+        tell("reading the weights")
+        before = _stamps(path)
+        changed = HalaError(
+            f"{path} has changed since the run was planned", "plan another run: no score fits two models"
+        )
+        if location.digest(path, lambda _: check_stop()) != weights:
+            raise changed
+        tell("starting the engine")
+        began = time.monotonic()
+        self._scorer = Scorer(path, *self._how)
+        tell(f"the engine took {time.monotonic() - began:.0f} s to start")
+        if not before.items() <= _stamps(path).items():
+            raise changed
+        self._weights = weights
+        check_stop()
+        return self._scorer
+
+    def close(self) -> None:
+        """Free the device."""
+        scorer, self._scorer, self._weights = self._scorer, None, ""
+        if scorer is not None:
+            scorer.close()
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times by name; links of the hub's cache are followed."""
+    found = {file.name: file.stat() for file in folder.iterdir() if file.suffix in KINDS}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}

@@ -24,10 +24,9 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import results
 from hala_hpc.tasks.evaluate.benchmarks import local, named
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
 from hala_hpc.tasks.evaluate.benchmarks.named import Setting
-from hala_hpc.tasks.evaluate.harness import Harness
-from hala_hpc.tasks.evaluate.loaded import Loaded
+from hala_hpc.tasks.evaluate.harness import Benchmark, Harness
+from hala_hpc.tasks.evaluate.scorer import Loaded
 from hala_hpc.worker.items.task import Item
 from hala_hpc.worker.task import ITEMS
 

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.shards import ShardInput
 from hala_hpc.engines.base import Completion
 from hala_hpc.run import partial

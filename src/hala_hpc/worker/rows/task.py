@@ -14,8 +14,7 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import shards
 from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.digest import Row
-from hala_hpc.data.arrow.schema import Fields
+from hala_hpc.data.arrow.schema import Fields, Row
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request

@@ -10,7 +10,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.evaluate.benchmarks import arabic, local
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
+from hala_hpc.tasks.evaluate.harness import Benchmark
 
 EXAMS = arabic.BENCHMARKS["arabic_exams"]
 MMLU = arabic.BENCHMARKS["arabic_mmlu"]

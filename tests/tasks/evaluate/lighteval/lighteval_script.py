@@ -8,8 +8,7 @@ from typing import Any
 
 from hala_hpc.engines import vllm
 from hala_hpc.tasks.evaluate.benchmarks import arabic, local
-from hala_hpc.tasks.evaluate.lighteval.harness import create
-from hala_hpc.tasks.evaluate.lighteval.model import make_model
+from hala_hpc.tasks.evaluate.lighteval.harness import create, make_model
 from hala_hpc.tasks.evaluate.scorer import Scored, Scorer
 
 LIMIT = 4

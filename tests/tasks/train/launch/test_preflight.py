@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from hala_hpc.run.ledger import Ledger
-from hala_hpc.tasks.train.launch import bad_nodes, fitness, preflight
+from hala_hpc.tasks.train.launch import fitness, preflight
 from hala_hpc.tasks.train.launch.preflight import Report
-from hala_hpc.tasks.train.launch.where import Allocation
+from hala_hpc.tasks.train.launch.step import Allocation
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -33,7 +33,7 @@ def reports(rank: int | None = None, **odd: Any) -> dict[int, Report]:
 
 
 def judged(found: dict[int, Report], slowest: float = 0.5) -> dict[str, str]:
-    return {bad.node: bad.reason for bad in bad_nodes.judge(found, NODES, 2, slowest)}
+    return {bad.node: bad.reason for bad in fitness.judge(found, NODES, 2, slowest)}
 
 
 def test_good_nodes() -> None:
@@ -82,10 +82,10 @@ def test_a_slow_node_may_be_used_where_there_is_no_other(tmp_path: Path) -> None
     (tmp_path / "ledger").mkdir()
     history = Ledger(tmp_path / "ledger" / "one.jsonl")
     where = Allocation(("here",), 2, 1, 0, None, ("python",), (), "127.0.0.1", None)
-    slow = bad_nodes.Bad("here", "5 GB/s", is_slow=True)
+    slow = fitness.Bad("here", "5 GB/s", is_slow=True)
     assert fitness.leave_out(where, [slow], history) is False
     with pytest.raises(Exception, match="here: no GPU"):
-        fitness.leave_out(where, [slow, bad_nodes.Bad("here", "no GPU")], history)
+        fitness.leave_out(where, [slow, fitness.Bad("here", "no GPU")], history)
 
 
 @pytest.mark.parametrize("count", range(1, 12))

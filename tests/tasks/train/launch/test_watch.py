@@ -18,7 +18,7 @@ from hala_hpc.tasks.train.launch import launcher as train_launch
 from hala_hpc.tasks.train.launch import signs, stacks
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
 from hala_hpc.tasks.train.launch.stacks import Seen
-from hala_hpc.tasks.train.launch.where import Allocation
+from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.tasks.train.options import Watch
 from tests.conftest import ROOT
 from tests.damaged import hala

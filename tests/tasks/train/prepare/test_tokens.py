@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow import infer, schema
+from hala_hpc.data.arrow import schema, unify
 from hala_hpc.data.chat.documents import Chat, Completion, Dropped, Text
 from hala_hpc.data.files import readers
 from hala_hpc.tasks.train.options import Prepare
@@ -49,7 +49,7 @@ def kind(request: pytest.FixtureRequest, real: dict[str, Rows], arabic: list[str
 
 def work_on(kind: Kind, seen: Rows, data: Data | None = None, **options: Any) -> Tokenizing:
     asked = Prepare(**{"sequence_length": LONG} | options)
-    return tokenizing(kind.tokenizer, asked, data or Data(), infer.infer(seen))
+    return tokenizing(kind.tokenizer, asked, data or Data(), unify.infer(seen))
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -339,7 +339,7 @@ def test_tool_calls_are_learned_with_their_own_arguments_whatever_file_holds_the
     kind = KINDS["byte level"]([json.dumps(rows)])
     kind.tokenizer.chat_template = CALLS
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pq.write_table(schema.to_table(rows, infer.infer(rows)), tmp_path / "ours.parquet")
+    pq.write_table(schema.to_table(rows, unify.infer(rows)), tmp_path / "ours.parquet")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "theirs.parquet")
     texts = []
     for name in ("a.jsonl", "ours.parquet", "theirs.parquet"):

@@ -6,7 +6,7 @@ task ``All`` is left out: it is all the others once more.
 
 from typing import Final
 
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
+from hala_hpc.tasks.evaluate.harness import Benchmark
 
 MODULE: Final = "lighteval.tasks.multilingual.tasks.arabic"
 

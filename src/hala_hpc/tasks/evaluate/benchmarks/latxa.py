@@ -10,7 +10,7 @@ from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
+from hala_hpc.tasks.evaluate.harness import Benchmark
 
 LAST_NUMBER: Final = "flexible-extract"
 """The harness's filter that takes the last number of a text: the one whose scores the published tables have."""

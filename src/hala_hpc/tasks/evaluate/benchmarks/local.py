@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
+from hala_hpc.tasks.evaluate.harness import Benchmark
 
 SPLITS: Final = ("test", "dev", "validation", "train")
 KINDS: Final = (".jsonl", ".csv", ".parquet")

@@ -8,8 +8,7 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import PATH, Data
 from hala_hpc.tasks.evaluate.benchmarks import arabic, latxa, local
-from hala_hpc.tasks.evaluate.benchmarks.benchmark import Benchmark
-from hala_hpc.tasks.evaluate.harness import HARNESSES
+from hala_hpc.tasks.evaluate.harness import HARNESSES, Benchmark
 
 KNOWN: Final = arabic.BENCHMARKS | latxa.BENCHMARKS
 SETS: Final = {"arabic": tuple(arabic.BENCHMARKS)} | latxa.SUITES

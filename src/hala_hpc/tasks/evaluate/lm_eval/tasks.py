@@ -1,7 +1,12 @@
-"""Tasks of lm-evaluation-harness by name: its own and those of our files, with their data from the hub or a folder."""
+"""Tasks of lm-evaluation-harness by name: its own and those of our files, with their data from the hub or a folder.
 
+``python -m hala_hpc.tasks.evaluate.lm_eval.tasks NAME… [--task-files DIR]`` downloads what tasks read.
+"""
+
+import argparse
 import difflib
 import os
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -91,3 +96,22 @@ def _local(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not own.is_dir():
         raise HalaError(f"{folder}: no folder {own.name} in it", "the dataset's configuration that the task asks for")
     return {"dataset_path": str(own), "dataset_name": None}
+
+
+def main() -> int:
+    """Fetch; 1 where a task is unknown or its data cannot be had, with the reason."""
+    parser = argparse.ArgumentParser(description="Download the data of lm-evaluation-harness tasks.")
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--task-files", action="append", default=[], help="a folder of task files")
+    asked = parser.parse_args()
+    try:
+        for name, task in load(asked.names, asked.task_files, None).items():
+            print(f"{name}: {len(task.eval_docs)} questions", flush=True)  # noqa: T201
+    except HalaError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

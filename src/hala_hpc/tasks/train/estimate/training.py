@@ -79,12 +79,14 @@ def on_hardware(
 
 def gpu_hours(model: "Architecture", options: "Options", tokens: int) -> float:
     """Hours of one GPU: FLOPs per token (see ``flops``) times tokens, over peak times the assumed MFU."""
-    from hala_hpc.tasks.train.estimate import flops, parameters
+    from hala_hpc.tasks.train.estimate import parameters
 
     attention = model.attentions or 1
-    each = flops.flops_per_token(parameters.count(model).computing, attention, model.queries, options.sequence_length)
+    each = parameters.flops_per_token(
+        parameters.count(model).computing, attention, model.queries, options.sequence_length
+    )
     share = MFU * (RECOMPUTED if options.activation_checkpointing else 1.0)
-    return each * tokens / (flops.PEAK_BF16[GPU] * share) / 3600
+    return each * tokens / (parameters.PEAK_BF16[GPU] * share) / 3600
 
 
 def _cost(recipe: Recipe, config: Mapping[str, Any], tokens: int) -> dict[str, Any]:

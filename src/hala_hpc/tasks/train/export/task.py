@@ -20,7 +20,7 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train import card, paths
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.checkpoint import checkpoints, consolidate, export
+from hala_hpc.tasks.train.checkpoint import checkpoints, export, zero
 from hala_hpc.tasks.train.checkpoint.checkpoints import Saved
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
@@ -104,7 +104,7 @@ class Exporting:
         trained = _trained(run)
         kept_tokenizer = train.prepare_runs(run, trained)[0] / prepare.TOKENIZER
         item.tell("reading the checkpoint")
-        model, state = consolidate.read(saved, trained.model, item.check_stop)
+        model, state = zero.consolidated(saved, trained.model, item.check_stop)
         item.tell("writing the model")
         tokenizer = templates.load_tokenizer(Model(name=str(kept_tokenizer)))
         export.save(model, state, tokenizer, item.place, card.provenance(run, saved.step))

@@ -15,8 +15,7 @@ from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import signs, stacks, step
 from hala_hpc.tasks.train.launch.rank_keeper import PASSED_ON, PLANNED
 from hala_hpc.tasks.train.launch.signs import End
-from hala_hpc.tasks.train.launch.step import Step
-from hala_hpc.tasks.train.launch.where import Allocation, rendezvous_port
+from hala_hpc.tasks.train.launch.step import Allocation, Step, rendezvous_port
 from hala_hpc.tasks.train.options import Watch
 from hala_hpc.worker.context import say
 

@@ -19,9 +19,9 @@ from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import packable, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.launch import fitness, signs
-from hala_hpc.tasks.train.launch.bad_nodes import Bad
+from hala_hpc.tasks.train.launch.fitness import Bad
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
-from hala_hpc.tasks.train.launch.where import Allocation, allocation
+from hala_hpc.tasks.train.launch.step import Allocation, allocation
 from hala_hpc.tasks.train.options import Options
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared

@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.train.options import Options
-from hala_hpc.tasks.train.order import sequences
-from hala_hpc.tasks.train.order.packing import best_fit
+from hala_hpc.tasks.train.order import packing
+from hala_hpc.tasks.train.order.packing import Sequences, best_fit
 from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.order.sequences import Sequences
 
 Ints = npt.NDArray[Any]
 WINDOW_STEPS: Final = 64
@@ -56,18 +55,18 @@ class Order:
     def training(self) -> Sequences:
         """All steps of the training, one after the other, in sequences. Raises HalaError where there is nothing."""
         steps: list[Sequences] = []
-        spent, carry = 0, sequences.single(np.empty(0, np.int64))
+        spent, carry = 0, packing.single(np.empty(0, np.int64))
         for epoch, share in self._epochs():
             drawn = self._epoch(epoch, share)
-            whole, carry = self._into_steps(sequences.joined([carry, drawn]), epoch)
+            whole, carry = self._into_steps(packing.joined([carry, drawn]), epoch)
             if self._options.tokens is not None:
                 costs = spent + np.cumsum(self._costs(whole))
                 if len(costs) and costs[-1] >= self._options.tokens:
                     enough = int(np.searchsorted(costs, self._options.tokens)) + 1
-                    return sequences.joined([*steps, whole.first(enough * self._batch)])
+                    return packing.joined([*steps, whole.first(enough * self._batch)])
                 spent = int(costs[-1]) if len(costs) else spent
             steps.append(whole)
-        return sequences.joined([*steps, carry])
+        return packing.joined([*steps, carry])
 
     def _epochs(self) -> Iterator[tuple[int, float]]:
         """Epochs, and how much of each is seen; without end where the recipe counts tokens."""
@@ -88,7 +87,7 @@ class Order:
 
     def _sequences(self, pieces: Ints, what: str, epoch: int) -> Sequences:
         if not self._packed:
-            return sequences.single(pieces)
+            return packing.single(pieces)
         pieces = self._random(what, epoch).permutation(pieces)  # which of those of one length go together
         items, offsets = best_fit(self._lengths[pieces], self._options.sequence_length)
         return Sequences(pieces[items], offsets)

@@ -12,10 +12,10 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import files
 from hala_hpc.tasks.train.batch import global_batch
 from hala_hpc.tasks.train.options import Options
-from hala_hpc.tasks.train.order import report, sequences
+from hala_hpc.tasks.train.order import packing, report
 from hala_hpc.tasks.train.order.drawn import Order
+from hala_hpc.tasks.train.order.packing import Sequences
 from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.order.sequences import Sequences
 
 VERSION: Final = 1
 """Of the order: raised when the same recipe and data would give another."""
@@ -87,7 +87,7 @@ def load(path: Path) -> Index:
     """Map an index that ``build`` made. Raises HalaError where there is none."""
     try:
         told = json.loads((path / "report.json").read_text())
-        training, held_out = sequences.load(path, "training"), sequences.load(path, "held_out")
+        training, held_out = packing.load(path, "training"), packing.load(path, "held_out")
         lists = [held_out[sequence] for sequence in range(len(held_out))]
         return Index(told["steps"], told["batch"], training, lists, told)
     except (OSError, EOFError, ValueError, KeyError) as error:

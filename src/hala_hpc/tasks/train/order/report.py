@@ -6,8 +6,8 @@ import numpy as np
 
 from hala_hpc.tasks.train.batch import steps_of
 from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.order.packing import Sequences
 from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.order.sequences import Sequences
 
 
 def of(

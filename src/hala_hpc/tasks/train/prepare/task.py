@@ -19,7 +19,7 @@ from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import shards
 from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.chat import templates
 from hala_hpc.data.chat.documents import Document, Dropped, Reader
 from hala_hpc.data.chat.marks import NAMES

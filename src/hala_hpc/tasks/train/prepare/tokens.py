@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.digest import Row
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.chat import templates
 from hala_hpc.data.chat.documents import (
     CONTROL_WORDS,

@@ -25,15 +25,14 @@ from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.batch import layout
 from hala_hpc.tasks.train.checkpoint import export
 from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved
-from hala_hpc.tasks.train.estimate.flops import flops_per_token
+from hala_hpc.tasks.train.estimate.parameters import flops_per_token
 from hala_hpc.tasks.train.options import Options
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank import model as models
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
-from hala_hpc.tasks.train.rank.beacon import Beacon
-from hala_hpc.tasks.train.rank.place import Place
+from hala_hpc.tasks.train.rank.place import Beacon, Place
 from hala_hpc.tasks.train.rank.stopping import SIGNALS, Keeper
 from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer
 from hala_hpc.worker import registry

@@ -17,13 +17,13 @@ from trl import SFTTrainer
 
 from hala_hpc.tasks.train.checkpoint import zero
 from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved, digests_of
-from hala_hpc.tasks.train.estimate.flops import mfu
+from hala_hpc.tasks.train.estimate.parameters import mfu
 from hala_hpc.tasks.train.options import Options, Schedule
 from hala_hpc.tasks.train.order.index import Index
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.rank import elastic
 from hala_hpc.tasks.train.rank.batches import Collate, Loader
-from hala_hpc.tasks.train.rank.beacon import Beacon
+from hala_hpc.tasks.train.rank.place import Beacon
 from hala_hpc.tasks.train.rank.stopping import Keeper
 
 WARM_STEPS = 20
