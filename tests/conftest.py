@@ -27,6 +27,7 @@ SLOW = (
     "tests/report/page/test_page.py",
     "tests/tasks/train/export/test_export.py",
     "tests/test_hostile_options.py",
+    "tests/test_extending.py",
     "tests/test_sweep.py",
     "tests/slurm/test_environments.py",
     "tests/tasks/translate/test_translate.py::test_submit_does_all_of_it",

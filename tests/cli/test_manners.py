@@ -129,7 +129,7 @@ def test_workers_here_need_their_engine_here(run: Run, write_recipe: Callable[..
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     recipe = write_recipe(data={"path": "a.jsonl"}, engine={"kind": "vllm"}, model={"name": "./m"})
-    assert "this Python has no vLLM (--site local-cpu has one" in refused(run("submit", recipe))
+    assert "this Python lacks vllm (--site local-cpu has one" in refused(run("submit", recipe))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Things that turn requests into completions: one small protocol, a module per kind.
 
-A module has ``Options`` (its keys in a recipe), ``check`` (is the recipe possible?) and ``start`` (the engine).
+A module has ``Options`` (its keys in a recipe), ``ABILITIES`` (what such engines can do), ``check`` (is the recipe
+possible?) and ``start`` (the engine).
 """
 
 import pkgutil
@@ -8,6 +9,7 @@ import pkgutil
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
+from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
 HELPERS = ("base", "guard", "tokens")
 
@@ -32,6 +34,31 @@ def check(recipe: Recipe) -> None:
             "model.chat_template_kwargs: task.chat is false, so no chat template is filled", "leave one out"
         )
     KINDS.load(recipe.engine.kind).check(recipe)
+
+
+def abilities(kind: str) -> Abilities:
+    """What engines of a kind can do. Raises HalaError where there is none of the kind."""
+    found: Abilities = KINDS.load(kind).ABILITIES
+    return found
+
+
+def refuse_without_tokens(recipe: Recipe) -> None:
+    """Raises HalaError where the recipe's engine cannot be asked for log-probabilities."""
+    if not abilities(recipe.engine.kind).takes_tokens:
+        able = " or ".join(kind for kind in KINDS.names() if abilities(kind).takes_tokens)
+        raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", f"engine.kind={able}")
+
+
+def start(recipe: Recipe) -> Engine:
+    """The engine of a recipe. Takes minutes where it loads a large model."""
+    engine: Engine = KINDS.load(recipe.engine.kind).start(recipe)
+    return engine
+
+
+def start_for_tokens(recipe: Recipe) -> TokenEngine:
+    """The engine of a recipe that ``refuse_without_tokens`` lets pass."""
+    engine: TokenEngine = KINDS.load(recipe.engine.kind).start(recipe)
+    return engine
 
 
 def _check_sampling(sampling: Sampling) -> None:

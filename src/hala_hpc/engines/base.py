@@ -2,11 +2,18 @@
 
 import hashlib
 import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Sampling
+
+POLL_SECONDS: Final = 0.5
+"""So long an engine is waited for before it is asked whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,84 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device; requests still held are dropped."""
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """Tokens as they are, for what is no chat. ``params`` are named as those of vLLM's ``SamplingParams``."""
+
+    id: str
+    tokens: list[int]
+    params: dict[str, Any]
+
+
+class TokenEngine(Engine, Protocol):
+    """An engine that takes tokens too, and tells log-probabilities: what evaluating and comparing need.
+
+    Its module says ``Abilities(takes_tokens=True)``. Outputs have what is read of vLLM's ``RequestOutput``: request_id,
+    prompt_token_ids, prompt_logprobs, and in ``outputs`` the text, token_ids and logprobs.
+    """
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own, of transformers."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together that the engine was started for."""
+
+    @property
+    def version(self) -> str:
+        """Of what generates."""
+
+    def ask(self, request: TokenRequest) -> None:
+        """Hand in tokens. Raises EngineDied, and ValueError for what the engine does not take."""
+
+    def outputs(self, seconds: float) -> list[Any]:
+        """What is finished since the last call; waits so long for the first. Raises EngineDied."""
+
+    def abort(self, ids: list[str]) -> None:
+        """Drop requests whose answers nobody waits for any more."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an engine's module tells of its kind, so that nobody need know it by its name.
+
+    ``package`` has to be importable where the engine runs; ``loads_model``: it reads the recipe's model itself;
+    ``takes_tokens``: what ``start`` gives is a ``TokenEngine``.
+    """
+
+    package: str | None = None
+    loads_model: bool = False
+    takes_tokens: bool = False
+
+
+def outputs_of(
+    engine: TokenEngine,
+    requests: Iterable[TokenRequest],
+    check_stop: Callable[[], None],
+    stall_seconds: float = math.inf,
+) -> Generator[Any, None, None]:
+    """Outputs as they come; the engine is kept full throughout. To be closed where not all of them are taken.
+
+    Raises EngineDied, also after so many seconds without an output, and whatever ``check_stop`` raises.
+    """
+    waiting, running = deque(requests), set[str]()
+    answered = time.monotonic()
+    try:
+        while waiting or running:
+            check_stop()
+            while waiting and len(running) < engine.capacity:
+                request = waiting.popleft()
+                engine.ask(request)
+                running.add(request.id)
+            outputs = engine.outputs(POLL_SECONDS)
+            running.difference_update(output.request_id for output in outputs)
+            yield from outputs
+            now = time.monotonic()
+            answered = now if outputs else answered
+            if now - answered > stall_seconds:
+                raise EngineDied(f"no answer for {now - answered:.0f} seconds")
+    finally:
+        engine.abort(list(running))

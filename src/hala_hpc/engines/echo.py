@@ -12,7 +12,9 @@ from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, EngineUnreachable, Request
+from hala_hpc.engines.base import Abilities, Completion, EngineDied, EngineUnreachable, Request
+
+ABILITIES = Abilities()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineUnreachable, Request
+from hala_hpc.engines.base import Abilities, Completion, EngineUnreachable, Request
 
 NEVER = (400, 413, 422)
 """HTTP states by which this very request will never succeed."""
@@ -20,6 +20,8 @@ HINTS = {
     403: "may this key use this model? (engine.key_variable, model.name)",
     404: "is engine.url complete (…/v1), and model.name as the endpoint's /v1/models has it?",
 }
+
+ABILITIES = Abilities()
 
 
 @dataclass

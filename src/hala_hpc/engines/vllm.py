@@ -14,12 +14,14 @@ from typing import Any
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Completion, EngineDied, NoEngine, Request
+from hala_hpc.engines.base import Abilities, Completion, EngineDied, NoEngine, Request, TokenRequest
 from hala_hpc.engines.guard import Guard
 from hala_hpc.engines.tokens import Encoder, Prompt
 
 QUEUE_FACTOR = 2
 """Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
+
+ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True)
 
 
 @dataclass
@@ -93,35 +95,30 @@ class Vllm:
 
     @property
     def tokenizer(self) -> Any:
-        """The model's own, as vLLM loaded it."""
         return self._tokenizer
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer together that the engine was started for."""
         return self._context
 
-    def ask(self, id: str, tokens: list[int], **params: Any) -> None:
-        """Hand in tokens with arguments of vLLM's own ``SamplingParams``: for what is no chat. See ``outputs``.
+    @property
+    def version(self) -> str:
+        from importlib.metadata import version
 
-        Raises EngineDied, and ValueError for what vLLM does not take.
-        """
-        params = {"temperature": 0.0, "output_kind": self._final_only} | params
+        return version("vllm")
+
+    def ask(self, request: TokenRequest) -> None:
+        params = {"temperature": 0.0, "output_kind": self._final_only} | request.params
         try:
-            self._engine.add_request(id, {"prompt_token_ids": tokens}, self._make_params(**params))
+            self._engine.add_request(request.id, {"prompt_token_ids": request.tokens}, self._make_params(**params))
         except self._died as error:
             raise EngineDied(str(error)) from error
 
     def abort(self, ids: list[str]) -> None:
-        """Drop requests whose answers nobody waits for any more."""
         with contextlib.suppress(self._died):
             self._engine.abort_request(ids)
 
     def outputs(self, seconds: float) -> list[Any]:
-        """What is finished since the last call, as vLLM's own ``RequestOutput``; waits so long for the first.
-
-        Raises EngineDied.
-        """
         if not self._engine.has_unfinished_requests() or not self._has_output(seconds):
             return []
         try:
@@ -135,6 +132,10 @@ class Vllm:
         with contextlib.suppress(Exception):
             self._engine.engine_core.shutdown()
         self._guard.close()
+        with contextlib.suppress(Exception):  # what is left of an engine that died must not hide how
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
 
     def _has_output(self, seconds: float) -> bool:
         """Wait for the engine's next output. Raises EngineDied.

@@ -49,7 +49,7 @@ def check(recipe: Recipe) -> Task:
     else:
         _refuse_unused(recipe)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
-    loads_model = not has_engine or recipe.engine.kind == "vllm"
+    loads_model = not has_engine or engines.abilities(recipe.engine.kind).loads_model
     if recipe.site.offline and loads_model:
         hub.require_cached(recipe.model)
     models = [recipe.model.name, recipe.model.tokenizer] if loads_model else []
@@ -60,11 +60,11 @@ def check(recipe: Recipe) -> Task:
 def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
     """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
     require_environment(recipe.site, task.stage)
-    needs_vllm = task.loop == ROWS and recipe.engine.kind == "vllm"
+    package = engines.abilities(recipe.engine.kind).package if task.loop == ROWS else None
     is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
-    if needs_vllm and is_here and importlib.util.find_spec("vllm") is None:
+    if package and is_here and importlib.util.find_spec(package) is None:
         raise HalaError(
-            f"site {recipe.site.name} has no environment for the stage '{task.stage}', and this Python has no vLLM",
+            f"site {recipe.site.name} has no environment for the stage '{task.stage}', and this Python lacks {package}",
             "--site local-cpu has one, made by `make serve`; engine.kind=echo tries a recipe without a model",
         )
 

@@ -83,8 +83,7 @@ def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
     loop = importlib.import_module(task.loop)
-    start = engines.KINDS.load(recipe.engine.kind).start
-    context = Context(run, recipe, plan, task, leases, history, lambda: start(recipe), should_stop)
+    context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)
         if outcome is Outcome.FINISHED and leases.given_up:

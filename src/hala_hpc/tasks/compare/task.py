@@ -1,6 +1,5 @@
-"""Compare models that ought to say the same: a quantized one and its source. A shard is one model, run by vLLM."""
+"""Compare models that ought to say the same: a quantized one and its source. A shard is one model."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -9,17 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data import shapes
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.files import sources
-from hala_hpc.engines import vllm
+from hala_hpc.engines.base import TokenEngine, TokenRequest, outputs_of
 from hala_hpc.models import location
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
@@ -35,7 +34,6 @@ ASKED: Final = "input/texts.json"
 """In the run: the texts, as tokens."""
 REPORT: Final = "report.json"
 TABLE: Final = "report.md"
-POLL_SECONDS: Final = 0.5
 WARM_TOKENS: Final = 8
 """Written before the clock starts: the first steps of an engine are slower."""
 
@@ -84,14 +82,13 @@ class Compare:
             raise HalaError(
                 "task.models: which models?", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two"
             )
-        if recipe.engine.kind != "vllm":
-            raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", "engine.kind: vllm")
+        engines.refuse_without_tokens(recipe)
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
         for key, value in numbers.items():
             if value < 1:
                 raise HalaError(f"task.{key}: too small")
-        context = recipe.engine.max_model_len
+        context = getattr(recipe.engine, "max_model_len", None)
         if context is not None and options.length >= context:
             raise HalaError(
                 f"task.length: texts of {options.length} tokens do not fit a context of {context}",
@@ -189,7 +186,7 @@ class Comparing:
 
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
         self._recipe, self._run = recipe, run
-        self._engine: vllm.Vllm | None = None
+        self._engine: TokenEngine | None = None
 
     def do(self, item: Item) -> dict[str, Any]:
         """Log-probabilities of the texts, then the throughput."""
@@ -200,7 +197,7 @@ class Comparing:
         item.tell("loading")
         began = time.monotonic()
         engine = self._engine = self._start(model)
-        loaded = time.monotonic() - began
+        loaded, version = time.monotonic() - began, engine.version
         tokens: dict[str, list[int]] = json.loads((self._run.path / ASKED).read_text("utf-8"))
         item.tell("log-probabilities")
         places = log_probabilities(engine, tokens, self._recipe.task.likely, item.check_stop)
@@ -213,7 +210,7 @@ class Comparing:
         result = {key: asked[key] for key in ("name", "weights", "bytes")} | {
             "throughput": speed,
             "load_seconds": round(loaded, 3),
-            "engine": {"version": metadata.version("vllm"), **options},
+            "engine": {"version": version, **options},
         }
         (item.place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
@@ -223,13 +220,9 @@ class Comparing:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
-            with contextlib.suppress(Exception):  # what is left of an engine that died must not hide how
-                from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-                cleanup_dist_env_and_memory()
-
-    def _start(self, model: Path) -> vllm.Vllm:
-        return vllm.start(replace(self._recipe, model=Model(name=str(model))))
+    def _start(self, model: Path) -> TokenEngine:
+        return engines.start_for_tokens(replace(self._recipe, model=Model(name=str(model))))
 
 
 def create(recipe: Recipe) -> Compare:
@@ -253,7 +246,7 @@ def tokens_of(model: Path, texts: Mapping[str, str], length: int) -> dict[str, l
 
 
 def log_probabilities(
-    engine: vllm.Vllm, tokens: Mapping[str, list[int]], likely: int, check_stop: Callable[[], None]
+    engine: TokenEngine, tokens: Mapping[str, list[int]], likely: int, check_stop: Callable[[], None]
 ) -> list[Place]:
     """What the model expected at each token of each text after the first."""
     asked = {"max_tokens": 1, "detokenize": False, "prompt_logprobs": likely}
@@ -268,7 +261,7 @@ def log_probabilities(
 
 
 def throughput(
-    engine: vllm.Vllm, tokens: Mapping[str, list[int]], asked: Throughput, check_stop: Callable[[], None]
+    engine: TokenEngine, tokens: Mapping[str, list[int]], asked: Throughput, check_stop: Callable[[], None]
 ) -> dict[str, Any]:
     """Output tokens a second, all prompts at once, none of which begins like another."""
     pool = [token for ids in tokens.values() for token in ids]
@@ -297,24 +290,10 @@ def throughput(
 
 
 def _answers(
-    engine: vllm.Vllm, requests: Mapping[str, tuple[list[int], dict[str, Any]]], check_stop: Callable[[], None]
+    engine: TokenEngine, requests: Mapping[str, tuple[list[int], dict[str, Any]]], check_stop: Callable[[], None]
 ) -> dict[str, Any]:
-    waiting, found = list(requests), dict[str, Any]()
-    running: set[str] = set()
-    try:
-        while waiting or running:
-            check_stop()
-            while waiting and len(running) < engine.capacity:
-                name = waiting.pop(0)
-                tokens, params = requests[name]
-                engine.ask(name, tokens, **params)
-                running.add(name)
-            for output in engine.outputs(POLL_SECONDS):
-                found[output.request_id] = output
-                running.discard(output.request_id)
-    finally:
-        engine.abort(list(running))
-    return found
+    asked = [TokenRequest(name, *request) for name, request in requests.items()]
+    return {output.request_id: output for output in outputs_of(engine, asked, check_stop)}
 
 
 def _agreed(by_label: Mapping[str, dict[str, list[int]]]) -> dict[str, list[int]]:

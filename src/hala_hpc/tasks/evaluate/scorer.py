@@ -1,18 +1,18 @@
-"""One vLLM engine for all harnesses: log-probabilities of given texts, and generated texts, for tokens."""
+"""One engine for all harnesses: log-probabilities of given texts, and generated texts, for tokens."""
 
-import contextlib
 import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Model, Recipe, Site
-from hala_hpc.engines import vllm
-from hala_hpc.engines.base import EngineDied
+from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
+from hala_hpc.engines.base import TokenRequest, outputs_of
 from hala_hpc.models import location
 from hala_hpc.tasks.evaluate.kept import Kept
 
@@ -20,7 +20,6 @@ MOST_BRANCHES: Final = 128
 """Tokens whose log-probabilities vLLM tells at one place (its ``MAX_LOGPROB_TOKEN_IDS``)."""
 WRITTEN: Final = -1
 """In place of a position in the prompt: what is asked for comes after it."""
-POLL_SECONDS: Final = 0.5
 TELL_SECONDS: Final = 5.0
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -92,17 +91,17 @@ class Scorer:
     Parameters
     ----------
     model : the model's folder.
-    options : vLLM's, as in the recipe's ``engine:`` section.
+    options : the engine's, as in the recipe's ``engine:`` section.
     scratch : for compile caches; None: the system's temporary folder.
     stall_seconds : an engine that answers nothing for so long is taken for dead.
     """
 
     def __init__(
-        self, model: Path, options: vllm.Options, scratch: str | None = None, stall_seconds: float = 1800.0
+        self, model: Path, options: EngineOptions, scratch: str | None = None, stall_seconds: float = 1800.0
     ) -> None:
         self._options = options
         recipe = Recipe(name="evaluate", task=None, model=Model(str(model)), engine=options, site=Site(scratch=scratch))
-        self._engine = vllm.start(recipe)
+        self._engine = engines.start_for_tokens(recipe)
         self._stall_seconds = stall_seconds
         self.requests = self.remembered = self.prompt_tokens = self.output_tokens = self.truncated = 0
 
@@ -118,9 +117,8 @@ class Scorer:
 
     def about(self) -> dict[str, Any]:
         """How the engine was started, for the record of a result."""
-        from importlib.metadata import version
-
-        return {"kind": "vllm", "version": version("vllm"), "max_length": self.max_length} | {
+        kind, version = self._options.kind, self._engine.version
+        return {"kind": kind, "version": version, "max_length": self.max_length} | {
             key: value
             for key, value in asdict(self._options).items()
             if key not in ("kind", "arguments") and value is not None
@@ -133,10 +131,6 @@ class Scorer:
     def close(self) -> None:
         """Free the device, so that another model's engine may start in this process."""
         self._engine.close()
-        with contextlib.suppress(Exception):  # what is left of an engine that died must not hide how
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-            cleanup_dist_env_and_memory()
 
     def log_probabilities(
         self,
@@ -208,30 +202,16 @@ class Scorer:
         keys, kept = [request.key for request in requests], Kept(folder)
         wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.remembered += len(set(keys)) - len(wanted)
-        waiting, running = list(reversed(wanted.items())), dict[str, _Request]()
-        told = answered = time.monotonic()
-        try:
-            while waiting or running:
-                check_stop()
-                while waiting and len(running) < self._engine.capacity:
-                    key, request = waiting.pop()
-                    self._engine.ask(key, list(request.tokens), **request.params)
-                    running[key] = request
-                outputs = self._engine.outputs(POLL_SECONDS)
-                for output in outputs:
-                    request = running.pop(output.request_id)
-                    kept.add(output.request_id, request.read(request, output))
-                    self._count(output)
-                now = time.monotonic()
-                answered = now if outputs else answered
-                if now - answered > self._stall_seconds:
-                    raise EngineDied(f"no answer for {now - answered:.0f} seconds")
-                if now - told > TELL_SECONDS:
-                    told = now
-                    tell(f"{len(wanted) - len(waiting) - len(running):,} of {len(wanted):,} requests")
-        finally:
-            self._engine.abort(list(running))
-            kept.close()
+        asked = (TokenRequest(key, list(request.tokens), request.params) for key, request in wanted.items())
+        told = time.monotonic()
+        with closing(kept), closing(outputs_of(self._engine, asked, check_stop, self._stall_seconds)) as outputs:
+            for number, output in enumerate(outputs, 1):
+                request = wanted[output.request_id]
+                kept.add(output.request_id, request.read(request, output))
+                self._count(output)
+                if time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    tell(f"{number:,} of {len(wanted):,} requests")
         return [kept[key] for key in keys]
 
     def _count(self, output: Any) -> None:
@@ -310,7 +290,7 @@ KINDS: Final = (".safetensors", ".json", ".model", ".txt", ".jinja")
 class Loaded:
     """Keeps an engine as long as the same model is asked for."""
 
-    def __init__(self, options: vllm.Options, scratch: str | None, stall_seconds: float) -> None:
+    def __init__(self, options: EngineOptions, scratch: str | None, stall_seconds: float) -> None:
         self._how = (options, scratch, stall_seconds)
         self._scorer: Scorer | None = None
         self._weights = ""

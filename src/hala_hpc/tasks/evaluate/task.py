@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.engines import vllm
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
@@ -59,8 +59,7 @@ class Evaluate:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         options: Options = recipe.task
-        if recipe.engine.kind != "vllm":
-            raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", "engine.kind=vllm")
+        engines.refuse_without_tokens(recipe)
         if not options.models:
             raise HalaError("task.models: nothing to evaluate", "for example task.models.mine.name=ORG/MODEL")
         for label, model in options.models.items():
@@ -82,7 +81,7 @@ class Evaluate:
         shards: list[Shard] = []
         sources: list[dict[str, Any]] = []
         for label, path in self._models().items():
-            vllm.check(replace(self._recipe, model=Model(str(path))))
+            engines.check(replace(self._recipe, model=Model(str(path))))
             watch.say(f"reading {label}'s weights")
             weights = location.sound_digest(path, watch.weigh)
             size = sum(file.stat().st_size for file in location.weights(path))
@@ -176,13 +175,13 @@ class Work:
         scorer = self._loaded.scorer(Path(asked["path"]), asked["weights"], item.check_stop, item.tell)
         before, began = scorer.counts(), time.monotonic()
         found = harness.evaluate(scorer, asked, item.kept, item.check_stop, item.tell)
-        seconds, counts = time.monotonic() - began, scorer.counts().since(before)
+        seconds, counts, engine = time.monotonic() - began, scorer.counts().since(before), scorer.about()
         told = {key: asked[key] for key in TOLD} | {
-            "versions": harness.versions(),
+            "versions": harness.versions() | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
             "questions_per_second": round(len(found) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,
             "truncated": counts.truncated,
-            "engine": scorer.about(),
+            "engine": engine,
         }
         result = results.write(item.place, found, told)
         return {"questions": result.questions, "score": result.score} | asdict(counts)

@@ -115,7 +115,7 @@ class Lighteval:
         return [_sample(task, doc, answer) for task, doc, answer in zip(owner, docs, answers, strict=True)]
 
     def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in ("lighteval", "vllm", "transformers")}
+        return {name: version(name) for name in ("lighteval", "transformers")}
 
 
 def create() -> Lighteval:

@@ -69,7 +69,7 @@ class LmEval:
         ]
 
     def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in ("lm_eval", "vllm", "transformers", "datasets")}
+        return {name: version(name) for name in ("lm_eval", "transformers", "datasets")}
 
 
 def create() -> LmEval:

@@ -1,0 +1,84 @@
+"""The worked examples of docs/extending.md, run as they stand there: each is one new file, or a line or two."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, Hala
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+
+
+def block(language: str, part: str) -> str:
+    """The one block of a language that holds ``part``."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if part in text]
+    return found
+
+
+@pytest.fixture
+def package(hala: Hala, tmp_path: Path) -> Path:
+    """A checkout's package and sites, which ``hala`` runs, with a file of texts beside them."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "hpc", tmp_path / "hpc")
+    hala.env["PYTHONPATH"] = str(tmp_path / "src")
+    (tmp_path / "documents.txt").write_text("one, two\nthree\n")
+    return tmp_path / "src" / "hala_hpc"
+
+
+def worked(hala: Hala, recipe: Path, *words: str) -> list[dict[str, object]]:
+    """The rows that a recipe makes."""
+    hala("plan", recipe, "--create", *words)
+    name = next((word.partition("=")[2] for word in words if word.startswith("name=")), recipe.stem)
+    hala("worker", f"runs/{name}")
+    assert "proven" in hala("verify", name).stdout
+    hala("collect", name)
+    rows: list[dict[str, object]] = pq.read_table(hala.folder / "runs" / name / "final" / "data").to_pylist()
+    return rows
+
+
+def test_a_task(hala: Hala, package: Path, tmp_path: Path) -> None:
+    (package / "tasks" / "keywords").mkdir()
+    (package / "tasks" / "keywords" / "task.py").write_text(block("python", "class Keywords:"))
+    (tmp_path / "keywords.yaml").write_text(block("yaml", "kind: keywords"))
+    rows = worked(hala, tmp_path / "keywords.yaml")
+    assert [row["text"] for row in rows] == ["one, two", "three"]
+    assert all(isinstance(row["keywords"], list) and row["keywords"] for row in rows)
+
+
+def test_an_engine(hala: Hala, package: Path, tmp_path: Path) -> None:
+    (package / "engines" / "shout.py").write_text(block("python", "class Shout:"))
+    recipe = tmp_path / "loud.yaml"
+    task = {"kind": "translate", "prompt": "{text}"}
+    data = {"path": "documents.txt"}
+    recipe.write_text(
+        json.dumps({"name": "loud", "task": task, "engine": {"kind": "shout", "mark": "?"}, "data": data})
+    )
+    assert [row["text_ar"] for row in worked(hala, recipe)] == ["ONE, TWO?", "THREE?"]
+    evaluation = {"kind": "evaluate", "models": {"a": {"name": "Org/name"}}, "benchmarks": ["aratrust"]}
+    recipe.write_text(json.dumps({"name": "e", "task": evaluation, "engine": {"kind": "shout"}}))
+    assert (
+        "engine.kind: shout does not return log-probabilities (engine.kind=vllm)" in hala("plan", recipe, code=2).stderr
+    )
+
+
+def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
+    line, shapes, schema = (
+        block("python", '"summary": Known'),
+        package / "data" / "shapes.py",
+        package / "config" / "schema.py",
+    )
+    shapes.write_text(shapes.read_text().replace("KNOWN: Final = {\n", f"KNOWN: Final = {{\n{line}"))
+    schema.write_text(schema.read_text().replace('shape: Literal["auto", ', 'shape: Literal["auto", "summary", '))
+    (tmp_path / "news.jsonl").write_text(json.dumps({"article": "a", "highlights": "h", "id": "7"}) + "\n")
+    recipe = tmp_path / "news.yaml"
+    task = {"kind": "translate", "prompt": "{text}"}
+    recipe.write_text(
+        json.dumps({"name": "news", "task": task, "engine": {"kind": "echo"}, "data": {"path": "news.jsonl"}})
+    )
+    for words in ((), ("name=named", "data.shape=summary")):
+        (row,) = worked(hala, recipe, *words)
+        assert (row["article_ar"], row["highlights_ar"], row["id"]) == ("«a»", "«h»", "7")
