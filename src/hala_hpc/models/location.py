@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
@@ -21,6 +22,8 @@ SINGLE: Final = "model.safetensors"
 TEXTS: Final = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files besides the weights that decide what a model says: configuration, tokenizer, template."""
 AGAIN: Final = "download the model again: an interrupted download goes on"
+LABEL: Final = re.compile(r"[\w-][\w.-]{0,79}")
+"""It becomes part of a folder's name."""
 NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
 
 
@@ -48,6 +51,34 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
         return {"": Path(snapshot_download(name, revision=revision, local_files_only=True))}
     except (LocalEntryNotFoundError, ValueError, OSError) as error:
         raise HalaError(f"model '{name}' is not in the cache", "`hala prefetch RECIPE` first") from error
+
+
+class Named(Protocol):
+    """A model as a recipe's section names it."""
+
+    name: str
+    revision: str | None
+
+
+def refuse_odd(labels: Iterable[str]) -> None:
+    """Raises HalaError for what cannot be a label of a model."""
+    if odd := [label for label in labels if not LABEL.fullmatch(label)]:
+        raise HalaError(f"task.models: {odd[0]!r} cannot be a label", "letters, digits, -, _ and .; no . in front")
+
+
+def labelled(models: Mapping[str, Named]) -> dict[str, tuple[str, Path]]:
+    """The folders of ``task.models``, by label, each with the key that it is of: KEY, or KEY-PART of several in a run.
+
+    Raises HalaError for two of one label, and as ``locate``.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for key, model in models.items():
+        for part, folder in locate(model.name, model.revision).items():
+            label = f"{key}-{part}" if part else key
+            if label in found:
+                raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
+            found[label] = (key, folder)
+    return found
 
 
 def config(folder: Path) -> dict[str, Any]:

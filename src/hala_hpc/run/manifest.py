@@ -41,6 +41,10 @@ class Shard:
 SCHEMA = pa.schema([(name, pa.string() if kind is str else pa.int64()) for name, kind in Shard.__annotations__.items()])
 
 
+Unit = Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"]
+"""What ``Facts.rows`` counts."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is true of the whole run: its sources, the shape of its output, and what made it.
@@ -62,7 +66,7 @@ class Facts:
     sources: list[dict[str, Any]] = field(default_factory=list)
     schema: str = ""
     made_by: dict[str, str] = field(default_factory=dict)
-    unit: Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"] = "rows"
+    unit: Unit = "rows"
     items: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     sealed: bool = False

@@ -321,7 +321,7 @@ def recipe(**options: Any) -> Recipe:
         ({"parameters": {"t": 0.5}}, "t is no parameter among others"),
         ({"base_as_model": True}, "the base of slerp is required"),
         ({"models": {"base": Source("/x")}}, "'base' is what model.name is called"),
-        ({"models": {"../a": Source("/x")}}, "cannot be a name"),
+        ({"models": {"../a": Source("/x")}}, "cannot be a label"),
         ({"models": {"a": Source()}}, "task.models.a.name: no model"),
         ({"t": [0.5, 0.5]}, "two merges would be called"),
     ],

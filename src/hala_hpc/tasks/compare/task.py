@@ -1,6 +1,5 @@
 """Compare models that ought to say the same: a quantized one and its source. A shard is one model."""
 
-import hashlib
 import json
 import math
 import time
@@ -27,7 +26,8 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.compare import distance
 from hala_hpc.tasks.compare.distance import RESULT, TOKENS, Place
 from hala_hpc.tasks.compare.texts import TEXTS
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items.task import Item, Planned
+from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 ASKED: Final = "input/texts.json"
@@ -82,6 +82,7 @@ class Compare:
             raise HalaError(
                 "task.models: which models?", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two"
             )
+        location.refuse_odd(options.models)
         engines.refuse_without_tokens(recipe)
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
@@ -97,7 +98,7 @@ class Compare:
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for models that are not there, and tokenizers that do not agree on the texts."""
-        found = self._located()
+        found = {label: folder for label, (_, folder) in location.labelled(self._recipe.task.models).items()}
         base = self._recipe.task.base or next(iter(found))
         if len(found) < 2 or base not in found:
             raise HalaError(f"task.models: {', '.join(found)}", "two or more, and task.base one of them")
@@ -106,13 +107,15 @@ class Compare:
         tokens = _agreed({label: tokens_of(model, texts, self._recipe.task.length) for label, model in found.items()})
         (folder / ASKED).parent.mkdir(exist_ok=True)
         files.write_durably(folder / ASKED, json.dumps(tokens).encode())
-        items = []
+        items, read = [], []
         for label, model in found.items():
             watch.say(f"reading {label}")
             size = sum(path.stat().st_size for path in location.weights(model))
             digest = location.sound_digest(model, watch.weigh)
-            items.append({"name": label, "model": str(model), "weights": digest, "bytes": size, "base": base})
-        cut = _cut(items, tokens)
+            asked = {"name": label, "model": str(model), "weights": digest, "bytes": size, "base": base}
+            items.append(Planned(asked, model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
+            read.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
+        cut = planned("compare", "benchmarks", items, read, texts=len(tokens), assembled=True)
         return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def models_on_hub(self) -> list[Model]:
@@ -142,20 +145,6 @@ class Compare:
             (made / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             (made / TABLE).write_text(distance.render(report), "utf-8")
             digests.write(made)
-
-    def _located(self) -> dict[str, Path]:
-        """Model folders by label; a run that holds several models gives several labels."""
-        found: dict[str, Path] = {}
-        for label, model in self._recipe.task.models.items():
-            for part, folder in location.locate(model.name, model.revision).items():
-                name = f"{label}-{part}" if part else label
-                if name in found:
-                    raise HalaError(f"task.models: two models are called '{name}'", "choose another label")
-                found[name] = folder
-        for label in found:
-            if not label.replace("-", "").replace(".", "").replace("_", "").isalnum() or label.startswith("."):
-                raise HalaError(f"task.models: {label!r} cannot be a label", "letters, digits, -, _ and .")
-        return found
 
     def _texts(self, folder: Path, watch: Watch, notes: Counter[str]) -> dict[str, str]:
         data = self._recipe.data
@@ -309,19 +298,6 @@ def _agreed(by_label: Mapping[str, dict[str, list[int]]]) -> dict[str, list[int]
     if not kept:
         raise HalaError("data: no text has two tokens")
     return kept
-
-
-def _cut(items: list[dict[str, Any]], tokens: Mapping[str, list[int]]) -> Cut:
-    count = sum(len(ids) - 1 for ids in tokens.values())
-    shards = []
-    for number, item in enumerate(items):
-        digest = hashlib.blake2b(json.dumps([item["weights"], tokens]).encode(), digest_size=16).hexdigest()
-        shards.append(Shard(number, "compare", item["model"], 0, number, 1, 0, count, digest))
-    read = [{"path": item["model"], "original": item["name"], "rows": 1, "bytes": item["bytes"]} for item in items]
-    facts = Facts(
-        "", len(shards), len(tokens), 0, count * len(shards), read, unit="benchmarks", items=items, assembled=True
-    )
-    return Cut(shards, facts)
 
 
 def _faults(asked: dict[str, Any], shard: Shard, path: Path) -> Iterator[str]:

@@ -4,10 +4,8 @@ A worker keeps its engine as long as shards of the same model are left. The weig
 answer: their digest is computed again before a model is loaded, and kept with every result.
 """
 
-import hashlib
 import importlib
 import json
-import re
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,10 +25,10 @@ from hala_hpc.tasks.evaluate.benchmarks import local, named
 from hala_hpc.tasks.evaluate.benchmarks.named import Setting
 from hala_hpc.tasks.evaluate.harness import Benchmark, Harness
 from hala_hpc.tasks.evaluate.scorer import Loaded
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items.task import Item, Planned
+from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
-LABEL: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,79}")
 QUESTIONS: Final = 250
 """Of a task whose questions are not at hand (ours): only a guess at how long its shard will take."""
 
@@ -62,9 +60,8 @@ class Evaluate:
         engines.refuse_without_tokens(recipe)
         if not options.models:
             raise HalaError("task.models: nothing to evaluate", "for example task.models.mine.name=ORG/MODEL")
+        location.refuse_odd(options.models)
         for label, model in options.models.items():
-            if not LABEL.fullmatch(label):
-                raise HalaError(f"task.models: {label!r} cannot be a model's label", "letters, digits, - _ and .")
             if not model.name:
                 raise HalaError(f"task.models.{label}.name: which model?", "a folder, a run, or a name on the hub")
         for key in ("limit", "few_shot"):
@@ -77,10 +74,9 @@ class Evaluate:
         """Raises HalaError for a model that is not there or not whole, and for local data that cannot be read."""
         del folder
         asked = [self._asked(benchmark, watch) for benchmark in self._benchmarks]
-        items: list[dict[str, Any]] = []
-        shards: list[Shard] = []
+        items: list[Planned] = []
         sources: list[dict[str, Any]] = []
-        for label, path in self._models().items():
+        for label, (_, path) in location.labelled(self._recipe.task.models).items():
             engines.check(replace(self._recipe, model=Model(str(path))))
             watch.say(f"reading {label}'s weights")
             weights = location.sound_digest(path, watch.weigh)
@@ -91,11 +87,8 @@ class Evaluate:
                 item |= {"weights": weights} | question
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
-                digest = hashlib.blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=16).hexdigest()
-                items.append(item)
-                shards.append(Shard(len(shards), "evaluate", str(path), 0, len(shards), 1, 0, cost, digest))
-        tokens = sum(shard.tokens for shard in shards)
-        return Cut(shards, Facts("", len(shards), 0, 0, tokens, sources, unit="benchmarks", items=items))
+                items.append(Planned(item, path, cost))
+        return planned("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:
         return partial(_check, items=facts.items)
@@ -116,16 +109,6 @@ class Evaluate:
         settings = self._recipe.task.settings
         asked = [each for each in self._benchmarks if not (each.name in settings and settings[each.name].data)]
         return [data for benchmark in asked for data in named.hub_data(benchmark)]
-
-    def _models(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for label, model in self._recipe.task.models.items():
-            for part, path in location.locate(model.name, model.revision).items():
-                name = f"{label}-{part}" if part else label
-                if name in found:
-                    raise HalaError(f"task.models: two models would be called '{name}'", "another label")
-                found[name] = path
-        return found
 
     def _asked(self, benchmark: Benchmark, watch: Watch) -> tuple[int, dict[str, Any]]:
         """What is asked of every model, and about how many questions that is."""

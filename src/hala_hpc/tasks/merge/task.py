@@ -1,8 +1,6 @@
 """Merge models, by mergekit: a shard is one cell of a grid over models, filters and parameters, such as slerp's t."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +12,7 @@ from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.manifest import Facts, Manifest, Shard
+from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.merge import folder as merge_folder
 from hala_hpc.tasks.merge import grid as merge_grid
@@ -24,7 +22,8 @@ from hala_hpc.tasks.merge import vocabulary as merge_vocabulary
 from hala_hpc.tasks.merge.cosine import cosines
 from hala_hpc.tasks.merge.inputs import Input
 from hala_hpc.tasks.merge.vocabulary import Vocabulary
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items.task import Item, Planned
+from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 BASE: Final = "base"
@@ -83,8 +82,8 @@ class Merge:
             raise HalaError("model.name: nothing to merge into", "a folder, a finished run or a name on the hub")
         if recipe.model.tokenizer:
             raise HalaError("model.tokenizer: a merge has the tokenizer of one of its models", "see task.files_from")
+        location.refuse_odd(options.models)
         for label, source in options.models.items():
-            merge_grid.check_name("task.models", label)
             if label == BASE:
                 raise HalaError(f"task.models: '{BASE}' is what model.name is called", "choose another label")
             if not source.name:
@@ -112,7 +111,17 @@ class Merge:
         items = list(self._items(told, donor))
         if self._recipe.task.vocabulary == "shared":
             items = [item | _vocabulary(item, inputs) for item in items]
-        return _cut(items, inputs)
+        parts = [
+            Planned(
+                item, inputs[list(item["models"])[-1]].folder, sum(inputs[label].bytes() for label in item["models"])
+            )
+            for item in items
+        ]
+        sources = [
+            {"path": str(one.folder), "original": label, "rows": len(one.tensors), "bytes": one.bytes()}
+            for label, one in inputs.items()
+        ]
+        return planned("merge", "merges", parts, sources)
 
     def models_on_hub(self) -> list[Model]:
         """Besides the base, which is the recipe's model."""
@@ -139,12 +148,11 @@ class Merge:
         if len(bases) != 1:
             raise HalaError(f"model.name: {model.name} holds {len(bases)} models", "name the folder of one of them")
         found = {BASE: {"folder": bases[0], "name": model.name, "revision": model.revision, "of": BASE}}
-        for key, source in sources.items():
-            for part, folder in location.locate(source.name, source.revision).items():
-                label = f"{key}-{part}" if part else key
-                if label in found:
-                    raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
-                found[label] = {"folder": folder, "name": source.name, "revision": source.revision, "of": key}
+        for label, (key, folder) in location.labelled(sources).items():
+            if label in found:
+                raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
+            source = sources[key]
+            found[label] = {"folder": folder, "name": source.name, "revision": source.revision, "of": key}
         folders = [one["folder"] for one in found.values()]
         if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
             raise HalaError(f"task.models: {twice} is given twice", "a model merged with itself is itself")
@@ -296,21 +304,3 @@ def _vocabulary(item: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[st
 def _beyond(donor: Input, vocabulary: Vocabulary | None, name: str) -> Any:
     has_more = vocabulary is not None and merge_vocabulary.has_rows(name) and vocabulary.rows > vocabulary.shared
     return merge_vocabulary.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None
-
-
-def _cut(items: list[dict[str, Any]], inputs: Mapping[str, Input]) -> Cut:
-    names = [item["name"] for item in items]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise HalaError(f"task: two merges would be called '{twice}'", "give the models other labels")
-    shards = []
-    for number, item in enumerate(items):
-        digest = hashlib.blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=16).hexdigest()
-        last = inputs[list(item["models"])[-1]]
-        cost = sum(inputs[label].bytes() for label in item["models"])
-        shards.append(Shard(number, "merge", str(last.folder), 0, number, 1, 0, cost, digest))
-    sources = [
-        {"path": str(one.folder), "original": label, "rows": len(one.tensors), "bytes": one.bytes()}
-        for label, one in inputs.items()
-    ]
-    cost = sum(shard.tokens for shard in shards)
-    return Cut(shards, Facts("", len(shards), 0, 0, cost, sources, unit="merges", items=items))

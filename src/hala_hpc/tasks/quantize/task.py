@@ -1,10 +1,9 @@
 """Quantize a model by LLM Compressor: a shard is one of its weights files, or all where the model has to run."""
 
-import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,8 @@ from hala_hpc.tasks.quantize import calibration, errors, schemes, whole
 from hala_hpc.tasks.quantize import files as quant_files
 from hala_hpc.tasks.quantize import folder as quant_folder
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items.task import Item, Planned
+from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 WHOLE: Final = "model"
@@ -116,7 +116,9 @@ class Quantize:
                 path.name: found for path, found in zip(stored, threads.map(digest_of_weights, stored), strict=True)
             }
         items = self._whole(stored, config) if self._method == "whole" else _by_file(stored, self._scheme)
-        cut = _cut([item | {"ignore": ignore, "digests": digests} for item in items], source, stored)
+        parts = [_planned(item | {"ignore": ignore, "digests": digests}, source, stored) for item in items]
+        read = [{"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in stored]
+        cut = planned("quantize", "files", parts, read, assembled=True)
         return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def checker(self, facts: Facts) -> CheckShard:
@@ -262,20 +264,10 @@ def _by_file(stored: dict[Path, list[Tensor]], scheme: Scheme) -> Iterator[dict[
             yield {"name": path.name, "files": sorted({place[name].name for name in names}), "tensors": names}
 
 
-def _cut(items: Sequence[dict[str, Any]], source: Path, stored: dict[Path, list[Tensor]]) -> Cut:
+def _planned(item: dict[str, Any], source: Path, stored: dict[Path, list[Tensor]]) -> Planned:
     sizes = {tensor.name: tensor.end - tensor.begin for found in stored.values() for tensor in found}
-    kept, shards = [], []
-    for number, item in enumerate(items):
-        digests = item["digests"]
-        kept.append(item | {"digests": {name: digests[name] for name in item["files"]}})
-        hashed = hashlib.blake2b(
-            json.dumps([kept[-1][key] for key in ("digests", "tensors", "ignore")]).encode(), digest_size=16
-        )
-        size = sum(sizes[name] for name in item["tensors"])
-        shards.append(Shard(number, "quantize", str(source), 0, number, 1, 0, size, hashed.hexdigest()))
-    read = [{"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in stored]
-    total = sum(shard.tokens for shard in shards)
-    return Cut(shards, Facts("", len(shards), 0, 0, total, read, unit="files", items=kept, assembled=True))
+    digests = {name: item["digests"][name] for name in item["files"]}
+    return Planned(item | {"digests": digests}, source, sum(sizes[name] for name in item["tensors"]))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:

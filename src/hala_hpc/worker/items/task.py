@@ -1,12 +1,16 @@
 """Tasks whose shards are items: a file to quantize, a weight to merge with, a benchmark of a model."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data.cut import Cut
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.manifest import Manifest, Shard
+from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.task import Task
 
 
@@ -60,3 +64,39 @@ class ItemTask(Task, Protocol):
 
         Several workers may come here at once, and again after a kill: the result must be whole or not there.
         """
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An item of a plan: what is asked, with a ``name``; the model that it needs; and what it costs, in bytes or so.
+
+    ``known``: what the result depends on, in JSON, for the shard's digest; None: all that is asked.
+    """
+
+    asked: dict[str, Any]
+    source: Path
+    cost: int = 1
+    known: Any = None
+
+
+def cut(
+    kind: str,
+    unit: Unit,
+    items: Sequence[Planned],
+    sources: list[dict[str, Any]],
+    texts: int = 0,
+    assembled: bool = False,
+) -> Cut:
+    """A plan of a shard an item, in their order. Raises HalaError for two items of one name."""
+    names = [str(item.asked["name"]) for item in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise HalaError(f"task: two {unit} would be called '{twice}'", "give the models other labels")
+    shards = []
+    for number, item in enumerate(items):
+        known = item.asked if item.known is None else item.known
+        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
+        shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
+    total = sum(item.cost for item in items)
+    asked = [item.asked for item in items]
+    facts = Facts("", len(items), texts, 0, total, sources, unit=unit, items=asked, assembled=assembled)
+    return Cut(shards, facts)

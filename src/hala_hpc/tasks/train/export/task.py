@@ -3,8 +3,6 @@
 The training need not have ended. Its last checkpoint gives the model that the training itself exported.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hala_hpc.data.chat import templates
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, location
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.manifest import Facts, Manifest, Shard
+from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train import card, paths
 from hala_hpc.tasks.train import task as train
@@ -24,7 +22,8 @@ from hala_hpc.tasks.train.checkpoint import checkpoints, export, zero
 from hala_hpc.tasks.train.checkpoint.checkpoints import Saved
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items.task import Item, Planned
+from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 
@@ -65,14 +64,14 @@ class Export:
             )
         steps = sorted(set(self._steps) or found)
         width = len(str(steps[-1]))
-        items, shards = [], []
-        for number, step in enumerate(steps):
-            item = {"name": f"step-{step:0{width}}", "run": str(self._run), "checkpoint": _told(found[step])}
-            digest = hashlib.blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=16).hexdigest()
-            items.append(item)
-            shards.append(Shard(number, "export", str(self._run), 0, number, 1, 0, 1, digest))
+        items = [
+            Planned(
+                {"name": f"step-{step:0{width}}", "run": str(self._run), "checkpoint": _told(found[step])}, self._run
+            )
+            for step in steps
+        ]
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
-        return Cut(shards, Facts("", len(items), 0, 0, len(items), [source], unit="checkpoints", items=items))
+        return planned("export", "checkpoints", items, [source])
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
