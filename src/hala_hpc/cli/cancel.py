@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
-from hala_hpc.pipeline import lookup
 
 LOCAL_SECONDS = 5.0
 """So long a local worker may take to end what it does."""
@@ -98,7 +98,7 @@ def _told(path: Path, done: Cancelled) -> str:
     from hala_hpc.run import status
 
     if not done.arrays and not done.workers:
-        settings = lookup.run_settings(path) if (path / "recipe.yaml").is_file() else None
+        settings = frozen.settings(path) if (path / "recipe.yaml").is_file() else None
         finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
         return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
     line = f"cancelled {plural(len(done.arrays), 'Slurm array')} and {plural(done.workers, 'local worker')}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.pipeline import lookup
+from hala_hpc.config import places
 
 
 @click.group()
@@ -53,7 +53,7 @@ def build(name: str, to: Path | None, switch: bool) -> None:
 def _locks() -> Path:
     from hala_hpc.config.errors import HalaError
 
-    for root in lookup.hpc_roots():
+    for root in places.hpc_roots():
         if (root / "envs").is_dir():
             return root / "envs"
     raise HalaError("no folder hpc/envs with lock files", "run it from a checkout of hala_hpc")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.layout import GRID
@@ -83,7 +84,7 @@ def _row(path: Path) -> dict[str, Any]:
     from hala_hpc.run import manifest, status
 
     try:
-        settings = lookup.run_settings(path)
+        settings = frozen.settings(path)
         state = status.read(path, settings.lease_seconds, settings.attempts)
     except (HalaError, OSError) as error:
         return {"run": path.name, "path": str(path), "error": " ".join(str(error).split())}

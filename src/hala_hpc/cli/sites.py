@@ -3,7 +3,7 @@
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.pipeline import lookup
+from hala_hpc.config import places
 
 
 @click.command()
@@ -16,7 +16,7 @@ def command(json_: bool) -> None:
     """
     found = {
         path.stem: str(path)
-        for root in reversed(lookup.hpc_roots())
+        for root in reversed(places.hpc_roots())
         for path in sorted((root / "sites").glob("*.yaml"))
     }
     if json_:

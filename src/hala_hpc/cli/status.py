@@ -100,8 +100,8 @@ def _read(path: Path, asked: "Asked | None" = None) -> Seen:
     from hala_hpc.run import status
     from hala_hpc.slurm.queue import Asked
 
-    settings = lookup.run_settings(path)
-    before, now = lookup.frozen(path), lookup.settings_now(path)
+    settings = frozen.settings(path)
+    before, now = frozen.read(path), frozen.now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
     began = time.monotonic()
     queue = (asked or Asked(path)).now(state.finished)

@@ -22,3 +22,8 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, words, n=1)
     choices = f"valid: {', '.join(words)}" if words else "nothing is valid here"
     return f"did you mean '{near[0]}'? {choices}" if near else choices
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says first; its class where it says nothing."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -18,6 +18,8 @@ CURE = "a run cannot do without it: put a copy back"
 HEAD: Final = "# The last line of this file is: ...\n"
 END: Final = "...\n"
 """YAML's own end of a document: half a recipe is often one too, of a run with other settings."""
+FOLDER: Final = "changes"
+NAME: Final = re.compile(r"\d{3,}\.yaml")
 
 
 def framed(recipe: str) -> str:
@@ -33,8 +35,6 @@ def refuse_cut(path: Path, text: str) -> None:
 
 def read(run: Path) -> dict[str, Any]:
     """The recipe of the run in a folder. Raises HalaError where it cannot be read, is cut off, or is none of a run."""
-    import yaml
-
     path = run / "recipe.yaml"
     try:
         text = path.read_text("utf-8")
@@ -48,22 +48,23 @@ def read(run: Path) -> dict[str, Any]:
     return recipe
 
 
-def settings(run: Path, recipe: dict[str, Any]) -> Run:
-    """Its ``run`` section. Raises HalaError for keys that this version does not know."""
+def now(run: Path) -> dict[str, Any]:
+    """The recipe with what was changed when the run was resumed. Raises HalaError as ``read``."""
+    return merged(read(run), run)
+
+
+def settings(run: Path) -> Run:
+    """The ``run`` section as it holds now. Raises HalaError as ``read``, and for keys that nobody knows here."""
     try:
-        return Run(**recipe["run"])
+        return Run(**now(run)["run"])
     except TypeError as error:
         raise HalaError(f"{run / 'recipe.yaml'}: {error}", "was the run planned by a newer hala?") from error
-
-
-FOLDER: Final = "changes"
-_NAME = re.compile(r"\d{3,}\.yaml")
 
 
 def files(run: Path) -> list[Path]:
     """The changes of a run, in their order; other names in the folder are none."""
     folder = run / FOLDER
-    names = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    names = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(names, key=lambda path: int(path.stem))
 
 

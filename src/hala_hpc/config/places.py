@@ -58,3 +58,14 @@ def no_model(name: str, key: str = "") -> HalaError:
     wanted = "a model's folder, a run, or a name on the hub is wanted"
     hint = f"{wanted}; a shipped recipe's first lines say how to get its model"
     return HalaError(f"{key}{name} is no model folder: {why}", hint)
+
+
+def hpc_roots() -> list[Path]:
+    """Where site profiles, lock files and DeepSpeed's settings are: here, in an installed package, in a checkout."""
+    package = Path(__file__).parents[1]
+    return [root for root in (Path("hpc"), package / "hpc", package.parents[1] / "hpc") if root.is_dir()]
+
+
+def shipped(name: str) -> Path:
+    """A file of ours below ``hpc/``, whatever is in the current folder."""
+    return next(path for root in hpc_roots() if root.is_absolute() and (path := root / name).is_file())

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
@@ -39,15 +38,7 @@ def profile_of(site: str) -> Path:
     """The file of a site profile, by its name or path; without either, this machine's. Raises HalaError."""
     from hala_hpc.config.compose import find_profile
 
-    return find_profile(places.expanded(site, "--site") or "local", "sites", hpc_roots())
-
-
-def hpc_roots() -> list[Path]:
-    """Where site profiles and lock files are: the current folder, an installed package, a checkout."""
-    import hala_hpc
-
-    package = Path(hala_hpc.__file__).parent
-    return [root for root in (Path("hpc"), package / "hpc", package.parents[1] / "hpc") if root.is_dir()]
+    return find_profile(places.expanded(site, "--site") or "local", "sites", places.hpc_roots())
 
 
 def find(run: str) -> Path:
@@ -97,27 +88,6 @@ def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     from hala_hpc.worker import registry
 
     return thaw(run / "recipe.yaml", registry.options_of, overrides)
-
-
-def frozen(run: Path) -> dict[str, Any]:
-    """The frozen recipe of a run as plain data. Raises HalaError where it cannot be read."""
-    from hala_hpc.config import frozen as recipes
-
-    return recipes.read(run)
-
-
-def settings_now(run: Path) -> dict[str, Any]:
-    """The frozen recipe of a run as plain data, with what was changed when it was resumed. Raises HalaError."""
-    from hala_hpc.config import frozen as recipes
-
-    return recipes.merged(frozen(run), run)
-
-
-def run_settings(run: Path) -> Run:
-    """The ``run`` section of a frozen recipe, as it holds now. Raises HalaError where it cannot be read."""
-    from hala_hpc.config import frozen as recipes
-
-    return recipes.settings(run, settings_now(run))
 
 
 @contextmanager

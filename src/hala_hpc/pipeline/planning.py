@@ -20,7 +20,6 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
 from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import hub
-from hala_hpc.pipeline import lookup
 from hala_hpc.run import create, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
@@ -99,7 +98,7 @@ def _existing(recipe: Recipe, target: Path) -> HalaError:
 
 def difference(recipe: Recipe, run: Path) -> str:
     """How a recipe differs from the one that a run was planned with, in words; empty where it does not."""
-    found = frozen.differing(lookup.frozen(run), yaml.safe_load(freeze(recipe)))
+    found = frozen.differing(frozen.read(run), yaml.safe_load(freeze(recipe)))
     listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(found.items())]
     return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
 

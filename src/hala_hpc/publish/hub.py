@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.words import plural
 from hala_hpc.publish.cards import MEND
 from hala_hpc.publish.content import CARD, Entry
@@ -98,8 +98,9 @@ def _hint(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line for each in list(_causes(error))[::-1] for line in str(each).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """Of what it came from: the client wraps that."""
+    *_, cause = (each for each in _causes(error) if str(each).strip() or each is error)
+    return first_line(cause)
 
 
 PREFIX: Final = "hub:"

@@ -39,7 +39,7 @@ class Run:
 
     @cached_property
     def status(self) -> status.Status:
-        settings = frozen.settings(self.path, self.recipe)
+        settings = frozen.settings(self.path)
         return status.read(self.path, settings.lease_seconds, settings.attempts)
 
     @cached_property
@@ -67,7 +67,7 @@ def _read(path: Path, name: str) -> Run:
     """Raises HalaError where its recipe or manifest cannot be read."""
     facts = manifest.read(path / "manifest.parquet").facts
     recipe = frozen.read(path)
-    frozen.settings(path, recipe)
+    frozen.settings(path)
     return Run(name, RunDirectory(path, facts.suffix), recipe, facts)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import grid, lookup
 
@@ -81,7 +82,7 @@ def _with_data(runs: Sequence[Path]) -> list[Path]:
     """The runs, and before them those that made their tokens, each once."""
     from hala_hpc.cli.views.training import prepare_runs
 
-    trainings = [run for run in runs if lookup.frozen(run)["task"]["kind"] == "train"]
+    trainings = [run for run in runs if frozen.read(run)["task"]["kind"] == "train"]
     data = dict.fromkeys(prepared.resolve() for run in trainings for prepared in prepare_runs(run))
     return [*data, *runs]
 
@@ -171,7 +172,7 @@ def _read(folder: Path) -> list[Row]:
             rows.append(Row(cell))
             continue
         path = folder / cell["name"]
-        settings = lookup.run_settings(path)
+        settings = frozen.settings(path)
         state = statuses.read(path, settings.lease_seconds, settings.attempts)
         rows.append(Row(cell, state, training.read(path, state)))
     return rows
@@ -241,7 +242,7 @@ def _advice(folder: Path, rows: Sequence[Row], queue: "Queue") -> list[str]:
     states = [
         state for row in runs for state in (row.state, *(row.training.preparation if row.training else ())) if state
     ]
-    slurm = lookup.settings_now(folder / runs[0].cell["name"]).get("site", {}).get("slurm", {})
+    slurm = frozen.now(folder / runs[0].cell["name"]).get("site", {}).get("slurm", {})
     return advice(
         queue,
         folder,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hala_hpc.cli import common
+from hala_hpc.config import frozen
 from hala_hpc.pipeline import lookup
 from hala_hpc.tasks.train.prepare import expected
 
@@ -37,7 +38,7 @@ def read(path: Path, state: "Status") -> TrainingState | None:
     lines = loud(path)
     if found is not None or state.finished:
         return TrainingState(found, (), lines)
-    settings = lookup.run_settings(path)
+    settings = frozen.settings(path)
     preparation = [status.read(run, settings.lease_seconds, settings.attempts) for _, run in _datasets(path)]
     return TrainingState(None, preparation, lines)
 
@@ -123,7 +124,7 @@ def as_json(found: TrainingState) -> dict[str, Any]:
 
 def prepare_runs(path: Path) -> list[Path]:
     """Where the datasets' tokens are made. Only shared ones need the recipe to be understood, which takes its time."""
-    task = lookup.frozen(path)["task"]
+    task = frozen.read(path)["task"]
     if not task.get("prepared"):
         return [path / "prepare" / name for name in task.get("datasets", {})]
     from hala_hpc.tasks.train import task as train
@@ -132,7 +133,7 @@ def prepare_runs(path: Path) -> list[Path]:
 
 
 def _datasets(path: Path) -> list[tuple[str, Path]]:
-    named = zip(lookup.frozen(path)["task"].get("datasets", {}), prepare_runs(path), strict=True)
+    named = zip(frozen.read(path)["task"].get("datasets", {}), prepare_runs(path), strict=True)
     return [(name, run) for name, run in named if (run / "manifest.parquet").is_file()]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.schema import Model
 from hala_hpc.data.chat.documents import Chat
 from hala_hpc.data.files import hub
@@ -50,7 +50,7 @@ def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise HalaError(f"model: no tokenizer in '{name}': {_first_line(error)}", _hint(name)) from error
+        raise HalaError(f"model: no tokenizer in '{name}': {first_line(error)}", _hint(name)) from error
     if not tokenizer.is_fast:
         raise HalaError(f"model: '{name}' has no tokenizer.json", "one of transformers' fast tokenizers is needed")
     if chat_template is not None:
@@ -75,7 +75,7 @@ def model_config(model: Model) -> dict[str, Any]:
                 raise places.no_model(model.name, "model.name: ") from error
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = _first_line(error)
+        why = first_line(error)
         raise HalaError(f"model.name: no config.json in '{model.name}': {why}", _hint(model.name)) from error
     return config
 
@@ -100,7 +100,7 @@ def render(tokenizer: Any, chat: Chat) -> Rendered:
             **tokenizer.special_tokens_map,
         )
     except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise HalaError(f"the chat template refuses this conversation: {_first_line(error)}") from error
+        raise HalaError(f"the chat template refuses this conversation: {first_line(error)}") from error
     return Rendered(texts[0], [(begin, end) for begin, end in spans[0]])
 
 
@@ -183,7 +183,3 @@ def _check_ends(tokenizer: Any, encoding: Any, found: Rendered) -> None:
             raise HalaError(
                 f"the chat template's marks leave {token!r} out, so the model would never stop", HOW_TO_MARK
             )
-
-
-def _first_line(error: Exception) -> str:
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.schema import Data, Model
 
 PREFETCH: Final = "`hala prefetch RECIPE` where the hub can be reached"
@@ -53,7 +53,7 @@ def fetch_model(model: Model) -> list[str]:
             raise HalaError(f"model.name: no model '{name}' on the hub", "gated models need `hf auth login`") from error
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise HalaError(
-                f"cannot download '{name}': {_first_line(error)}", "is the hub reachable from here?"
+                f"cannot download '{name}': {first_line(error)}", "is the hub reachable from here?"
             ) from error
     return folders
 
@@ -88,8 +88,8 @@ def _load(data: Data) -> Any:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if not is_on_hub(data.hub or ""):
-            raise HalaError(f"data.hub: cannot load '{data.hub}': {_first_line(error)}") from error
-        why = "it is not in the cache, and the hub is out of reach" if _is_offline() else _first_line(error)
+            raise HalaError(f"data.hub: cannot load '{data.hub}': {first_line(error)}") from error
+        why = "it is not in the cache, and the hub is out of reach" if _is_offline() else first_line(error)
         raise HalaError(f"data.hub: cannot load '{data.hub}': {why}", PREFETCH) from error
 
 
@@ -152,7 +152,3 @@ def require_cached(model: Model) -> None:
             raise HalaError(
                 f"model '{name}' is not in the cache, and the site is offline", "`hala prefetch RECIPE` first"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

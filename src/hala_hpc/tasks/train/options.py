@@ -1,8 +1,12 @@
 """What a recipe may say of a training: the ``task:`` section of ``kind: train``."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from hala_hpc.config import places
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, Data, TaskOptions
 from hala_hpc.data.chat.documents import Kind
 
@@ -55,6 +59,19 @@ class DeepSpeed:
 
     stage: Literal[0, 2, 3] = 0
     file: str | None = field(default=None, metadata=PATH)
+
+    def settings(self) -> dict[str, Any] | None:
+        """DeepSpeed's own configuration; None for stage 0. Raises HalaError for a file of another stage."""
+        if not self.stage:
+            return None
+        path = Path(self.file) if self.file else places.shipped(f"deepspeed/zero{self.stage}.json")
+        try:
+            settings: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise HalaError(f"task.deepspeed.file: {path}: {error}") from error
+        if (stage := settings.get("zero_optimization", {}).get("stage")) != self.stage:
+            raise HalaError(f"task.deepspeed.file: {path} is for stage {stage}, not {self.stage}")
+        return settings
 
 
 @dataclass

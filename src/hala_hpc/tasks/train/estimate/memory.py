@@ -1,9 +1,7 @@
 """What a training takes of each GPU's memory, estimated from the model's form and the recipe before anything runs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hala_hpc.tasks.train.batch import layout
@@ -159,7 +157,8 @@ def estimate(
     )
     total = parameters.count(model).total
     kept = _activations(model, setting, options, tokens)
-    zero = (_file(options) if settings is None else settings).get("zero_optimization", {}) if stage else {}
+    settings = options.deepspeed.settings() if settings is None else settings
+    zero = settings.get("zero_optimization", {}) if stage and settings else {}
     held = _states(total, stage, 2 if is_mixed else 4, world)
     backward, step = _working(model, setting, stage, zero, world, tokens)
     return Memory(*held, activations=kept, working=max(backward, step - kept))
@@ -216,14 +215,3 @@ def _number(zero: Mapping[str, Any], key: str, otherwise: int) -> int:
     """A setting of DeepSpeed; ``auto`` is filled in by transformers from the model's width."""
     value = zero.get(key, otherwise)
     return otherwise if value == "auto" else int(value)
-
-
-def _file(options: Options) -> dict[str, Any]:
-    import hala_hpc
-
-    package = Path(hala_hpc.__file__).parent
-    roots = (package / "hpc", package.parents[1] / "hpc")
-    shipped = (root / "deepspeed" / f"zero{options.deepspeed.stage}.json" for root in roots)
-    file = Path(options.deepspeed.file) if options.deepspeed.file else next(path for path in shipped if path.is_file())
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found

@@ -1,6 +1,5 @@
 """The model and the trainer's settings of one rank, from the recipe."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
-from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.chat import templates
 from hala_hpc.tasks.train.attention import attention_of
 from hala_hpc.tasks.train.batch import Layout
-from hala_hpc.tasks.train.options import DeepSpeed, Options
+from hala_hpc.tasks.train.options import Options
 from hala_hpc.tasks.train.packable import is_convolutional
 
 
@@ -39,7 +37,7 @@ def settings(options: Options, folder: Path, layout: Layout, steps: int) -> SFTC
         bf16=is_bf16,
         use_cpu=not on_gpu,
         ddp_backend=None if on_gpu else "gloo",
-        deepspeed=deepspeed_config(options.deepspeed),
+        deepspeed=options.deepspeed.settings(),
         gradient_checkpointing=options.activation_checkpointing,
         use_liger_kernel="liger" in options.kernels,
         seed=options.seed,
@@ -58,20 +56,6 @@ def settings(options: Options, folder: Path, layout: Layout, steps: int) -> SFTC
     )
 
 
-def deepspeed_config(asked: DeepSpeed) -> dict[str, Any] | None:
-    """The configuration of a stage, from its file; None for stage 0. Raises HalaError for a file of another stage."""
-    if not asked.stage:
-        return None
-    path = Path(asked.file) if asked.file else _shipped(asked.stage)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HalaError(f"task.deepspeed.file: {path}: {error}") from error
-    if (found := config.get("zero_optimization", {}).get("stage")) != asked.stage:
-        raise HalaError(f"task.deepspeed.file: {path} is for stage {found}, not {asked.stage}")
-    return config
-
-
 def load(recipe: Recipe, on_deepspeed: bool) -> Any:
     """The model to train. In bf16 where DeepSpeed keeps the float32 master, else in float32."""
     options: Options = recipe.task
@@ -87,14 +71,6 @@ def form_of(model: Any, is_packed: bool) -> tuple[str, bool]:
         return "padded", False
     flat = "flash" in (model.config._attn_implementation or "")
     return "flat" if flat else "positions", is_convolutional(model.config.to_dict())
-
-
-def _shipped(stage: int) -> Path:
-    import hala_hpc
-
-    package = Path(hala_hpc.__file__).parent
-    roots = (package / "hpc", package.parents[1] / "hpc")
-    return next(root for root in roots if root.is_dir()) / "deepspeed" / f"zero{stage}.json"
 
 
 def start_distributed(stage: int) -> None:
