@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.cli.status import _noted
-from hala_hpc.run import cost, status
+from hala_hpc.run import history, status
 from hala_hpc.worker.job import work_until
 from tests.engines.test_openai import Server
 from tests.worker.helpers import events, plan, proof, quarantined, rows
@@ -39,6 +39,6 @@ def test_thoughts_are_taken_off_and_counted(tmp_path: Path, server: Server) -> N
         "apart endless": "thinking",
     }
     assert events(run, "progress")[-1]["thoughts"] == 5
-    assert cost.of_run(run, {}).thoughts == 5
+    assert history.of_run(run, {}).thoughts == 5
     state = status.read(run, 60.0, 5)
     assert _noted(state) == "5 answers had thinking in front, which is left out"

@@ -97,7 +97,7 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
     Taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
     from hala_hpc.config import frozen as recipes
-    from hala_hpc.run.changes import write
+    from hala_hpc.run.redo import write
     from hala_hpc.slurm import record
 
     before = {run: recipes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}

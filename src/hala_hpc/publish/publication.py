@@ -15,7 +15,7 @@ from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Source
 from hala_hpc.publish.scores import Scores
-from hala_hpc.run import cost, files, manifest
+from hala_hpc.run import files, history, manifest
 from hala_hpc.run.collect import LINKED
 
 
@@ -82,7 +82,7 @@ def prepare(run: Path, content: Content, asked: Asked) -> Publication:
         made_by=manifest.read(run / "manifest.parquet").facts.made_by,
         sources=sources,
         decision=decision,
-        work=cost.of_run(run, site),
+        work=history.of_run(run, site),
         scores=_scores(content, asked.scores),
         about=asked.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),

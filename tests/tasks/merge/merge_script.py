@@ -15,8 +15,8 @@ from mergekit.merge_methods import registry
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe
-from hala_hpc.tasks.merge import cosine, merging, methods, vocabulary
 from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge import task as merge
 from hala_hpc.tasks.train.checkpoint import export
 from hala_hpc.worker.job import work_until
@@ -85,13 +85,13 @@ def refusal(base: Path, other: Path, out: Path) -> str:
 def cosines(one: Path, two: Path) -> dict[str, Any]:
     """In pieces of seven numbers; and whether it can be stopped."""
     mine, other = (merge_inputs.read(path.name, path) for path in (one, two))
-    cosine.PIECE = 7
+    merging.PIECE = 7
     try:
-        cosine.cosines(mine, other, list(mine.tensors), stop)
+        merging.cosines(mine, other, list(mine.tensors), stop)
     except KeyboardInterrupt:
         return {
-            "apart": cosine.cosines(mine, other, list(mine.tensors)),
-            "same": cosine.cosines(mine, mine, mine.tensors),
+            "apart": merging.cosines(mine, other, list(mine.tensors)),
+            "same": merging.cosines(mine, mine, mine.tensors),
         }
     return {}
 
@@ -114,7 +114,7 @@ def main() -> None:
     seen["cosines"] = {name: cosines(*map(Path, models)) for name, models in asked["cosines"].items()}
     whole = merge_inputs.read("tuned", Path(asked["cut"]))
     for _ in range(2):  # again, as after a kill
-        vocabulary.cut(whole, vocabulary.Vocabulary(10, 12), out / "cut")
+        merge_inputs.cut(whole, merge_inputs.Vocabulary(10, 12), out / "cut")
     seen["loaded"] = export.examine(Path(asked["load"]))
     (out / "seen.json").write_text(json.dumps(seen))
 

@@ -19,8 +19,8 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.models import location
 from hala_hpc.pipeline.planning import plan_run
 from hala_hpc.run import manifest
+from hala_hpc.tasks.merge import inputs
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge import vocabulary
 from hala_hpc.tasks.merge.folder import check_merge
 from hala_hpc.tasks.merge.task import Merging, Options, Source
 from hala_hpc.worker import registry
@@ -212,7 +212,7 @@ def test_a_model_cut_to_shared_rows_is_a_model_of_its_own(worked: Path) -> None:
     assert cut.config["vocab_size"] == 10 and cut.tensors.keys() == whole.tensors.keys()
     for name, (file, tensor) in cut.tensors.items():
         other_file, other = whole.tensors[name]
-        assert tensor.shape == ((10, *other.shape[1:]) if vocabulary.has_rows(name) else other.shape)
+        assert tensor.shape == ((10, *other.shape[1:]) if inputs.has_rows(name) else other.shape)
         size = tensor.end - tensor.begin
         assert file.read_bytes()[tensor.begin : tensor.end] == other_file.read_bytes()[other.begin :][:size]
 

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.merge import folder as merge_folder
-from hala_hpc.tasks.merge import grid, methods, vocabulary
+from hala_hpc.tasks.merge import grid, methods
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge.vocabulary import Vocabulary
+from hala_hpc.tasks.merge.inputs import Vocabulary
 from tests.tasks.merge.merge_pairs import Numbers, configure, store
 
 LAYER = "model.layers.{}.mlp.up_proj.weight"
@@ -169,17 +169,17 @@ def test_a_padded_vocabulary_is_shared_up_to_the_last_common_token(two: tuple[Pa
     base, tuned = merge_inputs.read("base", one), merge_inputs.read("tuned", other)
     merge_inputs.refuse_unlike(base, tuned, same_vocabulary=False)
     inputs = {"base": base, "tuned": tuned}
-    assert vocabulary.find(inputs, "base") == Vocabulary(12, 12)
-    assert vocabulary.find(inputs, "tuned") == Vocabulary(12, 16)
+    assert merge_inputs.shared_vocabulary(inputs, "base") == Vocabulary(12, 12)
+    assert merge_inputs.shared_vocabulary(inputs, "tuned") == Vocabulary(12, 16)
     tokenizer("abcdefghijklm").save(str(other / "tokenizer.json"))
-    assert vocabulary.find(inputs, "tuned") == Vocabulary(12, 16)
+    assert merge_inputs.shared_vocabulary(inputs, "tuned") == Vocabulary(12, 16)
     tokenizer("abcdefghijXYZ").save(str(other / "tokenizer.json"))
-    assert vocabulary.find(inputs, "tuned") == Vocabulary(10, 16)
+    assert merge_inputs.shared_vocabulary(inputs, "tuned") == Vocabulary(10, 16)
     tokenizer("bacdefghijkl").save(str(other / "tokenizer.json"))
     with pytest.raises(HalaError, match=r"2 tokens have other numbers, e\.g\. 'a' \(0 and 1\)"):
-        vocabulary.find(inputs, "base")
+        merge_inputs.shared_vocabulary(inputs, "base")
     tokenizer().save(str(other / "tokenizer.json"))
-    assert vocabulary.find({"base": base, "again": base}, "base") is None
+    assert merge_inputs.shared_vocabulary({"base": base, "again": base}, "base") is None
 
 
 def names(*arguments: Any) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.train.attention import attention_of
+from hala_hpc.tasks.train.options import attention_of
 
 GEMMA2 = {"model_type": "gemma2", "attn_logit_softcapping": 50.0}
 

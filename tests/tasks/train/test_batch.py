@@ -3,8 +3,7 @@
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.train.batch import Layout, global_batch, layout
-from hala_hpc.tasks.train.options import Batch, Options
+from hala_hpc.tasks.train.options import Batch, Layout, Options, global_batch, layout
 
 
 def options(**batch: int) -> Options:

@@ -10,7 +10,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.train import metrics
-from hala_hpc.tasks.train.estimate import parameters
+from hala_hpc.tasks.train.estimate import architecture
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -157,12 +157,12 @@ writer.close()
     ],
 )
 def test_peaks_by_the_names_that_drivers_give(name: str, expected: float | None) -> None:
-    assert parameters.peak_flops(name) == expected
+    assert architecture.peak_flops(name) == expected
 
 
 def test_flops_are_those_that_palm_counts() -> None:
     """PaLM 540B, appendix B and table 3: 46.2 % MFU at 238,300 tokens/s on 6,144 TPU v4 of 275 TFLOP/s."""
-    per_token = parameters.flops_per_token(540_350_000_000, 118, 48 * 256, 2048)
+    per_token = architecture.flops_per_token(540_350_000_000, 118, 48 * 256, 2048)
     assert 238_300 * per_token / (6144 * 275e12) == pytest.approx(0.462, abs=0.003)
-    assert parameters.mfu(1000.0, 989.4e9, "NVIDIA H200", 2) == pytest.approx(0.5)
-    assert parameters.mfu(1000.0, 989.4e9, "cpu", 2) is None
+    assert architecture.mfu(1000.0, 989.4e9, "NVIDIA H200", 2) == pytest.approx(0.5)
+    assert architecture.mfu(1000.0, 989.4e9, "cpu", 2) is None

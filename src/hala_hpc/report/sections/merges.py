@@ -10,8 +10,8 @@ from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Section, isolated
 from hala_hpc.report.runs import Run
-from hala_hpc.tasks.merge.cosine import LERP_ABOVE
 from hala_hpc.tasks.merge.folder import REPORT
+from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")
 LEAST_SHOWN: Final = 10

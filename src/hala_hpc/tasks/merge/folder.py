@@ -15,8 +15,8 @@ from hala_hpc.models.safetensors_file import Tensor, Unreadable, not_finite, ten
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
-from hala_hpc.tasks.merge.cosine import LERP_ABOVE
-from hala_hpc.tasks.merge.vocabulary import with_rows
+from hala_hpc.tasks.merge.inputs import with_rows
+from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 REPORT: Final = "report.json"
 """In the model folder: models, parameters, and for each tensor its cosines."""

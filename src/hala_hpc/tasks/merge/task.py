@@ -18,10 +18,8 @@ from hala_hpc.tasks.merge import folder as merge_folder
 from hala_hpc.tasks.merge import grid as merge_grid
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge import methods
-from hala_hpc.tasks.merge import vocabulary as merge_vocabulary
-from hala_hpc.tasks.merge.cosine import cosines
-from hala_hpc.tasks.merge.inputs import Input
-from hala_hpc.tasks.merge.vocabulary import Vocabulary
+from hala_hpc.tasks.merge.inputs import Input, Vocabulary
+from hala_hpc.tasks.merge.merging import cosines
 from hala_hpc.worker.items.task import Item, Planned
 from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
@@ -215,10 +213,10 @@ class Merging:
         vocabulary = Vocabulary(**asked["vocabulary"]) if asked.get("vocabulary") else None
         if vocabulary is not None:
             folder = item.kept / "cut"
-            inputs = {label: merge_vocabulary.cut(one, vocabulary, folder / label) for label, one in inputs.items()}
+            inputs = {label: merge_inputs.cut(one, vocabulary, folder / label) for label, one in inputs.items()}
         base, others = inputs[BASE], {label: one for label, one in inputs.items() if label != BASE}
         shared = merge_inputs.tensors_to_merge(base, others)
-        tensors = {name: merge_vocabulary.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
+        tensors = {name: merge_inputs.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
         config = dict(asked["config"])
         dtype = config.pop("out_dtype")
         item.place.mkdir()
@@ -297,10 +295,10 @@ def _donor(asked: str | None, inputs: Mapping[str, Input]) -> str:
 
 def _vocabulary(item: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str, Any]:
     """The plan's entry for a merge whose models do not have the same rows; empty where they have."""
-    found = merge_vocabulary.find({label: inputs[label] for label in item["models"]}, item["files_from"])
+    found = merge_inputs.shared_vocabulary({label: inputs[label] for label in item["models"]}, item["files_from"])
     return {"vocabulary": asdict(found)} if found is not None else {}
 
 
 def _beyond(donor: Input, vocabulary: Vocabulary | None, name: str) -> Any:
-    has_more = vocabulary is not None and merge_vocabulary.has_rows(name) and vocabulary.rows > vocabulary.shared
-    return merge_vocabulary.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None
+    has_more = vocabulary is not None and merge_inputs.has_rows(name) and vocabulary.rows > vocabulary.shared
+    return merge_inputs.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None

@@ -1,5 +1,6 @@
-"""What a recipe may say of a training: the ``task:`` section of ``kind: train``."""
+"""What a recipe may say of a training (the ``task:`` section of ``kind: train``), and what of it a model allows."""
 
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,3 +146,98 @@ class Prepare(TaskOptions):
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"
     leave_out: list[str] = field(default_factory=list)  # of marks.NAMES
     control_tokens: list[str] = field(default_factory=list)
+
+
+CAPPED = "attn_logit_softcapping"
+"""Key of the config of models (Gemma 2) whose attention scores are capped, which ``sdpa`` leaves out in silence."""
+
+
+def attention_of(config: dict[str, Any], asked: str | None) -> str | None:
+    """Transformers' ``attn_implementation``; None leaves it to the model. Raises HalaError for one that is wrong."""
+    if not config.get(CAPPED):
+        return asked
+    if asked == "sdpa":
+        raise HalaError(
+            f"task.attention: sdpa leaves out what {config.get('model_type')} does to its scores (soft-capping)",
+            "eager, flash_attention_2 or flex_attention",
+        )
+    return asked or "eager"
+
+
+CONVOLUTIONAL = ("lfm2", "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "granitemoehybrid", "falcon_h1")
+"""Model types whose layers mix neighbouring tokens outside attention: only a kernel keeps documents apart there."""
+KERNEL = "causal_conv1d"
+"""The package whose convolution takes ``seq_idx``; for LFM2 (transformers 5.17) it is enough."""
+
+
+def is_convolutional(config: dict[str, Any]) -> bool:
+    """By the ``config.json`` of a model."""
+    return config.get("model_type") in CONVOLUTIONAL or "conv" in (config.get("layer_types") or ())
+
+
+def can_pack(config: dict[str, Any], on_gpu: bool, has_kernel: bool | None = None) -> bool:
+    """Whether documents may share a sequence: attention tells them apart by their positions, convolutions do not.
+
+    ``has_kernel`` is whether ``KERNEL`` is there where the training runs; null looks here.
+    """
+    if not is_convolutional(config):
+        return True
+    found = importlib.util.find_spec(KERNEL) is not None if has_kernel is None else has_kernel
+    return config.get("model_type") == "lfm2" and on_gpu and found
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``per_device`` sequences go through one GPU at once, ``accumulation`` times a step, on ``world`` GPUs."""
+
+    world: int
+    per_device: int
+    accumulation: int
+
+    @property
+    def sequences(self) -> int:
+        """Of one optimizer step, over all GPUs."""
+        return self.world * self.per_device * self.accumulation
+
+
+def global_batch(options: Options) -> int:
+    """Sequences that one optimizer step sees. Raises HalaError unless exactly one of the two measures is given."""
+    batch = options.batch
+    if (batch.sequences is None) == (batch.tokens is None):
+        raise HalaError("task.batch: give either sequences or tokens", "for example task.batch.sequences=256")
+    if batch.sequences is not None:
+        if batch.sequences < 1:
+            raise HalaError(f"task.batch.sequences: {batch.sequences} is no batch", "at least 1")
+        return batch.sequences
+    assert batch.tokens is not None
+    sequences, rest = divmod(batch.tokens, options.sequence_length)
+    if rest or not sequences:
+        raise HalaError(
+            f"task.batch.tokens: {batch.tokens} is no multiple of task.sequence_length, {options.sequence_length}",
+            f"for example {max(1, round(batch.tokens / options.sequence_length)) * options.sequence_length}",
+        )
+    return sequences
+
+
+def steps_of(sequences: int, batch: int) -> int:
+    """Optimizer steps of so many sequences: the last may be shorter than the others."""
+    return -(-sequences // batch)
+
+
+def layout(options: Options, world: int) -> Layout:
+    """Spread the global batch over ``world`` GPUs, with as many sequences at once as ``per_device`` allows.
+
+    Raises HalaError where the batch does not divide by the number of GPUs.
+    """
+    sequences, most = global_batch(options), options.batch.per_device
+    if most < 1:
+        raise HalaError(f"task.batch.per_device: {most} is no batch", "at least 1")
+    if sequences % world:
+        below, above = sequences // world * world, (sequences // world + 1) * world
+        raise HalaError(
+            f"task.batch: {sequences} sequences do not divide by {world} GPUs",
+            f"task.batch.sequences={above}" + (f" or {below}" if below else "") + ", or other nodes or GPUs",
+        )
+    share = sequences // world
+    per_device = max(count for count in range(1, min(most, share) + 1) if share % count == 0)
+    return Layout(world, per_device, share // per_device)

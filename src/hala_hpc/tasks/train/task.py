@@ -17,10 +17,7 @@ from hala_hpc.run import create as runs
 from hala_hpc.run import manifest
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.tasks.train import packable
-from hala_hpc.tasks.train.attention import attention_of
-from hala_hpc.tasks.train.batch import layout
-from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
 from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
 
@@ -61,10 +58,10 @@ class Train:
         if any((path := Path(recipe.model.name)).glob("*.safetensors*")):
             location.weights(path)  # cut short, or not all there
         attention_of(config, options.attention)
-        if options.packing and not packable.can_pack(config, recipe.site.slurm.gpus_per_worker > 0, has_kernel=True):
+        if options.packing and not can_pack(config, recipe.site.slurm.gpus_per_worker > 0, has_kernel=True):
             raise HalaError(
                 f"task.packing: {config.get('model_type')} mixes neighbouring tokens in convolutions, and cannot keep "
-                f"packed documents apart without a GPU and {packable.KERNEL}",
+                f"packed documents apart without a GPU and {KERNEL}",
                 "leave task.packing out: then sequences of like length share a batch",
             )
         tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)

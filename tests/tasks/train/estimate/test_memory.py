@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.train.estimate import architecture, memory, parameters
+from hala_hpc.tasks.train.estimate import architecture, memory
 from hala_hpc.tasks.train.estimate.memory import Memory
 from hala_hpc.tasks.train.options import Batch, DeepSpeed, Options
 from tests.conftest import ROOT
@@ -126,7 +126,7 @@ def nine_billion() -> architecture.Architecture:
 def test_zero_stages_spread_what_the_paper_says() -> None:
     """ZeRO, table 1: with Adam 16 bytes a weight, of which stage 2 spreads 14 and stage 3 all over the GPUs."""
     model = nine_billion()
-    total = parameters.count(model).total
+    total = architecture.count(model).total
     batch = Batch(sequences=16)
     for stage, least in ((2, 2 * total + 14 * total / 16), (3, 16 * total / 16)):
         options = Options(sequence_length=512, batch=batch, deepspeed=DeepSpeed(stage=stage))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 from hala_hpc.config.compose import thaw
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.batch import layout
+from hala_hpc.tasks.train.options import layout
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.rank.batches import IGNORED, Batches

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hala_hpc.tasks.train.batch import layout
-from hala_hpc.tasks.train.estimate import parameters
+from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate.architecture import Architecture
-from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.options import Options, layout
 
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 """Families whose norms and MLP liger-kernel replaces; it then saves a norm's input, and gate and up of an MLP."""
@@ -155,7 +154,7 @@ def estimate(
         width=2 if is_mixed else 4,
         liger="liger" in options.kernels,
     )
-    total = parameters.count(model).total
+    total = architecture.count(model).total
     kept = _activations(model, setting, options, tokens)
     settings = options.deepspeed.settings() if settings is None else settings
     zero = settings.get("zero_optimization", {}) if stage and settings else {}
@@ -185,7 +184,7 @@ def _activations(model: Architecture, setting: Setting, options: Options, tokens
 
 def _cast(model: Architecture, setting: Setting) -> int:
     """Under autocast the forward pass makes a bfloat16 copy of each matrix, and keeps it."""
-    counted = parameters.count(model)
+    counted = architecture.count(model)
     return 2 * (counted.total - counted.embedding - counted.head) if setting.autocast else 0
 
 
@@ -193,7 +192,7 @@ def _working(
     model: Architecture, setting: Setting, stage: int, zero: Mapping[str, Any], world: int, tokens: int
 ) -> tuple[int, int]:
     """Bytes beside states and activations: in the backward pass, and in the optimizer's step."""
-    weights, width = parameters.count(model).total, setting.width
+    weights, width = architecture.count(model).total, setting.width
     embedding = model.vocabulary * model.hidden
     tile = min(tokens, TILE_TOKENS) * TILE_WORDS * width
     # The head adds up its gradient in float32, then makes one of the weight's own type of it.

@@ -30,7 +30,7 @@ SUM: Final = (*PARTS, "total")
 def summary(recipe: Recipe, planned: Path) -> dict[str, Any]:
     """Plain data for the table and for ``--json``. ``planned`` is the run, perhaps under another name."""
     from hala_hpc.data.chat import templates
-    from hala_hpc.tasks.train.batch import global_batch, steps_of
+    from hala_hpc.tasks.train.options import global_batch, steps_of
 
     options: Options = recipe.task
     config = templates.model_config(recipe.model)
@@ -79,19 +79,19 @@ def on_hardware(
 
 def gpu_hours(model: "Architecture", options: "Options", tokens: int) -> float:
     """Hours of one GPU: FLOPs per token (see ``flops``) times tokens, over peak times the assumed MFU."""
-    from hala_hpc.tasks.train.estimate import parameters
+    from hala_hpc.tasks.train.estimate import architecture
 
     attention = model.attentions or 1
-    each = parameters.flops_per_token(
-        parameters.count(model).computing, attention, model.queries, options.sequence_length
+    each = architecture.flops_per_token(
+        architecture.count(model).computing, attention, model.queries, options.sequence_length
     )
     share = MFU * (RECOMPUTED if options.activation_checkpointing else 1.0)
-    return each * tokens / (parameters.PEAK_BF16[GPU] * share) / 3600
+    return each * tokens / (architecture.PEAK_BF16[GPU] * share) / 3600
 
 
 def _cost(recipe: Recipe, config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """Memory and hours, as far as the model's form is known."""
-    from hala_hpc.tasks.train.estimate import architecture, parameters
+    from hala_hpc.tasks.train.estimate import architecture
 
     options: Options = recipe.task
     try:
@@ -109,7 +109,7 @@ def _cost(recipe: Recipe, config: Mapping[str, Any], tokens: int) -> dict[str, A
             rows.append(row | {"refused": found})
         else:
             rows.append(row | asdict(found) | {"total": found.total, "fits": found.fits(room)})
-    weights = parameters.count(model).total
+    weights = architecture.count(model).total
     state = 12 if not options.deepspeed.stage else 14  # weights and Adam's moments; of ZeRO also the bfloat16 weights
     return {
         "weights": weights,
@@ -144,12 +144,12 @@ def _sequences(each: Mapping[str, Any], length: int) -> float:
 
 def _packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """Whether documents will share sequences: known only on the node where a kernel decides."""
-    from hala_hpc.tasks.train import packable
+    from hala_hpc.tasks.train.options import KERNEL, is_convolutional
 
     options: Options = recipe.task
     if options.packing is not None:
         return "yes" if options.packing else "no"
-    if not packable.is_convolutional(dict(config)):
+    if not is_convolutional(dict(config)):
         return "yes"
     on_gpu = recipe.site.slurm.gpus_per_worker > 0
-    return f"where {packable.KERNEL} is installed" if on_gpu and config.get("model_type") == "lfm2" else "no"
+    return f"where {KERNEL} is installed" if on_gpu and config.get("model_type") == "lfm2" else "no"

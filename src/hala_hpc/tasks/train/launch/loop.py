@@ -16,7 +16,7 @@ from hala_hpc.run import partial, publish, status
 from hala_hpc.run.files import write_durably
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.slurm import allocation as slurm
-from hala_hpc.tasks.train import packable, paths
+from hala_hpc.tasks.train import options, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.launch import fitness, signs
 from hala_hpc.tasks.train.launch.fitness import Bad
@@ -117,7 +117,7 @@ class Launcher:
     def _build_index(self) -> None:
         recipe = self._context.recipe
         config = templates.model_config(recipe.model)
-        can_pack = packable.can_pack(config, on_gpu=recipe.site.slurm.gpus_per_worker > 0)
+        can_pack = options.can_pack(config, on_gpu=recipe.site.slurm.gpus_per_worker > 0)
         prepared = Prepared(train.prepare_runs(self._run, recipe))
         order = index.build(prepared, self._options, can_pack, self._run / paths.INDEX)
         write_durably(self._run / paths.REPORT, (self._run / paths.INDEX / "report.json").read_bytes())

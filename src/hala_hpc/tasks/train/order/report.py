@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hala_hpc.tasks.train.batch import steps_of
-from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.options import Options, steps_of
 from hala_hpc.tasks.train.order.packing import Sequences
 from hala_hpc.tasks.train.order.prepared import Prepared
 

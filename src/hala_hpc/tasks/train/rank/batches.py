@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hala_hpc.tasks.train.batch import Layout
+from hala_hpc.tasks.train.options import Layout
 from hala_hpc.tasks.train.order.index import Index
 from hala_hpc.tasks.train.order.prepared import Prepared
 

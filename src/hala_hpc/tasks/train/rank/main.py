@@ -22,11 +22,10 @@ from hala_hpc.data.chat import templates
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.tasks.train import card, metrics, paths
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.batch import layout
 from hala_hpc.tasks.train.checkpoint import export
 from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved
-from hala_hpc.tasks.train.estimate.parameters import flops_per_token
-from hala_hpc.tasks.train.options import Options
+from hala_hpc.tasks.train.estimate.architecture import flops_per_token
+from hala_hpc.tasks.train.options import Options, layout
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare

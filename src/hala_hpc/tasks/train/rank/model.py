@@ -10,10 +10,7 @@ from trl import SFTConfig
 
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.chat import templates
-from hala_hpc.tasks.train.attention import attention_of
-from hala_hpc.tasks.train.batch import Layout
-from hala_hpc.tasks.train.options import Options
-from hala_hpc.tasks.train.packable import is_convolutional
+from hala_hpc.tasks.train.options import Layout, Options, attention_of, is_convolutional
 
 
 def settings(options: Options, folder: Path, layout: Layout, steps: int) -> SFTConfig:

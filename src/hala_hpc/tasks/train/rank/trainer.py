@@ -17,7 +17,7 @@ from trl import SFTTrainer
 
 from hala_hpc.tasks.train.checkpoint import zero
 from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved, digests_of
-from hala_hpc.tasks.train.estimate.parameters import mfu
+from hala_hpc.tasks.train.estimate.architecture import mfu
 from hala_hpc.tasks.train.options import Options, Schedule
 from hala_hpc.tasks.train.order.index import Index
 from hala_hpc.tasks.train.order.prepared import Prepared

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.train.estimate import architecture, parameters
+from hala_hpc.tasks.train.estimate import architecture
 from tests.tasks.train.estimate.real_models import REAL
 from tests.work import work_python as work_python
 
@@ -57,7 +57,7 @@ def test_counts_are_those_of_transformers(work_python: Path) -> None:
     configs = [SMALL | config for config in CONFIGS]
     said = subprocess.run([work_python, "-c", COUNT, json.dumps(configs)], capture_output=True, text=True, check=True)
     for config, (total, embedding, tied) in zip(configs, json.loads(said.stdout.splitlines()[-1]), strict=True):
-        counted = parameters.count(architecture.read(config))
+        counted = architecture.count(architecture.read(config))
         assert (counted.total, counted.embedding, counted.tied) == (total, embedding, tied), config
 
 
@@ -72,13 +72,13 @@ def test_counts_are_those_of_transformers(work_python: Path) -> None:
     ],
 )
 def test_real_bases_have_their_published_size(name: str, published: int) -> None:
-    assert parameters.count(architecture.read(REAL[name])).total == published
+    assert architecture.count(architecture.read(REAL[name])).total == published
 
 
 def test_what_is_looked_up_does_not_compute() -> None:
-    tied = parameters.count(architecture.read(SMALL | CONFIGS[5]))
+    tied = architecture.count(architecture.read(SMALL | CONFIGS[5]))
     assert tied.tied and tied.computing == tied.total
-    apart = parameters.count(architecture.read(SMALL | CONFIGS[0]))
+    apart = architecture.count(architecture.read(SMALL | CONFIGS[0]))
     assert not apart.tied and apart.computing == apart.total - 320 * 64
 
 
@@ -95,11 +95,11 @@ def test_safetensors_headers_are_counted_without_their_weights(tmp_path: Path) -
     text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(text).to_bytes(8, "little") + text + np.zeros(84, np.float32).tobytes())
-    found = parameters.in_folder(tmp_path)
+    found = architecture.in_folder(tmp_path)
     assert (found.total, found.embedding, found.head, found.tied) == (84, 40, 40, False)
     file.write_bytes(b"not at all a file of tensors")
     with pytest.raises(HalaError, match="not a safetensors file"):
-        parameters.in_folder(tmp_path)
+        architecture.in_folder(tmp_path)
     file.unlink()
     with pytest.raises(HalaError, match="no safetensors files"):
-        parameters.in_folder(tmp_path)
+        architecture.in_folder(tmp_path)
