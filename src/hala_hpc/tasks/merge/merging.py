@@ -34,7 +34,7 @@ class Asked:
     device: str = "cpu"
     seed: int = 0
     beyond: Callable[[str], Any] | None = None
-    """By a tensor's name the rows after those that are merged; None for a tensor without (``merge_vocabulary``)."""
+    """By a tensor's name the rows after those that are merged; None for a tensor without (``inputs.shared_vocabulary``)."""
 
 
 def merge(
