@@ -14,11 +14,14 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
+from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.safetensors_file import Tensor, Tensors
 from hala_hpc.tasks.merge.inputs import FLOATS, Input
 
-FILE_BYTES: Final = 500_000_000
-"""Of a weights file, about: so much is held in memory until it is written."""
+LEAST_BYTES: Final = 250_000_000
+"""Of a weights file, about, at least. It is held in memory until it is written, and once more then."""
+FREED_BYTES: Final = 1 << 22
+"""Of the pieces that slerp works in (see ``free_at_once``)."""
 TELL_SECONDS: Final = 5.0
 
 
@@ -34,7 +37,7 @@ class Asked:
     device: str = "cpu"
     seed: int = 0
     beyond: Callable[[str], Any] | None = None
-    """By a tensor's name the rows after those that are merged; None for a tensor without (``inputs.shared_vocabulary``)."""
+    """By a tensor's name the rows after those that are merged; None for a tensor without (``shared_vocabulary``)."""
 
 
 def merge(
@@ -56,6 +59,7 @@ def merge(
     from mergekit.common import dtype_from_name
     from mergekit.io import TensorWriter
 
+    free_at_once(FREED_BYTES)
     torch.manual_seed(asked.seed)
     tied = _tied_to(asked)
     wanted = {name: tensor for name, tensor in asked.tensors.items() if tied.get(name) not in asked.tensors}
@@ -66,7 +70,9 @@ def merge(
     parameters = {name: dict(step.tensor_task.parameters.items()) for name, step in steps.items()}
     kept = {name: step.dtype for name, step in steps.items() if step.dtype}  # types that mergekit insists on
     told = time.monotonic()
-    writer = TensorWriter(str(folder), FILE_BYTES)  # as a context it would write an index after an error too
+    largest = max(file.stat().st_size for file in asked.models[asked.base].files())
+    # As a context it would write an index after an error too.
+    writer = TensorWriter(str(folder), max(LEAST_BYTES, largest // 2))
     for number, (name, tensor) in enumerate(_results(asked, steps), 1):
         rest = asked.beyond(name) if asked.beyond is not None else None
         if rest is not None:

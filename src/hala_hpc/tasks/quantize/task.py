@@ -18,6 +18,7 @@ from hala_hpc.data.chat.documents import Kind
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, location
 from hala_hpc.models.location import digest_of_weights
+from hala_hpc.models.malloc import free_at_once
 from hala_hpc.models.safetensors_file import Tensor, tensors_of
 from hala_hpc.run import files
 from hala_hpc.run.digests import digest_of
@@ -37,6 +38,8 @@ WHOLE: Final = "model"
 CALIBRATION: Final = "input/calibration.json"
 """In the run: the texts that the model is run on, as tokens."""
 TYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+FREED_BYTES: Final = 1 << 24
+"""Smaller than what a weight takes while it is quantized (see ``free_at_once``)."""
 READERS: Final = 8
 """Files hashed at once while a run is planned."""
 
@@ -180,6 +183,7 @@ class Quantizing:
     def do(self, item: Item) -> dict[str, Any]:
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
+        free_at_once(FREED_BYTES)
         asked, source = item.asked, Path(item.shard.source)
         item.place.mkdir()
         item.tell("quantizing")
