@@ -82,3 +82,33 @@ def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
     for words in ((), ("name=named", "data.shape=summary")):
         (row,) = worked(hala, recipe, *words)
         assert (row["article_ar"], row["highlights_ar"], row["id"]) == ("«a»", "«h»", "7")
+
+
+def add(file: Path, after: str, lines: str) -> None:
+    """Put the lines of an example behind the one line that begins so."""
+    content = file.read_text()
+    (found,) = [line for line in content.splitlines(keepends=True) if line.strip().startswith(after)]
+    file.write_text(content.replace(found, found + lines))
+
+
+def test_an_option_of_slurm(hala: Hala, package: Path, tmp_path: Path) -> None:
+    add(package / "config" / "schema.py", "constraint: str", block("python", "exclude: str"))
+    add(package / "slurm" / "options.py", '"constraint":', block("python", '"exclude":'))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(json.dumps({"name": "r", "task": {"kind": "translate"}, "engine": {"kind": "echo"}}))
+    words = ("data.path=documents.txt", "site.executor=slurm", "site.slurm.exclude=n1")
+    assert "#SBATCH --exclude=n1" in hala("plan", recipe, *words).stdout
+
+
+def test_a_line_of_status(hala: Hala, package: Path, tmp_path: Path) -> None:
+    taken = 'self._counters["output_tokens"] +='
+    add(package / "worker" / "rows" / "loop.py", taken, block("python", "len(completion.text)"))
+    add(package / "cli" / "status.py", 'lines += [("rate", f"{state.rows', block("python", "'characters', 0"))
+    recipe = tmp_path / "r.yaml"
+    task = {"kind": "translate", "prompt": "{text}"}
+    recipe.write_text(
+        json.dumps({"name": "r", "task": task, "engine": {"kind": "echo"}, "data": {"path": "documents.txt"}})
+    )
+    worked(hala, recipe)
+    assert hala.json("status", "r")["workers"][0]["counts"]["characters"] == len("«one, two»«three»")
+    assert re.search(r"characters +17", hala("status", "r").stdout)

@@ -193,8 +193,8 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
 
 def _noted(state: "Status") -> str:
     """What workers did to texts on their way to the model and back."""
-    thoughts = sum(worker.thoughts for worker in state.workers)
-    escaped = sum(worker.escaped for worker in state.workers)
+    thoughts = sum(worker.counts.get("thoughts", 0) for worker in state.workers)
+    escaped = sum(worker.counts.get("escaped", 0) for worker in state.workers)
     told = [f"{plural(thoughts, 'answer')} had thinking in front, which is left out"] if thoughts else []
     return "; ".join(
         told + ([f"{plural(escaped, 'prompt')} held names of control tokens, sent as text"] if escaped else [])

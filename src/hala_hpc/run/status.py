@@ -23,7 +23,10 @@ WINDOW_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker process. Counts are its own, since it started; rates are per second over the last minutes."""
+    """One worker process. Counts are its own, since it started; rates are per second over the last minutes.
+
+    ``counts`` holds all that it counts, by the words of its ledger.
+    """
 
     worker: str
     host: str
@@ -37,8 +40,7 @@ class WorkerStatus:
     tokens_per_second: float
     working_on: dict[str, int]  # shard to rows finished in it
     doing: str = ""  # how far its item is, in words
-    thoughts: int = 0  # answers whose thinking was taken off
-    escaped: int = 0  # prompts whose data held names of control tokens, sent as text
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
     seconds = last["time"] - since["time"] if last else 0.0
 
     def rate(*keys: str) -> float:
-        return sum(last[key] - since.get(key, 0) for key in keys) / seconds if seconds > 0 else 0.0
+        return sum(last.get(key, 0) - since.get(key, 0) for key in keys) / seconds if seconds > 0 else 0.0
 
     return WorkerStatus(
         worker=file.stem,
@@ -238,8 +240,7 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
         tokens_per_second=rate("prompt_tokens", "output_tokens"),
         working_on=last.get("working_on", {}),
         doing=last.get("doing", ""),
-        thoughts=last.get("thoughts", 0),
-        escaped=last.get("escaped", 0),
+        counts={name: value for name, value in last.items() if isinstance(value, int)},
     )
 
 

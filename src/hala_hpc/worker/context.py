@@ -1,6 +1,7 @@
 """What a loop of the worker is given, and what it answers."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -23,18 +24,16 @@ class Outcome(Enum):
     REQUEUED = "requeued"  # the job was put back in the queue already, to run on other nodes
 
 
-@dataclass
-class Counters:
-    """What a worker has done since it started, in the words of the ledger."""
+class Counters(Counter[str]):
+    """What a worker has done since it started, in the words of the ledger; a new one need only be counted.
 
-    rows: int = 0
-    quarantined: int = 0
-    requests: int = 0
-    remembered: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    thoughts: int = 0  # answers before which the model thought; that is taken off
-    escaped: int = 0  # prompts whose data held names of control tokens, which were sent as text
+    rows, quarantined, requests, remembered (requests answered from what it had before), prompt_tokens, output_tokens;
+    thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
+    control tokens, which were sent as text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(("rows", "prompt_tokens", "output_tokens"), 0))  # which status counts on
 
 
 @dataclass(frozen=True)

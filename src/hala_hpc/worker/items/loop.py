@@ -111,7 +111,7 @@ class ItemLoop:
         self._failing.clear()
         self._pause = FIRST_PAUSE
         won = publish.publish(context.run, lease.shard, item.place)
-        self._counters.rows += shard.rows
+        self._counters["rows"] += shard.rows
         seconds = round(time.monotonic() - began, 3)
         told = {"done": shard.rows, "errors": 0, "seconds": seconds, **numbers} if won else {}
         context.ledger.write("published" if won else "lost", shard=lease.shard, attempt=lease.attempt, **told)
@@ -157,7 +157,7 @@ class ItemLoop:
 
     def _tell(self, lease: Lease | None, doing: str) -> None:
         at = {str(lease.shard): 0} if lease else {}
-        self._context.ledger.write("progress", **vars(self._counters), working_on=at, doing=doing)
+        self._context.ledger.write("progress", **self._counters, working_on=at, doing=doing)
 
     def _place(self, lease: Lease) -> Path:
         return partial.temporary_output(self._context.run, lease.shard, self._worker)

@@ -173,19 +173,19 @@ class RowLoop:
             out = len(self._out)
             if (known := self._out.ask(engine, request, (shard, hand, index))) is not None:
                 self._settle(shard, hand, index, known)
-            self._counters.requests += 1
-            self._counters.remembered += len(self._out) == out
+            self._counters["requests"] += 1
+            self._counters["remembered"] += len(self._out) == out
 
     def _take(self, completions: list[Completion]) -> None:
         if completions:
             self._revival.answered()
             self._doing = ""
         for completion in completions:
-            self._counters.prompt_tokens += completion.prompt_tokens
-            self._counters.output_tokens += completion.output_tokens
+            self._counters["prompt_tokens"] += completion.prompt_tokens
+            self._counters["output_tokens"] += completion.output_tokens
             waiters, answer = self._out.answered(completion)
-            self._counters.thoughts += answer.thought
-            self._counters.escaped += answer.escaped
+            self._counters["thoughts"] += answer.thought
+            self._counters["escaped"] += answer.escaped
             for waiter in waiters:
                 self._settle(*waiter, answer)
         if not self._out:
@@ -218,12 +218,12 @@ class RowLoop:
 
     def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
         shard.quarantine(hand.number, error)
-        self._counters.quarantined += 1
+        self._counters["quarantined"] += 1
         self._done_with(shard)
 
     def _done_with(self, shard: OpenShard) -> None:
         """One more of its rows."""
-        self._counters.rows += 1
+        self._counters["rows"] += 1
         if shard.complete and not shard.lost:
             self._publish(shard)
 
@@ -284,7 +284,7 @@ class RowLoop:
     def _tell(self, working: dict[str, int] | None = None) -> None:
         self._told = time.monotonic()
         at = working_on(self._open) if working is None else working
-        self._context.ledger.write("progress", **vars(self._counters), working_on=at, doing=self._doing)
+        self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
 
     def _check_leases(self) -> None:
         """In the heartbeat's thread."""

@@ -120,9 +120,9 @@ class PrepareLoop:
         self._deaths = 0
         self._unreadable.clear()
         self._finder.reached(lease.shard)
-        self._counters.rows += made.rows
-        self._counters.quarantined += made.dropped
-        self._counters.prompt_tokens += made.tokens
+        self._counters["rows"] += made.rows
+        self._counters["quarantined"] += made.dropped
+        self._counters["prompt_tokens"] += made.tokens
         numbers = {"done": made.rows - made.dropped, "errors": made.dropped, "tokens": made.tokens} if won else {}
         context.ledger.write("published" if won else "lost", shard=lease.shard, attempt=lease.attempt, **numbers)
         partial.drop(context.run, lease.shard)
@@ -163,7 +163,7 @@ class PrepareLoop:
     def _tell(self) -> None:
         self._told = time.monotonic()
         at = {str(lease.shard): 0 for lease in self._at_work.values()}
-        self._context.ledger.write("progress", **vars(self._counters), working_on=at)
+        self._context.ledger.write("progress", **self._counters, working_on=at)
 
     def _end(self) -> None:
         """Have the processes stop between two rows; publish what is done, give back what is not."""
