@@ -42,7 +42,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Submitting starts nobody here: what a worker does with such a run is the command `worker`."""
     started: list[str] = []
 
-    def start(recipe: object, task: object, run: Path, workers: int) -> list[object]:
+    def start(run: Path, runs: object, workers: int = 1) -> list[object]:
         started.append(run.name)
         return [Submission("local", ["1"], workers)]
 

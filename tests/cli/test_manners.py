@@ -93,7 +93,7 @@ def test_what_is_no_run_is_called_what_it_is(run: Run, recipe: Path, tmp_path: P
         assert f"{tmp_path}/models is a folder, but no run: it has no manifest.parquet {lists}" in said
     assert f"(it is inside of {tmp_path}/runs/test)" in refused(run("logs", "runs/test/shards"))
     (tmp_path / "runs" / "mine").mkdir()
-    assert "runs/mine exists, and is no run (give another name=" in refused(run("submit", recipe, "name=mine"))
+    assert "runs/mine exists, and is not a run (give another name=" in refused(run("submit", recipe, "name=mine"))
 
 
 @pytest.mark.parametrize("words", [("collect",), ("logs",), ("publish", "--to", "x"), ("worker",), ("best",)])

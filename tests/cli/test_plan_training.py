@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hala_hpc.cli.views import plan_training, training
+from hala_hpc.cli.views import training
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.arrow import schema as schemas
@@ -90,7 +90,7 @@ def test_a_training_on_little_of_its_data_is_told_of_loudly(planned: Planned, ca
     assert (first["rows"], first["used"], first["dropped"]) == (300, 6, {"empty": 194, "too long": 100})
     assert (second["used"], second["dropped"]) == (50, {"empty": 1})
     line = "dataset chats: only 6 of 300 rows are used (194 empty, 100 too long)"
-    plan_training.show(told)
+    training.show_plan(told)
     shown = capsys.readouterr().out
     assert shown.count("only") == shown.count(line) == 1
     assert "194 empty, 100 too long" in shown.splitlines()[1]
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_said_in_so_many_words(planned: Planned, capsys: An
     told = estimates.summary(asked, run)
     assert told["assumed"]["gpu"] == "H100 of 0.01 GB"
     assert not told["memory"][0]["fits"]
-    plan_training.show(told)
+    training.show_plan(told)
     shown = " ".join(capsys.readouterr().out.split())
     assert "does not fit on what the site gives it (1x1 (site)): it needs 0.0" in shown
     assert "<0.001 GPU-hours" in shown
@@ -152,5 +152,5 @@ def test_what_does_not_fit_is_said_in_so_many_words(planned: Planned, capsys: An
     asked.site.slurm.gpu_memory_gb = None
     told = estimates.summary(asked, run)
     assert told["memory"][0]["fits"]
-    plan_training.show(told)
+    training.show_plan(told)
     assert "does not fit" not in capsys.readouterr().out

@@ -11,11 +11,11 @@ import yaml
 from hala_hpc.config import grid
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.grid import Cell
+from hala_hpc.config.grid import GridCell
 from hala_hpc.worker import registry
 from tests.conftest import ROOT
 
-Expand = Callable[..., list[Cell]]
+Expand = Callable[..., list[GridCell]]
 AXES = {
     "target": {"eu": {"task": {"target": "Basque"}}, "ar": {"task": {"target": "Arabic"}}},
     "workers": {1: {"run": {"workers": 1}}, 2: {"run": {"workers": 2}}},
@@ -24,7 +24,7 @@ AXES = {
 
 @pytest.fixture
 def expand(tmp_path: Path) -> Expand:
-    def expand(*words: str, site: dict[str, Any] | None = None, **section: Any) -> list[Cell]:
+    def expand(*words: str, site: dict[str, Any] | None = None, **section: Any) -> list[GridCell]:
         recipe, profile = tmp_path / "g.yaml", tmp_path / "site.yaml"
         values = {
             "name": "g",

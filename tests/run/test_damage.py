@@ -47,7 +47,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from hala_hpc.pipeline import starting
     from hala_hpc.slurm.record import Submission
 
-    def start(recipe: object, task: object, path: Path, workers: int) -> list[Submission]:
+    def start(path: Path, runs: object, workers: int = 1) -> list[Submission]:
         work_until(path, lambda: False)
         return [Submission("local", ["1"], workers)]
 

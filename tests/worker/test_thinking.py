@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.cli.status import _noted
+from hala_hpc.cli.views.run import _noted
 from hala_hpc.run import history, status
 from hala_hpc.worker.job import work_until
 from tests.engines.test_openai import Server

@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -49,7 +50,7 @@ def command(
 ) -> None:
     r"""Pick a merge weight or a checkpoint from evaluations, and write down the choice and the table it came from.
 
-    With --split half one part of the questions chooses; the other, which had no say, tells what the choice is worth.
+    With --split half one part of the questions chooses; the other, which had no say, shows what the choice is worth.
     Rules: average, the highest average of benchmarks; one-se, the first in the recipe within one standard error of it;
     no-loss, the highest average among models that are below the base on no benchmark by a 95 % interval.
 
@@ -57,6 +58,8 @@ def command(
     hala best evaluate-merges
     hala best evaluate-merges --rule one-se --models 'merged-*' --json | jq -r .path
     """
+    from hala_hpc.config.errors import HalaError
+    from hala_hpc.models import location
     from hala_hpc.report.sections.evaluations import RECORD
     from hala_hpc.run.files import write_durably
     from hala_hpc.tasks.evaluate import choose, scores
@@ -64,30 +67,15 @@ def command(
     paths = [lookup.find(run) for run in runs]
     _refuse_unfinished(paths)
     evaluations = scores.read(paths, base).only(models, benchmarks)
-    asked = choose.Split(1.0 if split == "all" else share, seed)
-    choice = choose.choose(evaluations, rule, asked, with_base)
-    told = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
-    _refuse_other_weights(told)
+    choice = choose.choose(evaluations, rule, choose.Split(1.0 if split == "all" else share, seed), with_base)
+    record = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
+    folder = Path(record["path"])
+    # Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody.
+    if folder.is_dir() and location.digest(folder) != record["weights"]:
+        raise HalaError(f"{choice.model}: {folder} is not what was evaluated", "evaluate it again, as a new run")
     target = to or paths[0] / RECORD
-    write_durably(target, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
-    if json_:
-        common.echo_json(told)
-        return
-    _show(choice)
-    click.echo(f"{choice.model}: {_place(Path(told['path']))}")
-    if choice.lead is not None:
-        click.echo(_worth(choice.lead))
-    click.echo(f"written down in {target}")
-
-
-def _refuse_other_weights(told: dict[str, Any]) -> None:
-    """Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.models import location
-
-    folder = Path(told["path"])
-    if folder.is_dir() and location.digest(folder) != told["weights"]:
-        raise HalaError(f"{told['model']}: {folder} is not what was evaluated", "evaluate it again, as a new run")
+    write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
+    common.show(record, json_, _lines(choice, folder, target))
 
 
 def _place(folder: Path) -> str:
@@ -119,16 +107,19 @@ def _worth(lead: "Lead") -> str:
     return f"it is {ahead}, 95 % interval {low * 100:+.2f} to {high * 100:+.2f}{chance}"
 
 
-def _show(choice: "Choice") -> None:
-    from rich.console import Console
+def _lines(choice: "Choice", folder: Path, target: Path) -> Iterator[object]:
     from rich.table import Table
 
     table = Table("model", "chosen by", "held out", "fits", box=None, pad_edge=False)
-    for one in choice.candidates:
-        means = [_percent(mean) for mean in (one.average, one.held_out)]
-        style = "bold" if one.model == choice.model else None
-        table.add_row(one.model, *means, "yes" if one.fits else "no", style=style)
-    Console().print(table)
+    for candidate in choice.candidates:
+        means = [_percent(mean) for mean in (candidate.average, candidate.held_out)]
+        style = "bold" if candidate.model == choice.model else None
+        table.add_row(candidate.model, *means, "yes" if candidate.fits else "no", style=style)
+    yield table
+    yield f"{choice.model}: {_place(folder)}"
+    if choice.lead is not None:
+        yield _worth(choice.lead)
+    yield f"written down in {target}"
 
 
 def _percent(mean: "Mean | None") -> str:

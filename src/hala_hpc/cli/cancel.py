@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
 
 LOCAL_SECONDS = 5.0
-"""So long a local worker may take to end what it does."""
+"""How long a local worker may take to end what it does."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ def command(run: str, json_: bool) -> None:
     hala cancel translate-openorca
     """
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.pipeline import grid
 
-    paths = grid.members(run)  # of a grid: all its runs
-    # Of a training: the runs that prepare its data, unless others share them.
+    paths = lookup.members(run)
+    # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
     workers, still = _end_local(paths)
     try:
@@ -47,10 +46,7 @@ def command(run: str, json_: bool) -> None:
         also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
     done = Cancelled(arrays, tasks, workers, still)
-    if json_:
-        common.echo_json({"run": str(paths[0]), **vars(done)})
-    else:
-        click.echo(_told(paths[0], done))
+    common.show({"run": str(paths[0]), **vars(done)}, json_, [_line(paths[0], done)])
 
 
 def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
@@ -70,8 +66,8 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
                 )
         jobs += record.slurm_jobs(path)
     jobs = list(dict.fromkeys(jobs))
-    live = [one.job for one in commands.states(jobs) if one.may_work]
-    arrays = [job for job in jobs if any(one == job or one.partition("_")[0] == job for one in live)]
+    live = [task.job for task in commands.states(jobs) if task.may_work]
+    arrays = [job for job in jobs if any(job in (task, task.partition("_")[0]) for task in live)]
     return arrays, len(commands.cancel(arrays))
 
 
@@ -79,8 +75,7 @@ def _end_local(paths: list[Path]) -> tuple[int, int]:
     """How many local workers were asked to stop, and how many of them have not yet."""
     from hala_hpc.slurm import local
 
-    asked: dict[Path, set[int]] = {path: local.workers(path) for path in paths}
-    count = sum(map(len, asked.values()))
+    count = sum(len(local.workers(path)) for path in paths)
     known: dict[Path, set[int]] = {path: set() for path in paths}
     deadline = time.monotonic() + LOCAL_SECONDS
     while True:
@@ -94,13 +89,11 @@ def _end_local(paths: list[Path]) -> tuple[int, int]:
         time.sleep(0.2)
 
 
-def _told(path: Path, done: Cancelled) -> str:
-    from hala_hpc.run import status
-
+def _line(path: Path, done: Cancelled) -> str:
     if not done.arrays and not done.workers:
-        settings = frozen.settings(path) if (path / "recipe.yaml").is_file() else None
-        finished = settings is not None and status.read(path, settings.lease_seconds, settings.attempts).finished
-        return "finished: nothing is left to cancel" if finished else f"nobody works on it here ({os.uname().nodename})"
+        is_finished = (path / "recipe.yaml").is_file() and lookup.state_of(path).finished
+        here = f"nobody works on it here ({os.uname().nodename})"
+        return "finished: nothing is left to cancel" if is_finished else here
     line = f"cancelled {plural(len(done.arrays), 'Slurm array')} and {plural(done.workers, 'local worker')}"
     counts = {"task": done.still, "local worker": done.still_local}
     still = " and ".join(plural(count, noun) for noun, count in counts.items() if count)

@@ -1,12 +1,12 @@
-"""What several commands share: options, finding recipes, sites and runs, progress."""
+"""What several commands share: options, what they show, progress."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -16,8 +16,6 @@ from hala_hpc.config.words import plural
 
 if TYPE_CHECKING:
     from hala_hpc.slurm.record import Submission
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")
 site_option = click.option(
@@ -47,12 +45,11 @@ recipe_argument = click.argument("recipe", type=Place(path_type=Path))
 
 def handed_in(submission: "Submission", purpose: str) -> str:
     """What was started, and where: 2 workers for RUN (slurm 4711)."""
-    jobs = ", ".join(submission.jobs[:4]) + (", …" if len(submission.jobs) > 4 else "")
-    return f"{plural(submission.workers, 'worker')} {purpose} ({submission.executor} {jobs})"
+    return f"{plural(submission.workers, 'worker')} {purpose} ({submission.executor} {few(submission.jobs, 4)})"
 
 
-def show(table: Any) -> None:
-    """A rich table on standard output; without blanks at the ends of its lines, which scripts would get too."""
+def show_table(table: Any) -> None:
+    """A rich table on standard output, without the blanks at the ends of its lines, which scripts would get too."""
     from rich.console import Console
 
     console = Console(soft_wrap=True)
@@ -77,10 +74,31 @@ def owner_of_closed(folder: Path) -> str | None:
         return f"user {uid}"
 
 
-def echo_json(value: Any) -> None:
-    """A dataclass or plain data, as JSON on standard output."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+class Problem(str):
+    """A line that goes to standard error, where it is seen even if a script takes the output."""
+
+
+def show(value: Any, json_: bool, lines: Iterable[object]) -> None:
+    """What a command came to: a dataclass or plain data as JSON, or ``lines`` for people, with tables among them."""
+    if json_:
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    for line in lines:
+        if isinstance(line, str):
+            click.echo(line, err=isinstance(line, Problem))
+        else:
+            show_table(line)
+
+
+def end(well: bool) -> NoReturn:
+    """Exit code 0 where all is well, else 1."""
+    raise click.exceptions.Exit(0 if well else 1)
+
+
+def few(items: Sequence[object], most: int, rest: str = "…") -> str:
+    """The first of some items, and that there are more."""
+    return ", ".join(map(str, items[:most])) + (f", {rest}" if len(items) > most else "")
 
 
 @contextmanager

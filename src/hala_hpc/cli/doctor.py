@@ -16,7 +16,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 @common.site_option
 @common.as_json
 def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
-    r"""Tell what is missing on this machine, or at a site, and what to do. Exit code 1 if something is.
+    r"""Show what is missing on this machine, or at a site, and what to do. Exit code 1 if something is.
 
     \b
     hala doctor --site mycluster
@@ -32,5 +32,5 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
             mark = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
             click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}", color=colour)
     if json_:
-        common.echo_json([asdict(finding) for finding in findings])
-    raise click.exceptions.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
+        common.show([asdict(finding) for finding in findings], json_, ())
+    common.end(all(finding.state != "missing" for finding in findings))

@@ -20,7 +20,9 @@ from hala_hpc.pipeline import lookup
     show_default=True,
     help="Lines from the end of each log; 0: all.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Of a training's last launch; rank 0 is in the run's own log.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="A rank of a training's last launch; rank 0 is in the run's own log."
+)
 def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     r"""Show the end of each worker's log; with SHARD, its history and the logs of the workers that were at it.
 
@@ -39,16 +41,15 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     jobs: set[str] = set()
     shown = False
     for file in sorted((path / "ledger").glob("*.jsonl")):
-        job = str(ledger.first(file).get("job") or "")
         events = [event for event in ledger.read(file) if shard is not None and event.get("shard") == shard]
         for event in events:
             rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("event", "time", "shard"))
             click.echo(f"{file.stem}: {event['event']} {rest}")
             shown = True
-        if shard is None or events:
-            jobs.add(job)
-    for log in (each for each in sorted((path / "logs").glob("*.out")) if each.is_file()):
-        if shard is None or any(job and log.name.startswith(f"{job}_") for job in jobs):
+        if events and (job := ledger.first(file).get("job")):
+            jobs.add(str(job))
+    for log in sorted((path / "logs").glob("*.out")):
+        if log.is_file() and (shard is None or any(log.name.startswith(f"{job}_") for job in jobs)):
             _show(log, lines)
             shown = True
     if not shown:
@@ -66,17 +67,17 @@ def _refuse(path: Path, shard: int | None) -> None:
         raise HalaError(f"{path.name} has no shard {shard}", f"its shards are 0 to {count - 1}")
     if (owner := common.owner_of_closed(path / "logs")) is not None:
         raise HalaError(
-            f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` tells its last errors"
+            f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` shows its last errors"
         )
 
 
 def _rank_log(run: Path, rank: int) -> Path:
     from hala_hpc.config.errors import HalaError
 
-    found = sorted((run / "logs" / "ranks").glob(f"*.{rank}.log"))  # names of launches are in the order of time
-    if not found:
+    logs = sorted((run / "logs" / "ranks").glob(f"*.{rank}.log"))  # names of launches are in the order of time
+    if not logs:
         raise HalaError(f"no log of rank {rank} in {run / 'logs' / 'ranks'}", "trainings have ranks, once they started")
-    return found[-1]
+    return logs[-1]
 
 
 def _show(log: Path, lines: int) -> None:

@@ -26,7 +26,7 @@ COMMANDS = {
     "runs": "List the runs.",
     "sites": "List the site profiles.",
     "env": "Build the environments that stages run in.",
-    "doctor": "Tell what is missing on this machine or site.",
+    "doctor": "Show what is missing on this machine or site.",
     "prefetch": "Download a recipe's model and dataset, for nodes without internet.",
     "worker": "Work on a run, here and now (what a Slurm job calls).",
 }
@@ -45,8 +45,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = cast(click.Command, importlib.import_module(f"hala_hpc.cli.{cmd_name}").command)
-        for each in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
-            each.help = _verbatim(each.help)
+        for known in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            known.help = _verbatim(known.help)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
@@ -106,11 +106,11 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:  # of a library's own making, not the disk's
             raise
-        _fail(_told(error))
+        _fail(_refused(error))
 
 
 def _words(words: list[str]) -> list[str]:
-    """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is no text."""
+    """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is not text."""
     for word in words:
         if _is_bytes(word):
             from hala_hpc.config.errors import HalaError
@@ -123,7 +123,7 @@ def _words(words: list[str]) -> list[str]:
 
 
 def _is_bytes(word: str) -> bool:
-    """Whether a word of the command line holds bytes that are no UTF-8: Python keeps them as halves of characters."""
+    """Whether a word of the command line holds bytes that are not UTF-8: Python keeps them as halves of characters."""
     return any("\udc80" <= letter <= "\udcff" for letter in word)
 
 
@@ -141,7 +141,7 @@ def _key_hint(error: click.NoSuchOption) -> str:
     return ""
 
 
-def _told(error: OSError) -> str:
+def _refused(error: OSError) -> str:
     """What a disk refused, in a line: a full one, a file where a folder is wanted, a name too long, no permission."""
     from hala_hpc.run.files import meant_by
 
@@ -150,8 +150,8 @@ def _told(error: OSError) -> str:
     if error.errno in FULL_DISK:
         at = f" ({where})" if where else ""
         return f"no space left on the disk{at}; nothing was left half-made (free some, then try again)"
-    said = (error.strerror or str(error) or type(error).__name__).lower()
-    return f"{where}: {said}" if where else said
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{where}: {reason}" if where else reason
 
 
 def _fail(message: str) -> None:

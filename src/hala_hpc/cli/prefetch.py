@@ -7,7 +7,6 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.words import plural
-from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
     from hala_hpc.config.schema import Data, Model, Recipe
@@ -27,23 +26,19 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala prefetch jobs/hala/evaluate-nano.yaml --site mycluster
     """
     from hala_hpc.data.files import hub
-    from hala_hpc.pipeline import grid
+    from hala_hpc.pipeline import planning
 
-    asked = grid.recipes(recipe, site, overrides) if grid.is_grid(recipe) else [lookup.load(recipe, site, overrides)]
-    hub.use_cache(asked[0].site.cache)
-    needs = [_needs_of(one) for one in asked]
-    models = list(dict.fromkeys(folder for some, _ in needs for model in some for folder in hub.fetch_model(model)))
-    wanted = {repr(data): data for _, found in needs for data in found if data.hub}
-    rows = {_label(data): hub.fetch_dataset(data) for data in wanted.values()}
-    if json_:
-        common.echo_json({"models": models, "dataset_rows": sum(rows.values()) if rows else None, "datasets": rows})
-        return
-    for folder in models:
-        click.echo(f"model: {folder}")
-    for name, count in rows.items():
-        click.echo(f"dataset: {name}, {plural(count, 'row')}")
-    if not models and not rows:
-        click.echo("nothing to download: the recipe names no model and no dataset on the hub")
+    recipes = planning.read(recipe, site, overrides).recipes
+    hub.use_cache(recipes[0].site.cache)
+    needs = [_needs_of(recipe) for recipe in recipes]
+    models = list(dict.fromkeys(folder for names, _ in needs for model in names for folder in hub.fetch_model(model)))
+    datasets = {repr(data): data for _, several in needs for data in several if data.hub}
+    rows = {_label(data): hub.fetch_dataset(data) for data in datasets.values()}
+    fetched = {"models": models, "dataset_rows": sum(rows.values()) if rows else None, "datasets": rows}
+    lines = [f"model: {folder}" for folder in models]
+    lines += [f"dataset: {name}, {plural(count, 'row')}" for name, count in rows.items()]
+    nothing = "nothing to download: the recipe names no model and no dataset on the hub"
+    common.show(fetched, json_, lines or [nothing])
 
 
 def _label(data: "Data") -> str:

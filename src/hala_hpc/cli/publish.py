@@ -1,7 +1,9 @@
 """``hala publish``: what a run made goes out, with its card."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -26,9 +28,11 @@ SHOWN: Final = 50
 @click.option(
     "--collected", type=common.Place(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]"
 )
-@click.option("--item", help="Of merges or exported checkpoints: which model. [the only one]")
+@click.option("--item", help="Which model of merges or exported checkpoints. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
-@click.option("--licence-of", multiple=True, metavar="NAME=LICENCE", help="What nobody told: the licence of a source.")
+@click.option(
+    "--licence-of", multiple=True, metavar="NAME=LICENCE", help="The licence of a source, where it is not known."
+)
 @click.option("--accept-conflicts", is_flag=True, help="Publish though the licence contradicts that of a source.")
 @click.option("--scores", multiple=True, metavar="RUN", help="An evaluation of this model, for its card.")
 @click.option(
@@ -44,7 +48,7 @@ def command(
 ) -> None:  # fmt: skip
     r"""Publish the model or the dataset of a finished run, to the Hugging Face hub or to a folder.
 
-    The card is filled from the run. Licences of everything that it was made from are told, and a licence that
+    The card is filled from the run. The licences of everything that it was made from are shown, and a licence that
     contradicts one of them is refused unless you accept it. An upload that broke off goes on with the same command.
 
     \b
@@ -64,26 +68,34 @@ def command(
         hub.refuse_without_key()
     elif not name:
         publication.refuse_existing(Path(to).resolve())
-    asked = publication.Asked(
+    wanted = publication.Asked(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
-        scores=tuple(lookup.find(each) for each in scores),
+        scores=tuple(lookup.find(evaluation) for evaluation in scores),
         about=about.read_text("utf-8", "replace") if about is not None else "",
         online=bool(name),
     )
-    made = publication.prepare(path, _content(path, item, collected), asked)
-    for warning in made.warnings:
+    ready = publication.prepare(path, _content(path, item, collected), wanted)
+    for warning in ready.warnings:
         _say(f"look at this: {warning}")
     if dry_run:
-        content.refuse_unsound(made.content)
-        _show(made, to, json_)
+        content.refuse_unsound(ready.content)
+        common.show(_preview(ready, to), json_, _lines(ready, to))
         return
-    made.refuse_conflicts(accept_conflicts)
-    if not made.content.is_there:
-        made = publication.prepare(path, _collect(path), asked)
-    content.refuse_unsound(made.content)
-    told = _hub(made, name, path.name, private, replace) if name else _folder(made, Path(to).resolve())
-    _tell(told, json_)
+    ready.refuse_conflicts(accept_conflicts)
+    if not ready.content.is_there:
+        ready = publication.prepare(path, _collect(path), wanted)
+    content.refuse_unsound(ready.content)
+    if name:
+        hub.quiet_unless_watched()
+        kind = ready.content.kind
+        sent = asdict(hub.upload(ready.entries, name, kind, f"hala publish {path.name}", _say, private, replace))
+    else:
+        target = Path(to).resolve()
+        publication.put(ready.entries, target)
+        sent = {"path": str(target), "files": len(ready.entries), "bytes": _size(ready)}
+    lines = [f"{plural(sent['files'], 'file')}, {sent['bytes'] / 1e9:,.2f} GB: {sent.get('url') or sent['path']}"]
+    common.show(sent, json_, lines + [f"removed there: {old}" for old in sent.get("removed", ())])
 
 
 def _content(path: Path, item: str | None, collected: Path | None) -> "Content":
@@ -119,62 +131,37 @@ def _given(licence_of: tuple[str, ...]) -> dict[str, str]:
 
     if wrong := next((word for word in licence_of if not all(word.partition("="))), None):
         raise HalaError(f"--licence-of {wrong}: not of the form NAME=LICENCE", "for example my-data=cc-by-4.0")
-    named = (word.rpartition("=") for word in licence_of)
-    return {name: licences.require_name(told, f"--licence-of {name}") for name, _, told in named}
+    pairs = (word.rpartition("=") for word in licence_of)
+    return {name: licences.require_name(licence, f"--licence-of {name}") for name, _, licence in pairs}
 
 
-def _show(made: "Publication", to: str, json_: bool) -> None:
-    total = sum(entry.size for entry in made.entries)
-    if json_:
-        sources = ({"name": each.name, "role": each.role, "licence": each.licence} for each in made.sources)
-        common.echo_json(
-            {
-                "to": to,
-                "kind": made.content.kind,
-                "files": [{"name": entry.name, "bytes": entry.size} for entry in made.entries],
-                "bytes": total,
-                "rows": made.content.rows,
-                "licence": made.decision.licence,
-                "conflicts": made.decision.conflicts,
-                "warnings": made.warnings,
-                "sources": list(sources),
-                "card": made.card,
-            }
-        )
-        return
-    for entry in made.entries[:SHOWN]:
-        click.echo(f"{entry.size:>16,}  {entry.name}")
-    if len(made.entries) > SHOWN:
-        click.echo(f"{'':16}  … and {len(made.entries) - SHOWN:,} more")
-    click.echo(f"{total:>16,}  bytes in {plural(len(made.entries), 'file')}, a {made.content.kind}, would go to {to}\n")
-    click.echo(made.card)
-    for why in made.decision.conflicts:
-        click.echo(f"licence: {why}", err=True)
+def _size(ready: "Publication") -> int:
+    return sum(entry.size for entry in ready.entries)
 
 
-def _hub(made: "Publication", name: str, run: str, private: bool, replace: bool) -> dict[str, Any]:
-    from dataclasses import asdict
+def _preview(ready: "Publication", to: str) -> dict[str, object]:
+    return {
+        "to": to,
+        "kind": ready.content.kind,
+        "files": [{"name": entry.name, "bytes": entry.size} for entry in ready.entries],
+        "bytes": _size(ready),
+        "rows": ready.content.rows,
+        "licence": ready.decision.licence,
+        "conflicts": ready.decision.conflicts,
+        "warnings": ready.warnings,
+        "sources": [{"name": source.name, "role": source.role, "licence": source.licence} for source in ready.sources],
+        "card": ready.card,
+    }
 
-    from hala_hpc.publish import hub
 
-    hub.quiet_unless_watched()
-    return asdict(hub.upload(made.entries, name, made.content.kind, f"hala publish {run}", _say, private, replace))
-
-
-def _folder(made: "Publication", target: Path) -> dict[str, Any]:
-    from hala_hpc.publish import publication
-
-    publication.put(made.entries, target)
-    return {"path": str(target), "files": len(made.entries), "bytes": sum(entry.size for entry in made.entries)}
-
-
-def _tell(told: dict[str, Any], json_: bool) -> None:
-    if json_:
-        common.echo_json(told)
-        return
-    click.echo(f"{plural(told['files'], 'file')}, {told['bytes'] / 1e9:,.2f} GB: {told.get('url') or told['path']}")
-    for old in told.get("removed", ()):
-        click.echo(f"removed there: {old}")
+def _lines(ready: "Publication", to: str) -> Iterator[str]:
+    files = plural(len(ready.entries), "file")
+    yield from (f"{entry.size:>16,}  {entry.name}" for entry in ready.entries[:SHOWN])
+    if len(ready.entries) > SHOWN:
+        yield f"{'':16}  … and {len(ready.entries) - SHOWN:,} more"
+    yield f"{_size(ready):>16,}  bytes in {files}, a {ready.content.kind}, would go to {to}\n"
+    yield ready.card
+    yield from (common.Problem(f"licence: {why}") for why in ready.decision.conflicts)
 
 
 def _say(line: str) -> None:

@@ -43,22 +43,10 @@ def command(
     hala report sft-1.2b merge evaluate-small --base base --to report --title "Hala 1.2B"
     hala report evaluate-nano --benchmarks 'arabic_*' --format md --json
     """
-    paths = [path for run in runs for path in _runs(run)]
-    asked = write.Asked(base, models, benchmarks, examples, title)
-    report = write.gather(paths, asked)
+    paths = [path for run in runs for path in lookup.runs(run)]
+    report = write.gather(paths, write.Asked(base, models, benchmarks, examples, title))
     target = (to or Path(f"report-{paths[0].name}")).resolve()
     written = write.write(report, target, formats or FORMATS)
-    if json_:
-        common.echo_json({**write.as_data(report), "files": [str(path) for path in written]})
-        return
-    for path in written:
-        if path.parent == target and path.name != write.RECORD:
-            click.echo(path)
-    click.echo(f"{len(report.tables)} tables and {len(report.plots)} plots in {target}")
-
-
-def _runs(run: str) -> list[Path]:
-    from hala_hpc.pipeline import grid
-
-    folder = grid.find(run)
-    return grid.runs_in(folder) if folder else [lookup.find(run)]
+    lines = [str(path) for path in written if path.parent == target and path.name != write.RECORD]
+    lines += [f"{len(report.tables)} tables and {len(report.plots)} plots in {target}"]
+    common.show({**write.as_data(report), "files": [str(path) for path in written]}, json_, lines)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.cli.submit import show_started
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 
@@ -40,59 +41,52 @@ def command(
     hala resume translate-openorca data.path=/new/place/openorca
     hala resume sft-9b site.slurm.nodes_per_worker=2
     """
-    from hala_hpc.cli.views import grid as views
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.pipeline import grid, starting
-    from hala_hpc.run import manifest, status
+    from hala_hpc.pipeline import starting
+    from hala_hpc.run import manifest
     from hala_hpc.run.layout import RunDirectory
-    from hala_hpc.slurm.script import require_environment
-    from hala_hpc.worker import registry
 
-    if folder := grid.find(run):
+    if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
-        views.show_started(grid.resume(folder, overrides), str(folder), json_)
+        if (started := starting.resume(folder, overrides)) is None:
+            click.echo(f"nothing to start: all is done or at work (hala status {folder})")
+        else:
+            show_started(started, json_)
         return
     path = lookup.find(run)
-    starting.refuse_frozen(overrides)
-    recipe = lookup.thawed(path, overrides)
-    task = registry.create(recipe)
-    require_environment(recipe.site, task.stage)
+    planned = starting.thawed(path, overrides)
     if (owner := common.owner_of_closed(path / "logs")) is not None:
         hint = (
             f"status, verify and collect work; in a job of your own, `hala worker {path}` does if you may write to it"
         )
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     plan = manifest.read(path / "manifest.parquet")
-    starting.note_moved(path, recipe, overrides)
+    starting.note_moved(planned, overrides)
     RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
     if damaged:
-        _set_aside(path, task, plan.facts)
+        _set_aside(path, planned.task, plan.facts)
     if quarantine is not None:
         _reopen(path, quarantine)
-    retried = status.retry_failed(path, recipe.run.attempts, recipe.run.lease_seconds)
-    state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
+    state, retried = starting.retry(planned)
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
         alive = sum(worker.alive for worker in state.workers)
-        workers = min(recipe.run.workers, missing) - max(alive, starting.at_work(path)) if missing else 0
-    workers = min(workers, missing)
+        workers = min(planned.recipe.run.workers, missing) - max(alive, starting.at_work(path)) if missing else 0
+    workers = max(0, min(workers, missing))
     jobs = []
-    if workers > 0:
+    if workers:
         prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
         with lookup.changed([path, *prepare], overrides):
-            jobs = [job for one in starting.start(recipe, task, path, workers) for job in one.jobs]
-    if json_:
-        common.echo_json(
-            {"run": str(path), "missing": missing, "retried": retried, "workers": max(workers, 0), "jobs": jobs}
-        )
-    elif not missing:
-        click.echo(f"nothing is missing: hala verify {path} tells whether all of it is whole")
-    elif workers <= 0:
-        click.echo(f"{plural(missing, 'shard')} missing, and workers are at it or will be (--workers N starts more)")
-    else:
-        what = f"{plural(workers, 'worker')} for {plural(missing, 'missing shard')}"
-        click.echo(f"{what} ({retried} had failed): {', '.join(jobs)}")
+            jobs = [job for array in starting.start(path, [planned], workers) for job in array.jobs]
+    shards = plural(missing, "missing shard")
+    line = f"{plural(workers, 'worker')} for {shards} ({retried} had failed): {', '.join(jobs)}"
+    if not missing:
+        line = f"nothing is missing: hala verify {path} checks that all of it is whole"
+    elif not workers:
+        line = f"{plural(missing, 'shard')} missing, and workers are at it or will be (--workers N starts more)"
+    record = {"run": str(path), "missing": missing, "retried": retried, "workers": workers, "jobs": jobs}
+    common.show(record, json_, [line])
 
 
 def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:
@@ -101,15 +95,10 @@ def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:
 
     with common.counting(f"verifying {path.name}") as counted:
         verdict = set_aside_damaged(path, task.checker(facts), counted)
-    for problem in verdict.problems:
-        click.echo(problem, err=True)
-    if verdict.damaged or verdict.damaged_final:
-        which = ", ".join(map(str, verdict.damaged[:8])) + (", …" if len(verdict.damaged) > 8 else "")
-        click.echo(
-            f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged: {which or 'final/'}", err=True
-        )
-    else:
-        click.echo("no damaged shard", err=True)
+    count = f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged"
+    some = f"{count}: {common.few(verdict.damaged, 8) or 'final/'}"
+    for line in (*verdict.problems, some if verdict.damaged or verdict.damaged_final else "no damaged shard"):
+        click.echo(line, err=True)
 
 
 def _reopen(path: Path, reason: str) -> None:
@@ -118,11 +107,13 @@ def _reopen(path: Path, reason: str) -> None:
     from hala_hpc.data.reopen import reopen
 
     with common.counting("looking for rows in quarantine") as counted:
-        found = reopen(path, reason, counted)
-    if found.damaged:
-        told = f"not touched: {plural(len(found.damaged), 'damaged shard')}, the first is {found.damaged[0]}"
-        click.echo(f"{told} (hala resume {path} --damaged)", err=True)
-    if reason and not found.rows:
-        held = ", ".join(f"{name} ({count:,})" for name, count in sorted(found.reasons.items()))
+        reopened = reopen(path, reason, counted)
+    if reopened.damaged:
+        count = f"not touched: {plural(len(reopened.damaged), 'damaged shard')}, the first is {reopened.damaged[0]}"
+        click.echo(f"{count} (hala resume {path} --damaged)", err=True)
+    if reason and not reopened.rows:
+        held = ", ".join(f"{name} ({count:,})" for name, count in sorted(reopened.reasons.items()))
         raise HalaError(f"no row is in quarantine for '{reason}'", f"there are: {held or 'none'}")
-    click.echo(f"{plural(found.rows, 'row')} of {plural(found.shards, 'shard')} taken out of quarantine", err=True)
+    click.echo(
+        f"{plural(reopened.rows, 'row')} of {plural(reopened.shards, 'shard')} taken out of quarantine", err=True
+    )

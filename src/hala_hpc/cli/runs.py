@@ -1,15 +1,36 @@
 """``hala runs``: the runs there are."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.layout import GRID
+
+SUMS: Final = ("shards", "done", "failed", "rows", "rows_done")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run, or a grid of so many ``runs`` and their sums; ``error`` alone where it cannot be read."""
+
+    path: Path
+    error: str = ""
+    runs: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    planned_at: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        record: dict[str, object] = {"run": self.path.name, "path": str(self.path)}
+        if self.error:
+            return record | {"error": self.error}
+        runs = {} if self.runs is None else {"runs": self.runs}
+        return record | runs | self.counts | {"planned_at": self.planned_at}
 
 
 @click.command()
@@ -28,74 +49,58 @@ def command(root: Path | None, json_: bool) -> None:
     from hala_hpc.config.errors import HalaError
 
     if root is not None and not root.is_dir():
-        raise HalaError(f"--root: {root} is no folder", "give the folder that your runs are in")
+        raise HalaError(f"--root: {root} is not a folder", "give the folder that your runs are in")
     folder = root or lookup.runs_root()
-    found = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    rows = [(_grid if path.name == GRID else _row)(path.parent) for path in found]
-    broken = [row for row in rows if "error" in row] + _half_planned(folder)
-    if json_:
-        common.echo_json(rows + broken[sum("error" in row for row in rows) :])
-        return
+    paths = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
+    paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    rows = [(_grid if path.name == GRID else _row)(path.parent) for path in paths]
+    rows += _half_planned(folder)
+    common.show([row.as_json() for row in rows], json_, _lines(folder, rows))
+
+
+def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
     from rich.table import Table
 
     table = Table("run", "shards", "rows", "workers", "planned", box=None, pad_edge=False)
-    whole = [row for row in rows if "error" not in row]
-    for row in whole:
-        counts = (f"{row['done']:,}/{row['shards']:,}", f"{row['rows_done']:,}/{row['rows']:,}")
-        name = f"{row['run']} (grid of {plural(row['runs'], 'run')})" if "runs" in row else row["run"]
-        table.add_row(name, *counts, str(row["workers"]), row["planned_at"])
-    if whole:
-        common.show(table)
-    else:
-        click.echo(f"no runs in {folder.resolve()}")
-    for row in broken:
-        click.echo(f"{row['run']}: {row['error']}", err=True)
+    for row in rows:
+        if not row.error:
+            counts = row.counts
+            name = row.path.name + ("" if row.runs is None else f" (grid of {plural(row.runs, 'run')})")
+            shards = f"{counts['done']:,}/{counts['shards']:,}"
+            done = f"{counts['rows_done']:,}/{counts['rows']:,}"
+            table.add_row(name, shards, done, str(counts["workers"]), row.planned_at)
+    yield table if table.row_count else f"no runs in {folder.resolve()}"
+    yield from (common.Problem(f"{row.path.name}: {row.error}") for row in rows if row.error)
 
 
-def _half_planned(root: Path) -> list[dict[str, Any]]:
-    """Folders that a plan which was killed, or is at work still, has left."""
+def _half_planned(root: Path) -> list[RunRow]:
+    """Folders left by a plan that was killed, or that is still at work."""
     from hala_hpc.run import create
 
-    said = "in the making, or left by a plan that was killed"
+    what = "in the making, or left by a plan that was killed"
     return [
-        {
-            "run": path.name,
-            "path": str(path),
-            "error": f"{said} (last changed {common.human_seconds(seconds)} ago): rm -r {path}",
-        }
+        RunRow(path, f"{what} (last changed {common.human_seconds(seconds)} ago): rm -r {path}")
         for path, seconds in create.half_made(root)
     ]
 
 
-def _grid(path: Path) -> dict[str, Any]:
+def _grid(path: Path) -> RunRow:
     """The sums of a grid's runs; ``error`` where one of them cannot be read."""
     rows = [_row(run.parent) for run in sorted(path.glob("[!.]*/manifest.parquet"))]
-    if broken := [f"{row['run']}: {row['error']}" for row in rows if "error" in row]:
-        return {"run": path.name, "path": str(path), "error": "; ".join(broken)}
-    sums = {key: sum(row[key] for row in rows) for key in ("shards", "done", "failed", "rows", "rows_done", "workers")}
-    planned_at = max((row["planned_at"] for row in rows), default="")
-    return {"run": path.name, "path": str(path), "runs": len(rows), **sums, "planned_at": planned_at}
+    if broken := [f"{row.path.name}: {row.error}" for row in rows if row.error]:
+        return RunRow(path, "; ".join(broken))
+    sums = {key: sum(row.counts[key] for row in rows) for key in (*SUMS, "workers")}
+    return RunRow(path, "", len(rows), sums, max((row.planned_at for row in rows), default=""))
 
 
-def _row(path: Path) -> dict[str, Any]:
-    """What is told of a run; ``error`` alone of one that cannot be read."""
+def _row(path: Path) -> RunRow:
     from hala_hpc.config.errors import HalaError
-    from hala_hpc.run import manifest, status
+    from hala_hpc.run import manifest
 
     try:
-        settings = frozen.settings(path)
-        state = status.read(path, settings.lease_seconds, settings.attempts)
+        state = lookup.state_of(path)
     except (HalaError, OSError) as error:
-        return {"run": path.name, "path": str(path), "error": " ".join(str(error).split())}
-    return {
-        "run": state.run,
-        "path": state.path,
-        "shards": state.shards,
-        "done": state.done,
-        "failed": state.failed,
-        "rows": state.rows,
-        "rows_done": state.rows_done,
-        "workers": sum(worker.alive for worker in state.workers),
-        "planned_at": manifest.read(path / "manifest.parquet").facts.made_by.get("planned_at", ""),
-    }
+        return RunRow(path, " ".join(str(error).split()))
+    counts = {key: getattr(state, key) for key in SUMS} | {"workers": sum(worker.alive for worker in state.workers)}
+    planned_at = manifest.read(path / "manifest.parquet").facts.made_by.get("planned_at", "")
+    return RunRow(Path(state.path), "", None, counts, planned_at)

@@ -14,13 +14,9 @@ def command(json_: bool) -> None:
     \b
     hala sites
     """
-    found = {
+    profiles = {
         path.stem: str(path)
         for root in reversed(places.hpc_roots())
         for path in sorted((root / "sites").glob("*.yaml"))
     }
-    if json_:
-        common.echo_json(found)
-        return
-    for name, path in sorted(found.items()):
-        click.echo(f"{name:20} {path}")
+    common.show(profiles, json_, (f"{name:20} {path}" for name, path in sorted(profiles.items())))

@@ -1,8 +1,9 @@
 """``hala verify``: proof that nothing was lost."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,8 +22,21 @@ PROVEN = {
     "files": "proven: every tensor is there, and every file is what was held against the source and written",
     "merges": "proven: every file of every model is what was written, every weight a number",
     "benchmarks": "proven: every result is what its samples say",
+    "runs": "all proven",
 }
-"""By what the run counts."""
+"""By what is counted."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A run, what came of it, and what it counts."""
+
+    path: Path
+    verdict: "Verdict"
+    unit: str
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self.verdict) | {"proven": self.verdict.proven}
 
 
 @click.command()
@@ -31,122 +45,102 @@ PROVEN = {
 def command(run: str, json_: bool) -> None:
     r"""Prove that every input row is in the output or in quarantine, exactly once. Exit code 0: proven; 1: not.
 
-    Of a training: that the model is whole, and that every row of its datasets was made into tokens; a damaged
-    checkpoint is noted. Of a folder that `hala collect` made: that every byte of its data is what was written.
+    A training is proven where its model is whole and every row of its datasets was made into tokens; a damaged
+    checkpoint is noted. A folder that `hala collect` made is proven where every byte of its data is what was written.
 
     \b
     hala verify translate-openorca
     hala verify data/openorca-ar
     """
-    from hala_hpc.cli.views import grid as grid_status
+    from hala_hpc.cli.views import training
     from hala_hpc.data import collect
-    from hala_hpc.pipeline import grid
     from hala_hpc.run import digests
 
     if collect.is_collected(Path(run)):
         _folder(collect.verify(Path(run)), json_)
     if models := digests.folders(Path(run)):
         _models(models, json_)
-    if folder := grid.find(run):
-        grid_status.verify(folder, json_)
-    path = lookup.find(run)
-    verdict, unit = _verified(path)
-    datasets = {each.name: _verified(each)[0] for each in _datasets(path, unit)}
-    damaged = _checkpoints(path) if unit == "models" else []
-    proven = all(one.proven for one in (verdict, *datasets.values()))
-    if json_:
-        told: dict[str, Any] = asdict(verdict) | {"proven": proven}
+    grid, paths = lookup.find_grid(run), lookup.runs(run)
+    data = dict.fromkeys(path.resolve() for member in paths for path in training.data_runs(member).values())
+    runs, datasets = [_verified(path) for path in paths], [_verified(path) for path in data]
+    damaged = [note for run in runs if run.unit == "models" for note in _checkpoints(run.path)]
+    proven = all(run.verdict.proven for run in (*runs, *datasets))
+    if grid:
+        by_name = {run.path.name: run.as_json() for run in (*datasets, *runs)}
+        record: dict[str, object] = {"grid": str(grid), "proven": proven, "runs": by_name}
+    else:
+        record = runs[0].as_json() | {"proven": proven}
         if datasets:
-            told["datasets"] = {name: asdict(one) | {"proven": one.proven} for name, one in datasets.items()}
-        common.echo_json(told | ({"checkpoints": damaged} if damaged else {}))
-    else:
-        for note in damaged:
-            click.echo(note, err=True)
-        for name, one in datasets.items():
-            _show(one, "rows", path, f"{name}: ")
-        _show(verdict, unit, path)
-        click.echo(PROVEN[unit] if proven else "NOT proven")
-    raise click.exceptions.Exit(0 if proven else 1)
+            record["datasets"] = {data.path.name: data.as_json() for data in datasets}
+    lines: list[str] = [common.Problem(note) for note in damaged]
+    lines += [line for data in datasets for line in _lines(data, grid or paths[0], f"{data.path.name}: ")]
+    lines += [line for run in runs for line in _lines(run, run.path, f"{run.path.name}: " if grid else "")]
+    last = PROVEN["runs" if grid else runs[0].unit] if proven else "NOT proven"
+    common.show(record | ({"checkpoints": damaged} if damaged else {}), json_, [*lines, last])
+    common.end(proven)
 
 
-def _folder(verdict: "FolderVerdict", json_: bool) -> None:
-    """Tell of a collected folder, and end."""
-    if json_:
-        common.echo_json(asdict(verdict) | {"proven": verdict.proven})
-    else:
-        for problem in verdict.problems:
-            click.echo(problem, err=True)
-        if verdict.unsealed:
-            told = f"{verdict.unsealed} of {verdict.files} files were written before there were seals"
-            click.echo(f"{told}: a change in them cannot be seen (hala collect writes them anew)", err=True)
-        click.echo(
-            f"{plural(verdict.rows, 'row')}, {verdict.quarantined:,} in quarantine, {plural(verdict.files, 'file')}"
-        )
-        click.echo("proven: every byte of its data is what was written" if verdict.proven else "NOT proven")
-    raise click.exceptions.Exit(0 if verdict.proven else 1)
+def _folder(verdict: "FolderVerdict", json_: bool) -> NoReturn:
+    """Show the proof of a collected folder, and end."""
+    files = plural(verdict.files, "file")
+    lines: list[str] = [common.Problem(problem) for problem in verdict.problems]
+    if verdict.unsealed:
+        unsealed = f"{verdict.unsealed} of {verdict.files} files were written before there were seals"
+        lines += [common.Problem(f"{unsealed}: a change in them cannot be seen (hala collect writes them anew)")]
+    lines += [f"{plural(verdict.rows, 'row')}, {verdict.quarantined:,} in quarantine, {files}"]
+    lines += ["proven: every byte of its data is what was written" if verdict.proven else "NOT proven"]
+    common.show(asdict(verdict) | {"proven": verdict.proven}, json_, lines)
+    common.end(verdict.proven)
 
 
-def _models(folders: list[Path], json_: bool) -> None:
-    """Tell of folders that were collected from a run, and end."""
+def _models(folders: list[Path], json_: bool) -> NoReturn:
+    """Show the proof of folders that were collected from a run, and end."""
     from hala_hpc.run import digests
 
     problems = [f"{folder.name}: {fault}" for folder in folders for fault in digests.faults(folder) or []]
-    if json_:
-        common.echo_json({"folders": len(folders), "problems": problems, "proven": not problems})
-    else:
-        for problem in problems:
-            click.echo(problem, err=True)
-        click.echo("NOT proven" if problems else "proven: every byte but the cards' is what was written")
-    raise click.exceptions.Exit(1 if problems else 0)
+    last = "NOT proven" if problems else "proven: every byte but the cards' is what was written"
+    record = {"folders": len(folders), "problems": problems, "proven": not problems}
+    common.show(record, json_, [*map(common.Problem, problems), last])
+    common.end(not problems)
 
 
-def _verified(path: Path) -> "tuple[Verdict, str]":
-    """The verdict, and what the run counts."""
+def _verified(path: Path) -> Verified:
     from hala_hpc.run import manifest
     from hala_hpc.run.verify import verify
     from hala_hpc.worker import registry
 
     facts = manifest.read(path / "manifest.parquet").facts
     with common.counting(f"verifying {path.name}") as counted:
-        return verify(path, registry.create(lookup.thawed(path)).checker(facts), counted), facts.unit
-
-
-def _datasets(path: Path, unit: str) -> list[Path]:
-    """The runs that made a training's tokens, those that still are there: once it is trained, they may go."""
-    if unit != "models":
-        return []
-    from hala_hpc.cli.views.training import prepare_runs
-
-    return [run for run in prepare_runs(path) if (run / "manifest.parquet").is_file()]
+        verdict = verify(path, registry.create(lookup.thawed(path)).checker(facts), counted)
+    return Verified(path, verdict, facts.unit)
 
 
 def _checkpoints(path: Path) -> list[str]:
-    """What is wrong with a training's checkpoints; it speaks neither for nor against its model."""
+    """What is wrong with a training's checkpoints, which says nothing of its model."""
     from hala_hpc.tasks.train import paths
     from hala_hpc.tasks.train.checkpoint import checkpoints
 
-    found = checkpoints.faults(path / paths.CHECKPOINTS)
     return [
-        f"note: {each} is damaged: {'; '.join(wrong[:3])} (a resume does not use it; it may be removed)"
-        for each, wrong in found.items()
+        f"note: {name} is damaged: {'; '.join(faults[:3])} (a resume does not use it; it may be removed)"
+        for name, faults in checkpoints.faults(path / paths.CHECKPOINTS).items()
     ]
 
 
-def _show(verdict: "Verdict", unit: str, path: Path, before: str = "") -> None:
-    for problem in verdict.problems:
-        click.echo(f"{before}{problem}", err=True)
+def _lines(run: Verified, path: Path, before: str) -> Iterator[str]:
+    """A run's counts, and what is to be done about it; ``path`` is what `hala resume` takes."""
+    verdict, shards = run.verdict, plural(run.verdict.shards, "shard")
+    problems = list(verdict.problems)
     if verdict.missing_shards:
-        told = f"{before}{verdict.missing_shards} of {plural(verdict.shards, 'shard')} not finished: hala resume {path}"
-        click.echo(told, err=True)
+        problems += [f"{verdict.missing_shards} of {shards} not finished: hala resume {path}"]
     if verdict.damaged or verdict.damaged_final:
         which = f"{plural(len(verdict.damaged), 'shard')} damaged" if verdict.damaged else "final/ is damaged"
-        told = f"{before}{which}: hala resume {path} --damaged sets them aside and does them again"
-        click.echo(told, err=True)
+        problems += [f"{which}: hala resume {path} --damaged sets them aside and does them again"]
     if verdict.unassembled:
-        click.echo(f"{before}its last step, which makes final/, is not done: hala resume {path}", err=True)
+        problems += [f"its last step, which makes final/, is not done: hala resume {path}"]
     if verdict.unsealed:
-        told = f"{verdict.unsealed:,} of {verdict.shards:,} shards were written before there were seals"
-        click.echo(f"{before}{told}: of what was added to their rows a change cannot be seen", err=True)
+        unsealed = f"{verdict.unsealed:,} of {verdict.shards:,} shards were written before there were seals"
+        problems += [f"{unsealed}: of what was added to their rows a change cannot be seen"]
+    yield from (common.Problem(f"{before}{problem}") for problem in problems)
     held = ", ".join(f"{count:,} {reason}" for reason, count in sorted(verdict.quarantined.items()))
-    quarantine = f", {held or 'none'} in quarantine" if unit == "rows" else ""
-    click.echo(f"{before}{verdict.rows:,} {unit}: {verdict.done:,} done{quarantine}, {plural(verdict.shards, 'shard')}")
+    quarantine = f", {held or 'none'} in quarantine" if run.unit == "rows" else ""
+    yield f"{before}{verdict.rows:,} {run.unit}: {verdict.done:,} done{quarantine}, {shards}"

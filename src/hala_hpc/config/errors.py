@@ -1,7 +1,8 @@
-"""The one exception a person is meant to read, and how it finds the word they meant."""
+"""The one exception a person is meant to read, where it happened, and the word that was meant."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HalaError(Exception):
@@ -16,6 +17,17 @@ class HalaError(Exception):
         self.hint = hint
 
 
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Errors of the block begin with ``place``, unless that is empty."""
+    try:
+        yield
+    except HalaError as error:
+        if not place:
+            raise
+        raise HalaError(f"{place}: {error.message}", error.hint) from error
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """A hint that names the nearest valid word, and all of them."""
     words = sorted(valid)
@@ -25,5 +37,5 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says first; its class where it says nothing."""
+    """The first line of a foreign error; its class where it says nothing."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -9,14 +9,14 @@ Cells that turn out to be the same recipe are one run, too.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hala_hpc.config import layers
 from hala_hpc.config.compose import OptionsOf, freeze, merge, of_place, require_task
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError, did_you_mean, within
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import Recipe
 
@@ -24,21 +24,23 @@ SECTION = "grid"
 KEYS = ("axes", "name", "exclude", "as_is", "aliases")
 State = Literal["run", "as_is", "same", "excluded"]
 """What becomes of a cell: a run of its own; a model that is there; another cell's run; nothing."""
+Values = dict[str, list[str]]
+"""Values of some axes: the cells that have one of each."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The section, checked. ``axes``: axis to value to the part of a recipe that it says."""
 
-    axes: dict[str, dict[str, dict[str, Any]]]
+    axes: Mapping[str, Mapping[str, Any]]
     name: str
-    exclude: list[dict[str, list[str]]] = field(default_factory=list)
-    as_is: list[dict[str, list[str]]] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)  # a cell to the one that it is the same as
+    exclude: Sequence[Values]
+    as_is: Sequence[Values]
+    aliases: Mapping[str, str]  # a cell to the one that it is the same as
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One combination. ``same_as`` names the cell that stands for it, ``recipe`` is None for an excluded cell."""
 
     name: str
@@ -53,7 +55,9 @@ def is_grid(recipe: Path) -> bool:
     return recipe.is_file() and SECTION in layers.from_file(recipe).values
 
 
-def expand(recipe: Path, site: Path | None, overrides: Sequence[str], options_of: OptionsOf) -> tuple[str, list[Cell]]:
+def expand(
+    recipe: Path, site: Path | None, overrides: Sequence[str], options_of: OptionsOf
+) -> tuple[str, list[GridCell]]:
     """The grid's name, and its cells in the order of the axes, the last one turning fastest.
 
     A value of an axis is stronger than the rest of the recipe and weaker than the command line.
@@ -65,68 +69,71 @@ def expand(recipe: Path, site: Path | None, overrides: Sequence[str], options_of
     layer = layers.from_file(recipe)
     grid = read(layer)
     base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
-    said = layers.from_command_line(overrides)
+    words = layers.from_command_line(overrides)
     below = [*of_place(site), base]
-    name = str(said.values.get("name") or base.values.get("name") or recipe.stem)
+    name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
     for cell in cells(grid):
-        if cell.state == "excluded":
-            composed.append(cell)
-            continue
-        parts = [_part(layer, grid, axis, value) for axis, value in cell.values.items()]
-        last = Layer({"name": cell.name}, "grid.name", layer.base)
-        stack = [*below, *parts, said, last]
-        composed.append(dataclasses.replace(cell, recipe=_merged(stack, cell, options_of)))
-        require_task(stack, recipe)
+        if cell.state != "excluded":
+            parts = [
+                Layer(grid.axes[axis][value], f"{layer.where}: grid.axes.{axis}.{value}", layer.base)
+                for axis, value in cell.values.items()
+            ]
+            stack = [*below, *parts, words, Layer({"name": cell.name}, "grid.name", layer.base)]
+            with within(f"cell {cell.name}"):
+                cell = dataclasses.replace(cell, recipe=merge(stack, options_of))
+            require_task(stack, recipe)
+        composed.append(cell)
     return name, _equal_once(composed)
 
 
 def read(layer: Layer) -> Grid:
     """The grid section of a recipe. Raises HalaError."""
-    given = _mapping(layer, layer.values.get(SECTION), SECTION)
-    for key in given:
-        if key not in KEYS:
-            raise HalaError(f"{layer.where}: unknown key 'grid.{key}'", did_you_mean(str(key), KEYS))
+    where = layer.where
+    given = _mapping(where, layer.values.get(SECTION), SECTION)
+    if wrong := next((key for key in given if key not in KEYS), None):
+        raise HalaError(f"{where}: unknown key 'grid.{wrong}'", did_you_mean(str(wrong), KEYS))
     axes = {
         str(axis): {
-            str(value): _mapping(layer, part or {}, f"grid.axes.{axis}.{value}")
-            for value, part in _mapping(layer, values, f"grid.axes.{axis}").items()
+            str(value): _mapping(where, part, f"grid.axes.{axis}.{value}") if part else {}
+            for value, part in _mapping(where, values, f"grid.axes.{axis}").items()
         }
-        for axis, values in _mapping(layer, given.get("axes"), "grid.axes").items()
+        for axis, values in _mapping(where, given.get("axes"), "grid.axes").items()
     }
     name = str(given.get("name") or "-".join(f"{{{axis}}}" for axis in axes))
-    _check_name(layer, name, axes)
-    grid = Grid(
-        axes,
-        name,
-        [_pattern(layer, axes, one, "exclude") for one in given.get("exclude") or []],
-        [_pattern(layer, axes, one, "as_is") for one in given.get("as_is") or []],
-        _aliases(layer, given.get("aliases") or {}),
+    used = re.findall(r"\{([^{}]*)\}", name)
+    _refuse_unknown(used, axes, f"{where}: grid.name: no axis")
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", name)):
+        hint = f"for example {{{next(iter(axes))}}}"
+        raise HalaError(f"{where}: grid.name: '{name}' has a brace too many", hint)
+    exclude, as_is = (
+        [_pattern(where, axes, pattern, key) for pattern in given.get(key) or []] for key in ("exclude", "as_is")
     )
-    _check_aliases(layer, grid)
+    grid = Grid(axes, name, exclude, as_is, _aliases(where, given.get("aliases") or {}))
+    _check_names(where, grid)
     return grid
 
 
-def cells(grid: Grid) -> Iterator[Cell]:
+def cells(grid: Grid) -> Iterator[GridCell]:
     """All combinations, not composed yet."""
     for values in itertools.product(*grid.axes.values()):
         chosen = dict(zip(grid.axes, values, strict=True))
         name = grid.name.format(**chosen)
-        if kept := grid.aliases.get(name):
-            yield Cell(name, chosen, "same", kept)
-        elif any(_matches(pattern, chosen) for pattern in grid.exclude):
-            yield Cell(name, chosen, "excluded")
-        elif any(_matches(pattern, chosen) for pattern in grid.as_is):
-            yield Cell(name, chosen, "as_is")
-        else:
-            yield Cell(name, chosen, "run")
+        state: State = "run"
+        if name in grid.aliases:
+            state = "same"
+        elif _matches(grid.exclude, chosen):
+            state = "excluded"
+        elif _matches(grid.as_is, chosen):
+            state = "as_is"
+        yield GridCell(name, chosen, state, grid.aliases.get(name))
 
 
-def _equal_once(found: Sequence[Cell]) -> list[Cell]:
-    """Of cells with the same recipe only the first is a run."""
+def _equal_once(cells: Sequence[GridCell]) -> list[GridCell]:
+    """Only the first of the cells with the same recipe is a run."""
     first: dict[str, str] = {}
     result = []
-    for cell in found:
+    for cell in cells:
         if cell.state == "run" and cell.recipe is not None:
             kept = first.setdefault(freeze(dataclasses.replace(cell.recipe, name="")), cell.name)
             if kept != cell.name:
@@ -135,70 +142,48 @@ def _equal_once(found: Sequence[Cell]) -> list[Cell]:
     return result
 
 
-def _merged(stack: list[Layer], cell: Cell, options_of: OptionsOf) -> Recipe:
-    try:
-        return merge(stack, options_of)
-    except HalaError as error:
-        raise HalaError(f"cell {cell.name}: {error.message}", error.hint) from error
+def _matches(patterns: Sequence[Values], chosen: Mapping[str, str]) -> bool:
+    return any(all(chosen[axis] in values for axis, values in pattern.items()) for pattern in patterns)
 
 
-def _part(layer: Layer, grid: Grid, axis: str, value: str) -> Layer:
-    return Layer(grid.axes[axis][value], f"{layer.where}: grid.axes.{axis}.{value}", layer.base)
-
-
-def _matches(pattern: Mapping[str, Sequence[str]], chosen: Mapping[str, str]) -> bool:
-    return all(chosen[axis] in wanted for axis, wanted in pattern.items())
-
-
-def _mapping(layer: Layer, value: Any, name: str) -> dict[Any, Any]:
-    if not isinstance(value, dict) or (not value and name.count(".") < 3):
-        raise HalaError(f"{layer.where}: '{name}' must be a mapping, not {value!r}")
+def _mapping(where: str, value: Any, name: str) -> dict[Any, Any]:
+    if not isinstance(value, dict) or not value:
+        raise HalaError(f"{where}: '{name}' must be a mapping, not {value!r}")
     return value
 
 
-def _pattern(layer: Layer, axes: Mapping[str, Any], given: Any, key: str) -> dict[str, list[str]]:
+def _refuse_unknown(words: Iterable[str], known: Iterable[str], what: str) -> None:
+    if wrong := next((word for word in words if word not in known), None):
+        raise HalaError(f"{what} '{wrong}'", did_you_mean(wrong, known))
+
+
+def _pattern(where: str, axes: Mapping[str, Mapping[str, Any]], given: Any, key: str) -> Values:
     """``{axis: value}`` or ``{axis: [values]}``: the cells where all of it holds."""
-    pattern = {}
-    for axis, wanted in _mapping(layer, given, f"grid.{key}").items():
-        if str(axis) not in axes:
-            raise HalaError(f"{layer.where}: grid.{key}: no axis '{axis}'", did_you_mean(str(axis), axes))
-        values, known = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])], axes[str(axis)]
-        if wrong := next((value for value in values if value not in known), None):
-            raise HalaError(f"{layer.where}: grid.{key}.{axis}: no value '{wrong}'", did_you_mean(wrong, known))
-        pattern[str(axis)] = values
+    pattern = {
+        str(axis): [str(value) for value in (values if isinstance(values, list) else [values])]
+        for axis, values in _mapping(where, given, f"grid.{key}").items()
+    }
+    _refuse_unknown(pattern, axes, f"{where}: grid.{key}: no axis")
+    for axis, values in pattern.items():
+        _refuse_unknown(values, axes[axis], f"{where}: grid.{key}.{axis}: no value")
     return pattern
 
 
-def _aliases(layer: Layer, given: Any) -> dict[str, str]:
+def _aliases(where: str, given: Any) -> dict[str, str]:
     """``{kept: [others]}`` turned round."""
-    found: dict[str, str] = {}
-    for kept, others in _mapping(layer, given or {"": []}, "grid.aliases").items():
+    aliases: dict[str, str] = {}
+    for kept, others in _mapping(where, given or {"": []}, "grid.aliases").items():
         for other in others if isinstance(others, list) else [others]:
-            if found.setdefault(str(other), str(kept)) != str(kept):
-                raise HalaError(f"{layer.where}: grid.aliases: '{other}' is an alias of two cells")
-    return found
+            if aliases.setdefault(str(other), str(kept)) != str(kept):
+                raise HalaError(f"{where}: grid.aliases: '{other}' is an alias of two cells")
+    return aliases
 
 
-def _check_aliases(layer: Layer, grid: Grid) -> None:
-    combined = itertools.product(*grid.axes.values())
-    names = [grid.name.format(**dict(zip(grid.axes, values, strict=True))) for values in combined]
+def _check_names(where: str, grid: Grid) -> None:
+    names = [cell.name for cell in cells(grid)]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise HalaError(
-            f"{layer.where}: grid.name: two cells would be called '{twice}'", "give each axis its place in it"
-        )
+        raise HalaError(f"{where}: grid.name: two cells would be called '{twice}'", "give each axis its place in it")
     for other, kept in grid.aliases.items():
-        for name in (other, kept):
-            if name not in names:
-                raise HalaError(f"{layer.where}: grid.aliases: no cell '{name}'", did_you_mean(name, names))
+        _refuse_unknown((other, kept), names, f"{where}: grid.aliases: no cell")
         if kept in grid.aliases:
-            raise HalaError(f"{layer.where}: grid.aliases: '{kept}' is itself an alias, of '{grid.aliases[kept]}'")
-
-
-def _check_name(layer: Layer, name: str, axes: Mapping[str, Any]) -> None:
-    used = re.findall(r"\{([^{}]*)\}", name)
-    if wrong := next((axis for axis in used if axis not in axes), None):
-        raise HalaError(f"{layer.where}: grid.name: no axis '{wrong}'", did_you_mean(wrong, axes))
-    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", name)):
-        raise HalaError(
-            f"{layer.where}: grid.name: '{name}' has a brace too many", f"for example {{{next(iter(axes))}}}"
-        )
+            raise HalaError(f"{where}: grid.aliases: '{kept}' is itself an alias, of '{grid.aliases[kept]}'")

@@ -1,13 +1,35 @@
-"""What a person names, found: recipes and sites, runs and where they are, and what a run's recipe says by now."""
+"""What a person names, found: recipes and sites, runs, grids of them, and what a run's recipe says by now.
 
+A grid is a folder of runs that share arrays of jobs; every command goes through its ``members`` as through one run.
+"""
+
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
 
-from hala_hpc.config import places
+from hala_hpc.config import frozen, places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
+from hala_hpc.run.layout import GRID
+
+if TYPE_CHECKING:
+    from hala_hpc.run.status import Status
+
+PREPARED: Final = "prepared"
+"""The folder of a grid with the tokens that its trainings share."""
+
+
+class CellRecord(TypedDict):
+    """A cell in GRID. ``state`` as in ``config.grid``; ``same_as`` and ``model`` where the cell is not a run."""
+
+    name: str
+    values: dict[str, str]
+    state: str
+    same_as: NotRequired[str]
+    model: NotRequired[str]
 
 
 def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
@@ -26,7 +48,7 @@ def load_site(site: str, overrides: tuple[str, ...]) -> Recipe:
 
 
 def refuse_forgotten_site(site: str, executor: str) -> None:
-    """On a login node nobody starts workers by forgetting to say where. Raises HalaError."""
+    """Nobody starts workers on a login node by forgetting to name a site. Raises HalaError."""
     if not site and executor == "local" and shutil.which("sbatch"):
         raise HalaError(
             "which site? This machine has Slurm, and without --site or $HALA_SITE the workers would run right here",
@@ -46,18 +68,54 @@ def find(run: str) -> Path:
     from hala_hpc.run.layout import find_run
 
     if not run.strip():
-        raise HalaError("'': names no run", "give its name or path; a variable that is not set is empty")
-
+        raise HalaError("the name of the run is empty", "give its name or path; a variable that is not set is empty")
     return find_run(places.expanded(run, "RUN"), runs_roots())
 
 
+def find_grid(run: str) -> Path | None:
+    """A grid by its path or name; None where there is none of that name."""
+    named = places.expanded(run, "RUN")
+    candidates = (Path(named), *(root / named for root in runs_roots()))
+    return next((path.resolve() for path in candidates if (path / GRID).is_file()), None)
+
+
+def cells(grid: Path) -> list[CellRecord]:
+    """The cells of a grid, as its own file lists them."""
+    return cast("list[CellRecord]", json.loads((grid / GRID).read_text())["cells"])
+
+
+def runs_in(grid: Path) -> list[Path]:
+    """The runs of a grid, in the order of its cells."""
+    return [grid / cell["name"] for cell in cells(grid) if cell["state"] == "run"]
+
+
+def runs(run: str) -> list[Path]:
+    """The runs that a name stands for: one, or those of a grid."""
+    grid = find_grid(run)
+    return [find(run)] if grid is None else runs_in(grid)
+
+
+def members(run: str) -> list[Path]:
+    """All folders on record for workers of a run or a grid; the first is its own."""
+    grid = find_grid(run)
+    return [find(run)] if grid is None else [grid, *runs_in(grid), *sorted((grid / PREPARED).glob("[!.]*"))]
+
+
+def state_of(run: Path) -> "Status":
+    """How far a run is, by the settings that hold for it now."""
+    from hala_hpc.run import status
+
+    settings = frozen.settings(run)
+    return status.read(run, settings.lease_seconds, settings.attempts)
+
+
 def runs_roots() -> list[Path]:
-    """Where runs are looked for by name: $HALA_RUNS and run.root of $HALA_SITE; ./runs where neither says a place.
+    """Where runs are looked for by name: $HALA_RUNS and run.root of $HALA_SITE; ./runs where neither is given.
 
     A recipe's runs go to the first, unless the recipe or the command line says another.
     """
-    said = [places.from_environment("HALA_RUNS"), _profile_root(places.from_environment("HALA_SITE"))]
-    return list(dict.fromkeys(Path(root).resolve() for root in said if root)) or [Path(Run().root).resolve()]
+    roots = [places.from_environment("HALA_RUNS"), _profile_root(places.from_environment("HALA_SITE"))]
+    return list(dict.fromkeys(Path(root).resolve() for root in roots if root)) or [Path(Run().root).resolve()]
 
 
 def runs_root() -> Path:
@@ -73,10 +131,11 @@ def _profile_root(site: str | None) -> str | None:
 
     path = profile_of(site)
     try:
-        found = load(path.read_text("utf-8"))
+        profile = load(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise HalaError(f"{path}: {error}", "the site profile that $HALA_SITE names") from error
-    root = found.get("run", {}).get("root") if isinstance(found, dict) and isinstance(found.get("run"), dict) else None
+    section = profile.get("run") if isinstance(profile, Mapping) else None
+    root = section.get("root") if isinstance(section, Mapping) else None
     if root is None or "${oc." in str(root):
         return None
     return str(path.parent / places.expanded(str(root), f"{path}: run.root"))
@@ -92,16 +151,15 @@ def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 @contextmanager
 def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None]:
-    """Write down what ``overrides`` change of the recipes of some runs, so that the workers that are started have it.
+    """Write down what ``overrides`` change in the recipes of some runs, for the workers that are started now.
 
-    Taken back where they cannot be started, unless Slurm may have taken them all the same.
+    It is taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
-    from hala_hpc.config import frozen as recipes
     from hala_hpc.run.redo import write
     from hala_hpc.slurm import record
 
-    before = {run: recipes.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
-    written = [path for run, found in before.items() if (path := write(run, found)) is not None]
+    changes = {run: frozen.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
+    written = [path for run, change in changes.items() if (path := write(run, change)) is not None]
     try:
         yield
     except HalaError:

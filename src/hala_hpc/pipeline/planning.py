@@ -1,46 +1,209 @@
-"""From a recipe to a planned run, with progress: what ``plan`` and ``submit`` share."""
+"""From a recipe to planned runs, with progress: one run, or those of a grid, are planned alike."""
 
 import importlib.util
 import json
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 
 from hala_hpc import engines
-from hala_hpc.config import frozen
+from hala_hpc.config import frozen, grid
 from hala_hpc.config.compose import freeze
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, within
+from hala_hpc.config.grid import GridCell
 from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
 from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import hub
+from hala_hpc.pipeline import lookup
+from hala_hpc.pipeline.lookup import CellRecord
 from hala_hpc.run import create, manifest
-from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.files import remove_tree, write_durably
+from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.slurm.limits import limits
 from hala_hpc.slurm.script import require_environment
 from hala_hpc.slurm.submit import preview
 from hala_hpc.worker import registry
 from hala_hpc.worker.task import ROWS, Task
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
-"""Names of runs: they become folders, and part of the names of Slurm jobs."""
+"""Names of runs and grids: they become folders, and part of the names of Slurm jobs."""
+
+
+class SourceSummary(TypedDict):
+    """An input file of a plan."""
+
+    file: str
+    rows: int
+    bytes: int
+
+
+class Summary(TypedDict):
+    """What a planned run will do, for people and ``--json``. ``training`` and ``items`` are of such runs alone."""
+
+    run: str
+    task: str
+    sources: list[SourceSummary]
+    rows: int
+    texts: int
+    characters: int
+    estimated_tokens: int
+    notes: dict[str, int]
+    shards: int
+    tokens_per_shard: dict[str, int]
+    workers: int
+    site: str
+    executor: str
+    sbatch: str | None
+    training: NotRequired[Any]
+    items: NotRequired[list[str]]
+    warnings: NotRequired[list[str]]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and what it was planned from."""
+
+    recipe: Recipe
+    task: Task
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunList:
+    """What a recipe asks for: the cells of a grid, or a run as the only cell.
+
+    ``folder`` will be the grid's or the run's; ``text`` is the recipe of a grid as it was written.
+    """
+
+    folder: Path
+    cells: Sequence[GridCell]
+    text: str | None = None
+
+    @property
+    def is_grid(self) -> bool:
+        return self.text is not None
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The recipes of all runs, and of the cells that are a model as it is."""
+        return [cell.recipe for cell in self.cells if cell.recipe is not None]
+
+    def within(self, folder: Path) -> list[tuple[Recipe, Path]]:
+        """The recipe and the place of each run if ``folder`` is theirs; trainings of a grid share tokens in it."""
+        if not self.is_grid:
+            return [(recipe, folder) for recipe in self.recipes]
+        runs = [cell.recipe for cell in self.cells if cell.state == "run" and cell.recipe is not None]
+        return [(_in_grid(recipe, folder), folder / recipe.name) for recipe in runs]
+
+    def naming(self, recipe: Recipe) -> AbstractContextManager[None]:
+        """Errors in a grid begin with the cell."""
+        return within(f"cell {recipe.name}" if self.is_grid else "")
+
+
+def read(recipe: Path, site: str, overrides: tuple[str, ...]) -> RunList:
+    """The runs that a command line asks for. Raises HalaError."""
+    if not grid.is_grid(recipe):
+        return _alone(lookup.load(recipe, site, overrides))
+    name, cells = grid.expand(recipe, lookup.profile_of(site), overrides, registry.options_of)
+    _refuse_name(name, "grid")
+    if not any(cell.state == "run" for cell in cells):
+        raise HalaError(
+            f"{recipe}: all of its {len(cells)} cells are left out or models as they are",
+            "see grid.exclude and grid.as_is",
+        )
+    root = next(Path(cell.recipe.run.root) for cell in cells if cell.recipe)
+    return RunList(root.resolve() / name, cells, recipe.read_text())
+
+
+def _alone(recipe: Recipe, folder: Path | None = None) -> RunList:
+    place = folder or Path(recipe.run.root).resolve() / recipe.name
+    return RunList(place, [GridCell(recipe.name, {}, "run", recipe=recipe)])
+
+
+def _in_grid(recipe: Recipe, folder: Path) -> Recipe:
+    recipe = replace(recipe, run=replace(recipe.run, root=str(folder)))
+    if getattr(recipe.task, "prepared", "") is None:
+        recipe = replace(recipe, task=replace(recipe.task, prepared=str(folder / lookup.PREPARED)))
+    return recipe
+
+
+def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun]:
+    """Plan all runs, into the folder that is theirs or into one to look at. Raises HalaError; nothing is left then.
+
+    ``to_start``: refuse also what could not be started, before all the data is read.
+    """
+    checked = []
+    for recipe, path in runs.within(folder):
+        with runs.naming(recipe):
+            checked.append(PlannedRun(recipe, check(recipe), path))
+            if to_start:
+                refuse_missing_environment(recipe, checked[-1].task)
+    if to_start and (site := checked[0].recipe.site).executor == "slurm":
+        limits(site.slurm)  # raises where there is no Slurm
+    if not runs.is_grid:
+        return [replace(run, path=plan_run(run.recipe, run.task, run.path).path) for run in checked]
+    if folder.exists():
+        raise _existing(runs)
+    try:
+        return _plan_grid(runs, folder, checked)
+    except BaseException:
+        remove_tree(folder)  # nobody was started yet
+        raise
+
+
+def _plan_grid(runs: RunList, folder: Path, checked: Sequence[PlannedRun]) -> list[PlannedRun]:
+    (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
+    (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
+    planned = []
+    for run in checked:
+        with runs.naming(run.recipe):
+            planned.append(replace(run, path=plan_run(run.recipe, run.task, run.path).path))
+    record = {"name": folder.name, "recipe": runs.text, "cells": records(runs)}
+    write_durably(folder / GRID, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    return planned
+
+
+def records(runs: RunList) -> list[CellRecord]:
+    """The cells as the grid's file lists them."""
+    listed = []
+    for cell in runs.cells:
+        record = CellRecord(name=cell.name, values=cell.values, state=cell.state)
+        if cell.same_as is not None:
+            record["same_as"] = cell.same_as
+        if cell.state == "as_is" and cell.recipe:
+            record["model"] = cell.recipe.model.name
+        listed.append(record)
+    return listed
+
+
+def summaries(runs: RunList, create: bool) -> tuple[list[Summary], list[str]]:
+    """What each run will do, and why `hala submit` would refuse them; ``create``: plan them to stay."""
+    folder = runs.folder
+    with ExitStack() as stack:
+        if not create:
+            root = folder.parent if folder.parent.is_dir() else None
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".plan-", dir=root))
+            folder = Path(scratch) / folder.name
+        planned = plan(runs, folder)
+        places = [place for _, place in runs.within(runs.folder)]
+        plans = [summary_of(run, place) for run, place in zip(planned, places, strict=True)]
+    return plans, [] if create else obstacles(runs, planned)
 
 
 def check(recipe: Recipe) -> Task:
     """Refuse what can be refused before the data is read."""
-    if not NAME.fullmatch(recipe.name):
-        raise HalaError(
-            f"name: {recipe.name!r} cannot be a run's name",
-            "letters, digits, -, _ and ., at most 100; no . or - in front",
-        )
+    _refuse_name(recipe.name, "run")
     if recipe.data.limit is not None and recipe.data.limit < 1:
-        raise HalaError(f"data.limit: {recipe.data.limit} rows are nothing to do", "at least 1, or null for all")
+        raise HalaError(f"data.limit: must be at least 1, not {recipe.data.limit}", "null takes all rows")
     task = registry.create(recipe)
     has_engine = task.loop == ROWS
     if has_engine:
@@ -56,6 +219,12 @@ def check(recipe: Recipe) -> Task:
     return task
 
 
+def _refuse_name(name: str, what: str) -> None:
+    if not NAME.fullmatch(name):
+        hint = "letters, digits, -, _ and ., at most 100; no . or - in front"
+        raise HalaError(f"name: {name!r} cannot be a {what}'s name", hint)
+
+
 def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
     """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
     require_environment(recipe.site, task.stage)
@@ -68,38 +237,49 @@ def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
         )
 
 
-def obstacles(recipe: Recipe, task: Task, target: Path) -> list[str]:
-    """Why `hala submit` would refuse the run that is planned here, as far as that can be told beforehand."""
-    found = []
-    try:
-        refuse_missing_environment(recipe, task)
-    except HalaError as error:
-        found.append(str(error))
+def obstacles(runs: RunList, planned: Sequence[PlannedRun]) -> list[str]:
+    """Why `hala submit` would refuse the runs that are planned here, as far as that can be known beforehand."""
+    reasons = []
+    for run in planned:
+        try:
+            refuse_missing_environment(run.recipe, run.task)
+        except HalaError as error:
+            reasons.append(str(error))
+    target = runs.folder
     if target.exists():
-        found.append(_existing(recipe, target).message)
-    there = next(folder for folder in (target.parent, *target.parent.parents) if folder.exists())
+        reasons.append(_existing(runs).message)
+    there = next(folder for folder in target.parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=there):
             pass
     except OSError as error:
-        found.append(f"run.root: no folder can be made in {there}: {error.strerror}")
-    return found
+        reasons.append(f"run.root: no folder can be made in {there}: {error.strerror}")
+    return list(dict.fromkeys(reasons))
 
 
-def _existing(recipe: Recipe, target: Path) -> HalaError:
-    """Says of the run that has the name already whether it was asked for the same, and if not, how it differs."""
-    if not (target / "recipe.yaml").is_file():
-        return HalaError(f"{target} exists, and is no run", "give another name=…, or move it away")
-    differs = difference(recipe, target)
-    said = f"with another recipe: {differs}" if differs else "with the same recipe"
-    hint = f"`hala resume {target.name}`, or give another name=…; resuming goes on with the recipe it has"
-    return HalaError(f"run '{target.name}' exists in {target.parent}, {said}", hint)
+def _existing(runs: RunList) -> HalaError:
+    """Says how the run or grid that already has the name differs: by its cells, else by the recipe of one."""
+    folder, what = runs.folder, "grid" if runs.is_grid else "run"
+    if not (folder / (GRID if runs.is_grid else "recipe.yaml")).is_file():
+        return HalaError(f"{folder} exists, and is not a {what}", "give another name=…, or move it away")
+    differences = []
+    if runs.is_grid:
+        wanted, there = {cell.name for cell in runs.cells}, {cell["name"] for cell in lookup.cells(folder)}
+        differences += [f"cell {name} is not in it" for name in sorted(wanted - there)]
+        differences += [f"its cell {name} is not asked for" for name in sorted(there - wanted)]
+    for recipe, place in () if differences else runs.within(folder):
+        if place.is_dir() and (differs := difference(recipe, place)):
+            differences = [f"{f'cell {recipe.name} ' if runs.is_grid else ''}with another recipe: {differs}"]
+            break
+    listed = ", ".join(differences[:4]) + (f" and {len(differences) - 4} more" if len(differences) > 4 else "")
+    hint = f"`hala resume {folder.name}`, or give another name=…; resuming goes on with the recipe it has"
+    return HalaError(f"{what} '{folder.name}' exists in {folder.parent}, {listed or 'with the same recipe'}", hint)
 
 
 def difference(recipe: Recipe, run: Path) -> str:
     """How a recipe differs from the one that a run was planned with, in words; empty where it does not."""
-    found = frozen.differing(frozen.read(run), yaml.safe_load(freeze(recipe)))
-    listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(found.items())]
+    changes = frozen.differing(frozen.read(run), yaml.safe_load(freeze(recipe)))
+    listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(changes.items())]
     return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
 
 
@@ -108,7 +288,7 @@ def _brief(value: Any) -> str:
 
 
 def _refuse_unused(recipe: Recipe) -> None:
-    """What only the engines of row tasks use must not be dropped in silence by others."""
+    """Other tasks must not silently drop what only the engines of row tasks use."""
     models = {f"task.models.{label}": model for label, model in (getattr(recipe.task, "models", None) or {}).items()}
     for where, model in ({"model": recipe.model} | models).items():
         if getattr(model, "chat_template_kwargs", None):
@@ -120,7 +300,7 @@ def _refuse_unused(recipe: Recipe) -> None:
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
     """Plan the run into its folder. Raises HalaError; nothing is left behind then."""
     if target.exists():
-        raise _existing(recipe, target)
+        raise _existing(_alone(recipe, target))
 
     def fill(folder: Path) -> tuple[list[Shard], Facts]:
         with _watching() as watch:
@@ -130,41 +310,41 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
     return create.create(target, freeze(recipe), fill)
 
 
-def summary_of(recipe: Recipe, planned: Path, target: Path, stage: str) -> dict[str, Any]:
-    """What a planned run will do, as plain data for people and ``--json``.
-
-    ``planned`` is where the run is planned, ``target`` where it will be.
-    """
-    plan = manifest.read(planned / "manifest.parquet")
-    tokens = plan.column("tokens")
-    workers = min(recipe.run.workers, len(plan))
-    training, ranks = None, None
-    if plan.facts.unit == "models":
+def summary_of(run: PlannedRun, target: Path) -> Summary:
+    """What a planned run will do; ``target`` is where it will be."""
+    recipe = run.recipe
+    plan = manifest.read(run.path / "manifest.parquet")
+    facts, tokens = plan.facts, plan.column("tokens")
+    summary = Summary(
+        run=str(target),
+        task=recipe.task.kind,
+        sources=[
+            SourceSummary(file=source["original"], rows=source["rows"], bytes=source["bytes"])
+            for source in facts.sources
+        ],
+        rows=facts.rows,
+        texts=facts.texts,
+        characters=facts.characters,
+        estimated_tokens=facts.tokens,
+        notes=facts.notes,
+        shards=len(plan),
+        tokens_per_shard={"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
+        workers=min(recipe.run.workers, len(plan)),
+        site=recipe.site.name,
+        executor=recipe.site.executor,
+        sbatch=None,
+    )
+    ranks = None
+    if facts.unit == "models":
         from hala_hpc.tasks.train import task as train
         from hala_hpc.tasks.train.estimate import training as estimates
 
-        training, ranks = estimates.summary(recipe, planned), train.ranks_per_node(recipe.site)
-    items = [str(item["name"]) for item in plan.facts.items]
-    is_slurm = recipe.site.executor == "slurm"
-    return {
-        "run": str(target),
-        "task": recipe.task.kind,
-        "sources": [
-            {"file": source["original"], "rows": source["rows"], "bytes": source["bytes"]}
-            for source in plan.facts.sources
-        ],
-        "rows": plan.facts.rows,
-        "texts": plan.facts.texts,
-        "characters": plan.facts.characters,
-        "estimated_tokens": plan.facts.tokens,
-        "notes": plan.facts.notes,
-        "shards": len(plan),
-        "tokens_per_shard": {"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
-        "workers": workers,
-        "site": recipe.site.name,
-        "executor": recipe.site.executor,
-        "sbatch": preview(recipe, target, stage, workers, ranks) if is_slurm else None,
-    } | {key: value for key, value in (("training", training), ("items", items)) if value}
+        summary["training"], ranks = estimates.summary(recipe, run.path), train.ranks_per_node(recipe.site)
+    if facts.items:
+        summary["items"] = [str(item["name"]) for item in facts.items]
+    if recipe.site.executor == "slurm":
+        summary["sbatch"] = preview(recipe, target, run.task.stage, summary["workers"], ranks)
+    return summary
 
 
 @contextmanager

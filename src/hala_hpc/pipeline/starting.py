@@ -1,72 +1,132 @@
-"""From a planned run to its jobs, and to more of them when it goes on."""
+"""From planned runs to their jobs, and to more of them when they go on."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.files import sources
+from hala_hpc.pipeline import lookup
+from hala_hpc.pipeline.planning import PlannedRun, RunList, plan
 from hala_hpc.run import manifest, status
-from hala_hpc.slurm import local, queue, record
+from hala_hpc.run.status import Status
+from hala_hpc.slurm import commands, local, queue, record
 from hala_hpc.slurm.record import Submission
-from hala_hpc.slurm.submit import submit, submit_each
+from hala_hpc.slurm.script import require_environment
+from hala_hpc.slurm.submit import submit_each
+from hala_hpc.worker import registry
 from hala_hpc.worker.array import ArrayWorker
-from hala_hpc.worker.task import Task
 
 MOVED = "data.path="
 CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
 """What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
 
 
-def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submission]:
-    """Hand in workers for a run, and before a training's launcher those that prepare its data; in this order.
+@dataclass(frozen=True)
+class Started:
+    """Runs that were given workers, and the arrays in their order: the last is the one that does the runs."""
 
-    Raises HalaError where Slurm refuses; what was handed in until then is cancelled, if Slurm lets us.
+    folder: Path
+    runs: Sequence[PlannedRun]
+    submissions: Sequence[Submission]
+
+    @property
+    def jobs(self) -> list[str]:
+        return [job for submission in self.submissions for job in submission.jobs]
+
+
+def submit(runs: RunList, site: str) -> Started:
+    """Plan all runs and start their workers. Raises HalaError; where Slurm refuses, the planned runs stay."""
+    lookup.refuse_forgotten_site(site, runs.recipes[0].site.executor)
+    planned = plan(runs, runs.folder, to_start=True)
+    return Started(runs.folder, planned, start(runs.folder, planned))
+
+
+def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) -> list[Submission]:
+    """Hand in one array of workers for all runs, and before it, of trainings, one that prepares their data.
+
+    ``folder``, where the arrays are written down, is the run's own or that of its grid. Raises HalaError where Slurm
+    refuses; what was handed in until then is cancelled, if Slurm lets us.
     """
+    recipe, stage = runs[0].recipe, runs[0].task.stage
+    if any(run.recipe.site != recipe.site for run in runs):
+        raise HalaError("grid: its cells share one array of jobs, so `site` cannot be an axis", "make it two grids")
+    jobs = [
+        ArrayWorker(str(run.path))
+        for run in runs
+        for _ in range(
+            workers or min(run.recipe.run.workers, max(1, len(status.missing(run.path))))
+        )  # 1: its last step
+    ]
+    if folder != runs[0].path:
+        recipe = replace(recipe, name=folder.name)
+    whole = recipe if folder == runs[0].path else replace(recipe, run=replace(recipe.run, workers=len(jobs)))
     if recipe.task.kind != "train":
-        return [submit(recipe, run, task.stage, workers, ArrayWorker(str(run)))]
-    from hala_hpc.slurm import commands
+        return [submit_each(whole, folder, stage, jobs)]
     from hala_hpc.tasks.train import task as train
 
     if recipe.site.executor != "slurm" and recipe.site.slurm.nodes_per_worker > 1:
         raise HalaError("site.slurm.nodes_per_worker: without Slurm there is one node", "set it to 1")
-    before = prepare(recipe, task.stage, run, train.prepare_runs(run, recipe))
-    jobs = [job for submission in before for job in submission.jobs]
+    data = (path.resolve() for run in runs for path in train.prepare_runs(run.path, run.recipe))
+    before = _prepare(recipe, stage, folder, dict.fromkeys(data))  # links in a cell lead to what all cells share
+    after = [job for submission in before for job in submission.jobs]
+    ranks = train.ranks_per_node(recipe.site)
     try:
-        launcher = submit_each(
-            recipe,
-            run,
-            task.stage,
-            [ArrayWorker(str(run))] * workers,
-            ranks=train.ranks_per_node(recipe.site),
-            after=jobs,
-        )
+        return [*before, submit_each(whole, folder, stage, jobs, ranks=ranks, after=after)]
     except BaseException:
         with contextlib.suppress(HalaError):  # they are on record: `hala cancel` ends them
-            commands.cancel(jobs)
+            commands.cancel(after)
         raise
-    return [*before, launcher]
 
 
-def prepare(recipe: Recipe, stage: str, run: Path, runs: Iterable[Path]) -> list[Submission]:
-    """One array, without GPUs, for what is missing of ``runs``: the data of a training, or of a grid of them.
-
-    Without Slurm there is none: launchers do it. ``run`` is where the array is written down.
-    """
+def _prepare(recipe: Recipe, stage: str, folder: Path, runs: Iterable[Path]) -> list[Submission]:
+    """One array, without GPUs, for what is missing of the data; none without Slurm, where launchers prepare it."""
     if recipe.site.executor != "slurm":
         return []
     jobs = []
-    for prepared in runs:
-        status.retry_failed(prepared, recipe.run.attempts, recipe.run.lease_seconds)
-        jobs += [ArrayWorker(str(prepared))] * min(recipe.run.workers, len(status.missing(prepared)))
+    for run in runs:
+        status.retry_failed(run, recipe.run.attempts, recipe.run.lease_seconds)
+        jobs += [ArrayWorker(str(run))] * min(recipe.run.workers, len(status.missing(run)))
     if not jobs:
         return []
     cpu = recipe.site.slurm_cpu
-    asked = replace(cpu, account=cpu.account or recipe.site.slurm.account, gpus_per_worker=0, nodes_per_worker=1)
-    whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)), site=replace(recipe.site, slurm=asked))
-    return [submit_each(whole, run, stage, jobs)]
+    slurm = replace(cpu, account=cpu.account or recipe.site.slurm.account, gpus_per_worker=0, nodes_per_worker=1)
+    whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)), site=replace(recipe.site, slurm=slurm))
+    return [submit_each(whole, folder, stage, jobs)]
+
+
+def thawed(path: Path, overrides: tuple[str, ...]) -> PlannedRun:
+    """A run that goes on, with what ``overrides`` change of it. Raises HalaError for what may not change."""
+    refuse_frozen(overrides)
+    recipe = lookup.thawed(path, overrides)
+    task = registry.create(recipe)
+    require_environment(recipe.site, task.stage)
+    return PlannedRun(recipe, task, path)
+
+
+def retry(run: PlannedRun) -> tuple[Status, int]:
+    """Where a run stands once its failed shards may be tried again, and how many they are."""
+    settings = run.recipe.run
+    retried = status.retry_failed(run.path, settings.attempts, settings.lease_seconds)
+    return status.read(run.path, settings.lease_seconds, settings.attempts), retried
+
+
+def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
+    """Start what is missing of a grid's runs that nobody works on; None where nothing is."""
+    busy = at_work(grid)
+    left = []
+    for path in lookup.runs_in(grid):
+        run = thawed(path, overrides)
+        note_moved(run, overrides)
+        state, _ = retry(run)
+        if not state.finished and not busy and not any(worker.alive for worker in state.workers):
+            left.append(run)
+    if not left:
+        return None
+    with lookup.changed([run.path for run in left], overrides):
+        return Started(grid, left, start(grid, left))
 
 
 def refuse_frozen(overrides: Sequence[str]) -> None:
@@ -75,27 +135,27 @@ def refuse_frozen(overrides: Sequence[str]) -> None:
         raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
 
 
-def note_moved(path: Path, recipe: Recipe, overrides: tuple[str, ...]) -> None:
-    """Where ``overrides`` say that a run's data moved: note their new places. Raises HalaError for other data."""
+def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:
+    """Note the new places of a run's data where ``overrides`` say that it moved. Raises HalaError for other data."""
     if not any(word.startswith(MOVED) for word in overrides):
         return
-    facts = manifest.read(path / "manifest.parquet").facts
+    facts = manifest.read(run.path / "manifest.parquet").facts
     if facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in facts.sources):
         raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
-    sources.note(path, facts, recipe.data)
+    sources.note(run.path, facts, run.recipe.data)
 
 
 def at_work(*paths: Path) -> int:
-    """How many workers of some runs are at work or will be, for all that Slurm and this machine tell.
+    """How many workers of some runs are at work or will be, as far as Slurm and this machine know.
 
     Raises HalaError where Slurm does not answer: nobody's work is to be doubled.
     """
     for path in paths:
         record.settle(path, ArrayWorker)
-    found = queue.ask(*paths)
-    if found.silence:
+    tasks = queue.ask(*paths)
+    if tasks.silence:
         raise HalaError(
-            f"Slurm does not answer ({found.silence}), so who is at work is not known",
+            f"Slurm does not answer ({tasks.silence}), so who is at work is not known",
             "try again later; --workers N starts N all the same",
         )
-    return found.live + sum(len(local.workers(path)) for path in paths)
+    return tasks.live + sum(len(local.workers(path)) for path in paths)

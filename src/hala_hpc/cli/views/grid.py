@@ -1,261 +1,169 @@
-"""One table for all cells of a grid: how far each is and what came of it; and the proof of all of them."""
+"""One table for all cells of a grid: how far each is and what came of it, or what it would run."""
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import training
+from hala_hpc.cli.views.run import advice, counts_of
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
-from hala_hpc.pipeline import grid, lookup
+from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
-    from hala_hpc.cli.views.training import TrainingState
-    from hala_hpc.run.status import Status
-    from hala_hpc.run.verify import Verdict
-    from hala_hpc.slurm.queue import Queue
+    from rich.console import Group
 
-WATCH_SECONDS: Final = 5.0
+    from hala_hpc.cli.views.training import TrainingState
+    from hala_hpc.pipeline.lookup import CellRecord
+    from hala_hpc.pipeline.planning import RunList, Summary
+    from hala_hpc.run.status import Status
+    from hala_hpc.slurm.queue import Asked, Queue
+
 NOT_RUN: Final = {"as_is": "as it is", "excluded": "left out"}
+COLOURS: Final = {"done": "green", "running": "cyan", "failed": "red"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what its run tells; None for a cell that is no run."""
+    """A cell and the state of its run; None for a cell that is not a run."""
 
-    cell: Mapping[str, Any]
+    cell: "CellRecord"
     state: "Status | None" = None
     training: "TrainingState | None" = None
 
+    @property
+    def word(self) -> str:
+        """How its run is doing, or why there is none."""
+        if self.state is None:
+            return _why(self.cell)
+        alive = any(worker.alive for worker in self.state.workers)
+        return "done" if self.state.finished else "failed" if self.state.failed else "running" if alive else "waiting"
 
-def status(folder: Path, watch: bool, json_: bool) -> None:
-    """Show a grid's table."""
-    from hala_hpc.slurm.commands import counted
-    from hala_hpc.slurm.queue import Asked
-
-    asked = Asked(*grid.members(str(folder)))
-    if json_:
-        rows = _read(folder)
-        queue = asked.now(_finished(rows))
-        told = {"grid": str(folder), "finished": _finished(rows), "jobs": counted(queue.tasks)}
-        told |= {"slurm_answers": not queue.silence, "cells": [_as_json(row) for row in rows]}
-        common.echo_json(told)
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    if not watch:
-        rows = _read(folder)
-        Console().print(_table(folder, rows, asked.now(_finished(rows))))
-        return
-    with Live(refresh_per_second=4) as live:
-        while True:
-            rows = _read(folder)
-            live.update(_table(folder, rows, asked.now(_finished(rows))))
-            if _finished(rows):
-                return
-            time.sleep(WATCH_SECONDS)
+    def as_json(self) -> dict[str, object]:
+        record = {**self.cell, "status": self.word}
+        if self.state is not None:
+            record |= {"run": self.state.path, "rows": self.state.rows, "rows_done": self.state.rows_done}
+        return record | (training.as_json(self.training) if self.training is not None else {})
 
 
-def verify(folder: Path, json_: bool) -> None:
-    """Verify each cell's run, and the shared data of trainings once. Exit code 0: all proven; 1: not."""
-    found = {path.name: _verdict(path) for path in _with_data(grid.runs_in(folder))}
-    proven = all(one.proven for one in found.values())
-    if json_:
-        told = {name: asdict(one) | {"proven": one.proven} for name, one in found.items()}
-        common.echo_json({"grid": str(folder), "proven": proven, "runs": told})
-    else:
-        for name, one in found.items():
-            missing = f"NOT proven, {plural(one.missing_shards, 'shard')} missing"
-            click.echo(f"{name}: {'proven' if one.proven else missing}")
-            for problem in one.problems:
-                click.echo(f"  {problem}", err=True)
-        click.echo("all proven" if proven else "NOT proven")
-    raise click.exceptions.Exit(0 if proven else 1)
+@dataclass(frozen=True)
+class GridView:
+    """Everything that is shown of a grid."""
+
+    folder: Path
+    rows: "Sequence[Row]"
+    queue: "Queue"
+
+    @classmethod
+    def read(cls, folder: Path, queue: "Asked") -> "GridView":
+        rows = []
+        for cell in lookup.cells(folder):
+            path = folder / cell["name"]
+            state = lookup.state_of(path) if cell["state"] == "run" else None
+            rows.append(Row(cell, state, training.read(path, state) if state is not None else None))
+        return cls(folder, rows, queue.now(_finished(rows)))
+
+    @property
+    def finished(self) -> bool:
+        return _finished(self.rows)
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        from hala_hpc.slurm.commands import counted
+
+        return counted(self.queue.tasks)
+
+    def as_json(self) -> dict[str, object]:
+        record = {"grid": str(self.folder), "finished": self.finished, "jobs": self.jobs}
+        return record | {"slurm_answers": not self.queue.silence, "cells": [row.as_json() for row in self.rows]}
+
+    def shown(self) -> "Group":
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        is_training = any(row.training is not None for row in self.rows)
+        numbers = "step loss evaluation tokens/s left" if is_training else "rows quarantine rows/s left"
+        table = Table("cell", *self.rows[0].cell["values"], "", *numbers.split(), box=None, pad_edge=False)
+        for row in self.rows:
+            word = Text(row.word, style=COLOURS.get(row.word, "dim"))
+            cells = (_trained if is_training else _counted)(row)
+            table.add_row(row.cell["name"], *row.cell["values"].values(), word, *cells)
+        words = [row.word for row in self.rows if row.state is not None]
+        counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(("done", *words)))
+        lines = [Text(f"{counts} of {plural(len(words), 'run')}: {self.folder}")]
+        if self.jobs:
+            lines.append(Text(f"jobs: {counts_of(self.jobs)}"))
+        return Group(table, *lines, *(Text(line, style="yellow") for line in self._advice()))
+
+    def _advice(self) -> list[str]:
+        states = [row.state for row in self.rows if row.state is not None]
+        data = [state for row in self.rows if row.training is not None for state in row.training.preparation]
+        slurm = frozen.now(Path(states[0].path)).get("site", {}).get("slurm", {})
+        return advice(self.queue, self.folder, slurm, self.finished, [*states, *data])
 
 
-def _with_data(runs: Sequence[Path]) -> list[Path]:
-    """The runs, and before them those that made their tokens, each once."""
-    from hala_hpc.cli.views.training import prepare_runs
-
-    trainings = [run for run in runs if frozen.read(run)["task"]["kind"] == "train"]
-    data = dict.fromkeys(prepared.resolve() for run in trainings for prepared in prepare_runs(run))
-    return [*data, *runs]
-
-
-def _verdict(path: Path) -> "Verdict":
-    from hala_hpc.run import manifest
-    from hala_hpc.run.verify import verify
-    from hala_hpc.worker import registry
-
-    facts = manifest.read(path / "manifest.parquet").facts
-    with common.counting(f"verifying {path.name}") as counted:
-        return verify(path, registry.create(lookup.thawed(path)).checker(facts), counted)
-
-
-def show_started(started: "grid.Started | None", folder: str, json_: bool) -> None:
-    """What was started of a grid."""
-    if started is None:
-        click.echo(f"nothing to start: all is done or at work (hala status {folder})")
-        return
-    *before, cells = started.submissions
-    if json_:
-        jobs = [job for one in started.submissions for job in one.jobs]
-        runs = [str(one.path) for one in started.planned]
-        common.echo_json({"grid": str(started.folder), "runs": runs, "jobs": jobs})
-        return
-    for one in before:
-        click.echo(common.handed_in(one, "to prepare the data first"))
-    click.echo(common.handed_in(cells, f"for {plural(len(started.planned), 'run')}"))
-    click.echo(f"next: hala status {started.folder}")
-
-
-def plan(target: Path, cells: Sequence[Mapping[str, Any]], created: bool, json_: bool) -> None:
-    """Show what a grid would run."""
-    if json_:
-        common.echo_json({"grid": str(target), "cells": cells})
-        return
-    _show_plan(target, cells)
-    if created:
-        click.echo(f"made; start it with: hala resume {target}")
-
-
-def _show_plan(target: Path, cells: Sequence[Mapping[str, Any]]) -> None:
+def show_plan(runs: "RunList", plans: "Sequence[Summary]", warnings: Sequence[str], created: bool, json_: bool) -> None:
     """The cells of a grid that is not there yet; of trainings, the memory of the first in full."""
     from rich.console import Console
     from rich.table import Table
 
-    axes = list(cells[0]["values"])
-    table = Table("cell", *axes, "rows", "tokens", "steps", "GPU-hours", "", box=None, pad_edge=False)
-    training = None
-    hours = 0.0
+    from hala_hpc.pipeline import planning
+
+    cells = planning.records(runs)
+    by_name = {Path(plan["run"]).name: plan for plan in plans}
+    if json_:
+        listed = [cell | ({"plan": by_name[cell["name"]]} if cell["name"] in by_name else {}) for cell in cells]
+        common.show(
+            {"grid": str(runs.folder), "cells": listed} | ({"warnings": warnings} if warnings else {}), True, ()
+        )
+        return
+    table = Table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "", box=None, pad_edge=False)
     for cell in cells:
-        plan = cell.get("plan")
-        numbers = ["", "", "", ""]
-        if plan:
-            trained = plan.get("training")
-            training = training or trained
-            rows = sum(each["rows"] for each in trained["datasets"]) if trained else plan["rows"]
-            numbers = [f"{rows:,}", f"{plan['estimated_tokens']:,}", "", ""]
-            if trained:
-                hours += trained.get("gpu_hours", 0.0)
-                numbers[1:] = [
-                    f"{trained['estimated_tokens_trained']:,}",
-                    f"{trained['estimated_steps']:,}",
-                    f"{trained.get('gpu_hours', 0.0):,.1f}",
-                ]
+        numbers = _planned(by_name[cell["name"]]) if cell["name"] in by_name else [""] * 4
         table.add_row(cell["name"], *cell["values"].values(), *numbers, _why(cell))
+    trainings = [plan["training"] for plan in plans if "training" in plan]
+    hours = sum(plan.get("gpu_hours", 0.0) for plan in trainings)
+    about = f", about {hours:,.0f} GPU-hours" if hours else ""
     console = Console(soft_wrap=True)
     console.print(table)
-    runs = sum(cell["state"] == "run" for cell in cells)
-    console.print(
-        f"{runs} of {len(cells)} cells are runs{f', about {hours:,.0f} GPU-hours' if hours else ''}: {target}"
-    )
-    if training:
-        from hala_hpc.cli.views import plan_training
-
+    console.print(f"{len(plans)} of {len(cells)} cells are runs{about}: {runs.folder}")
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False)
+    if trainings:
         console.print("\nThe first of them:")
-        plan_training.show(training)
+        training.show_plan(trainings[0])
+    if created:
+        click.echo(f"made; start it with: hala resume {runs.folder}")
 
 
-def _read(folder: Path) -> list[Row]:
-    from hala_hpc.cli.views import training
-    from hala_hpc.run import status as statuses
-
-    rows = []
-    for cell in grid.read(folder)["cells"]:
-        if cell["state"] != "run":
-            rows.append(Row(cell))
-            continue
-        path = folder / cell["name"]
-        settings = frozen.settings(path)
-        state = statuses.read(path, settings.lease_seconds, settings.attempts)
-        rows.append(Row(cell, state, training.read(path, state)))
-    return rows
+def _planned(plan: "Summary") -> list[str]:
+    """Rows, tokens, steps and GPU-hours."""
+    trained = plan.get("training")
+    if not trained:
+        return [f"{plan['rows']:,}", f"{plan['estimated_tokens']:,}", "", ""]
+    numbers = (sum(data["rows"] for data in trained["datasets"]), trained["estimated_tokens_trained"])
+    steps, hours = trained["estimated_steps"], trained.get("gpu_hours", 0.0)
+    return [*(f"{number:,}" for number in (*numbers, steps)), f"{hours:,.1f}"]
 
 
-def _finished(rows: Sequence[Row]) -> bool:
+def _finished(rows: "Sequence[Row]") -> bool:
     return all(row.state is None or row.state.finished for row in rows)
 
 
-def _word(row: Row) -> str:
-    state = row.state
-    if state is None:
-        return _why(row.cell)
-    alive = any(worker.alive for worker in state.workers)
-    return "done" if state.finished else "failed" if state.failed else "running" if alive else "waiting"
-
-
-def _why(cell: Mapping[str, Any]) -> str:
+def _why(cell: "CellRecord") -> str:
     if cell["state"] == "same":
         return f"same as {cell['same_as']}"
     model = f": {cell['model']}" if cell.get("model") else ""
     return f"{NOT_RUN[cell['state']]}{model}" if cell["state"] in NOT_RUN else ""
 
 
-def _as_json(row: Row) -> dict[str, Any]:
-    from hala_hpc.cli.views import training
-
-    told = dict(row.cell) | {"status": _word(row)}
-    if row.state is not None:
-        told |= {"run": row.state.path, "rows": row.state.rows, "rows_done": row.state.rows_done}
-    if row.training is not None:
-        told |= training.as_json(row.training)
-    return told
-
-
-def _table(folder: Path, rows: Sequence[Row], queue: "Queue") -> Any:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from hala_hpc.slurm.commands import counted
-
-    is_training = any(row.training is not None for row in rows)
-    numbers = (
-        ("step", "loss", "evaluation", "tokens/s", "left") if is_training else ("rows", "quarantine", "rows/s", "left")
-    )
-    table = Table("cell", *rows[0].cell["values"], "", *numbers, box=None, pad_edge=False)
-    colours = {"done": "green", "running": "cyan", "failed": "red"}
-    for row in rows:
-        cells = (_trained if is_training else _counted)(row)
-        word = _word(row)
-        table.add_row(
-            row.cell["name"], *row.cell["values"].values(), Text(word, style=colours.get(word, "dim")), *cells
-        )
-    states = [_word(row) for row in rows if row.state is not None]
-    told = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(("done", *states)))
-    lines = [Text(f"{told} of {plural(len(states), 'run')}: {folder}")]
-    if jobs := counted(queue.tasks):
-        lines.append(Text("jobs: " + ", ".join(f"{count} {name}" for name, count in sorted(jobs.items()))))
-    return Group(table, *lines, *(Text(line, style="yellow") for line in _advice(folder, rows, queue)))
-
-
-def _advice(folder: Path, rows: Sequence[Row], queue: "Queue") -> list[str]:
-    from hala_hpc.slurm.queue import advice
-
-    runs = [row for row in rows if row.state is not None]
-    states = [
-        state for row in runs for state in (row.state, *(row.training.preparation if row.training else ())) if state
-    ]
-    slurm = frozen.now(folder / runs[0].cell["name"]).get("site", {}).get("slurm", {})
-    return advice(
-        queue,
-        folder,
-        slurm,
-        finished=_finished(rows),
-        alive=any(worker.alive for state in states for worker in state.workers),
-        has_progress=any(state.rows_done for state in states),
-    )
-
-
 def _trained(row: Row) -> list[str]:
-    from hala_hpc.cli.views import training
-
     now = row.training.training if row.training is not None else None
     if row.state is None or row.training is None or now is None:
         return [""] * 5

@@ -1,18 +1,28 @@
-"""What ``hala status`` tells of a training, besides what it tells of every run."""
+"""What ``hala plan`` shows of a training: data, steps, each GPU's memory by part, GPU-hours; and ``hala status``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hala_hpc.cli import common
 from hala_hpc.config import frozen
+from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.tasks.train.estimate.training import GPU, PARTS, SUM
 from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hala_hpc.run.status import Status
     from hala_hpc.tasks.train.progress import Progress
+
+GIB: Final = 1024**3
+PREPARATION: Final = (
+    "run", "path", "shards", "done", "running", "failed", "rows", "rows_done", "quarantined", "seconds_left",
+)  # fmt: skip
+"""What scripts get of the runs that prepare the data."""
 
 
 @dataclass(frozen=True)
@@ -28,81 +38,90 @@ class TrainingState:
 
 
 def read(path: Path, state: "Status") -> TrainingState | None:
-    """How far the training at ``path`` is; None for a run that is none."""
+    """How far the training at ``path`` is; None for other runs."""
     if state.unit != "models":
         return None
-    from hala_hpc.run import status
     from hala_hpc.tasks.train import progress
 
-    found = progress.read(path, state.time)
-    lines = loud(path)
-    if found is not None or state.finished:
-        return TrainingState(found, (), lines)
-    settings = frozen.settings(path)
-    preparation = [status.read(run, settings.lease_seconds, settings.attempts) for _, run in _datasets(path)]
-    return TrainingState(None, preparation, lines)
+    now = progress.read(path, state.time)
+    if now is not None or state.finished:
+        return TrainingState(now, (), loud(path))
+    return TrainingState(None, [lookup.state_of(run) for run in data_runs(path).values()], loud(path))
+
+
+def data_runs(path: Path) -> dict[str, Path]:
+    """The run that makes the tokens of each dataset of a training, where it still is: once trained, it may go.
+
+    Only shared tokens need the recipe to be understood, which takes its time.
+    """
+    task = frozen.read(path)["task"]
+    if task["kind"] != "train":
+        return {}
+    runs = {name: path / "prepare" / name for name in task.get("datasets", {})}
+    if task.get("prepared"):
+        from hala_hpc.tasks.train import task as train
+
+        runs = dict(zip(runs, train.prepare_runs(path, lookup.thawed(path)), strict=True))
+    return {name: run for name, run in runs.items() if (run / "manifest.parquet").is_file()}
 
 
 def loud(path: Path) -> list[str]:
-    """A line for each dataset of which the training uses little; of those whose preparation still is there."""
-    return expected.loud(expected.of_runs(_datasets(path)))
+    """A line for each dataset of which the training uses little, as far as its preparation is still there."""
+    return expected.loud(expected.of_runs(data_runs(path).items()))
 
 
-def rows(found: TrainingState, state: "Status") -> list[tuple[str, str]]:
+def rows(seen: TrainingState, state: "Status") -> list[tuple[str, str]]:
     """Lines of the table: name and value."""
-    lines = [("data", f"[bold red]{line}[/]") for line in found.loud]
-    lines += [(f"prepare {run.run}", _preparation(run)) for run in found.preparation]
-    now = found.training
-    if now is None:
-        return lines
-    lines += [("step", f"{now.step:,} of {_known(now.steps, ',')}" + (f", epoch {now.epoch:.2f}" if now.epoch else ""))]
-    if now.loss is not None:
-        lines += [("loss", f"{now.loss:.4f}  [cyan]{now.curve}[/]")]
-    if now.eval_loss is not None:
-        lines += [("evaluation", f"loss {now.eval_loss:.4f} after step {now.eval_step:,}")]
-    if now.tokens_per_second is not None:
-        lines += [("rate", _rate(now))]
-    if now.checkpoint is not None:
-        age = common.human_seconds(now.checkpoint_age)
-        lines += [
-            ("checkpoint", f"step {now.checkpoint:,}, {age} old" if not state.finished else f"step {now.checkpoint:,}")
-        ]
-    if now.fallback is not None:
-        lines += [("resumed", f"[yellow]{_fallback(now.fallback)}[/]")]
-    if now.phase is not None and not state.finished and is_alive(state):
-        lines += [("now", f"{now.phase} (launch {now.launches})" if now.launches else now.phase)]
-    return lines
+    lines = [("data", f"[bold red]{line}[/]") for line in seen.loud]
+    lines += [(f"prepare {run.run}", _preparation(run)) for run in seen.preparation]
+    return lines if seen.training is None else lines + _progress(seen.training, state)
 
 
-def seconds_left(found: TrainingState, state: "Status") -> float | None:
+def _progress(now: "Progress", state: "Status") -> list[tuple[str, str]]:
+    steps = "?" if now.steps is None else f"{now.steps:,}"
+    age = "" if state.finished else f", {common.human_seconds(now.checkpoint_age)} old"
+    is_at_work = now.phase is not None and not state.finished and is_alive(state)
+    lines: dict[str, str | None] = {
+        "step": f"{now.step:,} of {steps}" + (f", epoch {now.epoch:.2f}" if now.epoch else ""),
+        "loss": None if now.loss is None else f"{now.loss:.4f}  [cyan]{now.curve}[/]",
+        "evaluation": None if now.eval_loss is None else f"loss {now.eval_loss:.4f} after step {now.eval_step:,}",
+        "rate": None if now.tokens_per_second is None else _rate(now),
+        "checkpoint": None if now.checkpoint is None else f"step {now.checkpoint:,}{age}",
+        "resumed": None if now.fallback is None else f"[yellow]{_fallback(now.fallback)}[/]",
+        "now": f"{now.phase}" + (f" (launch {now.launches})" if now.launches else "") if is_at_work else None,
+    }
+    return [(name, line) for name, line in lines.items() if line is not None]
+
+
+def seconds_left(seen: TrainingState, state: "Status") -> float | None:
     """To the last step; None while nobody works."""
-    return found.training.seconds_left if found.training is not None and is_alive(state) else None
+    return seen.training.seconds_left if seen.training is not None and is_alive(state) else None
 
 
-def done_share(found: TrainingState, state: "Status") -> float:
+def done_share(seen: TrainingState, state: "Status") -> float:
     """How much of the steps is done, 0 to 1; while data are prepared, of their rows."""
     if state.finished:
         return 1.0
-    if found.training is not None:
-        return found.training.step / found.training.steps if found.training.steps else 0.0
-    return sum(run.rows_done for run in found.preparation) / max(1, sum(run.rows for run in found.preparation))
+    if seen.training is not None:
+        return seen.training.step / seen.training.steps if seen.training.steps else 0.0
+    return sum(run.rows_done for run in seen.preparation) / max(1, sum(run.rows for run in seen.preparation))
 
 
-def failure(found: TrainingState) -> str | None:
+def failure(seen: TrainingState) -> str | None:
     """Why the training stopped for good."""
-    told = found.training.failure if found.training is not None else None
-    if told is None:
+    reason = seen.training.failure if seen.training is not None else None
+    if reason is None:
         return None
-    where = f" at step {told['step']}" if "step" in told else ""
-    return f"stopped for good{where}: {told.get('reason')}"
+    where = f" at step {reason['step']}" if "step" in reason else ""
+    return f"stopped for good{where}: {reason.get('reason')}"
 
 
-def _fallback(told: dict[str, Any]) -> str:
-    """Why steps are done again that were done."""
+def _fallback(record: Mapping[str, Any]) -> str:
+    """Why steps that were done are done again."""
     import rich.markup
 
-    damaged = ", ".join(f"{name} is damaged ({how})" for name, how in told.get("damaged", {}).items())
-    return rich.markup.escape(f"from checkpoint-{told.get('step')}: {damaged}")
+    damaged = ", ".join(f"{name} is damaged ({how})" for name, how in record.get("damaged", {}).items())
+    return rich.markup.escape(f"from checkpoint-{record.get('step')}: {damaged}")
 
 
 def is_alive(state: "Status") -> bool:
@@ -110,31 +129,13 @@ def is_alive(state: "Status") -> bool:
     return any(worker.alive for worker in state.workers)
 
 
-def as_json(found: TrainingState) -> dict[str, Any]:
-    """For scripts: the keys ``training`` and ``preparation``."""
-    from dataclasses import asdict
-
-    told = ("run", "path", "shards", "done", "running", "failed", "rows", "rows_done", "quarantined", "seconds_left")
+def as_json(seen: TrainingState) -> dict[str, object]:
+    """For scripts: the keys ``training``, ``preparation`` and ``loud``."""
     return {
-        "training": asdict(found.training) if found.training is not None else None,
-        "preparation": [{key: getattr(run, key) for key in told} for run in found.preparation],
-        "loud": list(found.loud),
+        "training": asdict(seen.training) if seen.training is not None else None,
+        "preparation": [{key: getattr(run, key) for key in PREPARATION} for run in seen.preparation],
+        "loud": list(seen.loud),
     }
-
-
-def prepare_runs(path: Path) -> list[Path]:
-    """Where the datasets' tokens are made. Only shared ones need the recipe to be understood, which takes its time."""
-    task = frozen.read(path)["task"]
-    if not task.get("prepared"):
-        return [path / "prepare" / name for name in task.get("datasets", {})]
-    from hala_hpc.tasks.train import task as train
-
-    return train.prepare_runs(path, lookup.thawed(path))
-
-
-def _datasets(path: Path) -> list[tuple[str, Path]]:
-    named = zip(frozen.read(path)["task"].get("datasets", {}), prepare_runs(path), strict=True)
-    return [(name, run) for name, run in named if (run / "manifest.parquet").is_file()]
 
 
 def _preparation(run: "Status") -> str:
@@ -144,17 +145,108 @@ def _preparation(run: "Status") -> str:
 
 
 def _rate(now: "Progress") -> str:
-    parts = [f"{now.tokens_per_second:,.0f} tokens/s"]
-    if now.tokens_per_second_per_gpu is not None:
-        parts += [f"{now.tokens_per_second_per_gpu:,.0f} per GPU"]
-    if now.mfu is not None:
-        parts += [f"MFU {now.mfu:.1%}"]
-    if now.seconds_per_step is not None:
-        parts += [f"{now.seconds_per_step:,.2f} s a step"]
-    if now.memory_gb is not None:
-        parts += [f"{now.memory_gb:,.1f} GB"]
-    return ", ".join(parts)
+    parts = (
+        (now.tokens_per_second, "{:,.0f} tokens/s"),
+        (now.tokens_per_second_per_gpu, "{:,.0f} per GPU"),
+        (now.mfu, "MFU {:.1%}"),
+        (now.seconds_per_step, "{:,.2f} s a step"),
+        (now.memory_gb, "{:,.1f} GB"),
+    )
+    return ", ".join(form.format(number) for number, form in parts if number is not None)
 
 
-def _known(value: int | None, form: str) -> str:
-    return "?" if value is None else format(value, form)
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """The tables, on standard output."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    wide = Console(width=max(console.width, 250))  # a terminal may break its lines, but no number is cut off
+    wide.print(_data_table(plan["datasets"]))
+    for line in expected.loud(plan["datasets"]):
+        console.print(f"[bold red]{escape(line)}[/]")
+    console.print()
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    weights = f", {plan['weights']:,} weights" if "weights" in plan else ""
+    facts.add_row("model", f"{escape(plan['model']['name'])}  [dim]{plan['model']['family']}{weights}[/]")
+    batch = plan["batch"]
+    facts.add_row(
+        "batch", f"{batch['sequences']:,} sequences of {plan['sequence_length']:,} tokens: {batch['tokens']:,}"
+    )
+    facts.add_row("packing", plan["packing"])
+    epochs = "" if plan["epochs"] is None else f", {plan['epochs']:g} epochs"
+    tokens = f"about {plan['estimated_tokens_trained']:,} tokens"
+    facts.add_row("training", f"{tokens}, {plural(plan['estimated_steps'], 'step')}{epochs}")
+    if disk := plan.get("disk"):
+        sizes = f"{_gigabytes(disk['checkpoints'])} of checkpoints, {_gigabytes(disk['model'])} of the model"
+        facts.add_row("disk", f"about {sizes}")
+    console.print(facts)
+    if not plan["memory"]:
+        console.print(f"memory: {plan['memory_unknown']}")
+        return
+    room = plan["gpu_bytes"] / GIB
+    console.print(_memory(plan["memory"]))
+    for row in plan["memory"]:
+        if "refused" in row:
+            console.print(f"{row['hardware']}: {row['refused']}")
+    own = plan["memory"][0]
+    if not own.get("fits", False):
+        why = own.get("refused") or f"it needs {own['total'] / GIB:,.3g} GiB of each GPU's {room:g}"
+        console.print(f"[bold red]This training does not fit on what the site gives it ({own['hardware']}): {why}[/]")
+    if not any(row.get("fits") for row in plan["memory"]):
+        console.print("[bold red]It fits on none of these. A larger deepspeed.stage, a smaller batch.per_device, …[/]")
+    assumed = plan["assumed"]
+    share = f"{assumed['mfu']:.0%} MFU ({assumed['mfu_recomputing']:.0%} with activation checkpointing)"
+    console.print(
+        f"[dim]Estimated GiB of memory on each GPU; it fits where a tenth of {room:g} GiB is left over.\n"
+        f"About {_hours(plan['gpu_hours'])} GPU-hours: assumes {share}\nof {GPU}s, at 6 N + 12 L H T FLOPs a token.[/]"
+    )
+
+
+def _memory(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("GPUs", "weights", "gradients", "optimizer", "activ.", "working", "total", "fits", "hours"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("GPUs", "fits") else "right")
+    for row in rows:
+        if "refused" in row:
+            table.add_row(row["hardware"], *["-"] * (len(PARTS) + 1), "[red]no[/]")
+            continue
+        digits = 1 if row["total"] > GIB else 3
+        numbers = [f"{row[part] / GIB:.{digits}f}" for part in SUM]
+        table.add_row(row["hardware"], *numbers, "[green]yes[/]" if row["fits"] else "[red]no[/]", _hours(row["hours"]))
+    return table
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}" if hours >= 0.001 else "<0.001"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _data_table(datasets: Sequence[Mapping[str, Any]]) -> "Table":
+    """Rows used, dropped and why, of each dataset."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("dataset", "kind", "rows", "used", "times", "tokens", "dropped, cut", "from"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("rows", "used", "times", "tokens") else "left")
+    for data in datasets:
+        more = f" and {len(data['sources']) - 1} more" if len(data["sources"]) > 1 else ""
+        color = "[red]" if data["is_loud"] else "[default]"
+        table.add_row(
+            escape(data["name"]),
+            data["kind"],
+            f"{data['rows']:,}",
+            f"{color}{data['used']:,}[/]",
+            f"{data['weight']:g}",
+            f"{'' if data['is_exact'] else 'about '}{data['tokens']:,}",
+            f"{color}{expected.reasons(data) or '-'}[/]",
+            f"[dim]{escape(str(data['sources'][0]))}{more}[/]",
+        )
+    return table

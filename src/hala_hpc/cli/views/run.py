@@ -1,0 +1,187 @@
+"""What ``hala status`` shows of a run."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hala_hpc.cli import common
+from hala_hpc.cli.views import training
+from hala_hpc.config import frozen
+from hala_hpc.config.words import plural
+from hala_hpc.pipeline import lookup
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from hala_hpc.cli.views.training import TrainingState
+    from hala_hpc.run.status import Status, WorkerStatus
+    from hala_hpc.slurm.queue import Asked, Queue
+
+OLD_SECONDS = 1.0
+"""After so long a wait for Slurm the run is looked at anew."""
+MOST_WORKERS = 20
+"""Shown one by one."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything that is shown of a run. ``training`` is None for other runs; ``changed`` is since it was planned.
+
+    ``slurm`` is what the recipe asks of Slurm by now.
+    """
+
+    state: "Status"
+    training: "TrainingState | None"
+    queue: "Queue"
+    changed: Mapping[str, tuple[Any, Any]]
+    slurm: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, queue: "Asked") -> "RunView":
+        before, now = frozen.read(path), frozen.now(path)
+        state = lookup.state_of(path)
+        began = time.monotonic()
+        tasks = queue.now(state.finished)
+        if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
+            state = lookup.state_of(path)
+        slurm = now.get("site", {}).get("slurm", {})
+        return cls(state, training.read(path, state), tasks, frozen.differing(before, now), slurm)
+
+    @property
+    def finished(self) -> bool:
+        return self.state.finished
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        from hala_hpc.slurm.commands import counted
+
+        return counted(self.queue.tasks)
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """How many tasks ended how, of those whose worker did not say it."""
+        return dict(Counter(end.state for end in self.queue.ends))
+
+    def as_json(self) -> dict[str, object]:
+        record = asdict(self.state) | {"finished": self.finished, "jobs": self.jobs}
+        record |= {"slurm_answers": not self.queue.silence, "ends": self.ends}
+        record |= {"changed": {key: new for key, (_, new) in self.changed.items()}}
+        if self.training is not None:
+            record |= {"seconds_left": training.seconds_left(self.training, self.state)}
+            record |= training.as_json(self.training)
+        return record
+
+    def shown(self) -> "Group":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        state = self.state
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in _facts(self):
+            facts.add_row(name, value)
+        bar = Table.grid()  # a bar alone ends without a new line where the output is no terminal
+        done = training.done_share(self.training, state) if self.training else state.rows_done / state.rows
+        bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
+        parts: list[Any] = [bar, facts]
+        alive = [worker for worker in state.workers if worker.alive]
+        if alive and self.training is None:
+            parts += [Text(), _workers(alive, state.unit)]
+        for error in state.errors:
+            times = f"×{error['count']} " if error["count"] > 1 else ""
+            parts.append(Text(f"{times}{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
+        if self.training is not None and (reason := training.failure(self.training)):
+            parts.append(Text(reason, style="red"))
+        states = (state, *(self.training.preparation if self.training is not None else ()))
+        lines = advice(self.queue, Path(state.path), self.slurm, self.finished, states)
+        return Group(*parts, *(Text(line, style="yellow") for line in lines))
+
+
+def _facts(seen: RunView) -> list[tuple[str, str]]:
+    import rich.markup
+
+    state = seen.state
+    counts = (
+        f"[green]{state.done:,} done[/], {state.running:,} running, {state.waiting:,} waiting, "
+        f"{f'[red]{state.failed:,} failed[/]' if state.failed else '0 failed'}, {state.shards:,} in all"
+    )
+    lines = [("run", state.path), ("shards" if state.unit == "rows" else state.unit, counts)]
+    if state.damaged:
+        lines += [("set aside", f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged")]
+    if state.absent:
+        lines += [("gone", f"[red]{_few(state.absent)}[/]: hala resume makes them again{_lost(state)}")]
+    if state.unassembled and state.done == state.shards:
+        lines += [("last step", "to do: it makes final/ of all that is done")]
+    left = state.seconds_left
+    if seen.training is not None:
+        lines += training.rows(seen.training, state)
+        left = training.seconds_left(seen.training, state)
+    elif state.unit == "rows":
+        share = f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%})"
+        more = f", and of {plural(state.unknown_quarantine, 'shard')} unknown" if state.unknown_quarantine else ""
+        lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
+        lines += [("noted", notes)] if (notes := _noted(state)) else []
+        lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
+    alive = sum(worker.alive for worker in state.workers)
+    lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
+    lines += [("workers", f"{alive} alive, {len(state.workers) - alive} ended")]
+    if seen.changed:
+        changed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
+        lines += [("changed", rich.markup.escape(changed))]
+    if seen.jobs:
+        lines += [("jobs", counts_of(seen.jobs))]
+    return lines
+
+
+def counts_of(jobs: Mapping[str, int]) -> str:
+    """How many jobs are in each state: 1 PENDING, 3 RUNNING."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(jobs.items()))
+
+
+def _noted(state: "Status") -> str:
+    """What workers did to texts on their way to the model and back."""
+    kinds = {
+        "thoughts": ("answer", "had thinking in front, which is left out"),
+        "escaped": ("prompt", "held names of control tokens, sent as text"),
+    }
+    counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
+    return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
+
+
+def _few(names: "Sequence[str]", most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name}/" for name in names[:most]) + more
+
+
+def _lost(state: "Status") -> str:
+    """What cannot be made again is said with the rest."""
+    return ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
+
+
+def _workers(alive: "Sequence[WorkerStatus]", unit: str) -> "Table":
+    from rich.table import Table
+
+    columns = ("rows", "rows/s", "tokens/s", "shards") if unit == "rows" else (f"{unit} done", "at", "")
+    table = Table("worker", "job", *columns, box=None, pad_edge=False)
+    for worker in alive[:MOST_WORKERS]:
+        at = ", ".join(worker.working_on)
+        rates = (f"{worker.rows_per_second:.1f}", f"{worker.tokens_per_second:,.0f}", at)
+        table.add_row(worker.worker, worker.job, f"{worker.rows:,}", *(rates if unit == "rows" else (at, worker.doing)))
+    return table
+
+
+def advice(
+    queue: "Queue", path: Path, slurm: Mapping[str, Any], finished: bool, states: "Sequence[Status]"
+) -> list[str]:
+    """What Slurm says that a person should know of ``states``, of a run with its data or of a grid."""
+    from hala_hpc.slurm import queue as jobs
+
+    alive = any(worker.alive for state in states for worker in state.workers)
+    has_progress = any(state.rows_done for state in states)
+    return jobs.advice(queue, path, slurm, finished=finished, alive=alive, has_progress=has_progress)
