@@ -4,24 +4,33 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.table import Table
 
 from hala_hpc.cli import common
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
+from hala_hpc.models import location
+from hala_hpc.models.card import name_of
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from hala_hpc.tasks.evaluate.choose import Choice, Lead
-    from hala_hpc.tasks.evaluate.paired import Mean
-
-RULES = ("average", "one-se", "no-loss")
+from hala_hpc.report.sections.evaluations import RECORD
+from hala_hpc.run import status
+from hala_hpc.run.files import write_durably
+from hala_hpc.tasks.evaluate import choose, scores
+from hala_hpc.tasks.evaluate.choose import Choice, Lead
+from hala_hpc.tasks.evaluate.paired import Mean
 
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--rule", type=click.Choice(RULES), default="average", show_default=True, help="How the model is picked.")
+@click.option(
+    "--rule",
+    type=click.Choice(list(choose.RULES)),
+    default="average",
+    show_default=True,
+    help="How the model is picked.",
+)
 @click.option(
     "--split", type=click.Choice(("half", "all")), default="half", show_default=True, help="Questions to choose by."
 )
@@ -58,12 +67,6 @@ def command(
     hala best evaluate-merges
     hala best evaluate-merges --rule one-se --models 'merged-*' --json | jq -r .path
     """
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.models import location
-    from hala_hpc.report.sections.evaluations import RECORD
-    from hala_hpc.run.files import write_durably
-    from hala_hpc.tasks.evaluate import choose, scores
-
     paths = [lookup.find(run) for run in runs]
     _refuse_unfinished(paths)
     evaluations = scores.read(paths, base).only(models, benchmarks)
@@ -80,23 +83,18 @@ def command(
 
 def _place(folder: Path) -> str:
     """A model's folder, and what people call it where that is a shard of a run."""
-    from hala_hpc.models.card import name_of
-
     name = name_of(folder)
     gone = "" if folder.is_dir() else ", not there any more"
     return f"{folder}" + (f" ({name}{gone})" if name != folder.name or gone else "")
 
 
 def _refuse_unfinished(paths: list[Path]) -> None:
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.run import status
-
     for path in paths:
         if missing := status.missing(path):
             raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path}`")
 
 
-def _worth(lead: "Lead") -> str:
+def _worth(lead: Lead) -> str:
     """What the choice is worth, in a sentence."""
     gap, where = lead.fair, "on the questions held out" if lead.held_out else "on the questions that chose it"
     ahead = f"{abs(gap.value) * 100:.2f} points {'ahead of' if gap.value >= 0 else 'behind'} {lead.over} {where}"
@@ -107,9 +105,7 @@ def _worth(lead: "Lead") -> str:
     return f"it is {ahead}, 95 % interval {low * 100:+.2f} to {high * 100:+.2f}{chance}"
 
 
-def _lines(choice: "Choice", folder: Path, target: Path) -> Iterator[object]:
-    from rich.table import Table
-
+def _lines(choice: Choice, folder: Path, target: Path) -> Iterator[object]:
     table = Table("model", "chosen by", "held out", "fits", box=None, pad_edge=False)
     for candidate in choice.candidates:
         means = [_percent(mean) for mean in (candidate.average, candidate.held_out)]
@@ -122,7 +118,7 @@ def _lines(choice: "Choice", folder: Path, target: Path) -> Iterator[object]:
     yield f"written down in {target}"
 
 
-def _percent(mean: "Mean | None") -> str:
+def _percent(mean: Mean | None) -> str:
     """The standard error is left out where it is unknown."""
     if mean is None:
         return "–"

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.slurm import commands, local, record
 
 LOCAL_SECONDS = 5.0
 """How long a local worker may take to end what it does."""
@@ -34,8 +36,6 @@ def command(run: str, json_: bool) -> None:
     \b
     hala cancel translate-openorca
     """
-    from hala_hpc.config.errors import HalaError
-
     paths = lookup.members(run)
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
@@ -51,9 +51,6 @@ def command(run: str, json_: bool) -> None:
 
 def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
     """Arrays that were cancelled, and how many of their tasks have not begun to end. Raises HalaError."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.slurm import commands, record
-
     jobs = []
     for path in paths:
         for intent in record.unanswered(path):
@@ -73,8 +70,6 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
 
 def _end_local(paths: list[Path]) -> tuple[int, int]:
     """How many local workers were asked to stop, and how many of them have not yet."""
-    from hala_hpc.slurm import local
-
     count = sum(len(local.workers(path)) for path in paths)
     known: dict[Path, set[int]] = {path: set() for path in paths}
     deadline = time.monotonic() + LOCAL_SECONDS

@@ -5,8 +5,12 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
+from hala_hpc.data.collect import collect
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import manifest
+from hala_hpc.run.collect import collect_folders
 
 
 @click.command()
@@ -23,11 +27,6 @@ def command(run: str, to: Path | None, partial: bool, json_: bool) -> None:
     hala collect translate-openorca --to data/openorca-ar
     hala collect sft-1.2b --to models/sft-1.2b
     """
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.data.collect import collect
-    from hala_hpc.run import manifest
-    from hala_hpc.run.collect import collect_folders
-
     path = lookup.find(run)
     target = (to or path / "final").resolve()
     suffix = manifest.read(path / "manifest.parquet").facts.suffix

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
+from rich.console import Console
+from rich.progress import Progress
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-
-if TYPE_CHECKING:
-    from hala_hpc.slurm.record import Submission
+from hala_hpc.slurm.record import Submission
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")
 site_option = click.option(
@@ -43,15 +43,13 @@ class Place(click.Path):
 recipe_argument = click.argument("recipe", type=Place(path_type=Path))
 
 
-def handed_in(submission: "Submission", purpose: str) -> str:
+def handed_in(submission: Submission, purpose: str) -> str:
     """What was started, and where: 2 workers for RUN (slurm 4711)."""
     return f"{plural(submission.workers, 'worker')} {purpose} ({submission.executor} {few(submission.jobs, 4)})"
 
 
 def show_table(table: Any) -> None:
     """A rich table on standard output, without the blanks at the ends of its lines, which scripts would get too."""
-    from rich.console import Console
-
     console = Console(soft_wrap=True)
     if console.is_terminal:
         console.print(table)
@@ -104,9 +102,6 @@ def few(items: Sequence[object], most: int, rest: str = "…") -> str:
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     """A progress bar on standard error around an iterator of known length (its ``__len__``, else open-ended)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         yield lambda items: iter(bar.track(items, description=title))

@@ -7,6 +7,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.pipeline import lookup
+from hala_hpc.slurm.doctor import examine
 
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -21,8 +22,6 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
     \b
     hala doctor --site mycluster
     """
-    from hala_hpc.slurm.doctor import examine
-
     findings = []
     colour = True if os.environ.get("FORCE_COLOR") else None  # as rich does for the tables of other commands
     for finding in examine(lookup.load_site(site, overrides), lookup.profile_of(site)):

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import click
 
+import hala_hpc
 from hala_hpc.cli import common
 from hala_hpc.config import places
+from hala_hpc.config.errors import HalaError
+from hala_hpc.slurm.environments import available_locks, build_environment
 
 
 @click.group()
@@ -21,8 +24,6 @@ def command() -> None:
 @command.command("list")
 def list_() -> None:
     """List the environments that can be built."""
-    from hala_hpc.slurm.environments import available_locks
-
     for name in available_locks(_locks()):
         click.echo(name)
 
@@ -41,9 +42,6 @@ def build(name: str, to: Path | None, switch: bool) -> None:
     hala env build serve-cpu
     hala env build serve-cuda --to /scratch/me/envs/serve
     """
-    import hala_hpc
-    from hala_hpc.slurm.environments import build_environment
-
     checkout = Path(hala_hpc.__file__).parents[2]
     project = checkout if (checkout / "pyproject.toml").is_file() else None
     target = (to or Path(".envs") / name).resolve()
@@ -51,8 +49,6 @@ def build(name: str, to: Path | None, switch: bool) -> None:
 
 
 def _locks() -> Path:
-    from hala_hpc.config.errors import HalaError
-
     for root in places.hpc_roots():
         if (root / "envs").is_dir():
             return root / "envs"

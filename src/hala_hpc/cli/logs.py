@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.errors import HalaError
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import ledger, manifest
 
 
 @click.command()
@@ -31,8 +33,6 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     hala logs translate-openorca 17 --lines 0
     hala logs sft-9b --rank 3
     """
-    from hala_hpc.run import ledger
-
     path = lookup.find(run)
     _refuse(path, shard)
     if rank is not None:
@@ -59,9 +59,6 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
 
 def _refuse(path: Path, shard: int | None) -> None:
     """Raises HalaError for a shard that is not there, and where the logs are closed to this user."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.run import manifest
-
     count = len(manifest.read(path / "manifest.parquet"))
     if shard is not None and not 0 <= shard < count:
         raise HalaError(f"{path.name} has no shard {shard}", f"its shards are 0 to {count - 1}")
@@ -72,8 +69,6 @@ def _refuse(path: Path, shard: int | None) -> None:
 
 
 def _rank_log(run: Path, rank: int) -> Path:
-    from hala_hpc.config.errors import HalaError
-
     logs = sorted((run / "logs" / "ranks").glob(f"*.{rank}.log"))  # names of launches are in the order of time
     if not logs:
         raise HalaError(f"no log of rank {rank} in {run / 'logs' / 'ranks'}", "trainings have ranks, once they started")

@@ -1,18 +1,19 @@
 """``hala plan``: what would run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
+from rich.table import Table
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import training
+from hala_hpc.cli.views.grid import why
 from hala_hpc.config.words import plural
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from hala_hpc.pipeline.planning import Summary
+from hala_hpc.pipeline import planning
+from hala_hpc.pipeline.lookup import CellRecord
+from hala_hpc.pipeline.planning import Summary
 
 
 @click.command()
@@ -31,13 +32,13 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     hala plan jobs/hala/translate-openorca.yaml --site mycluster run.workers=64
     hala plan jobs/hala/sft-1.2b.yaml --site mycluster
     """
-    from hala_hpc.cli.views import grid
-    from hala_hpc.pipeline import planning
-
     runs = planning.read(recipe, site, overrides)
     plans, warnings = planning.summaries(runs, create)
     if runs.is_grid:
-        grid.show_plan(runs, plans, warnings, create, json_)
+        cells, by_name = planning.records(runs), {Path(plan["run"]).name: plan for plan in plans}
+        listed = [cell | ({"plan": by_name[cell["name"]]} if cell["name"] in by_name else {}) for cell in cells]
+        record = {"grid": str(runs.folder), "cells": listed} | ({"warnings": warnings} if warnings else {})
+        common.show(record, json_, _grid_lines(runs.folder, cells, by_name, warnings, create))
         return
     (summary,) = plans
     if not create:
@@ -45,15 +46,10 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     common.show(summary, json_, _lines(summary, create))
 
 
-def _lines(summary: "Summary", created: bool) -> Iterator[object]:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from hala_hpc.cli.views import training as views
-
+def _lines(summary: Summary, created: bool) -> Iterator[object]:
     table = Table(show_header=False, box=None, pad_edge=False)
-    if training := summary.get("training"):
-        views.show_plan(training)
+    if estimate := summary.get("training"):
+        training.show_plan(estimate)
     else:
         _rows(table, summary)
     for note, count in summary["notes"].items():
@@ -65,14 +61,14 @@ def _lines(summary: "Summary", created: bool) -> Iterator[object]:
     yield table
     if summary["sbatch"]:
         yield f"\n{summary['sbatch']}"
-    if created and training:
+    if created and estimate:
         yield f"made; start it with: hala resume {summary['run']}   (or by hand: sbatch/train_multinode.sbatch)"
     elif created:
         array = f"--array=0-{summary['workers'] - 1}"
         yield f"made; submit by hand: sbatch {array} sbatch/translate_array.sbatch {summary['run']}"
 
 
-def _rows(table: "Table", summary: "Summary") -> None:
+def _rows(table: Table, summary: Summary) -> None:
     """The sources; then the rows and how they are cut, or the items."""
     items = summary.get("items")
     for source in summary["sources"][:10]:
@@ -90,3 +86,34 @@ def _rows(table: "Table", summary: "Summary") -> None:
     table.add_row(
         "shards", f"{summary['shards']:,} of {per['least']:,} to {per['most']:,} tokens (median {per['median']:,})"
     )
+
+
+def _grid_lines(
+    folder: Path, cells: Sequence[CellRecord], plans: Mapping[str, Summary], warnings: Sequence[str], created: bool
+) -> Iterator[object]:
+    """The cells of a grid; of trainings, the memory of the first in full."""
+    table = Table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "", box=None, pad_edge=False)
+    for cell in cells:
+        numbers = _planned(plans[cell["name"]]) if cell["name"] in plans else [""] * 4
+        table.add_row(cell["name"], *cell["values"].values(), *numbers, why(cell))
+    yield table
+    trainings = [plan["training"] for plan in plans.values() if "training" in plan]
+    hours = sum(plan.get("gpu_hours", 0.0) for plan in trainings)
+    about = f", about {hours:,.0f} GPU-hours" if hours else ""
+    yield f"{len(plans)} of {len(cells)} cells are runs{about}: {folder}"
+    yield from (f"warning: {warning}" for warning in warnings)
+    if trainings:
+        yield "\nThe first of them:"
+        training.show_plan(trainings[0])
+    if created:
+        yield f"made; start it with: hala resume {folder}"
+
+
+def _planned(plan: Summary) -> list[str]:
+    """Rows, tokens, steps and GPU-hours."""
+    trained = plan.get("training")
+    if not trained:
+        return [f"{plan['rows']:,}", f"{plan['estimated_tokens']:,}", "", ""]
+    numbers = (sum(data["rows"] for data in trained["datasets"]), trained["estimated_tokens_trained"])
+    steps, hours = trained["estimated_steps"], trained.get("gpu_hours", 0.0)
+    return [*(f"{number:,}" for number in (*numbers, steps)), f"{hours:,.1f}"]

@@ -1,15 +1,16 @@
 """``hala prefetch``: what compute nodes cannot download."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.config.words import plural
-
-if TYPE_CHECKING:
-    from hala_hpc.config.schema import Data, Model, Recipe
+from hala_hpc.data.files import hub
+from hala_hpc.pipeline import planning
+from hala_hpc.worker import registry
+from hala_hpc.worker.task import NeedsHub
 
 
 @click.command()
@@ -25,9 +26,6 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala prefetch jobs/latxa/grid.yaml --site mycluster
     hala prefetch jobs/hala/evaluate-nano.yaml --site mycluster
     """
-    from hala_hpc.data.files import hub
-    from hala_hpc.pipeline import planning
-
     recipes = planning.read(recipe, site, overrides).recipes
     hub.use_cache(recipes[0].site.cache)
     needs = [_needs_of(recipe) for recipe in recipes]
@@ -41,17 +39,14 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     common.show(fetched, json_, lines or [nothing])
 
 
-def _label(data: "Data") -> str:
+def _label(data: Data) -> str:
     """A dataset as a person names it; its parts apart."""
     split = "" if data.split in (None, "train") else f" ({data.split})"
     return "/".join(filter(None, (data.hub, data.hub_config))) + split
 
 
-def _needs_of(recipe: "Recipe") -> "tuple[list[Model], list[Data]]":
+def _needs_of(recipe: Recipe) -> tuple[list[Model], list[Data]]:
     """Models and datasets of a recipe: its own, and what its task reads besides (a mixture, benchmarks)."""
-    from hala_hpc.worker import registry
-    from hala_hpc.worker.task import NeedsHub
-
     task = registry.create(recipe)
     if not isinstance(task, NeedsHub):
         return [recipe.model], [recipe.data]

@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.config import places
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
+from hala_hpc.data.collect import collect
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from hala_hpc.publish.content import Content
-    from hala_hpc.publish.publication import Publication
+from hala_hpc.publish import content, hub, licences, publication
+from hala_hpc.publish.content import Content
+from hala_hpc.publish.publication import Publication
 
 SHOWN: Final = 50
 """Files that are listed by name."""
@@ -56,10 +58,6 @@ def command(
     hala publish translate-openorca --to hub:my-org/openorca-ar --licence cc-by-nc-4.0 --private
     hala publish merge --item t0.50 --to models/merged
     """
-    from hala_hpc.config import places
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.publish import content, hub, licences, publication
-
     path, to = lookup.find(run), places.expanded(to, "--to")
     if not to.strip():
         raise HalaError("--to: is empty", "hub:ORG/NAME, or a folder")
@@ -98,10 +96,7 @@ def command(
     common.show(sent, json_, lines + [f"removed there: {old}" for old in sent.get("removed", ())])
 
 
-def _content(path: Path, item: str | None, collected: Path | None) -> "Content":
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.publish import content
-
+def _content(path: Path, item: str | None, collected: Path | None) -> Content:
     is_model = content.kind_of(path) == "model"
     if is_model and collected is not None:
         raise HalaError("--collected: a model is taken from its run", "leave it out")
@@ -116,30 +111,24 @@ def _content(path: Path, item: str | None, collected: Path | None) -> "Content":
         return content.uncollected(path, counted)
 
 
-def _collect(path: Path) -> "Content":
-    from hala_hpc.data.collect import collect
-    from hala_hpc.publish import content
-
+def _collect(path: Path) -> Content:
     with common.counting("collecting") as counted:
         collect(path, path / "final", False, counted)
     return content.dataset(path, path / "final")
 
 
 def _given(licence_of: tuple[str, ...]) -> dict[str, str]:
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.publish import licences
-
     if wrong := next((word for word in licence_of if not all(word.partition("="))), None):
         raise HalaError(f"--licence-of {wrong}: not of the form NAME=LICENCE", "for example my-data=cc-by-4.0")
     pairs = (word.rpartition("=") for word in licence_of)
     return {name: licences.require_name(licence, f"--licence-of {name}") for name, _, licence in pairs}
 
 
-def _size(ready: "Publication") -> int:
+def _size(ready: Publication) -> int:
     return sum(entry.size for entry in ready.entries)
 
 
-def _preview(ready: "Publication", to: str) -> dict[str, object]:
+def _preview(ready: Publication, to: str) -> dict[str, object]:
     return {
         "to": to,
         "kind": ready.content.kind,
@@ -154,7 +143,7 @@ def _preview(ready: "Publication", to: str) -> dict[str, object]:
     }
 
 
-def _lines(ready: "Publication", to: str) -> Iterator[str]:
+def _lines(ready: Publication, to: str) -> Iterator[str]:
     files = plural(len(ready.entries), "file")
     yield from (f"{entry.size:>16,}  {entry.name}" for entry in ready.entries[:SHOWN])
     if len(ready.entries) > SHOWN:

@@ -1,18 +1,20 @@
 """``hala resume``: workers for what is missing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hala_hpc.cli import common
 from hala_hpc.cli.submit import show_started
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
-from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from hala_hpc.run.manifest import Facts
-    from hala_hpc.worker.task import Task
+from hala_hpc.data.reopen import reopen
+from hala_hpc.pipeline import lookup, starting
+from hala_hpc.run import manifest
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Facts
+from hala_hpc.run.redo import set_aside_damaged
+from hala_hpc.worker.task import Task
 
 
 @click.command()
@@ -41,11 +43,6 @@ def command(
     hala resume translate-openorca data.path=/new/place/openorca
     hala resume sft-9b site.slurm.nodes_per_worker=2
     """
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.pipeline import starting
-    from hala_hpc.run import manifest
-    from hala_hpc.run.layout import RunDirectory
-
     if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
@@ -89,10 +86,8 @@ def command(
     common.show(record, json_, [line])
 
 
-def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:
+def _set_aside(path: Path, task: Task, facts: Facts) -> None:
     """Read every output, and say what is not whole."""
-    from hala_hpc.run.redo import set_aside_damaged
-
     with common.counting(f"verifying {path.name}") as counted:
         verdict = set_aside_damaged(path, task.checker(facts), counted)
     count = f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged"
@@ -103,9 +98,6 @@ def _set_aside(path: Path, task: "Task", facts: "Facts") -> None:
 
 def _reopen(path: Path, reason: str) -> None:
     """Take rows out of quarantine, and say how many."""
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.data.reopen import reopen
-
     with common.counting("looking for rows in quarantine") as counted:
         reopened = reopen(path, reason, counted)
     if reopened.damaged:

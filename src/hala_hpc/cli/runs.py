@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Final
 
 import click
+from rich.table import Table
 
 from hala_hpc.cli import common
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import create, manifest
 from hala_hpc.run.layout import GRID
 
 SUMS: Final = ("shards", "done", "failed", "rows", "rows_done")
@@ -46,8 +49,6 @@ def command(root: Path | None, json_: bool) -> None:
     \b
     hala runs --root /scratch/me/runs
     """
-    from hala_hpc.config.errors import HalaError
-
     if root is not None and not root.is_dir():
         raise HalaError(f"--root: {root} is not a folder", "give the folder that your runs are in")
     folder = root or lookup.runs_root()
@@ -59,8 +60,6 @@ def command(root: Path | None, json_: bool) -> None:
 
 
 def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
-    from rich.table import Table
-
     table = Table("run", "shards", "rows", "workers", "planned", box=None, pad_edge=False)
     for row in rows:
         if not row.error:
@@ -75,8 +74,6 @@ def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
 
 def _half_planned(root: Path) -> list[RunRow]:
     """Folders left by a plan that was killed, or that is still at work."""
-    from hala_hpc.run import create
-
     what = "in the making, or left by a plan that was killed"
     return [
         RunRow(path, f"{what} (last changed {common.human_seconds(seconds)} ago): rm -r {path}")
@@ -94,9 +91,6 @@ def _grid(path: Path) -> RunRow:
 
 
 def _row(path: Path) -> RunRow:
-    from hala_hpc.config.errors import HalaError
-    from hala_hpc.run import manifest
-
     try:
         state = lookup.state_of(path)
     except (HalaError, OSError) as error:

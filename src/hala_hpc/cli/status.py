@@ -3,16 +3,16 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.live import Live
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views.grid import GridView
+from hala_hpc.cli.views.run import RunView
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from hala_hpc.cli.views.grid import GridView
-    from hala_hpc.cli.views.run import RunView
+from hala_hpc.slurm.queue import Asked
 
 
 @click.command()
@@ -28,10 +28,6 @@ def command(run: str, watch: bool, json_: bool) -> None:
     hala status translate-openorca --watch
     hala status runs/demo --json | jq .rows_per_second
     """
-    from hala_hpc.cli.views.grid import GridView
-    from hala_hpc.cli.views.run import RunView
-    from hala_hpc.slurm.queue import Asked
-
     grid = lookup.find_grid(run)
     members = lookup.members(run)
     read = partial((GridView if grid else RunView).read, members[0], Asked(*members))
@@ -40,14 +36,10 @@ def command(run: str, watch: bool, json_: bool) -> None:
     elif watch:
         _watch(read, 5.0 if grid else 2.0)
     else:
-        from rich.console import Console
-
         Console().print(read().shown())
 
 
-def _watch(read: "Callable[[], RunView | GridView]", seconds: float) -> None:
-    from rich.live import Live
-
+def _watch(read: Callable[[], RunView | GridView], seconds: float) -> None:
     with Live(refresh_per_second=4) as live:
         while True:
             view = read()

@@ -1,15 +1,14 @@
 """``hala submit``: plan a run and start its workers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import training
 from hala_hpc.config.words import plural
-
-if TYPE_CHECKING:
-    from hala_hpc.pipeline.starting import Started
+from hala_hpc.pipeline import planning, starting
+from hala_hpc.pipeline.starting import Started
 
 
 @click.command()
@@ -24,15 +23,11 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     hala submit jobs/demo/translate.yaml --site local-cpu name=again
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
-    from hala_hpc.pipeline import planning, starting
-
     show_started(starting.submit(planning.read(recipe, site, overrides), site), json_)
 
 
-def show_started(started: "Started", json_: bool) -> None:
+def show_started(started: Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
-    from hala_hpc.cli.views import training
-
     *before, workers = started.submissions
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]
     record: dict[str, object] = {"run": folder, "jobs": started.jobs, "workers": workers.workers}

@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import training
 from hala_hpc.config.words import plural
+from hala_hpc.data import collect
+from hala_hpc.data.collect import FolderVerdict
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from hala_hpc.data.collect import FolderVerdict
-    from hala_hpc.run.verify import Verdict
+from hala_hpc.run import digests, manifest
+from hala_hpc.run.verify import Verdict, verify
+from hala_hpc.worker import registry
 
 PROVEN = {
     "rows": "proven: every row is there exactly once",
@@ -32,7 +34,7 @@ class Verified:
     """A run, what came of it, and what it counts."""
 
     path: Path
-    verdict: "Verdict"
+    verdict: Verdict
     unit: str
 
     def as_json(self) -> dict[str, object]:
@@ -52,10 +54,6 @@ def command(run: str, json_: bool) -> None:
     hala verify translate-openorca
     hala verify data/openorca-ar
     """
-    from hala_hpc.cli.views import training
-    from hala_hpc.data import collect
-    from hala_hpc.run import digests
-
     if collect.is_collected(Path(run)):
         _folder(collect.verify(Path(run)), json_)
     if models := digests.folders(Path(run)):
@@ -80,7 +78,7 @@ def command(run: str, json_: bool) -> None:
     common.end(proven)
 
 
-def _folder(verdict: "FolderVerdict", json_: bool) -> NoReturn:
+def _folder(verdict: FolderVerdict, json_: bool) -> NoReturn:
     """Show the proof of a collected folder, and end."""
     files = plural(verdict.files, "file")
     lines: list[str] = [common.Problem(problem) for problem in verdict.problems]
@@ -95,8 +93,6 @@ def _folder(verdict: "FolderVerdict", json_: bool) -> NoReturn:
 
 def _models(folders: list[Path], json_: bool) -> NoReturn:
     """Show the proof of folders that were collected from a run, and end."""
-    from hala_hpc.run import digests
-
     problems = [f"{folder.name}: {fault}" for folder in folders for fault in digests.faults(folder) or []]
     last = "NOT proven" if problems else "proven: every byte but the cards' is what was written"
     record = {"folders": len(folders), "problems": problems, "proven": not problems}
@@ -105,10 +101,6 @@ def _models(folders: list[Path], json_: bool) -> NoReturn:
 
 
 def _verified(path: Path) -> Verified:
-    from hala_hpc.run import manifest
-    from hala_hpc.run.verify import verify
-    from hala_hpc.worker import registry
-
     facts = manifest.read(path / "manifest.parquet").facts
     with common.counting(f"verifying {path.name}") as counted:
         verdict = verify(path, registry.create(lookup.thawed(path)).checker(facts), counted)

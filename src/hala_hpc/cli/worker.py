@@ -1,9 +1,12 @@
 """``hala worker``: what a job calls."""
 
+import sys
+
 import click
 
 from hala_hpc.cli import common
 from hala_hpc.pipeline import lookup
+from hala_hpc.worker.job import main
 
 
 @click.command()
@@ -14,9 +17,5 @@ def command(run: str) -> None:
     \b
     srun hala worker runs/translate-openorca
     """
-    import sys
-
-    from hala_hpc.worker.job import main
-
     sys.argv = ["hala worker", str(lookup.find(run))]
     raise click.exceptions.Exit(main())

@@ -146,9 +146,3 @@ def _replace(run: Path, model: str, benchmark: str, answers: list[made.Sample]) 
     found = next(one for one in results.read(run) if (one.model, one.benchmark) == (model, benchmark))
     shutil.rmtree(found.folder)
     results.write(found.folder, answers, made.summary(Model(model, 0.9), benchmark))
-
-
-def test_the_command_knows_every_rule() -> None:
-    from hala_hpc.cli import best
-
-    assert tuple(choose.RULES) == best.RULES

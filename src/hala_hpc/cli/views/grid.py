@@ -1,27 +1,25 @@
-"""One table for all cells of a grid: how far each is and what came of it, or what it would run."""
+"""One table for all cells of a grid: how far each is and what came of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import click
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.cli.views.run import advice, counts_of
+from hala_hpc.cli.views.training import TrainingState
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
-    from hala_hpc.cli.views.training import TrainingState
-    from hala_hpc.pipeline.lookup import CellRecord
-    from hala_hpc.pipeline.planning import RunList, Summary
-    from hala_hpc.run.status import Status
-    from hala_hpc.slurm.queue import Asked, Queue
+from hala_hpc.pipeline.lookup import CellRecord
+from hala_hpc.run.status import Status
+from hala_hpc.slurm.commands import counted
+from hala_hpc.slurm.queue import Asked, Queue
 
 NOT_RUN: Final = {"as_is": "as it is", "excluded": "left out"}
 COLOURS: Final = {"done": "green", "running": "cyan", "failed": "red"}
@@ -31,15 +29,15 @@ COLOURS: Final = {"done": "green", "running": "cyan", "failed": "red"}
 class Row:
     """A cell and the state of its run; None for a cell that is not a run."""
 
-    cell: "CellRecord"
-    state: "Status | None" = None
-    training: "TrainingState | None" = None
+    cell: CellRecord
+    state: Status | None = None
+    training: TrainingState | None = None
 
     @property
     def word(self) -> str:
         """How its run is doing, or why there is none."""
         if self.state is None:
-            return _why(self.cell)
+            return why(self.cell)
         alive = any(worker.alive for worker in self.state.workers)
         return "done" if self.state.finished else "failed" if self.state.failed else "running" if alive else "waiting"
 
@@ -55,11 +53,11 @@ class GridView:
     """Everything that is shown of a grid."""
 
     folder: Path
-    rows: "Sequence[Row]"
-    queue: "Queue"
+    rows: Sequence[Row]
+    queue: Queue
 
     @classmethod
-    def read(cls, folder: Path, queue: "Asked") -> "GridView":
+    def read(cls, folder: Path, queue: Asked) -> "GridView":
         rows = []
         for cell in lookup.cells(folder):
             path = folder / cell["name"]
@@ -74,19 +72,13 @@ class GridView:
     @property
     def jobs(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        from hala_hpc.slurm.commands import counted
-
         return counted(self.queue.tasks)
 
     def as_json(self) -> dict[str, object]:
         record = {"grid": str(self.folder), "finished": self.finished, "jobs": self.jobs}
         return record | {"slurm_answers": not self.queue.silence, "cells": [row.as_json() for row in self.rows]}
 
-    def shown(self) -> "Group":
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def shown(self) -> Group:
         is_training = any(row.training is not None for row in self.rows)
         numbers = "step loss evaluation tokens/s left" if is_training else "rows quarantine rows/s left"
         table = Table("cell", *self.rows[0].cell["values"], "", *numbers.split(), box=None, pad_edge=False)
@@ -108,55 +100,12 @@ class GridView:
         return advice(self.queue, self.folder, slurm, self.finished, [*states, *data])
 
 
-def show_plan(runs: "RunList", plans: "Sequence[Summary]", warnings: Sequence[str], created: bool, json_: bool) -> None:
-    """The cells of a grid that is not there yet; of trainings, the memory of the first in full."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from hala_hpc.pipeline import planning
-
-    cells = planning.records(runs)
-    by_name = {Path(plan["run"]).name: plan for plan in plans}
-    if json_:
-        listed = [cell | ({"plan": by_name[cell["name"]]} if cell["name"] in by_name else {}) for cell in cells]
-        common.show(
-            {"grid": str(runs.folder), "cells": listed} | ({"warnings": warnings} if warnings else {}), True, ()
-        )
-        return
-    table = Table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "", box=None, pad_edge=False)
-    for cell in cells:
-        numbers = _planned(by_name[cell["name"]]) if cell["name"] in by_name else [""] * 4
-        table.add_row(cell["name"], *cell["values"].values(), *numbers, _why(cell))
-    trainings = [plan["training"] for plan in plans if "training" in plan]
-    hours = sum(plan.get("gpu_hours", 0.0) for plan in trainings)
-    about = f", about {hours:,.0f} GPU-hours" if hours else ""
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(f"{len(plans)} of {len(cells)} cells are runs{about}: {runs.folder}")
-    for warning in warnings:
-        console.print(f"warning: {warning}", markup=False)
-    if trainings:
-        console.print("\nThe first of them:")
-        training.show_plan(trainings[0])
-    if created:
-        click.echo(f"made; start it with: hala resume {runs.folder}")
-
-
-def _planned(plan: "Summary") -> list[str]:
-    """Rows, tokens, steps and GPU-hours."""
-    trained = plan.get("training")
-    if not trained:
-        return [f"{plan['rows']:,}", f"{plan['estimated_tokens']:,}", "", ""]
-    numbers = (sum(data["rows"] for data in trained["datasets"]), trained["estimated_tokens_trained"])
-    steps, hours = trained["estimated_steps"], trained.get("gpu_hours", 0.0)
-    return [*(f"{number:,}" for number in (*numbers, steps)), f"{hours:,.1f}"]
-
-
-def _finished(rows: "Sequence[Row]") -> bool:
+def _finished(rows: Sequence[Row]) -> bool:
     return all(row.state is None or row.state.finished for row in rows)
 
 
-def _why(cell: "CellRecord") -> str:
+def why(cell: CellRecord) -> str:
+    """Why a cell is not a run of its own."""
     if cell["state"] == "same":
         return f"same as {cell['same_as']}"
     model = f": {cell['model']}" if cell.get("model") else ""

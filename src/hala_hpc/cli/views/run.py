@@ -5,21 +5,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import rich.markup
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
+from hala_hpc.cli.views.training import TrainingState
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-
-    from hala_hpc.cli.views.training import TrainingState
-    from hala_hpc.run.status import Status, WorkerStatus
-    from hala_hpc.slurm.queue import Asked, Queue
+from hala_hpc.run.status import Status, WorkerStatus
+from hala_hpc.slurm import queue as jobs
+from hala_hpc.slurm.commands import counted
+from hala_hpc.slurm.queue import Asked, Queue
 
 OLD_SECONDS = 1.0
 """After so long a wait for Slurm the run is looked at anew."""
@@ -34,14 +37,14 @@ class RunView:
     ``slurm`` is what the recipe asks of Slurm by now.
     """
 
-    state: "Status"
-    training: "TrainingState | None"
-    queue: "Queue"
+    state: Status
+    training: TrainingState | None
+    queue: Queue
     changed: Mapping[str, tuple[Any, Any]]
     slurm: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path, queue: "Asked") -> "RunView":
+    def read(cls, path: Path, queue: Asked) -> "RunView":
         before, now = frozen.read(path), frozen.now(path)
         state = lookup.state_of(path)
         began = time.monotonic()
@@ -58,8 +61,6 @@ class RunView:
     @property
     def jobs(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        from hala_hpc.slurm.commands import counted
-
         return counted(self.queue.tasks)
 
     @property
@@ -76,12 +77,7 @@ class RunView:
             record |= training.as_json(self.training)
         return record
 
-    def shown(self) -> "Group":
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
+    def shown(self) -> Group:
         state = self.state
         facts = Table(show_header=False, box=None, pad_edge=False)
         for name, value in _facts(self):
@@ -104,8 +100,6 @@ class RunView:
 
 
 def _facts(seen: RunView) -> list[tuple[str, str]]:
-    import rich.markup
-
     state = seen.state
     counts = (
         f"[green]{state.done:,} done[/], {state.running:,} running, {state.waiting:,} waiting, "
@@ -144,7 +138,7 @@ def counts_of(jobs: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(jobs.items()))
 
 
-def _noted(state: "Status") -> str:
+def _noted(state: Status) -> str:
     """What workers did to texts on their way to the model and back."""
     kinds = {
         "thoughts": ("answer", "had thinking in front, which is left out"),
@@ -154,19 +148,17 @@ def _noted(state: "Status") -> str:
     return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
 
 
-def _few(names: "Sequence[str]", most: int = 3) -> str:
+def _few(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(f"{name}/" for name in names[:most]) + more
 
 
-def _lost(state: "Status") -> str:
+def _lost(state: Status) -> str:
     """What cannot be made again is said with the rest."""
     return ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
 
 
-def _workers(alive: "Sequence[WorkerStatus]", unit: str) -> "Table":
-    from rich.table import Table
-
+def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:
     columns = ("rows", "rows/s", "tokens/s", "shards") if unit == "rows" else (f"{unit} done", "at", "")
     table = Table("worker", "job", *columns, box=None, pad_edge=False)
     for worker in alive[:MOST_WORKERS]:
@@ -176,12 +168,8 @@ def _workers(alive: "Sequence[WorkerStatus]", unit: str) -> "Table":
     return table
 
 
-def advice(
-    queue: "Queue", path: Path, slurm: Mapping[str, Any], finished: bool, states: "Sequence[Status]"
-) -> list[str]:
+def advice(queue: Queue, path: Path, slurm: Mapping[str, Any], finished: bool, states: Sequence[Status]) -> list[str]:
     """What Slurm says that a person should know of ``states``, of a run with its data or of a grid."""
-    from hala_hpc.slurm import queue as jobs
-
     alive = any(worker.alive for state in states for worker in state.workers)
     has_progress = any(state.rows_done for state in states)
     return jobs.advice(queue, path, slurm, finished=finished, alive=alive, has_progress=has_progress)

@@ -5,17 +5,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import rich.markup
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from hala_hpc.cli import common
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.run.status import Status
 from hala_hpc.tasks.train.estimate.training import GPU, PARTS, SUM
 from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from hala_hpc.run.status import Status
     from hala_hpc.tasks.train.progress import Progress
 
 GIB: Final = 1024**3
@@ -33,11 +36,11 @@ class TrainingState:
     """
 
     training: "Progress | None"
-    preparation: "Sequence[Status]"
+    preparation: Sequence[Status]
     loud: Sequence[str] = ()
 
 
-def read(path: Path, state: "Status") -> TrainingState | None:
+def read(path: Path, state: Status) -> TrainingState | None:
     """How far the training at ``path`` is; None for other runs."""
     if state.unit != "models":
         return None
@@ -70,14 +73,14 @@ def loud(path: Path) -> list[str]:
     return expected.loud(expected.of_runs(data_runs(path).items()))
 
 
-def rows(seen: TrainingState, state: "Status") -> list[tuple[str, str]]:
+def rows(seen: TrainingState, state: Status) -> list[tuple[str, str]]:
     """Lines of the table: name and value."""
     lines = [("data", f"[bold red]{line}[/]") for line in seen.loud]
     lines += [(f"prepare {run.run}", _preparation(run)) for run in seen.preparation]
     return lines if seen.training is None else lines + _progress(seen.training, state)
 
 
-def _progress(now: "Progress", state: "Status") -> list[tuple[str, str]]:
+def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
     steps = "?" if now.steps is None else f"{now.steps:,}"
     age = "" if state.finished else f", {common.human_seconds(now.checkpoint_age)} old"
     is_at_work = now.phase is not None and not state.finished and is_alive(state)
@@ -93,12 +96,12 @@ def _progress(now: "Progress", state: "Status") -> list[tuple[str, str]]:
     return [(name, line) for name, line in lines.items() if line is not None]
 
 
-def seconds_left(seen: TrainingState, state: "Status") -> float | None:
+def seconds_left(seen: TrainingState, state: Status) -> float | None:
     """To the last step; None while nobody works."""
     return seen.training.seconds_left if seen.training is not None and is_alive(state) else None
 
 
-def done_share(seen: TrainingState, state: "Status") -> float:
+def done_share(seen: TrainingState, state: Status) -> float:
     """How much of the steps is done, 0 to 1; while data are prepared, of their rows."""
     if state.finished:
         return 1.0
@@ -118,13 +121,11 @@ def failure(seen: TrainingState) -> str | None:
 
 def _fallback(record: Mapping[str, Any]) -> str:
     """Why steps that were done are done again."""
-    import rich.markup
-
     damaged = ", ".join(f"{name} is damaged ({how})" for name, how in record.get("damaged", {}).items())
     return rich.markup.escape(f"from checkpoint-{record.get('step')}: {damaged}")
 
 
-def is_alive(state: "Status") -> bool:
+def is_alive(state: Status) -> bool:
     """Whether any worker of the run is."""
     return any(worker.alive for worker in state.workers)
 
@@ -138,7 +139,7 @@ def as_json(seen: TrainingState) -> dict[str, object]:
     }
 
 
-def _preparation(run: "Status") -> str:
+def _preparation(run: Status) -> str:
     failed = f", [red]{run.failed:,} failed[/]" if run.failed else ""
     left = "" if run.finished or run.seconds_left is None else f", {common.human_seconds(run.seconds_left)} left"
     return f"{run.rows_done:,} of {run.rows:,} rows, {run.done:,} of {run.shards:,} shards{failed}{left}"
@@ -157,10 +158,6 @@ def _rate(now: "Progress") -> str:
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """The tables, on standard output."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     console = Console(soft_wrap=True)
     wide = Console(width=max(console.width, 250))  # a terminal may break its lines, but no number is cut off
     wide.print(_data_table(plan["datasets"]))
@@ -204,9 +201,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     )
 
 
-def _memory(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    from rich.table import Table
-
+def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("GPUs", "weights", "gradients", "optimizer", "activ.", "working", "total", "fits", "hours"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("GPUs", "fits") else "right")
@@ -228,11 +223,8 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
-def _data_table(datasets: Sequence[Mapping[str, Any]]) -> "Table":
+def _data_table(datasets: Sequence[Mapping[str, Any]]) -> Table:
     """Rows used, dropped and why, of each dataset."""
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     for name in ("dataset", "kind", "rows", "used", "times", "tokens", "dropped, cut", "from"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("rows", "used", "times", "tokens") else "left")
