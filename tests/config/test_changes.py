@@ -57,7 +57,7 @@ def test_changed_keys_are_merged_in_order_and_the_recipe_stays(run: Path) -> Non
     assert [path.name for path in frozen.files(run)] == ["001.yaml", "002.yaml"]
     import yaml
 
-    told = frozen.told(yaml.safe_load(planned), run)
+    told = frozen.differing(yaml.safe_load(planned), frozen.now(run))
     assert told == {"run.stall_seconds": (Run().stall_seconds, 9000), "site.slurm.partition": (None, "long")}
 
 

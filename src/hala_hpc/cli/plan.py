@@ -35,7 +35,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     runs = planning.read(recipe, site, overrides)
     plans, warnings = planning.summaries(runs, create)
     if runs.is_grid:
-        cells, by_name = planning.records(runs), {Path(plan["run"]).name: plan for plan in plans}
+        cells, by_name = runs.records, {Path(plan["run"]).name: plan for plan in plans}
         listed = [cell | ({"plan": by_name[cell["name"]]} if cell["name"] in by_name else {}) for cell in cells]
         record = {"grid": str(runs.folder), "cells": listed} | ({"warnings": warnings} if warnings else {})
         common.show(record, json_, _grid_lines(runs.folder, cells, by_name, warnings, create))

@@ -111,8 +111,8 @@ def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         return Path(name)
     for root in roots:
-        if (found := root / folder / f"{name}.yaml").is_file():
-            return found
+        if (path := root / folder / f"{name}.yaml").is_file():
+            return path
     if not roots:
         raise HalaError(
             f"no site profile '{name}'", "there is no folder hpc/ here: run it in a checkout, or give a file"

@@ -34,7 +34,7 @@ def refuse_cut(path: Path, text: str) -> None:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """The recipe of the run in a folder. Raises HalaError where it cannot be read, is cut off, or is none of a run."""
+    """The recipe of the run in a folder. Raises HalaError where it cannot be read, is cut off, or is not a run's."""
     path = run / "recipe.yaml"
     try:
         text = path.read_text("utf-8")
@@ -44,7 +44,7 @@ def read(run: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise HalaError(f"{path} cannot be read: {error}", CURE) from error
     if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name), dict) for name in ("run", "task")):
-        raise HalaError(f"{path} is no frozen recipe of a run", CURE)
+        raise HalaError(f"{path} is not the frozen recipe of a run", CURE)
     return recipe
 
 
@@ -76,13 +76,8 @@ def between(before: Recipe, after: Recipe) -> dict[str, Any]:
 def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
     """A frozen recipe as plain data, with the changes of its run. Raises HalaError where one cannot be read."""
     for path in files(run):
-        recipe = _merged(recipe, _read(path))
+        recipe = overlaid(recipe, _read(path))
     return recipe
-
-
-def told(recipe: dict[str, Any], run: Path) -> dict[str, tuple[Any, Any]]:
-    """Each key that differs from the frozen recipe: what the recipe has, and what holds now."""
-    return differing(recipe, merged(recipe, run))
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -91,38 +86,37 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
     return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def overlaid(below: Any, above: Any) -> Any:
+    """The later one of two values; of two mappings the keys of both."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    return {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        change = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise HalaError(f"{path} cannot be read: {' '.join(str(error).split())}", "remove it, or mend it") from error
-    if not isinstance(found, dict):
-        raise HalaError(f"{path} is no change of a recipe", "remove it: `hala resume` may be given the keys anew")
-    return found
+    if not isinstance(change, dict):
+        raise HalaError(f"{path} is not a change of a recipe", "remove it: `hala resume` may be given the keys anew")
+    return change
 
 
 def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {key: None for key in before if key not in after}
+    change: dict[str, Any] = {key: None for key in before if key not in after}
     for key, value in after.items():
         old = before.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             if inner := _between(old, value):
-                found[key] = inner
+                change[key] = inner
         elif key not in before or old != value:
-            found[key] = value
-    return found
-
-
-def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
+            change[key] = value
+    return change
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

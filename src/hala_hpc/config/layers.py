@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hala_hpc.config import places, secrets, written
 from hala_hpc.config.errors import HalaError, did_you_mean
-from hala_hpc.config.frozen import refuse_cut
+from hala_hpc.config.frozen import overlaid, refuse_cut
 from hala_hpc.config.schema import Recipe
 
 KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
@@ -41,7 +41,7 @@ class Layer:
 
 
 def from_file(path: Path, frozen: bool = False) -> Layer:
-    """Read a YAML file. Raises HalaError where it is missing, broken, as a frozen one cut off, or no mapping."""
+    """Read a YAML file. Raises HalaError where it is missing, broken, cut off as a frozen one, or not a mapping."""
     if not path.is_file():
         raise HalaError(f"{path}: no such file", "give the path of a YAML file")
     try:
@@ -77,15 +77,8 @@ def from_command_line(overrides: Sequence[str]) -> Layer:
             raise HalaError(f"command line: '{word}': {_one_line(error)}", hint) from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        values = _merged(values, value)
+        values = overlaid(values, value)
     return Layer(values, "command line", Path.cwd())
-
-
-def _merged(below: Any, above: Any) -> Any:
-    """Of two words about one key the later one; of two mappings the keys of both."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
 
 
 def _one_line(error: Exception) -> str:
@@ -93,7 +86,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _plain_words(value: str) -> str:
-    """``data.path=*.jsonl`` is no YAML: a value that begins with a sign of YAML's grammar is meant as text."""
+    """``data.path=*.jsonl`` is not YAML: a value that begins with a sign of YAML's grammar is meant as text."""
     return json.dumps(value) if value.startswith(tuple("*&!%@`")) else value
 
 
@@ -124,7 +117,9 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
         raise HalaError(f"{layer.where}: {name} must be a mapping, not {value!r}")
     if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(value, dict):
         inner = typing.cast(type, arguments[1])
-        return {key: _entry(layer, item, inner, f"{name}.{key}") for key, item in value.items()}
+        return {  # null is for ``take_away``
+            key: item if item is None else checked(layer, item, inner, f"{name}.{key}.") for key, item in value.items()
+        }
     if origin is list and value is not None and not isinstance(value, list):
         value = [value]
     if origin is list and any(item is None or isinstance(item, dict | list) for item in value or ()):
@@ -144,11 +139,6 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
     return value
 
 
-def _entry(layer: Layer, item: Any, schema: type, name: str) -> Any:
-    """An entry of a mapping; null is for ``take_away``."""
-    return None if item is None else checked(layer, item, schema, f"{name}.")
-
-
 def _placed(layer: Layer, value: Any, rule: str, name: str) -> Any:
     """A path, or a list or mapping of them, with its variables replaced and, where its rule says so, made absolute."""
     if isinstance(value, list):
@@ -158,17 +148,13 @@ def _placed(layer: Layer, value: Any, rule: str, name: str) -> Any:
     if not isinstance(value, str):
         return value
     text = places.expanded(value, f"{layer.where}: {name}", KEYS)
-    if rule == "explicit" and _is_folder_too(text, layer.base):
+    is_name = bool(text) and not text.startswith((".", "/", places.RUN)) and "${" not in text
+    if rule == "explicit" and is_name and (layer.base / text).is_dir():
         raise HalaError(
             f"{layer.where}: {name}: '{text}' names something on the hub, and is a folder here too",
             f"write ./{text} for the folder",
         )
     return text if rule == "text" else resolved(text, layer.base, rule)
-
-
-def _is_folder_too(text: str, base: Path) -> bool:
-    is_name = bool(text) and not text.startswith((".", "/", places.RUN)) and "${" not in text
-    return is_name and (base / text).is_dir()
 
 
 def take_away(layer: Layer, below: DictConfig, given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,11 +190,9 @@ def _without_none(hint: Any) -> Any:
 
 def resolved(value: Any, base: Path, rule: str) -> Any:
     """A path made absolute, by the rule of its field; what holds an interpolation has to wait for its value."""
-    if not isinstance(value, str) or "${" in value or value.startswith(places.RUN) or rule == "text":
+    if not value or not isinstance(value, str) or "${" in value or value.startswith(places.RUN) or rule == "text":
         return value
     if rule == "explicit" and not value.startswith((".", "/", "~")):
-        return value
-    if not value:
         return value
     path = base / value
     if rule == "file" and path.name != "..":

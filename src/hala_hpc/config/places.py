@@ -20,12 +20,12 @@ def expanded(text: str, what: str, keys: Collection[str] = ()) -> str:
     that is called ``~`` or ``$HOME``.
     """
 
-    def value(found: re.Match[str]) -> str:
-        name = found[2] or found[3]
-        if found[1]:
+    def value(variable: re.Match[str]) -> str:
+        name = variable[2] or variable[3]
+        if variable[1]:
             return "$"
-        if found[3] in keys:
-            return found[0]
+        if variable[3] in keys:
+            return variable[0]
         if not os.environ.get(name):
             raise HalaError(f"{what}: {text}: there is no variable {name} in this shell", "export it, or write it out")
         return os.environ[name]

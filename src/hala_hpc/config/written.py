@@ -52,7 +52,7 @@ def wanted(value: Any, hint: Any) -> Any:
     if hint is Any or (hint is float and not isinstance(value.value, bool)):
         return value.value
     if origin is typing.Literal:
-        return next((one for one in arguments if one == value.value and type(one) is type(value.value)), value.text)
+        return next((word for word in arguments if word == value.value and type(word) is type(value.value)), value.text)
     return value.text  # OmegaConf makes whole numbers and truth values of it, or says that it cannot
 
 
@@ -68,7 +68,7 @@ class _Loader(_BASE):  # type: ignore[misc]
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key.start_mark)
             if keys.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
         self.flatten_mapping(node)
@@ -100,7 +100,7 @@ NOT_NEGATIVE: Final = {Run: ("flush_seconds",), Slurm: ("gpus_per_worker", "mem_
 def check(value: Any, name: str = "") -> None:
     """Walk a recipe, or a part of it that is called ``name``. Raises HalaError, which names the key."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise HalaError(f"{name}: {value} is no number to work with", "give a finite one")
+        raise HalaError(f"{name}: {value} is not a number to work with", "give a finite one")
     if dataclasses.is_dataclass(value):
         _check_signs(value, name)
     for key, item in _entries(value):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import yaml
 
@@ -97,6 +97,16 @@ class RunList:
         """The recipes of all runs, and of the cells that are a model as it is."""
         return [cell.recipe for cell in self.cells if cell.recipe is not None]
 
+    @property
+    def records(self) -> list[CellRecord]:
+        """The cells as the grid's file lists them."""
+        models = [cell.recipe.model.name if cell.state == "as_is" and cell.recipe else None for cell in self.cells]
+        listed = [
+            {"name": cell.name, "values": cell.values, "state": cell.state, "same_as": cell.same_as, "model": model}
+            for cell, model in zip(self.cells, models, strict=True)
+        ]
+        return [cast(CellRecord, {key: value for key, value in cell.items() if value is not None}) for cell in listed]
+
     def within(self, folder: Path) -> list[tuple[Recipe, Path]]:
         """The recipe and the place of each run if ``folder`` is theirs; trainings of a grid share tokens in it."""
         if not self.is_grid:
@@ -112,21 +122,19 @@ class RunList:
 def read(recipe: Path, site: str, overrides: tuple[str, ...]) -> RunList:
     """The runs that a command line asks for. Raises HalaError."""
     if not grid.is_grid(recipe):
-        return _alone(lookup.load(recipe, site, overrides))
+        alone = lookup.load(recipe, site, overrides)
+        return _alone(alone, Path(alone.run.root).resolve() / alone.name)
     name, cells = grid.expand(recipe, lookup.profile_of(site), overrides, registry.options_of)
     _refuse_name(name, "grid")
     if not any(cell.state == "run" for cell in cells):
-        raise HalaError(
-            f"{recipe}: all of its {len(cells)} cells are left out or models as they are",
-            "see grid.exclude and grid.as_is",
-        )
+        what = f"all of its {len(cells)} cells are left out or models as they are"
+        raise HalaError(f"{recipe}: {what}", "see grid.exclude and grid.as_is")
     root = next(Path(cell.recipe.run.root) for cell in cells if cell.recipe)
     return RunList(root.resolve() / name, cells, recipe.read_text())
 
 
-def _alone(recipe: Recipe, folder: Path | None = None) -> RunList:
-    place = folder or Path(recipe.run.root).resolve() / recipe.name
-    return RunList(place, [GridCell(recipe.name, {}, "run", recipe=recipe)])
+def _alone(recipe: Recipe, folder: Path) -> RunList:
+    return RunList(folder, [GridCell(recipe.name, {}, "run", recipe=recipe)])
 
 
 def _in_grid(recipe: Recipe, folder: Path) -> Recipe:
@@ -149,40 +157,23 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
                 refuse_missing_environment(recipe, checked[-1].task)
     if to_start and (site := checked[0].recipe.site).executor == "slurm":
         limits(site.slurm)  # raises where there is no Slurm
-    if not runs.is_grid:
-        return [replace(run, path=plan_run(run.recipe, run.task, run.path).path) for run in checked]
     if folder.exists():
         raise _existing(runs)
     try:
-        return _plan_grid(runs, folder, checked)
+        if runs.is_grid:
+            (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
+            (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
+        for run in checked:
+            with runs.naming(run.recipe):
+                plan_run(run.recipe, run.task, run.path)
+        if runs.is_grid:
+            record = {"name": folder.name, "recipe": runs.text, "cells": runs.records}
+            write_durably(folder / GRID, json.dumps(record, indent=1, ensure_ascii=False).encode())
     except BaseException:
-        remove_tree(folder)  # nobody was started yet
+        if runs.is_grid:
+            remove_tree(folder)  # nobody was started yet
         raise
-
-
-def _plan_grid(runs: RunList, folder: Path, checked: Sequence[PlannedRun]) -> list[PlannedRun]:
-    (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
-    (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
-    planned = []
-    for run in checked:
-        with runs.naming(run.recipe):
-            planned.append(replace(run, path=plan_run(run.recipe, run.task, run.path).path))
-    record = {"name": folder.name, "recipe": runs.text, "cells": records(runs)}
-    write_durably(folder / GRID, json.dumps(record, indent=1, ensure_ascii=False).encode())
-    return planned
-
-
-def records(runs: RunList) -> list[CellRecord]:
-    """The cells as the grid's file lists them."""
-    listed = []
-    for cell in runs.cells:
-        record = CellRecord(name=cell.name, values=cell.values, state=cell.state)
-        if cell.same_as is not None:
-            record["same_as"] = cell.same_as
-        if cell.state == "as_is" and cell.recipe:
-            record["model"] = cell.recipe.model.name
-        listed.append(record)
-    return listed
+    return checked
 
 
 def summaries(runs: RunList, create: bool) -> tuple[list[Summary], list[str]]:
@@ -292,9 +283,8 @@ def _refuse_unused(recipe: Recipe) -> None:
     models = {f"task.models.{label}": model for label, model in (getattr(recipe.task, "models", None) or {}).items()}
     for where, model in ({"model": recipe.model} | models).items():
         if getattr(model, "chat_template_kwargs", None):
-            raise HalaError(
-                f"{where}.chat_template_kwargs: task.kind {recipe.task.kind} does not use it", "leave it out"
-            )
+            what = f"{where}.chat_template_kwargs: task.kind {recipe.task.kind} does not use it"
+            raise HalaError(what, "leave it out")
 
 
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:

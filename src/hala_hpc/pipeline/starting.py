@@ -53,16 +53,14 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) 
     recipe, stage = runs[0].recipe, runs[0].task.stage
     if any(run.recipe.site != recipe.site for run in runs):
         raise HalaError("grid: its cells share one array of jobs, so `site` cannot be an axis", "make it two grids")
-    jobs = [
-        ArrayWorker(str(run.path))
-        for run in runs
-        for _ in range(
-            workers or min(run.recipe.run.workers, max(1, len(status.missing(run.path))))
-        )  # 1: its last step
-    ]
+    jobs = []
+    for run in runs:
+        most = max(1, len(status.missing(run.path)))  # 1: the last step
+        jobs += [ArrayWorker(str(run.path))] * (workers or min(run.recipe.run.workers, most))
+    whole = recipe
     if folder != runs[0].path:
         recipe = replace(recipe, name=folder.name)
-    whole = recipe if folder == runs[0].path else replace(recipe, run=replace(recipe.run, workers=len(jobs)))
+        whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)))
     if recipe.task.kind != "train":
         return [submit_each(whole, folder, stage, jobs)]
     from hala_hpc.tasks.train import task as train

@@ -52,20 +52,20 @@ class ControlWords:
         if isinstance(value, str):
             return self._found_in_data.search(value) is not None
         if isinstance(value, Mapping):
-            return any(self.held(key) or self.held(one) for key, one in value.items())
+            return any(self.held(key) or self.held(item) for key, item in value.items())
         return isinstance(value, list | tuple) and any(map(self.held, value))
 
     def hide(self, value: Any) -> Any:
         """The same value with the words in its texts, however deep, put under other names; for ``encode``."""
         if isinstance(value, str):
-            return self._found_in_data.sub(lambda found: f"{self._nonce}w{self._ids[found[0]]}e", value)
+            return self._found_in_data.sub(lambda word: f"{self._nonce}w{self._ids[word[0]]}e", value)
         if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(one) for key, one in value.items()}
-        return [self.hide(one) for one in value] if isinstance(value, list | tuple) else value
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:
         """A text as it was before its words were hidden."""
-        return self._found_in_rendered.sub(lambda found: self._hidden.get(found[0], found[0]), text)
+        return self._found_in_rendered.sub(lambda word: self._hidden.get(word[0], word[0]), text)
 
     def encode(self, text: str, spans: Spans = (), add_special_tokens: bool = False) -> Encoded:
         """Tokens of a text in which the words of the data are hidden; ``spans`` are characters of it, from and to.
@@ -87,10 +87,10 @@ class ControlWords:
 
     def _renamed(self, text: str, spans: Spans) -> tuple[str, list[tuple[int, int]]]:
         """Hidden words as themselves, control tokens by their names in the twin; spans move along."""
-        found = list(self._found_in_rendered.finditer(text))
-        others = [self._hidden.get(one[0]) or self._marker(self._ids[one[0]]) for one in found]
-        grown = [0, *accumulate(len(new) - len(old[0]) for old, new in zip(found, others, strict=True))]
-        ends = [one.end() for one in found]
+        words = list(self._found_in_rendered.finditer(text))
+        others = [self._hidden.get(word[0]) or self._marker(self._ids[word[0]]) for word in words]
+        grown = [0, *accumulate(len(new) - len(old[0]) for old, new in zip(words, others, strict=True))]
+        ends = [word.end() for word in words]
 
         def moved(position: int) -> int:
             return position + grown[bisect_right(ends, position)]
