@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from hala_hpc.cli import common
 from hala_hpc.config.errors import HalaError
@@ -106,7 +105,7 @@ def _worth(lead: Lead) -> str:
 
 
 def _lines(choice: Choice, folder: Path, target: Path) -> Iterator[object]:
-    table = Table("model", "chosen by", "held out", "fits", box=None, pad_edge=False)
+    table = common.table("model", "chosen by", "held out", "fits")
     for candidate in choice.candidates:
         means = [_percent(mean) for mean in (candidate.average, candidate.held_out)]
         style = "bold" if candidate.model == choice.model else None

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
@@ -46,6 +47,22 @@ recipe_argument = click.argument("recipe", type=Place(path_type=Path))
 def handed_in(submission: Submission, purpose: str) -> str:
     """What was started, and where: 2 workers for RUN (slurm 4711)."""
     return f"{plural(submission.workers, 'worker')} {purpose} ({submission.executor} {few(submission.jobs, 4)})"
+
+
+def table(*columns: str, right: Collection[str] = ()) -> Table:
+    """A table without lines; numbers are on the ``right``, and no cell of such a table is broken."""
+    result = Table(box=None, pad_edge=False)
+    for name in columns:
+        result.add_column(name, no_wrap=bool(right), justify="right" if name in right else "left")
+    return result
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """A table of names and values."""
+    result = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        result.add_row(*row)
+    return result
 
 
 def show_table(table: Any) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
@@ -47,18 +46,16 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
 
 
 def _lines(summary: Summary, created: bool) -> Iterator[object]:
-    table = Table(show_header=False, box=None, pad_edge=False)
     if estimate := summary.get("training"):
         training.show_plan(estimate)
-    else:
-        _rows(table, summary)
-    for note, count in summary["notes"].items():
-        table.add_row("[yellow]note[/]", f"{count:,} {escape(note)}")
-    for warning in summary.get("warnings", ()):
-        table.add_row("[yellow]warning[/]", escape(warning))
-    table.add_row("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})")
-    table.add_row("run", summary["run"])
-    yield table
+    facts = [] if estimate else _facts(summary)
+    facts += [("[yellow]note[/]", f"{count:,} {escape(note)}") for note, count in summary["notes"].items()]
+    facts += [("[yellow]warning[/]", escape(warning)) for warning in summary.get("warnings", ())]
+    facts += [
+        ("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})"),
+        ("run", summary["run"]),
+    ]
+    yield common.facts(facts)
     if summary["sbatch"]:
         yield f"\n{summary['sbatch']}"
     if created and estimate:
@@ -68,31 +65,31 @@ def _lines(summary: Summary, created: bool) -> Iterator[object]:
         yield f"made; submit by hand: sbatch {array} sbatch/translate_array.sbatch {summary['run']}"
 
 
-def _rows(table: Table, summary: Summary) -> None:
+def _facts(summary: Summary) -> list[tuple[str, str]]:
     """The sources; then the rows and how they are cut, or the items."""
-    items = summary.get("items")
-    for source in summary["sources"][:10]:
+    sources, items, per = summary["sources"], summary.get("items"), summary["tokens_per_shard"]
+    facts = []
+    for source in sources[:10]:
         counted = "" if items else f"{source['rows']:,} rows, "
-        table.add_row("source", f"{source['file']}  [dim]{counted}{source['bytes'] / 1e6:,.1f} MB[/]")
-    if len(summary["sources"]) > 10:
-        table.add_row("", f"… and {len(summary['sources']) - 10} more files")
+        facts.append(("source", f"{source['file']}  [dim]{counted}{source['bytes'] / 1e6:,.1f} MB[/]"))
+    if len(sources) > 10:
+        facts.append(("", f"… and {len(sources) - 10} more files"))
     if items:
         listed = common.few(items, 12, f"… and {len(items) - 12} more")
-        table.add_row(summary["task"], f"{plural(len(items), 'shard')}: {listed}")
-        return
-    table.add_row("rows", f"{summary['rows']:,} with {plural(summary['texts'], 'text')}")
-    table.add_row("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters")
-    per = summary["tokens_per_shard"]
-    table.add_row(
-        "shards", f"{summary['shards']:,} of {per['least']:,} to {per['most']:,} tokens (median {per['median']:,})"
-    )
+        return [*facts, (summary["task"], f"{plural(len(items), 'shard')}: {listed}")]
+    return [
+        *facts,
+        ("rows", f"{summary['rows']:,} with {plural(summary['texts'], 'text')}"),
+        ("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters"),
+        ("shards", f"{summary['shards']:,} of {per['least']:,} to {per['most']:,} tokens (median {per['median']:,})"),
+    ]
 
 
 def _grid_lines(
     folder: Path, cells: Sequence[CellRecord], plans: Mapping[str, Summary], warnings: Sequence[str], created: bool
 ) -> Iterator[object]:
     """The cells of a grid; of trainings, the memory of the first in full."""
-    table = Table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "", box=None, pad_edge=False)
+    table = common.table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "")
     for cell in cells:
         numbers = _planned(plans[cell["name"]]) if cell["name"] in plans else [""] * 4
         table.add_row(cell["name"], *cell["values"].values(), *numbers, why(cell))

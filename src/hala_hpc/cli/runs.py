@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.table import Table
 
 from hala_hpc.cli import common
 from hala_hpc.config.errors import HalaError
@@ -60,7 +59,7 @@ def command(root: Path | None, json_: bool) -> None:
 
 
 def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
-    table = Table("run", "shards", "rows", "workers", "planned", box=None, pad_edge=False)
+    table = common.table("run", "shards", "rows", "workers", "planned")
     for row in rows:
         if not row.error:
             counts = row.counts

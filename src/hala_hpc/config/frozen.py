@@ -48,7 +48,7 @@ def read(run: Path) -> dict[str, Any]:
     return recipe
 
 
-def now(run: Path) -> dict[str, Any]:
+def now(run: Path) -> Mapping[str, Any]:
     """The recipe with what was changed when the run was resumed. Raises HalaError as ``read``."""
     return merged(read(run), run)
 
@@ -68,12 +68,12 @@ def files(run: Path) -> list[Path]:
     return sorted(names, key=lambda path: int(path.stem))
 
 
-def between(before: Recipe, after: Recipe) -> dict[str, Any]:
+def between(before: Recipe, after: Recipe) -> Mapping[str, Any]:
     """The keys whose values differ, as a nested dict; None takes away an entry of a mapping."""
     return _between(dataclasses.asdict(before), dataclasses.asdict(after))
 
 
-def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
+def merged(recipe: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     """A frozen recipe as plain data, with the changes of its run. Raises HalaError where one cannot be read."""
     for path in files(run):
         recipe = overlaid(recipe, _read(path))
@@ -83,7 +83,7 @@ def merged(recipe: dict[str, Any], run: Path) -> dict[str, Any]:
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each dotted key whose value is another one: before, and after; None where it is not there."""
     old, new = _flat(before), _flat(after)
-    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def overlaid(below: Any, above: Any) -> Any:
@@ -103,7 +103,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     return change
 
 
-def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
     change: dict[str, Any] = {key: None for key in before if key not in after}
     for key, value in after.items():
         old = before.get(key)
@@ -115,7 +115,7 @@ def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     return change
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Layer:
     expanded when its run was planned, and stays as it stands.
     """
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     where: str
     base: Path
     frozen: bool = False
@@ -157,7 +157,7 @@ def _placed(layer: Layer, value: Any, rule: str, name: str) -> Any:
     return text if rule == "text" else resolved(text, layer.base, rule)
 
 
-def take_away(layer: Layer, below: DictConfig, given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def take_away(layer: Layer, below: DictConfig, given: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
     """What is left of a checked layer to be merged once its nulls have removed entries of mappings from ``below``.
 
     In a mapping with a fixed type of entry a null that removes nothing is refused; in an open one it stays, as a value.

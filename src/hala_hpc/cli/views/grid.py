@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from hala_hpc.cli import common
@@ -81,7 +80,7 @@ class GridView:
     def shown(self) -> Group:
         is_training = any(row.training is not None for row in self.rows)
         numbers = "step loss evaluation tokens/s left" if is_training else "rows quarantine rows/s left"
-        table = Table("cell", *self.rows[0].cell["values"], "", *numbers.split(), box=None, pad_edge=False)
+        table = common.table("cell", *self.rows[0].cell["values"], "", *numbers.split())
         for row in self.rows:
             word = Text(row.word, style=COLOURS.get(row.word, "dim"))
             cells = (_trained if is_training else _counted)(row)

@@ -79,13 +79,10 @@ class RunView:
 
     def shown(self) -> Group:
         state = self.state
-        facts = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in _facts(self):
-            facts.add_row(name, value)
         bar = Table.grid()  # a bar alone ends without a new line where the output is no terminal
         done = training.done_share(self.training, state) if self.training else state.rows_done / state.rows
         bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
-        parts: list[Any] = [bar, facts]
+        parts: list[Any] = [bar, common.facts(_facts(self))]
         alive = [worker for worker in state.workers if worker.alive]
         if alive and self.training is None:
             parts += [Text(), _workers(alive, state.unit)]
@@ -160,7 +157,7 @@ def _lost(state: Status) -> str:
 
 def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:
     columns = ("rows", "rows/s", "tokens/s", "shards") if unit == "rows" else (f"{unit} done", "at", "")
-    table = Table("worker", "job", *columns, box=None, pad_edge=False)
+    table = common.table("worker", "job", *columns)
     for worker in alive[:MOST_WORKERS]:
         at = ", ".join(worker.working_on)
         rates = (f"{worker.rows_per_second:.1f}", f"{worker.tokens_per_second:,.0f}", at)

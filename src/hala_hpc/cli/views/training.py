@@ -15,7 +15,7 @@ from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status
-from hala_hpc.tasks.train.estimate.training import GPU, PARTS, SUM
+from hala_hpc.tasks.train.estimate.training import GPU, SUM
 from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:
@@ -164,21 +164,21 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     for line in expected.loud(plan["datasets"]):
         console.print(f"[bold red]{escape(line)}[/]")
     console.print()
-    facts = Table(show_header=False, box=None, pad_edge=False)
     weights = f", {plan['weights']:,} weights" if "weights" in plan else ""
-    facts.add_row("model", f"{escape(plan['model']['name'])}  [dim]{plan['model']['family']}{weights}[/]")
-    batch = plan["batch"]
-    facts.add_row(
-        "batch", f"{batch['sequences']:,} sequences of {plan['sequence_length']:,} tokens: {batch['tokens']:,}"
-    )
-    facts.add_row("packing", plan["packing"])
+    batch, disk = plan["batch"], plan.get("disk")
+    sequences = f"{batch['sequences']:,} sequences of {plan['sequence_length']:,} tokens"
     epochs = "" if plan["epochs"] is None else f", {plan['epochs']:g} epochs"
-    tokens = f"about {plan['estimated_tokens_trained']:,} tokens"
-    facts.add_row("training", f"{tokens}, {plural(plan['estimated_steps'], 'step')}{epochs}")
-    if disk := plan.get("disk"):
+    steps = f"{plural(plan['estimated_steps'], 'step')}{epochs}"
+    facts = [
+        ("model", f"{escape(plan['model']['name'])}  [dim]{plan['model']['family']}{weights}[/]"),
+        ("batch", f"{sequences}: {batch['tokens']:,}"),
+        ("packing", plan["packing"]),
+        ("training", f"about {plan['estimated_tokens_trained']:,} tokens, {steps}"),
+    ]
+    if disk:
         sizes = f"{_gigabytes(disk['checkpoints'])} of checkpoints, {_gigabytes(disk['model'])} of the model"
-        facts.add_row("disk", f"about {sizes}")
-    console.print(facts)
+        facts.append(("disk", f"about {sizes}"))
+    console.print(common.facts(facts))
     if not plan["memory"]:
         console.print(f"memory: {plan['memory_unknown']}")
         return
@@ -202,16 +202,14 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("GPUs", "weights", "gradients", "optimizer", "activ.", "working", "total", "fits", "hours"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("GPUs", "fits") else "right")
+    numbers = ("weights", "gradients", "optimizer", "activ.", "working", "total")
+    table = common.table("GPUs", *numbers, "fits", "hours", right=(*numbers, "hours"))
     for row in rows:
         if "refused" in row:
-            table.add_row(row["hardware"], *["-"] * (len(PARTS) + 1), "[red]no[/]")
+            table.add_row(row["hardware"], *["-"] * len(SUM), "[red]no[/]")
             continue
-        digits = 1 if row["total"] > GIB else 3
-        numbers = [f"{row[part] / GIB:.{digits}f}" for part in SUM]
-        table.add_row(row["hardware"], *numbers, "[green]yes[/]" if row["fits"] else "[red]no[/]", _hours(row["hours"]))
+        sizes = [f"{row[part] / GIB:.{1 if row['total'] > GIB else 3}f}" for part in SUM]
+        table.add_row(row["hardware"], *sizes, "[green]yes[/]" if row["fits"] else "[red]no[/]", _hours(row["hours"]))
     return table
 
 
@@ -225,9 +223,8 @@ def _gigabytes(count: float) -> str:
 
 def _data_table(datasets: Sequence[Mapping[str, Any]]) -> Table:
     """Rows used, dropped and why, of each dataset."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("dataset", "kind", "rows", "used", "times", "tokens", "dropped, cut", "from"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("rows", "used", "times", "tokens") else "left")
+    numbers = ("rows", "used", "times", "tokens")
+    table = common.table("dataset", "kind", *numbers, "dropped, cut", "from", right=numbers)
     for data in datasets:
         more = f" and {len(data['sources']) - 1} more" if len(data["sources"]) > 1 else ""
         color = "[red]" if data["is_loud"] else "[default]"
