@@ -97,7 +97,7 @@ def test_a_training_on_little_of_its_data_is_told_of_loudly(planned: Planned, ca
     state = training.read(run, status.read(run, 10, 3))
     assert state is not None
     assert state.loud == [line]
-    assert training.rows(state, status.read(run, 10, 3))[0] == ("data", f"[bold red]{line}[/]")
+    assert state.rows()[0] == ("data", f"[bold red]{line}[/]")
     part = {"name": "chats", "kind": "chat", "weight": 1, "rows": 300, "dropped_rows": 294, "tokens": 9, "hub": None}
     record = card.provenance(run) | {"parameters": 1, "files": {}}
     record["datasets"] = [part | {"dropped": first["dropped"], "sources": []}]

@@ -78,4 +78,4 @@ def test_a_change_that_cannot_be_read_is_named(run: Path) -> None:
     (run / "changes").mkdir()
     (run / "changes" / "001.yaml").write_text("a: [")
     with pytest.raises(HalaError, match=r"changes/001\.yaml"):
-        frozen.merged({}, run)
+        frozen.now(run)

@@ -17,7 +17,6 @@ from hala_hpc.report.sections.evaluations import RECORD
 from hala_hpc.run import status
 from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.evaluate import choose, scores
-from hala_hpc.tasks.evaluate.choose import Choice, Lead
 from hala_hpc.tasks.evaluate.paired import Mean
 
 
@@ -41,7 +40,7 @@ from hala_hpc.tasks.evaluate.paired import Mean
 @click.option("--with-base", is_flag=True, help="The base may be chosen too.")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Choose among these only.")
 @click.option("--benchmarks", multiple=True, metavar="PATTERN", help="Choose by these only.")
-@click.option("--to", type=common.Place(path_type=Path), help="Where the choice is written down. [RUN/best.json]")
+@click.option("--to", type=common.PathOption(path_type=Path), help="Where the choice is written down. [RUN/best.json]")
 @common.as_json
 def command(
     runs: tuple[str, ...],
@@ -67,7 +66,9 @@ def command(
     hala best evaluate-merges --rule one-se --models 'merged-*' --json | jq -r .path
     """
     paths = [lookup.find(run) for run in runs]
-    _refuse_unfinished(paths)
+    for path in paths:
+        if missing := status.missing(path):
+            raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path}`")
     evaluations = scores.read(paths, base).only(models, benchmarks)
     choice = choose.choose(evaluations, rule, choose.Split(1.0 if split == "all" else share, seed), with_base)
     record = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
@@ -87,13 +88,7 @@ def _place(folder: Path) -> str:
     return f"{folder}" + (f" ({name}{gone})" if name != folder.name or gone else "")
 
 
-def _refuse_unfinished(paths: list[Path]) -> None:
-    for path in paths:
-        if missing := status.missing(path):
-            raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path}`")
-
-
-def _worth(lead: Lead) -> str:
+def _worth(lead: choose.Lead) -> str:
     """What the choice is worth, in a sentence."""
     gap, where = lead.fair, "on the questions held out" if lead.held_out else "on the questions that chose it"
     ahead = f"{abs(gap.value) * 100:.2f} points {'ahead of' if gap.value >= 0 else 'behind'} {lead.over} {where}"
@@ -104,7 +99,7 @@ def _worth(lead: Lead) -> str:
     return f"it is {ahead}, 95 % interval {low * 100:+.2f} to {high * 100:+.2f}{chance}"
 
 
-def _lines(choice: Choice, folder: Path, target: Path) -> Iterator[object]:
+def _lines(choice: choose.Choice, folder: Path, target: Path) -> Iterator[object]:
     table = common.table("model", "chosen by", "held out", "fits")
     for candidate in choice.candidates:
         means = [_percent(mean) for mean in (candidate.average, candidate.held_out)]

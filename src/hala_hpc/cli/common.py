@@ -28,7 +28,7 @@ overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE].
 run_argument = click.argument("run", metavar="RUN")
 
 
-class Place(click.Path):
+class PathOption(click.Path):
     """A path of an option: `~` and variables that no shell has expanded (``--to=~/x``) are, or are refused.
 
     An empty one is refused, which would be the current folder: ``--to "$UNSET"``.
@@ -41,7 +41,7 @@ class Place(click.Path):
         return super().convert(places.expanded(str(value), what), param, ctx)
 
 
-recipe_argument = click.argument("recipe", type=Place(path_type=Path))
+recipe_argument = click.argument("recipe", type=PathOption(path_type=Path))
 
 
 def handed_in(submission: Submission, purpose: str) -> str:

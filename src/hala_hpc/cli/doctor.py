@@ -24,7 +24,7 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
     """
     findings = []
     colour = True if os.environ.get("FORCE_COLOR") else None  # as rich does for the tables of other commands
-    for finding in examine(lookup.load_site(site, overrides), lookup.profile_of(site)):
+    for finding in examine(lookup.load(None, site, ("name=doctor", *overrides)), lookup.profile_of(site)):
         findings.append(finding)
         if not json_:
             advice = f"  → {finding.advice}" if finding.advice else ""

@@ -30,7 +30,7 @@ def list_() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--to", type=common.Place(path_type=Path), help="Where to build it. [.envs/NAME]")
+@click.option("--to", type=common.PathOption(path_type=Path), help="Where to build it. [.envs/NAME]")
 @click.option("--switch", is_flag=True, help="Though it runs another checkout's hala_hpc: make it run this one's.")
 def build(name: str, to: Path | None, switch: bool) -> None:
     r"""Build an environment, whole or not at all. One that is as its lock says is left alone.
@@ -49,7 +49,6 @@ def build(name: str, to: Path | None, switch: bool) -> None:
 
 
 def _locks() -> Path:
-    for root in places.hpc_roots():
-        if (root / "envs").is_dir():
-            return root / "envs"
+    if folder := next((root / "envs" for root in places.hpc_roots() if (root / "envs").is_dir()), None):
+        return folder
     raise HalaError("no folder hpc/envs with lock files", "run it from a checkout of hala_hpc")

@@ -36,7 +36,10 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     path = lookup.find(run)
     _refuse(path, shard)
     if rank is not None:
-        _show(_rank_log(path, rank), lines)
+        ranks = path / "logs" / "ranks"
+        if not (logs := sorted(ranks.glob(f"*.{rank}.log"))):  # names of launches are in the order of time
+            raise HalaError(f"no log of rank {rank} in {ranks}", "trainings have ranks, once they started")
+        _show(logs[-1], lines)
         return
     jobs: set[str] = set()
     shown = False
@@ -66,13 +69,6 @@ def _refuse(path: Path, shard: int | None) -> None:
         raise HalaError(
             f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` shows its last errors"
         )
-
-
-def _rank_log(run: Path, rank: int) -> Path:
-    logs = sorted((run / "logs" / "ranks").glob(f"*.{rank}.log"))  # names of launches are in the order of time
-    if not logs:
-        raise HalaError(f"no log of rank {rank} in {run / 'logs' / 'ranks'}", "trainings have ranks, once they started")
-    return logs[-1]
 
 
 def _show(log: Path, lines: int) -> None:

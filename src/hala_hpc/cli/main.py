@@ -112,7 +112,7 @@ def main() -> None:
 def _words(words: list[str]) -> list[str]:
     """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is not text."""
     for word in words:
-        if _is_bytes(word):
+        if any("\udc80" <= letter <= "\udcff" for letter in word):  # bytes, which Python keeps as halves of characters
             from hala_hpc.config.errors import HalaError
 
             shown = word.encode("utf-8", "backslashreplace").decode()
@@ -120,11 +120,6 @@ def _words(words: list[str]) -> list[str]:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     return words or ["--help"]
-
-
-def _is_bytes(word: str) -> bool:
-    """Whether a word of the command line holds bytes that are not UTF-8: Python keeps them as halves of characters."""
-    return any("\udc80" <= letter <= "\udcff" for letter in word)
 
 
 def _key_hint(error: click.NoSuchOption) -> str:

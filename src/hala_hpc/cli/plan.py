@@ -10,9 +10,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.cli.views.grid import why
 from hala_hpc.config.words import plural
-from hala_hpc.pipeline import planning
-from hala_hpc.pipeline.lookup import CellRecord
-from hala_hpc.pipeline.planning import Summary
+from hala_hpc.pipeline import lookup, planning
 
 
 @click.command()
@@ -45,7 +43,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, j
     common.show(summary, json_, _lines(summary, create))
 
 
-def _lines(summary: Summary, created: bool) -> Iterator[object]:
+def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
     if estimate := summary.get("training"):
         training.show_plan(estimate)
     facts = [] if estimate else _facts(summary)
@@ -65,7 +63,7 @@ def _lines(summary: Summary, created: bool) -> Iterator[object]:
         yield f"made; submit by hand: sbatch {array} sbatch/translate_array.sbatch {summary['run']}"
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
+def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     """The sources; then the rows and how they are cut, or the items."""
     sources, items, per = summary["sources"], summary.get("items"), summary["tokens_per_shard"]
     facts = []
@@ -86,7 +84,11 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _grid_lines(
-    folder: Path, cells: Sequence[CellRecord], plans: Mapping[str, Summary], warnings: Sequence[str], created: bool
+    folder: Path,
+    cells: Sequence[lookup.CellRecord],
+    plans: Mapping[str, planning.Summary],
+    warnings: Sequence[str],
+    created: bool,
 ) -> Iterator[object]:
     """The cells of a grid; of trainings, the memory of the first in full."""
     table = common.table("cell", *cells[0]["values"], "rows", "tokens", "steps", "GPU-hours", "")
@@ -106,7 +108,7 @@ def _grid_lines(
         yield f"made; start it with: hala resume {folder}"
 
 
-def _planned(plan: Summary) -> list[str]:
+def _planned(plan: planning.Summary) -> list[str]:
     """Rows, tokens, steps and GPU-hours."""
     trained = plan.get("training")
     if not trained:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,8 @@ from hala_hpc.config.words import plural
 from hala_hpc.data.collect import collect
 from hala_hpc.pipeline import lookup
 from hala_hpc.publish import content, hub, licences, publication
-from hala_hpc.publish.content import Content
-from hala_hpc.publish.publication import Publication
 
+_say = partial(click.echo, err=True)
 SHOWN: Final = 50
 """Files that are listed by name."""
 
@@ -28,7 +28,7 @@ SHOWN: Final = 50
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
 @click.option("--replace", is_flag=True, help="Remove what the repository has of older weights or rows.")
 @click.option(
-    "--collected", type=common.Place(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]"
+    "--collected", type=common.PathOption(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]"
 )
 @click.option("--item", help="Which model of merges or exported checkpoints. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
@@ -39,7 +39,7 @@ SHOWN: Final = 50
 @click.option("--scores", multiple=True, metavar="RUN", help="An evaluation of this model, for its card.")
 @click.option(
     "--about",
-    type=common.Place(True, dir_okay=False, path_type=Path),
+    type=common.PathOption(True, dir_okay=False, path_type=Path),
     help="A file with words of your own, for the card.",
 )
 @common.as_json
@@ -96,7 +96,7 @@ def command(
     common.show(sent, json_, lines + [f"removed there: {old}" for old in sent.get("removed", ())])
 
 
-def _content(path: Path, item: str | None, collected: Path | None) -> Content:
+def _content(path: Path, item: str | None, collected: Path | None) -> content.Content:
     is_model = content.kind_of(path) == "model"
     if is_model and collected is not None:
         raise HalaError("--collected: a model is taken from its run", "leave it out")
@@ -111,7 +111,7 @@ def _content(path: Path, item: str | None, collected: Path | None) -> Content:
         return content.uncollected(path, counted)
 
 
-def _collect(path: Path) -> Content:
+def _collect(path: Path) -> content.Content:
     with common.counting("collecting") as counted:
         collect(path, path / "final", False, counted)
     return content.dataset(path, path / "final")
@@ -124,11 +124,11 @@ def _given(licence_of: tuple[str, ...]) -> dict[str, str]:
     return {name: licences.require_name(licence, f"--licence-of {name}") for name, _, licence in pairs}
 
 
-def _size(ready: Publication) -> int:
+def _size(ready: publication.Publication) -> int:
     return sum(entry.size for entry in ready.entries)
 
 
-def _preview(ready: Publication, to: str) -> dict[str, object]:
+def _preview(ready: publication.Publication, to: str) -> dict[str, object]:
     return {
         "to": to,
         "kind": ready.content.kind,
@@ -143,7 +143,7 @@ def _preview(ready: Publication, to: str) -> dict[str, object]:
     }
 
 
-def _lines(ready: Publication, to: str) -> Iterator[str]:
+def _lines(ready: publication.Publication, to: str) -> Iterator[str]:
     files = plural(len(ready.entries), "file")
     yield from (f"{entry.size:>16,}  {entry.name}" for entry in ready.entries[:SHOWN])
     if len(ready.entries) > SHOWN:
@@ -151,7 +151,3 @@ def _lines(ready: Publication, to: str) -> Iterator[str]:
     yield f"{_size(ready):>16,}  bytes in {files}, a {ready.content.kind}, would go to {to}\n"
     yield ready.card
     yield from (common.Problem(f"licence: {why}") for why in ready.decision.conflicts)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

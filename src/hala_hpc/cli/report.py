@@ -13,7 +13,7 @@ FORMATS = write.FORMATS
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--to", type=common.Place(path_type=Path), help="The folder to make or renew. [./report-RUN]")
+@click.option("--to", type=common.PathOption(path_type=Path), help="The folder to make or renew. [./report-RUN]")
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="Several may be given. [all]")
 @click.option("--base", default="", help="Label of the model that others are compared with. [base, else the first]")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Only these models and the base.")

@@ -12,7 +12,6 @@ from hala_hpc.data.reopen import reopen
 from hala_hpc.pipeline import lookup, starting
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.manifest import Facts
 from hala_hpc.run.redo import set_aside_damaged
 from hala_hpc.worker.task import Task
 
@@ -86,7 +85,7 @@ def command(
     common.show(record, json_, [line])
 
 
-def _set_aside(path: Path, task: Task, facts: Facts) -> None:
+def _set_aside(path: Path, task: Task, facts: manifest.Facts) -> None:
     """Read every output, and say what is not whole."""
     with common.counting(f"verifying {path.name}") as counted:
         verdict = set_aside_damaged(path, task.checker(facts), counted)

@@ -38,7 +38,7 @@ class RunRow:
 @click.command()
 @click.option(
     "--root",
-    type=common.Place(path_type=Path),
+    type=common.PathOption(path_type=Path),
     help="Where to look. [$HALA_RUNS, else run.root of $HALA_SITE, else ./runs]",
 )
 @common.as_json
@@ -50,7 +50,7 @@ def command(root: Path | None, json_: bool) -> None:
     """
     if root is not None and not root.is_dir():
         raise HalaError(f"--root: {root} is not a folder", "give the folder that your runs are in")
-    folder = root or lookup.runs_root()
+    folder = root or lookup.runs_roots()[0]
     paths = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
     paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     rows = [(_grid if path.name == GRID else _row)(path.parent) for path in paths]

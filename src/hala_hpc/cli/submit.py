@@ -8,7 +8,6 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import planning, starting
-from hala_hpc.pipeline.starting import Started
 
 
 @click.command()
@@ -26,7 +25,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     show_started(starting.submit(planning.read(recipe, site, overrides), site), json_)
 
 
-def show_started(started: Started, json_: bool) -> None:
+def show_started(started: starting.Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
     *before, workers = started.submissions
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]

@@ -11,7 +11,6 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config.words import plural
 from hala_hpc.data import collect
-from hala_hpc.data.collect import FolderVerdict
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import digests, manifest
 from hala_hpc.run.verify import Verdict, verify
@@ -78,7 +77,7 @@ def command(run: str, json_: bool) -> None:
     common.end(proven)
 
 
-def _folder(verdict: FolderVerdict, json_: bool) -> NoReturn:
+def _folder(verdict: collect.FolderVerdict, json_: bool) -> NoReturn:
     """Show the proof of a collected folder, and end."""
     files = plural(verdict.files, "file")
     lines: list[str] = [common.Problem(problem) for problem in verdict.problems]

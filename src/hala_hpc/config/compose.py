@@ -67,13 +67,11 @@ def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
     kinds = {section: _kind(stack, section) for section in SECTIONS}
     for section, kind in kinds.items():
         result[section] = OmegaConf.structured(options_of(section, kind)(kind=kind))
-    running = {section: base().kind for section, base in SECTIONS.items()}
-    for layer in stack:
-        values = dict(layer.values)
-        opened = {section: values.pop(section) for section in SECTIONS if section in values}
-        merged = layers.checked(layer, values, Recipe)
-        for section, given in opened.items():
-            merged[section] = _section(layer, section, given, running, kinds[section], options_of)
+    for number, layer in enumerate(stack):
+        merged = layers.checked(layer, {key: layer.values[key] for key in layer.values if key not in SECTIONS}, Recipe)
+        for section in (section for section in SECTIONS if section in layer.values):
+            kind = _kind(stack[: number + 1], section)
+            merged[section] = _section(layer, section, kind, kinds[section], options_of)
         try:
             result = OmegaConf.merge(result, layers.take_away(layer, result, merged))
         except OmegaConfBaseException as error:
@@ -158,14 +156,10 @@ def _kind(stack: Sequence[Layer], section: str) -> str:
     return kind
 
 
-def _section(
-    layer: Layer, section: str, given: Any, running: dict[str, str], final: str, options_of: OptionsOf
-) -> dict[str, Any]:
-    """An open section of one layer: checked against its own kind, then cut to the keys of the kind that won."""
-    if isinstance(given, dict) and given.get("kind") is not None:
-        running[section] = str(given["kind"])
-    values = layers.checked(layer, given, options_of(section, running[section]), f"{section}.")
-    if running[section] != final:
+def _section(layer: Layer, section: str, kind: str, final: str, options_of: OptionsOf) -> dict[str, Any]:
+    """An open section of one layer: checked against the kind of its time, then cut to the keys of the ``final`` one."""
+    values = layers.checked(layer, layer.values[section], options_of(section, kind), f"{section}.")
+    if kind != final:
         kept = {field.name for field in dataclasses.fields(options_of(section, final))}
         values = {key: value for key, value in values.items() if key in kept and key != "kind"}
     return values

@@ -50,7 +50,10 @@ def read(run: Path) -> dict[str, Any]:
 
 def now(run: Path) -> Mapping[str, Any]:
     """The recipe with what was changed when the run was resumed. Raises HalaError as ``read``."""
-    return merged(read(run), run)
+    recipe = read(run)
+    for path in files(run):
+        recipe = overlaid(recipe, _read(path))
+    return recipe
 
 
 def settings(run: Path) -> Run:
@@ -71,13 +74,6 @@ def files(run: Path) -> list[Path]:
 def between(before: Recipe, after: Recipe) -> Mapping[str, Any]:
     """The keys whose values differ, as a nested dict; None takes away an entry of a mapping."""
     return _between(dataclasses.asdict(before), dataclasses.asdict(after))
-
-
-def merged(recipe: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
-    """A frozen recipe as plain data, with the changes of its run. Raises HalaError where one cannot be read."""
-    for path in files(run):
-        recipe = overlaid(recipe, _read(path))
-    return recipe
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -116,9 +116,8 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _check_signs(section: Any, name: str) -> None:
-    for key in POSITIVE.get(type(section), ()):
-        if (number := getattr(section, key)) is not None and number <= 0:
-            raise HalaError(f"{name}.{key}: must be more than 0")
-    for key in NOT_NEGATIVE.get(type(section), ()):
-        if (number := getattr(section, key)) is not None and number < 0:
-            raise HalaError(f"{name}.{key}: must be 0 or more")
+    for keys, rule in ((POSITIVE, "more than 0"), (NOT_NEGATIVE, "0 or more")):
+        for key in keys.get(type(section), ()):
+            number = getattr(section, key)
+            if number is not None and (number < 0 or (number == 0 and keys is POSITIVE)):
+                raise HalaError(f"{name}.{key}: must be {rule}")

@@ -33,18 +33,13 @@ class CellRecord(TypedDict):
 
 
 def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of a command line."""
+    """The recipe of a command line; without a file, a site profile as one that asks for nothing."""
     from hala_hpc.config.compose import compose
     from hala_hpc.worker import registry
 
     composed = compose(recipe, profile_of(site), overrides, registry.options_of)
     composed.run.root = str(Path(composed.run.root).resolve())
     return composed
-
-
-def load_site(site: str, overrides: tuple[str, ...]) -> Recipe:
-    """A site profile alone, as a recipe that asks for nothing."""
-    return load(None, site, ("name=doctor", *overrides))
 
 
 def refuse_forgotten_site(site: str, executor: str) -> None:
@@ -112,15 +107,10 @@ def state_of(run: Path) -> "Status":
 def runs_roots() -> list[Path]:
     """Where runs are looked for by name: $HALA_RUNS and run.root of $HALA_SITE; ./runs where neither is given.
 
-    A recipe's runs go to the first, unless the recipe or the command line says another.
+    New runs go to the first, unless the recipe or the command line says another.
     """
     roots = [places.from_environment("HALA_RUNS"), _profile_root(places.from_environment("HALA_SITE"))]
     return list(dict.fromkeys(Path(root).resolve() for root in roots if root)) or [Path(Run().root).resolve()]
-
-
-def runs_root() -> Path:
-    """Where new runs go, and where ``hala runs`` looks."""
-    return runs_roots()[0]
 
 
 def _profile_root(site: str | None) -> str | None:

@@ -10,12 +10,10 @@ from rich.text import Text
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
-from hala_hpc.cli.views.run import advice, counts_of
-from hala_hpc.cli.views.training import TrainingState
+from hala_hpc.cli.views.run import advice, jobs_in
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.lookup import CellRecord
 from hala_hpc.run.status import Status
 from hala_hpc.slurm.commands import counted
 from hala_hpc.slurm.queue import Asked, Queue
@@ -28,23 +26,24 @@ COLOURS: Final = {"done": "green", "running": "cyan", "failed": "red"}
 class Row:
     """A cell and the state of its run; None for a cell that is not a run."""
 
-    cell: CellRecord
+    cell: lookup.CellRecord
     state: Status | None = None
-    training: TrainingState | None = None
+    progress: training.TrainingState | None = None
 
     @property
     def word(self) -> str:
         """How its run is doing, or why there is none."""
         if self.state is None:
             return why(self.cell)
-        alive = any(worker.alive for worker in self.state.workers)
-        return "done" if self.state.finished else "failed" if self.state.failed else "running" if alive else "waiting"
+        if self.state.finished or self.state.failed:
+            return "done" if self.state.finished else "failed"
+        return "running" if training.is_alive(self.state) else "waiting"
 
     def as_json(self) -> dict[str, object]:
         record = {**self.cell, "status": self.word}
         if self.state is not None:
             record |= {"run": self.state.path, "rows": self.state.rows, "rows_done": self.state.rows_done}
-        return record | (training.as_json(self.training) if self.training is not None else {})
+        return record | (self.progress.as_json() if self.progress is not None else {})
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,12 @@ class GridView:
     def finished(self) -> bool:
         return _finished(self.rows)
 
-    @property
-    def jobs(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        return counted(self.queue.tasks)
-
     def as_json(self) -> dict[str, object]:
-        record = {"grid": str(self.folder), "finished": self.finished, "jobs": self.jobs}
+        record = {"grid": str(self.folder), "finished": self.finished, "jobs": counted(self.queue.tasks)}
         return record | {"slurm_answers": not self.queue.silence, "cells": [row.as_json() for row in self.rows]}
 
     def shown(self) -> Group:
-        is_training = any(row.training is not None for row in self.rows)
+        is_training = any(row.progress is not None for row in self.rows)
         numbers = "step loss evaluation tokens/s left" if is_training else "rows quarantine rows/s left"
         table = common.table("cell", *self.rows[0].cell["values"], "", *numbers.split())
         for row in self.rows:
@@ -88,13 +82,13 @@ class GridView:
         words = [row.word for row in self.rows if row.state is not None]
         counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(("done", *words)))
         lines = [Text(f"{counts} of {plural(len(words), 'run')}: {self.folder}")]
-        if self.jobs:
-            lines.append(Text(f"jobs: {counts_of(self.jobs)}"))
+        if jobs := jobs_in(self.queue):
+            lines.append(Text(f"jobs: {jobs}"))
         return Group(table, *lines, *(Text(line, style="yellow") for line in self._advice()))
 
     def _advice(self) -> list[str]:
         states = [row.state for row in self.rows if row.state is not None]
-        data = [state for row in self.rows if row.training is not None for state in row.training.preparation]
+        data = [state for row in self.rows if row.progress is not None for state in row.progress.preparation]
         slurm = frozen.now(Path(states[0].path)).get("site", {}).get("slurm", {})
         return advice(self.queue, self.folder, slurm, self.finished, [*states, *data])
 
@@ -103,7 +97,7 @@ def _finished(rows: Sequence[Row]) -> bool:
     return all(row.state is None or row.state.finished for row in rows)
 
 
-def why(cell: CellRecord) -> str:
+def why(cell: lookup.CellRecord) -> str:
     """Why a cell is not a run of its own."""
     if cell["state"] == "same":
         return f"same as {cell['same_as']}"
@@ -112,17 +106,13 @@ def why(cell: CellRecord) -> str:
 
 
 def _trained(row: Row) -> list[str]:
-    now = row.training.training if row.training is not None else None
-    if row.state is None or row.training is None or now is None:
+    now = row.progress.training if row.progress is not None else None
+    if row.state is None or row.progress is None or now is None:
         return [""] * 5
-    left = None if row.state.finished else training.seconds_left(row.training, row.state)
-    return [
-        f"{now.step:,}/{now.steps or 0:,}",
-        "" if now.loss is None else f"{now.loss:.4f}",
-        "" if now.eval_loss is None else f"{now.eval_loss:.4f}",
-        "" if now.tokens_per_second is None else f"{now.tokens_per_second:,.0f}",
-        "" if left is None else common.human_seconds(left),
-    ]
+    left = None if row.state.finished else row.progress.seconds_left
+    numbers = ((now.loss, "{:.4f}"), (now.eval_loss, "{:.4f}"), (now.tokens_per_second, "{:,.0f}"))
+    cells = ["" if number is None else form.format(number) for number, form in numbers]
+    return [f"{now.step:,}/{now.steps or 0:,}", *cells, "" if left is None else common.human_seconds(left)]
 
 
 def _counted(row: Row) -> list[str]:

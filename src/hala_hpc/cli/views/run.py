@@ -15,7 +15,6 @@ from rich.text import Text
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
-from hala_hpc.cli.views.training import TrainingState
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
@@ -32,13 +31,13 @@ MOST_WORKERS = 20
 
 @dataclass(frozen=True)
 class RunView:
-    """Everything that is shown of a run. ``training`` is None for other runs; ``changed`` is since it was planned.
+    """Everything that is shown of a run. ``progress`` is None for what is not a training.
 
-    ``slurm`` is what the recipe asks of Slurm by now.
+    ``changed`` is what differs since it was planned, ``slurm`` what the recipe asks of Slurm by now.
     """
 
     state: Status
-    training: TrainingState | None
+    progress: training.TrainingState | None
     queue: Queue
     changed: Mapping[str, tuple[Any, Any]]
     slurm: Mapping[str, Any]
@@ -58,40 +57,30 @@ class RunView:
     def finished(self) -> bool:
         return self.state.finished
 
-    @property
-    def jobs(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        return counted(self.queue.tasks)
-
-    @property
-    def ends(self) -> dict[str, int]:
-        """How many tasks ended how, of those whose worker did not say it."""
-        return dict(Counter(end.state for end in self.queue.ends))
-
     def as_json(self) -> dict[str, object]:
-        record = asdict(self.state) | {"finished": self.finished, "jobs": self.jobs}
-        record |= {"slurm_answers": not self.queue.silence, "ends": self.ends}
+        ends = Counter(end.state for end in self.queue.ends)  # of tasks whose worker did not say how it ended
+        record = asdict(self.state) | {"finished": self.finished, "jobs": counted(self.queue.tasks)}
+        record |= {"slurm_answers": not self.queue.silence, "ends": dict(ends)}
         record |= {"changed": {key: new for key, (_, new) in self.changed.items()}}
-        if self.training is not None:
-            record |= {"seconds_left": training.seconds_left(self.training, self.state)}
-            record |= training.as_json(self.training)
+        if self.progress is not None:
+            record |= {"seconds_left": self.progress.seconds_left} | self.progress.as_json()
         return record
 
     def shown(self) -> Group:
         state = self.state
         bar = Table.grid()  # a bar alone ends without a new line where the output is no terminal
-        done = training.done_share(self.training, state) if self.training else state.rows_done / state.rows
+        done = self.progress.done_share if self.progress else state.rows_done / state.rows
         bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
         parts: list[Any] = [bar, common.facts(_facts(self))]
         alive = [worker for worker in state.workers if worker.alive]
-        if alive and self.training is None:
+        if alive and self.progress is None:
             parts += [Text(), _workers(alive, state.unit)]
         for error in state.errors:
             times = f"×{error['count']} " if error["count"] > 1 else ""
             parts.append(Text(f"{times}{error['worker']}: {error.get('error', error['event'])}"[:300], style="red"))
-        if self.training is not None and (reason := training.failure(self.training)):
-            parts.append(Text(reason, style="red"))
-        states = (state, *(self.training.preparation if self.training is not None else ()))
+        if self.progress is not None and self.progress.failure:
+            parts.append(Text(self.progress.failure, style="red"))
+        states = (state, *(self.progress.preparation if self.progress is not None else ()))
         lines = advice(self.queue, Path(state.path), self.slurm, self.finished, states)
         return Group(*parts, *(Text(line, style="yellow") for line in lines))
 
@@ -102,37 +91,42 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         f"[green]{state.done:,} done[/], {state.running:,} running, {state.waiting:,} waiting, "
         f"{f'[red]{state.failed:,} failed[/]' if state.failed else '0 failed'}, {state.shards:,} in all"
     )
-    lines = [("run", state.path), ("shards" if state.unit == "rows" else state.unit, counts)]
-    if state.damaged:
-        lines += [("set aside", f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged")]
-    if state.absent:
-        lines += [("gone", f"[red]{_few(state.absent)}[/]: hala resume makes them again{_lost(state)}")]
-    if state.unassembled and state.done == state.shards:
-        lines += [("last step", "to do: it makes final/ of all that is done")]
-    left = state.seconds_left
-    if seen.training is not None:
-        lines += training.rows(seen.training, state)
-        left = training.seconds_left(seen.training, state)
+    left, progress = state.seconds_left, []
+    if seen.progress is not None:
+        left, progress = seen.progress.seconds_left, seen.progress.rows()
     elif state.unit == "rows":
         share = f"{state.rows_done:,} of {state.rows:,} ({state.rows_done / state.rows:.1%})"
         more = f", and of {plural(state.unknown_quarantine, 'shard')} unknown" if state.unknown_quarantine else ""
-        lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
-        lines += [("noted", notes)] if (notes := _noted(state)) else []
-        lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
+        rates = f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s"
+        progress = [
+            ("rows", f"{share}, {state.quarantined:,} in quarantine{more}"),
+            ("noted", _noted(state)),
+            ("rate", rates),
+        ]
+    aside = f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged"
+    folders = common.few([f"{name}/" for name in state.absent], 3, f"and {len(state.absent) - 3} more")
+    gone = f"[red]{folders}[/]: hala resume makes them again{_lost(state)}"
+    is_last_step = state.unassembled and state.done == state.shards
     alive = sum(worker.alive for worker in state.workers)
-    lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
-    lines += [("workers", f"{alive} alive, {len(state.workers) - alive} ended")]
-    if seen.changed:
-        changed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
-        lines += [("changed", rich.markup.escape(changed))]
-    if seen.jobs:
-        lines += [("jobs", counts_of(seen.jobs))]
-    return lines
+    changed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
+    lines = [
+        ("run", state.path),
+        ("shards" if state.unit == "rows" else state.unit, counts),
+        ("set aside", aside if state.damaged else ""),
+        ("gone", gone if state.absent else ""),
+        ("last step", "to do: it makes final/ of all that is done" if is_last_step else ""),
+        *progress,
+        ("time left", "finished" if state.finished else common.human_seconds(left)),
+        ("workers", f"{alive} alive, {len(state.workers) - alive} ended"),
+        ("changed", rich.markup.escape(changed)),
+        ("jobs", jobs_in(seen.queue)),
+    ]
+    return [(name, line) for name, line in lines if line]
 
 
-def counts_of(jobs: Mapping[str, int]) -> str:
+def jobs_in(queue: Queue) -> str:
     """How many jobs are in each state: 1 PENDING, 3 RUNNING."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(jobs.items()))
+    return ", ".join(f"{count} {name}" for name, count in sorted(counted(queue.tasks).items()))
 
 
 def _noted(state: Status) -> str:
@@ -143,11 +137,6 @@ def _noted(state: Status) -> str:
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
     return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(f"{name}/" for name in names[:most]) + more
 
 
 def _lost(state: Status) -> str:

@@ -35,9 +35,50 @@ class TrainingState:
     ``loud``: lines on datasets of which little is used.
     """
 
+    state: Status
     training: "Progress | None"
     preparation: Sequence[Status]
     loud: Sequence[str] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lines of the table: name and value."""
+        lines = [("data", f"[bold red]{line}[/]") for line in self.loud]
+        lines += [(f"prepare {run.run}", _preparation(run)) for run in self.preparation]
+        return lines if self.training is None else lines + _progress(self.training, self.state)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the last step; None while nobody works."""
+        return self.training.seconds_left if self.training is not None and is_alive(self.state) else None
+
+    @property
+    def done_share(self) -> float:
+        """How much of the steps is done, 0 to 1; while data are prepared, of their rows."""
+        if self.state.finished:
+            return 1.0
+        if self.training is not None:
+            return self.training.step / self.training.steps if self.training.steps else 0.0
+        return sum(run.rows_done for run in self.preparation) / max(1, sum(run.rows for run in self.preparation))
+
+    @property
+    def failure(self) -> str:
+        """Why the training stopped for good; empty where it did not."""
+        reason = self.training.failure if self.training is not None else None
+        if reason is None:
+            return ""
+        where = f" at step {reason['step']}" if "step" in reason else ""
+        return f"stopped for good{where}: {reason.get('reason')}"
+
+    def as_json(self) -> dict[str, object]:
+        """For scripts: the keys ``training``, ``preparation`` and ``loud``."""
+        preparation = [{key: getattr(run, key) for key in PREPARATION} for run in self.preparation]
+        now = asdict(self.training) if self.training is not None else None
+        return {"training": now, "preparation": preparation, "loud": list(self.loud)}
+
+
+def is_alive(state: Status) -> bool:
+    """Whether any worker of the run is."""
+    return any(worker.alive for worker in state.workers)
 
 
 def read(path: Path, state: Status) -> TrainingState | None:
@@ -48,8 +89,8 @@ def read(path: Path, state: Status) -> TrainingState | None:
 
     now = progress.read(path, state.time)
     if now is not None or state.finished:
-        return TrainingState(now, (), loud(path))
-    return TrainingState(None, [lookup.state_of(run) for run in data_runs(path).values()], loud(path))
+        return TrainingState(state, now, (), loud(path))
+    return TrainingState(state, None, [lookup.state_of(run) for run in data_runs(path).values()], loud(path))
 
 
 def data_runs(path: Path) -> dict[str, Path]:
@@ -73,13 +114,6 @@ def loud(path: Path) -> list[str]:
     return expected.loud(expected.of_runs(data_runs(path).items()))
 
 
-def rows(seen: TrainingState, state: Status) -> list[tuple[str, str]]:
-    """Lines of the table: name and value."""
-    lines = [("data", f"[bold red]{line}[/]") for line in seen.loud]
-    lines += [(f"prepare {run.run}", _preparation(run)) for run in seen.preparation]
-    return lines if seen.training is None else lines + _progress(seen.training, state)
-
-
 def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
     steps = "?" if now.steps is None else f"{now.steps:,}"
     age = "" if state.finished else f", {common.human_seconds(now.checkpoint_age)} old"
@@ -96,47 +130,10 @@ def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
     return [(name, line) for name, line in lines.items() if line is not None]
 
 
-def seconds_left(seen: TrainingState, state: Status) -> float | None:
-    """To the last step; None while nobody works."""
-    return seen.training.seconds_left if seen.training is not None and is_alive(state) else None
-
-
-def done_share(seen: TrainingState, state: Status) -> float:
-    """How much of the steps is done, 0 to 1; while data are prepared, of their rows."""
-    if state.finished:
-        return 1.0
-    if seen.training is not None:
-        return seen.training.step / seen.training.steps if seen.training.steps else 0.0
-    return sum(run.rows_done for run in seen.preparation) / max(1, sum(run.rows for run in seen.preparation))
-
-
-def failure(seen: TrainingState) -> str | None:
-    """Why the training stopped for good."""
-    reason = seen.training.failure if seen.training is not None else None
-    if reason is None:
-        return None
-    where = f" at step {reason['step']}" if "step" in reason else ""
-    return f"stopped for good{where}: {reason.get('reason')}"
-
-
 def _fallback(record: Mapping[str, Any]) -> str:
     """Why steps that were done are done again."""
     damaged = ", ".join(f"{name} is damaged ({how})" for name, how in record.get("damaged", {}).items())
     return rich.markup.escape(f"from checkpoint-{record.get('step')}: {damaged}")
-
-
-def is_alive(state: Status) -> bool:
-    """Whether any worker of the run is."""
-    return any(worker.alive for worker in state.workers)
-
-
-def as_json(seen: TrainingState) -> dict[str, object]:
-    """For scripts: the keys ``training``, ``preparation`` and ``loud``."""
-    return {
-        "training": asdict(seen.training) if seen.training is not None else None,
-        "preparation": [{key: getattr(run, key) for key in PREPARATION} for run in seen.preparation],
-        "loud": list(seen.loud),
-    }
 
 
 def _preparation(run: Status) -> str:
