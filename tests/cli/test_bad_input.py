@@ -115,8 +115,8 @@ def test_bad_data(
         ("data.path=*.nope", "data.path: no data files in "),
         ("data.path=[]", "give either data.path or data.hub"),
         ("data.path=[a.jsonl, a.jsonl]", "a.jsonl is named twice"),
-        ("data.limit=0", "data.limit: 0 rows are nothing to do"),
-        ("data.limit=-1", "data.limit: -1 rows are nothing to do"),
+        ("data.limit=0", "data.limit: must be at least 1, not 0"),
+        ("data.limit=-1", "data.limit: must be at least 1, not -1"),
         ("task.prompt=hello", "task.prompt: holds {text} 0 times, it must hold it once"),
         ("task.suffix=''", "task.suffix: empty"),
         ("name=a/b", "name: 'a/b' cannot be a run's name"),
@@ -141,7 +141,7 @@ def test_a_model_folder_that_is_none(
     (tmp_path / "empty").mkdir()
     for name in ("./empty", "./absent"):
         recipe = write_recipe(data={"path": "a.jsonl"}, engine={"kind": "vllm"}, model={"name": name})
-        assert f"{name[2:]} is no model folder" in failing(*command, recipe)
+        assert f"{name[2:]} is not a model folder" in failing(*command, recipe)
 
 
 def test_files_of_different_shapes(

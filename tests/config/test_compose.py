@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hala_hpc.config.compose import compose, find_profile, freeze, thaw
+from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe
 from hala_hpc.worker import registry
@@ -177,14 +177,6 @@ def test_what_is_frozen_can_still_be_changed(write: Write, tmp_path: Path) -> No
     frozen = tmp_path / "frozen.yaml"
     frozen.write_text(freeze(asked(write("r.yaml", name="r", engine={"kind": "echo"}))))
     assert thaw(frozen, registry.options_of, ["run.workers=7"]).run.workers == 7
-
-
-def test_profiles_are_found_by_name(tmp_path: Path, write: Write) -> None:
-    one = write("one.yaml", "hpc/sites")
-    assert find_profile("one", "sites", [tmp_path / "none", tmp_path / "hpc"]) == one
-    assert find_profile("some/file.yaml", "sites", []) == Path("some/file.yaml")
-    with pytest.raises(HalaError, match=r"no site profile 'on' .*did you mean 'one'"):
-        find_profile("on", "sites", [tmp_path / "hpc"])
 
 
 def test_did_you_mean() -> None:

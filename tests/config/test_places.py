@@ -102,7 +102,7 @@ def test_runs_live_where_the_nearest_word_says(asked: Asked, tmp_path: Path, mon
 
 @pytest.mark.parametrize("name", ["'run:'", "run:../x", "run:/etc"])
 def test_a_run_has_a_name(asked: Asked, name: str) -> None:
-    with pytest.raises(HalaError, match="names no run"):
+    with pytest.raises(HalaError, match="does not name a run"):
         asked("", f"model.name={name}")
 
 

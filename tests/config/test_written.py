@@ -133,7 +133,7 @@ def test_a_wrong_value_is_told(asked: Asked, word: str, said: str) -> None:
     ("text", "said"),
     [
         ("task: {kind: translate}\n", "name: is missing (give it in the recipe, or as name=…)"),
-        ("name: r\nengine: {kind: echo}\n", "r.yaml: there is no task"),
+        ("name: r\nengine: {kind: echo}\n", "r.yaml: task is missing"),
         (
             "name: r\ntask: {kind: translate}\ndata: &x {columns: [*x]}\n",
             "not valid YAML: found unconstructable recursive",

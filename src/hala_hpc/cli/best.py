@@ -33,14 +33,18 @@ from hala_hpc.tasks.evaluate.paired import Mean
     "--split", type=click.Choice(("half", "all")), default="half", show_default=True, help="Questions to choose by."
 )
 @click.option(
-    "--share", type=click.FloatRange(0, 1, True, True), default=0.5, show_default=True, help="Of --split half."
+    "--share",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.5,
+    show_default=True,
+    help="How much of the questions --split half takes.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", default=0, show_default=True, help="The seed of the split.")
 @click.option("--base", default="", help="Label of the model it all started from. [base, else the first]")
 @click.option("--with-base", is_flag=True, help="The base may be chosen too.")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Choose among these only.")
 @click.option("--benchmarks", multiple=True, metavar="PATTERN", help="Choose by these only.")
-@click.option("--to", type=common.PathOption(path_type=Path), help="Where the choice is written down. [RUN/best.json]")
+@click.option("--to", type=common.PathOption(), help="Where the choice is written down. [RUN/best.json]")
 @common.as_json
 def command(
     runs: tuple[str, ...],

@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -11,20 +10,11 @@ from hala_hpc.cli import common
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
-from hala_hpc.slurm import commands, local, record
+from hala_hpc.slurm import commands, local
+from hala_hpc.slurm import record as records
 
 LOCAL_SECONDS = 5.0
 """How long a local worker may take to end what it does."""
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """What was ended: arrays that scancel accepted to end, their tasks that did not begin to, local workers."""
-
-    arrays: list[str]
-    still: int
-    workers: int
-    still_local: int
 
 
 @click.command()
@@ -45,23 +35,31 @@ def command(run: str, json_: bool) -> None:
     except HalaError as error:
         also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
-    done = Cancelled(arrays, tasks, workers, still)
-    common.show({"run": str(paths[0]), **vars(done)}, json_, [_line(paths[0], done)])
+    line = f"cancelled {plural(len(arrays), 'Slurm array')} and {plural(workers, 'local worker')}"
+    counts = {"task": tasks, "local worker": still}
+    if left := " and ".join(plural(count, noun) for noun, count in counts.items() if count):
+        line = f"{line}; not ended yet: {left} (hala status {paths[0]})"
+    if not arrays and not workers:
+        is_finished = (paths[0] / "recipe.yaml").is_file() and lookup.state_of(paths[0]).finished
+        here = f"nobody works on it here ({os.uname().nodename})"
+        line = "finished: nothing is left to cancel" if is_finished else here
+    record = {"run": str(paths[0]), "arrays": arrays, "still": tasks, "workers": workers, "still_local": still}
+    common.show(record, json_, [line])
 
 
 def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
     """Arrays that were cancelled, and how many of their tasks have not begun to end. Raises HalaError."""
     jobs = []
     for path in paths:
-        for intent in record.unanswered(path):
-            if (job := record.in_queue(intent.token)) is not None:
+        for intent in records.unanswered(path):
+            if (job := records.in_queue(intent.token)) is not None:
                 intent.took(job)
-            elif time.time() - intent.time < record.LATE_SECONDS:
+            elif time.time() - intent.time < records.LATE_SECONDS:
                 raise HalaError(
                     f"Slurm did not answer when {plural(len(intent.runs), 'worker')} came in, and may yet take them",
-                    f"cancel again in {intent.time + record.LATE_SECONDS - time.time():.0f} s",
+                    f"cancel again in {intent.time + records.LATE_SECONDS - time.time():.0f} s",
                 )
-        jobs += record.slurm_jobs(path)
+        jobs += records.slurm_jobs(path)
     jobs = list(dict.fromkeys(jobs))
     live = [task.job for task in commands.states(jobs) if task.may_work]
     arrays = [job for job in jobs if any(job in (task, task.partition("_")[0]) for task in live)]
@@ -82,14 +80,3 @@ def _end_local(paths: list[Path]) -> tuple[int, int]:
         if not left or time.monotonic() > deadline:
             return count, sum(len(local.workers(path)) for path in paths)
         time.sleep(0.2)
-
-
-def _line(path: Path, done: Cancelled) -> str:
-    if not done.arrays and not done.workers:
-        is_finished = (path / "recipe.yaml").is_file() and lookup.state_of(path).finished
-        here = f"nobody works on it here ({os.uname().nodename})"
-        return "finished: nothing is left to cancel" if is_finished else here
-    line = f"cancelled {plural(len(done.arrays), 'Slurm array')} and {plural(done.workers, 'local worker')}"
-    counts = {"task": done.still, "local worker": done.still_local}
-    still = " and ".join(plural(count, noun) for noun, count in counts.items() if count)
-    return f"{line}; not ended yet: {still} (hala status {path})" if still else line

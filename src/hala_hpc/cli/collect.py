@@ -15,7 +15,7 @@ from hala_hpc.run.collect import collect_folders
 
 @click.command()
 @common.run_argument
-@click.option("--to", type=common.PathOption(path_type=Path), help="The folder to make. [RUN/final]")
+@click.option("--to", type=common.PathOption(), help="The folder to make. [RUN/final]")
 @click.option("--partial", is_flag=True, help="Take what is finished so far.")
 @common.as_json
 def command(run: str, to: Path | None, partial: bool, json_: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from rich.console import Console
@@ -34,6 +34,9 @@ class PathOption(click.Path):
     An empty one is refused, which would be the current folder: ``--to "$UNSET"``.
     """
 
+    def __init__(self, exists: bool = False, dir_okay: bool = True) -> None:
+        super().__init__(exists, dir_okay=dir_okay, path_type=Path)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         what = param.opts[0] if param else "path"
         if not str(value).strip():
@@ -41,7 +44,7 @@ class PathOption(click.Path):
         return super().convert(places.expanded(str(value), what), param, ctx)
 
 
-recipe_argument = click.argument("recipe", type=PathOption(path_type=Path))
+recipe_argument = click.argument("recipe", type=PathOption())
 
 
 def handed_in(submission: Submission, purpose: str) -> str:
@@ -93,22 +96,21 @@ class Problem(str):
     """A line that goes to standard error, where it is seen even if a script takes the output."""
 
 
-def show(value: Any, json_: bool, lines: Iterable[object]) -> None:
-    """What a command came to: a dataclass or plain data as JSON, or ``lines`` for people, with tables among them."""
+def show(value: Any, json_: bool, lines: Iterable[object], well: bool | None = None) -> None:
+    """What a command came to: a dataclass or plain data as JSON, or ``lines`` for people, with tables among them.
+
+    ``well`` ends the command: exit code 0 where all is well, else 1.
+    """
     if json_:
         plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
-        return
-    for line in lines:
+    for line in () if json_ else lines:
         if isinstance(line, str):
             click.echo(line, err=isinstance(line, Problem))
         else:
             show_table(line)
-
-
-def end(well: bool) -> NoReturn:
-    """Exit code 0 where all is well, else 1."""
-    raise click.exceptions.Exit(0 if well else 1)
+    if well is not None:
+        raise click.exceptions.Exit(0 if well else 1)
 
 
 def few(items: Sequence[object], most: int, rest: str = "…") -> str:

@@ -31,5 +31,5 @@ def command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
             mark = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
             click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}", color=colour)
     if json_:
-        common.show([asdict(finding) for finding in findings], json_, ())
-    common.end(all(finding.state != "missing" for finding in findings))
+        well = all(finding.state != "missing" for finding in findings)
+    common.show([asdict(finding) for finding in findings], json_, (), well)

@@ -30,7 +30,7 @@ def list_() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--to", type=common.PathOption(path_type=Path), help="Where to build it. [.envs/NAME]")
+@click.option("--to", type=common.PathOption(), help="Where to build it. [.envs/NAME]")
 @click.option("--switch", is_flag=True, help="Though it runs another checkout's hala_hpc: make it run this one's.")
 def build(name: str, to: Path | None, switch: bool) -> None:
     r"""Build an environment, whole or not at all. One that is as its lock says is left alone.

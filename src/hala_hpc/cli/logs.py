@@ -34,7 +34,13 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     hala logs sft-9b --rank 3
     """
     path = lookup.find(run)
-    _refuse(path, shard)
+    count = len(manifest.read(path / "manifest.parquet"))
+    if shard is not None and not 0 <= shard < count:
+        raise HalaError(f"{path.name} has no shard {shard}", f"its shards are 0 to {count - 1}")
+    if (owner := common.owner_of_closed(path / "logs")) is not None:
+        raise HalaError(
+            f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` shows its last errors"
+        )
     if rank is not None:
         ranks = path / "logs" / "ranks"
         if not (logs := sorted(ranks.glob(f"*.{rank}.log"))):  # names of launches are in the order of time
@@ -58,17 +64,6 @@ def command(run: str, shard: int | None, lines: int, rank: int | None) -> None:
     if not shown:
         of = "" if shard is None else f" of shard {shard}"
         click.echo(f"no logs{of}: no worker has written one yet, or they were removed (hala status {path})", err=True)
-
-
-def _refuse(path: Path, shard: int | None) -> None:
-    """Raises HalaError for a shard that is not there, and where the logs are closed to this user."""
-    count = len(manifest.read(path / "manifest.parquet"))
-    if shard is not None and not 0 <= shard < count:
-        raise HalaError(f"{path.name} has no shard {shard}", f"its shards are 0 to {count - 1}")
-    if (owner := common.owner_of_closed(path / "logs")) is not None:
-        raise HalaError(
-            f"the logs of this run are closed: it is {owner}'s", f"`hala status {path}` shows its last errors"
-        )
 
 
 def _show(log: Path, lines: int) -> None:

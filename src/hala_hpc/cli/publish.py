@@ -27,9 +27,7 @@ SHOWN: Final = 50
 @click.option("--dry-run", is_flag=True, help="Show what would go, and its card; send and write nothing.")
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
 @click.option("--replace", is_flag=True, help="Remove what the repository has of older weights or rows.")
-@click.option(
-    "--collected", type=common.PathOption(path_type=Path), help="Where `hala collect` put the dataset. [RUN/final]"
-)
+@click.option("--collected", type=common.PathOption(), help="Where `hala collect` put the dataset. [RUN/final]")
 @click.option("--item", help="Which model of merges or exported checkpoints. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
 @click.option(
@@ -37,11 +35,7 @@ SHOWN: Final = 50
 )
 @click.option("--accept-conflicts", is_flag=True, help="Publish though the licence contradicts that of a source.")
 @click.option("--scores", multiple=True, metavar="RUN", help="An evaluation of this model, for its card.")
-@click.option(
-    "--about",
-    type=common.PathOption(True, dir_okay=False, path_type=Path),
-    help="A file with words of your own, for the card.",
-)
+@click.option("--about", type=common.PathOption(True, False), help="A file with words of your own, for the card.")
 @common.as_json
 def command(
     run: str, to: str, dry_run: bool, private: bool, replace: bool, collected: Path | None, item: str | None,

@@ -8,20 +8,20 @@ from hala_hpc.cli import common
 from hala_hpc.pipeline import lookup
 from hala_hpc.report import write
 
-FORMATS = write.FORMATS
-
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--to", type=common.PathOption(path_type=Path), help="The folder to make or renew. [./report-RUN]")
-@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="Several may be given. [all]")
+@click.option("--to", type=common.PathOption(), help="The folder to make or renew. [./report-RUN]")
+@click.option(
+    "--format", "formats", type=click.Choice(write.FORMATS), multiple=True, help="Several may be given. [all]"
+)
 @click.option("--base", default="", help="Label of the model that others are compared with. [base, else the first]")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Only these models and the base.")
 @click.option("--benchmarks", multiple=True, metavar="PATTERN", help="Only these benchmarks.")
 @click.option(
     "--examples", type=click.IntRange(0), default=1, show_default=True, help="Texts to show of each kind; 0 for none."
 )
-@click.option("--title", default="", help="Of the page. [the runs' names]")
+@click.option("--title", default="", help="The title of the page. [the runs' names]")
 @common.as_json
 def command(
     runs: tuple[str, ...],
@@ -46,7 +46,7 @@ def command(
     paths = [path for run in runs for path in lookup.runs(run)]
     report = write.gather(paths, write.Asked(base, models, benchmarks, examples, title))
     target = (to or Path(f"report-{paths[0].name}")).resolve()
-    written = write.write(report, target, formats or FORMATS)
+    written = write.write(report, target, formats or write.FORMATS)
     lines = [str(path) for path in written if path.parent == target and path.name != write.RECORD]
     lines += [f"{len(report.tables)} tables and {len(report.plots)} plots in {target}"]
     common.show({**write.as_data(report), "files": [str(path) for path in written]}, json_, lines)

@@ -53,9 +53,7 @@ def command(
     path = lookup.find(run)
     planned = starting.thawed(path, overrides)
     if (owner := common.owner_of_closed(path / "logs")) is not None:
-        hint = (
-            f"status, verify and collect work; in a job of your own, `hala worker {path}` does if you may write to it"
-        )
+        hint = f"status, verify and collect work; in a job of your own `hala worker {path}` does if you may write to it"
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     plan = manifest.read(path / "manifest.parquet")
     starting.note_moved(planned, overrides)

@@ -19,7 +19,7 @@ SUMS: Final = ("shards", "done", "failed", "rows", "rows_done")
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run, or a grid of so many ``runs`` and their sums; ``error`` alone where it cannot be read."""
+    """A run, or a grid of ``runs`` runs with their sums; ``error`` alone where it cannot be read."""
 
     path: Path
     error: str = ""
@@ -36,11 +36,7 @@ class RunRow:
 
 
 @click.command()
-@click.option(
-    "--root",
-    type=common.PathOption(path_type=Path),
-    help="Where to look. [$HALA_RUNS, else run.root of $HALA_SITE, else ./runs]",
-)
+@click.option("--root", type=common.PathOption(), help="Where to look. [$HALA_RUNS, run.root of $HALA_SITE, or ./runs]")
 @common.as_json
 def command(root: Path | None, json_: bool) -> None:
     r"""List the runs, newest first; a grid is one line, with the sums of its runs.
@@ -54,7 +50,9 @@ def command(root: Path | None, json_: bool) -> None:
     paths = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
     paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     rows = [(_grid if path.name == GRID else _row)(path.parent) for path in paths]
-    rows += _half_planned(folder)
+    for path, seconds in create.half_made(folder):
+        age = f"last changed {common.human_seconds(seconds)} ago"
+        rows.append(RunRow(path, f"in the making, or left by a plan that was killed ({age}): rm -r {path}"))
     common.show([row.as_json() for row in rows], json_, _lines(folder, rows))
 
 
@@ -69,15 +67,6 @@ def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
             table.add_row(name, shards, done, str(counts["workers"]), row.planned_at)
     yield table if table.row_count else f"no runs in {folder.resolve()}"
     yield from (common.Problem(f"{row.path.name}: {row.error}") for row in rows if row.error)
-
-
-def _half_planned(root: Path) -> list[RunRow]:
-    """Folders left by a plan that was killed, or that is still at work."""
-    what = "in the making, or left by a plan that was killed"
-    return [
-        RunRow(path, f"{what} (last changed {common.human_seconds(seconds)} ago): rm -r {path}")
-        for path, seconds in create.half_made(root)
-    ]
 
 
 def _grid(path: Path) -> RunRow:

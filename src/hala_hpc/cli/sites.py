@@ -3,7 +3,7 @@
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.config import places
+from hala_hpc.pipeline import lookup
 
 
 @click.command()
@@ -14,9 +14,5 @@ def command(json_: bool) -> None:
     \b
     hala sites
     """
-    profiles = {
-        path.stem: str(path)
-        for root in reversed(places.hpc_roots())
-        for path in sorted((root / "sites").glob("*.yaml"))
-    }
-    common.show(profiles, json_, (f"{name:20} {path}" for name, path in sorted(profiles.items())))
+    profiles = {name: str(path) for name, path in sorted(lookup.profiles().items())}
+    common.show(profiles, json_, (f"{name:20} {path}" for name, path in profiles.items()))

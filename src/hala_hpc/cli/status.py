@@ -1,7 +1,6 @@
 """``hala status``: how far a run is."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 
 import click
@@ -33,17 +32,11 @@ def command(run: str, watch: bool, json_: bool) -> None:
     read = partial((GridView if grid else RunView).read, members[0], Asked(*members))
     if json_:
         common.show(read().as_json(), json_, ())
-    elif watch:
-        _watch(read, 5.0 if grid else 2.0)
-    else:
+    elif not watch:
         Console().print(read().shown())
-
-
-def _watch(read: Callable[[], RunView | GridView], seconds: float) -> None:
-    with Live(refresh_per_second=4) as live:
-        while True:
-            view = read()
+    else:
+        with Live(refresh_per_second=4) as live:
+            while not (view := read()).finished:
+                live.update(view.shown())
+                time.sleep(5.0 if grid else 2.0)
             live.update(view.shown())
-            if view.finished:
-                return
-            time.sleep(seconds)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -73,11 +72,10 @@ def command(run: str, json_: bool) -> None:
     lines += [line for data in datasets for line in _lines(data, grid or paths[0], f"{data.path.name}: ")]
     lines += [line for run in runs for line in _lines(run, run.path, f"{run.path.name}: " if grid else "")]
     last = PROVEN["runs" if grid else runs[0].unit] if proven else "NOT proven"
-    common.show(record | ({"checkpoints": damaged} if damaged else {}), json_, [*lines, last])
-    common.end(proven)
+    common.show(record | ({"checkpoints": damaged} if damaged else {}), json_, [*lines, last], proven)
 
 
-def _folder(verdict: collect.FolderVerdict, json_: bool) -> NoReturn:
+def _folder(verdict: collect.FolderVerdict, json_: bool) -> None:
     """Show the proof of a collected folder, and end."""
     files = plural(verdict.files, "file")
     lines: list[str] = [common.Problem(problem) for problem in verdict.problems]
@@ -86,17 +84,15 @@ def _folder(verdict: collect.FolderVerdict, json_: bool) -> NoReturn:
         lines += [common.Problem(f"{unsealed}: a change in them cannot be seen (hala collect writes them anew)")]
     lines += [f"{plural(verdict.rows, 'row')}, {verdict.quarantined:,} in quarantine, {files}"]
     lines += ["proven: every byte of its data is what was written" if verdict.proven else "NOT proven"]
-    common.show(asdict(verdict) | {"proven": verdict.proven}, json_, lines)
-    common.end(verdict.proven)
+    common.show(asdict(verdict) | {"proven": verdict.proven}, json_, lines, verdict.proven)
 
 
-def _models(folders: list[Path], json_: bool) -> NoReturn:
+def _models(folders: list[Path], json_: bool) -> None:
     """Show the proof of folders that were collected from a run, and end."""
     problems = [f"{folder.name}: {fault}" for folder in folders for fault in digests.faults(folder) or []]
     last = "NOT proven" if problems else "proven: every byte but the cards' is what was written"
     record = {"folders": len(folders), "problems": problems, "proven": not problems}
-    common.show(record, json_, [*map(common.Problem, problems), last])
-    common.end(not problems)
+    common.show(record, json_, [*map(common.Problem, problems), last], not problems)
 
 
 def _verified(path: Path) -> Verified:

@@ -1,7 +1,6 @@
 """Layers become one typed recipe: defaults < site profile < recipe < command line."""
 
 import dataclasses
-import os
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hala_hpc.config import frozen, layers, places, written
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
 
@@ -48,7 +47,7 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
 def require_task(stack: Sequence[Layer], recipe: Path) -> None:
     """Nobody's data is translated because nothing else was said. Raises HalaError."""
     if not any(layer.values.get("task") for layer in stack):
-        raise HalaError(f"{recipe}: there is no task", "what is to be done? For example task: {kind: translate}")
+        raise HalaError(f"{recipe}: task is missing", "what is to be done? For example task: {kind: translate}")
 
 
 def of_place(site: Path | None) -> list[Layer]:
@@ -104,21 +103,6 @@ def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Re
     return merge([layers.from_file(path, frozen=True), *earlier, layers.from_command_line(overrides)], options_of)
 
 
-def find_profile(name: str, folder: str, roots: Sequence[Path]) -> Path:
-    """``name`` as a file, or as ``<root>/<folder>/<name>.yaml`` in the first root that has it."""
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        return Path(name)
-    for root in roots:
-        if (path := root / folder / f"{name}.yaml").is_file():
-            return path
-    if not roots:
-        raise HalaError(
-            f"no site profile '{name}'", "there is no folder hpc/ here: run it in a checkout, or give a file"
-        )
-    known = {path.stem for root in roots for path in (root / folder).glob("*.yaml")}
-    raise HalaError(f"no site profile '{name}'", did_you_mean(name, known))
-
-
 def literal(value: Any) -> Any:
     """Text that happens to hold ``${`` as OmegaConf wants it written, for by now nothing is left to interpolate."""
     if isinstance(value, dict):
@@ -129,7 +113,7 @@ def literal(value: Any) -> Any:
 
 
 def _anchor(section: Any, runs: Path) -> None:
-    """Make paths absolute that an interpolation left relative, for nobody can tell later to what; and find runs."""
+    """Make absolute the paths that an interpolation left relative, for later nobody knows to what; and find runs."""
 
     def anchored(value: Any, rule: str) -> Any:
         if isinstance(value, list):
@@ -166,6 +150,5 @@ def _section(layer: Layer, section: str, kind: str, final: str, options_of: Opti
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), "")
-    return f"{key}: {lines[0]}" if key else lines[0]
+    key = re.search(r"^\s*full_key: *(\S.*)$", str(error), re.MULTILINE)
+    return f"{key[1].strip()}: {first_line(error)}" if key else first_line(error)

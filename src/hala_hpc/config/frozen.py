@@ -65,7 +65,7 @@ def settings(run: Path) -> Run:
 
 
 def files(run: Path) -> list[Path]:
-    """The changes of a run, in their order; other names in the folder are none."""
+    """The changes of a run, in their order; other files in the folder are ignored."""
     folder = run / FOLDER
     names = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(names, key=lambda path: int(path.stem))

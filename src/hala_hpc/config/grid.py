@@ -1,9 +1,9 @@
 """A grid: one recipe, several axes, and a run for each cell. Files are read and recipes composed, nothing is made.
 
 A recipe's ``grid:`` section holds ``axes`` (a name, and for each of its values what of the recipe it changes), ``name``
-(how a cell is called, with each axis in braces), and three ways for a cell to be no run of its own: ``exclude`` (it
-makes no sense), ``as_is`` (it is a model that is there already) and ``aliases`` (it is another cell by another name).
-Cells that turn out to be the same recipe are one run, too.
+(how a cell is called, with each axis in braces), and three ways for a cell not to be a run of its own: ``exclude``
+(it makes no sense), ``as_is`` (it is a model that is there already) and ``aliases`` (it is another cell under another
+name). Cells that turn out to be the same recipe are one run, too.
 """
 
 import dataclasses

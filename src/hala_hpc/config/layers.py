@@ -71,7 +71,8 @@ def from_command_line(overrides: Sequence[str]) -> Layer:
         if not sign or not all(key.split(".")):
             raise HalaError(f"'{word}': not of the form key=value", "for example run.workers=64")
         try:
-            value = written.load(_plain_words(text))
+            # A value that begins with a sign of YAML's grammar (``data.path=*.jsonl``) is meant as text.
+            value = written.load(json.dumps(text) if text.startswith(tuple("*&!%@`")) else text)
         except yaml.YAMLError as error:
             hint = f"is it one word for your shell? Quote all of it: '{key}=…'"
             raise HalaError(f"command line: '{word}': {_one_line(error)}", hint) from error
@@ -83,11 +84,6 @@ def from_command_line(overrides: Sequence[str]) -> Layer:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace(' in "<unicode string>",', " at").split())
-
-
-def _plain_words(value: str) -> str:
-    """``data.path=*.jsonl`` is not YAML: a value that begins with a sign of YAML's grammar is meant as text."""
-    return json.dumps(value) if value.startswith(tuple("*&!%@`")) else value
 
 
 def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[str, Any]:

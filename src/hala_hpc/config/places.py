@@ -16,7 +16,7 @@ _VARIABLE: Final = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 def expanded(text: str, what: str, keys: Collection[str] = ()) -> str:
     """``text`` with a leading ``~`` and the variables in it replaced; ``$$`` is a dollar, ``${KEY}`` of ``keys`` stays.
 
-    Raises HalaError, which begins with ``what``, where there is no such variable or home folder: never is a folder made
+    Raises HalaError, which begins with ``what``, where there is no such variable or home folder: no folder is ever made
     that is called ``~`` or ``$HOME``.
     """
 
@@ -40,7 +40,7 @@ def expanded(text: str, what: str, keys: Collection[str] = ()) -> str:
 
 
 def from_environment(name: str) -> str | None:
-    """The path or name that a variable of ours holds, expanded; an empty one is as good as none. Raises HalaError."""
+    """The path or name that a variable of ours holds, expanded; None where it is empty. Raises HalaError."""
     return expanded(value, f"${name}") if (value := os.environ.get(name, "").strip()) else None
 
 
@@ -48,16 +48,16 @@ def in_runs(value: str, root: Path) -> str:
     """``run:NAME/…`` as a path below ``root``. Raises HalaError where it leads elsewhere."""
     parts = Path(value.removeprefix(RUN)).parts
     if not parts or ".." in parts or parts[0] == "/":
-        raise HalaError(f"{value}: names no run", f"{RUN}NAME is the run of that name in {root}")
+        raise HalaError(f"{value}: does not name a run", f"{RUN}NAME is the run of that name in {root}")
     return str(root.joinpath(*parts))
 
 
 def no_model(name: str, key: str = "") -> HalaError:
-    """What is wrong with a model that is given as a folder and is none; ``key`` comes before it."""
+    """What is wrong with a folder that is given as a model; ``key`` comes before it."""
     why = "it has no config.json" if Path(name).is_dir() else "there is no such folder"
     wanted = "a model's folder, a run, or a name on the hub is wanted"
     hint = f"{wanted}; a shipped recipe's first lines say how to get its model"
-    return HalaError(f"{key}{name} is no model folder: {why}", hint)
+    return HalaError(f"{key}{name} is not a model folder: {why}", hint)
 
 
 def hpc_roots() -> list[Path]:

@@ -14,7 +14,7 @@ MISSING: Any = "???"
 PATH: Final = {"path": "always"}
 """Metadata of a field that is always a path."""
 FILE: Final = {"path": "file"}
-"""Metadata of a field that is always a path; a link keeps its own name, whose ending tells the format."""
+"""Metadata of a field that is always a path; a link keeps its own name, whose ending is the format."""
 HUB_OR_PATH: Final = {"path": "explicit"}
 """Metadata of a field that is a path only when it starts with ``.``, ``/``, ``~`` or ``run:``; else a hub name."""
 WITH_VARIABLES: Final = {"path": "text"}
@@ -34,7 +34,7 @@ class Data:
     hub_config: str | None = None
     split: str | None = None  # null: train on the hub; in a folder: refused where there are several. all: all of them
     revision: str | None = None
-    limit: int | None = None  # only the first so many rows, in source order
+    limit: int | None = None  # only this many rows, the first in source order
     shape: Literal["auto", "alpaca", "columns", "messages", "conversations", "text", "pairs"] = "auto"
     columns: list[str] = field(default_factory=list)  # the text columns, for shapes without fixed names; a.b reaches in
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
@@ -88,17 +88,19 @@ class Run:
     workers: int = 1  # at most this many array tasks at once
     shard_tokens: int = 200_000  # a shard's estimated input tokens (ours: minutes, not hours, on one GPU)
     shard_rows: int = 10_000  # and never more rows than this
-    lease_seconds: float = 120.0  # a worker silent for so long is taken for dead; above NFS attribute caching (60 s)
+    lease_seconds: float = (
+        120.0  # a worker that is silent for longer is taken for dead; above NFS attribute caching (60 s)
+    )
     flush_seconds: float = 2.0  # finished rows are made durable this often: the most that a kill costs
     attempts: int = 5  # a shard that failed or killed its worker so often is set aside until `hala resume`
-    stall_seconds: float = 1800.0  # no completion for so long while requests wait: the worker ends itself
+    stall_seconds: float = 1800.0  # a worker without a completion for longer, while requests wait, ends itself
 
 
 @dataclass
 class Slurm:
     """What one worker asks of Slurm. Unset keys are left to the cluster's defaults.
 
-    A worker of several nodes (a training) has so many GPUs, cores and gigabytes on each of them.
+    A worker of several nodes (a training) has these GPUs, cores and gigabytes on each of them.
     """
 
     partition: str | None = None
@@ -115,7 +117,7 @@ class Slurm:
     cpus_per_worker: int | None = 4  # null: left to the site
     mem_gb: float | None = None  # 0: all of the node
     minutes: int = 60  # time limit of one job; a longer run goes on by requeueing
-    signal_seconds: int = 90  # so long before the limit the worker is told to stop and requeue
+    signal_seconds: int = 90  # the worker gets a signal to stop and requeue this long before the limit
     max_running: int | None = None  # array tasks that Slurm runs at once (`--array=...%N`)
     extra: dict[str, Any] = field(default_factory=dict)  # sbatch options by their long name, stronger than ours
 

@@ -12,5 +12,5 @@ def plural(count: int, noun: str) -> str:
 
 
 def known(value: T) -> T | None:
-    """None for a number that is none (NaN, infinite), which neither CSV nor JSON can say."""
+    """None in place of NaN and infinity, which neither CSV nor JSON can hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
 
-from hala_hpc.config import frozen, places
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config import frozen, places, written
+from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, Run
-from hala_hpc.run.layout import GRID
+from hala_hpc.run.layout import GRID, find_run
 
 if TYPE_CHECKING:
     from hala_hpc.run.status import Status
@@ -53,22 +53,30 @@ def refuse_forgotten_site(site: str, executor: str) -> None:
 
 def profile_of(site: str) -> Path:
     """The file of a site profile, by its name or path; without either, this machine's. Raises HalaError."""
-    from hala_hpc.config.compose import find_profile
+    name, known = places.expanded(site, "--site") or "local", profiles()
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    if name in known:
+        return known[name]
+    nothing = "there is no folder hpc/ here: run it in a checkout, or give a file"
+    raise HalaError(f"no site profile '{name}'", did_you_mean(name, known) if known else nothing)
 
-    return find_profile(places.expanded(site, "--site") or "local", "sites", places.hpc_roots())
+
+def profiles() -> dict[str, Path]:
+    """The site profiles there are, by name; of two with one name the nearer one."""
+    roots = reversed(places.hpc_roots())
+    return {path.stem: path for root in roots for path in sorted((root / "sites").glob("*.yaml"))}
 
 
 def find(run: str) -> Path:
     """A run by its path or name."""
-    from hala_hpc.run.layout import find_run
-
     if not run.strip():
         raise HalaError("the name of the run is empty", "give its name or path; a variable that is not set is empty")
     return find_run(places.expanded(run, "RUN"), runs_roots())
 
 
 def find_grid(run: str) -> Path | None:
-    """A grid by its path or name; None where there is none of that name."""
+    """A grid by its path or name; None where no grid has that name."""
     named = places.expanded(run, "RUN")
     candidates = (Path(named), *(root / named for root in runs_roots()))
     return next((path.resolve() for path in candidates if (path / GRID).is_file()), None)
@@ -117,11 +125,9 @@ def _profile_root(site: str | None) -> str | None:
     """What a profile says of run.root, with only as much machinery as that takes. Raises HalaError."""
     if site is None:
         return None
-    from hala_hpc.config.written import load
-
     path = profile_of(site)
     try:
-        profile = load(path.read_text("utf-8"))
+        profile = written.load(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise HalaError(f"{path}: {error}", "the site profile that $HALA_SITE names") from error
     section = profile.get("run") if isinstance(profile, Mapping) else None
@@ -149,11 +155,11 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
     from hala_hpc.slurm import record
 
     changes = {run: frozen.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
-    written = [path for run, change in changes.items() if (path := write(run, change)) is not None]
+    files = [path for run, change in changes.items() if (path := write(run, change)) is not None]
     try:
         yield
     except HalaError:
         if not any(record.unanswered(run) for run in runs):
-            for path in written:
+            for path in files:
                 path.unlink(missing_ok=True)
         raise

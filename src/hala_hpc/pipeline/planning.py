@@ -185,8 +185,7 @@ def summaries(runs: RunList, create: bool) -> tuple[list[Summary], list[str]]:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".plan-", dir=root))
             folder = Path(scratch) / folder.name
         planned = plan(runs, folder)
-        places = [place for _, place in runs.within(runs.folder)]
-        plans = [summary_of(run, place) for run, place in zip(planned, places, strict=True)]
+        plans = [summary_of(run, runs.folder / run.path.relative_to(folder)) for run in planned]
     return plans, [] if create else obstacles(runs, planned)
 
 
@@ -270,12 +269,11 @@ def _existing(runs: RunList) -> HalaError:
 def difference(recipe: Recipe, run: Path) -> str:
     """How a recipe differs from the one that a run was planned with, in words; empty where it does not."""
     changes = frozen.differing(frozen.read(run), yaml.safe_load(freeze(recipe)))
-    listed = [f"{key}={_brief(now)} (was {_brief(before)})" for key, (before, now) in sorted(changes.items())]
+    listed = []
+    for key, values in sorted(changes.items()):
+        was, now = (textwrap.shorten(json.dumps(value, ensure_ascii=False), 60, placeholder="…") for value in values)
+        listed.append(f"{key}={now} (was {was})")
     return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
-
-
-def _brief(value: Any) -> str:
-    return textwrap.shorten(json.dumps(value, ensure_ascii=False), 60, placeholder="…")
 
 
 def _refuse_unused(recipe: Recipe) -> None:
@@ -283,8 +281,8 @@ def _refuse_unused(recipe: Recipe) -> None:
     models = {f"task.models.{label}": model for label, model in (getattr(recipe.task, "models", None) or {}).items()}
     for where, model in ({"model": recipe.model} | models).items():
         if getattr(model, "chat_template_kwargs", None):
-            what = f"{where}.chat_template_kwargs: task.kind {recipe.task.kind} does not use it"
-            raise HalaError(what, "leave it out")
+            key = f"{where}.chat_template_kwargs"
+            raise HalaError(f"{key}: task.kind {recipe.task.kind} does not use it", "leave it out")
 
 
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:

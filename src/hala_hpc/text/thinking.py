@@ -24,7 +24,7 @@ def is_opened(prompt: str) -> bool:
 def answer_of(written: str, given: str = "", opened: bool = False) -> str:
     """What was written, without a thought at its beginning; the same text where there is none.
 
-    Marks that ``given`` (the text that was sent) has too are the text's own: a translated thought is no thinking.
+    Marks that ``given`` (the text that was sent) has too are the text's own: a translated thought is not thinking.
     Raises EndlessThought.
     """
     for opening, closing in MARKS:

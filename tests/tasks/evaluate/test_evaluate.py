@@ -123,7 +123,7 @@ def test_a_run_of_several_models_is_evaluated_whole(tmp_path: Path, local: Path)
     [
         ({"models": {}}, "nothing to evaluate"),
         ({"models": {"a/b": "MODEL"}}, "cannot be a label"),
-        ({"models": {"a": "/no/such/model"}}, "/no/such/model is no model folder: there is no such folder"),
+        ({"models": {"a": "/no/such/model"}}, "/no/such/model is not a model folder: there is no such folder"),
         ({"benchmarks": []}, "nothing to ask"),
         ({"benchmarks": ["arabic", "aratrust"]}, "'aratrust' is there twice"),
         ({"settings": {"aratrst": {"limit": 3}}}, "did you mean 'aratrust'"),

@@ -31,6 +31,10 @@ class Row:
     progress: training.TrainingState | None = None
 
     @property
+    def is_finished(self) -> bool:
+        return self.state is None or self.state.finished
+
+    @property
     def word(self) -> str:
         """How its run is doing, or why there is none."""
         if self.state is None:
@@ -61,11 +65,11 @@ class GridView:
             path = folder / cell["name"]
             state = lookup.state_of(path) if cell["state"] == "run" else None
             rows.append(Row(cell, state, training.read(path, state) if state is not None else None))
-        return cls(folder, rows, queue.now(_finished(rows)))
+        return cls(folder, rows, queue.now(all(row.is_finished for row in rows)))
 
     @property
     def finished(self) -> bool:
-        return _finished(self.rows)
+        return all(row.is_finished for row in self.rows)
 
     def as_json(self) -> dict[str, object]:
         record = {"grid": str(self.folder), "finished": self.finished, "jobs": counted(self.queue.tasks)}
@@ -91,10 +95,6 @@ class GridView:
         data = [state for row in self.rows if row.progress is not None for state in row.progress.preparation]
         slurm = frozen.now(Path(states[0].path)).get("site", {}).get("slurm", {})
         return advice(self.queue, self.folder, slurm, self.finished, [*states, *data])
-
-
-def _finished(rows: Sequence[Row]) -> bool:
-    return all(row.state is None or row.state.finished for row in rows)
 
 
 def why(cell: lookup.CellRecord) -> str:

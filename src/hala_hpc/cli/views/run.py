@@ -24,7 +24,7 @@ from hala_hpc.slurm.commands import counted
 from hala_hpc.slurm.queue import Asked, Queue
 
 OLD_SECONDS = 1.0
-"""After so long a wait for Slurm the run is looked at anew."""
+"""The run is read anew after a longer wait for Slurm."""
 MOST_WORKERS = 20
 """Shown one by one."""
 
@@ -105,7 +105,8 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         ]
     aside = f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged"
     folders = common.few([f"{name}/" for name in state.absent], 3, f"and {len(state.absent) - 3} more")
-    gone = f"[red]{folders}[/]: hala resume makes them again{_lost(state)}"
+    lost = ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
+    gone = f"[red]{folders}[/]: hala resume makes them again{lost}"
     is_last_step = state.unassembled and state.done == state.shards
     alive = sum(worker.alive for worker in state.workers)
     changed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
@@ -137,11 +138,6 @@ def _noted(state: Status) -> str:
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
     return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
-
-
-def _lost(state: Status) -> str:
-    """What cannot be made again is said with the rest."""
-    return ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
 
 
 def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:
