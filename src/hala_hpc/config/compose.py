@@ -45,7 +45,7 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
 
 
 def require_task(stack: Sequence[Layer], recipe: Path) -> None:
-    """Nobody's data is translated because nothing else was said. Raises HalaError."""
+    """A recipe must name its task: none is assumed. Raises HalaError."""
     if not any(layer.values.get("task") for layer in stack):
         raise HalaError(f"{recipe}: task is missing", "what is to be done? For example task: {kind: translate}")
 

@@ -16,7 +16,7 @@ class Kinds:
     modules: Callable[[], Mapping[str, str]]
 
     def names(self) -> list[str]:
-        """What there is."""
+        """The kinds there are."""
         return sorted(self.modules())
 
     def load(self, kind: str) -> ModuleType:

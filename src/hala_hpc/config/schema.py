@@ -137,9 +137,8 @@ class Environment:
     """Where a stage's Python lives and what must be set up before it starts."""
 
     venv: str | None = field(default=None, metadata=PATH)
-    python: str | None = field(
-        default=None, metadata=WITH_VARIABLES
-    )  # instead of a venv: the interpreter, as named inside the container or by the modules
+    # Instead of a venv: the interpreter, as named inside the container or by the modules.
+    python: str | None = field(default=None, metadata=WITH_VARIABLES)
     modules: list[str] = field(default_factory=list)
     container: Container | None = None
     setup: list[str] = field(default_factory=list)  # shell lines of the site's own, run before the worker

@@ -6,7 +6,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -114,9 +114,9 @@ class RunList:
         runs = [cell.recipe for cell in self.cells if cell.state == "run" and cell.recipe is not None]
         return [(_in_grid(recipe, folder), folder / recipe.name) for recipe in runs]
 
-    def naming(self, recipe: Recipe) -> AbstractContextManager[None]:
-        """Errors in a grid begin with the cell."""
-        return within(f"cell {recipe.name}" if self.is_grid else "")
+    def called(self, recipe: Recipe) -> str:
+        """The cell in a grid, with which its errors begin."""
+        return f"cell {recipe.name}" if self.is_grid else ""
 
 
 def read(recipe: Path, site: str, overrides: tuple[str, ...]) -> RunList:
@@ -151,7 +151,7 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
     """
     checked = []
     for recipe, path in runs.within(folder):
-        with runs.naming(recipe):
+        with within(runs.called(recipe)):
             checked.append(PlannedRun(recipe, check(recipe), path))
             if to_start:
                 refuse_missing_environment(recipe, checked[-1].task)
@@ -159,12 +159,12 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
         limits(site.slurm)  # raises where there is no Slurm
     if folder.exists():
         raise _existing(runs)
+    if runs.is_grid:
+        (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
+        (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
     try:
-        if runs.is_grid:
-            (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
-            (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
         for run in checked:
-            with runs.naming(run.recipe):
+            with within(runs.called(run.recipe)):
                 plan_run(run.recipe, run.task, run.path)
         if runs.is_grid:
             record = {"name": folder.name, "recipe": runs.text, "cells": runs.records}
@@ -259,7 +259,7 @@ def _existing(runs: RunList) -> HalaError:
         differences += [f"its cell {name} is not asked for" for name in sorted(there - wanted)]
     for recipe, place in () if differences else runs.within(folder):
         if place.is_dir() and (differs := difference(recipe, place)):
-            differences = [f"{f'cell {recipe.name} ' if runs.is_grid else ''}with another recipe: {differs}"]
+            differences = [f"{runs.called(recipe)} with another recipe: {differs}".strip()]
             break
     listed = ", ".join(differences[:4]) + (f" and {len(differences) - 4} more" if len(differences) > 4 else "")
     hint = f"`hala resume {folder.name}`, or give another name=…; resuming goes on with the recipe it has"
