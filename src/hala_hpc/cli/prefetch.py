@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.config.schema import Data, Model, Recipe
+from hala_hpc.config.schema import Data
 from hala_hpc.config.words import plural
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import planning
@@ -28,12 +28,19 @@ def command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) ->
     """
     recipes = planning.read(recipe, site, overrides).recipes
     hub.use_cache(recipes[0].site.cache)
-    needs = [_needs_of(recipe) for recipe in recipes]
-    models = list(dict.fromkeys(folder for names, _ in needs for model in names for folder in hub.fetch_model(model)))
-    datasets = {repr(data): data for _, several in needs for data in several if data.hub}
+    models, data = [], []
+    for wanted in recipes:
+        task = registry.create(wanted)
+        models.append(wanted.model)
+        data.append(wanted.data)
+        if isinstance(task, NeedsHub):  # a mixture, benchmarks
+            models += task.models_on_hub()
+            data += task.data_on_hub()
+    folders = list(dict.fromkeys(folder for model in models for folder in hub.fetch_model(model)))
+    datasets = {repr(source): source for source in data if source.hub}
     rows = {_label(data): hub.fetch_dataset(data) for data in datasets.values()}
-    fetched = {"models": models, "dataset_rows": sum(rows.values()) if rows else None, "datasets": rows}
-    lines = [f"model: {folder}" for folder in models]
+    fetched = {"models": folders, "dataset_rows": sum(rows.values()) if rows else None, "datasets": rows}
+    lines = [f"model: {folder}" for folder in folders]
     lines += [f"dataset: {name}, {plural(count, 'row')}" for name, count in rows.items()]
     nothing = "nothing to download: the recipe names no model and no dataset on the hub"
     common.show(fetched, json_, lines or [nothing])
@@ -43,11 +50,3 @@ def _label(data: Data) -> str:
     """A dataset as a person names it; its parts apart."""
     split = "" if data.split in (None, "train") else f" ({data.split})"
     return "/".join(filter(None, (data.hub, data.hub_config))) + split
-
-
-def _needs_of(recipe: Recipe) -> tuple[list[Model], list[Data]]:
-    """Models and datasets of a recipe: its own, and what its task reads besides (a mixture, benchmarks)."""
-    task = registry.create(recipe)
-    if not isinstance(task, NeedsHub):
-        return [recipe.model], [recipe.data]
-    return [recipe.model, *task.models_on_hub()], [recipe.data, *task.data_on_hub()]
