@@ -1,4 +1,4 @@
-"""A run comes to be: planned in a folder aside, then named, whole or not at all."""
+"""Makes a run: planned in a folder aside, then named, whole or not at all."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 
 LOOKED_AT = ".plan-"
-"""How the folders begin in which `hala plan` looks at what would be."""
+"""How the names of the folders begin in which `hala plan` looks at what would be."""
 DAY = 24 * 3600.0
 """A plan in which nothing changes for so long is dead."""
 Fill = Callable[[Path], tuple[list[Shard], Facts]]
@@ -53,11 +53,9 @@ def half_made(root: Path) -> list[tuple[Path, float]]:
     By the file server's clock as far as it can be asked.
     """
     hidden = [path for path in root.glob(".*") if files.is_beside(path.name) or path.name.startswith(LOOKED_AT)]
-    found = sorted(path for path in hidden if path.is_dir())
-    if not found:
-        return []
-    now = files.now_in(root)
-    return [(path, max(0.0, now - _changed(path))) for path in found]
+    folders = sorted(path for path in hidden if path.is_dir())
+    now = files.now_in(root) if folders else 0.0
+    return [(path, max(0.0, now - _changed(path))) for path in folders]
 
 
 def _sweep(target: Path) -> None:
@@ -71,9 +69,9 @@ def _sweep(target: Path) -> None:
 def _changed(folder: Path) -> float:
     """When the newest thing in a folder was changed."""
     times = [folder.stat().st_mtime]
-    for each in folder.rglob("*"):
+    for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
-            times.append(each.lstat().st_mtime)
+            times.append(path.lstat().st_mtime)
     return max(times)
 
 
@@ -89,16 +87,11 @@ def provenance(recipe: str) -> dict[str, str]:
 
 def _git_commit() -> str:
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return said.stdout.strip() or "none"
+    return git.stdout.strip() or "none"
 
 
 def _exists(target: Path) -> HalaError:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +31,26 @@ def fsync_file(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: whole or not at all."""
+    with _durable(path, data) as temporary:
+        temporary.rename(path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: whole or not at all. Raises FileExistsError where the name is taken."""
+    with _durable(path, data) as temporary:
+        path.hardlink_to(temporary)
+
+
+@contextmanager
+def _durable(path: Path, data: bytes) -> Iterator[Path]:
+    """A durable file beside ``path``, to be given that name; afterwards the name is durable too."""
     temporary = beside(path)
     try:
         temporary.write_bytes(data)
         fsync_file(temporary)
-        temporary.rename(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     fsync_directory(path.parent)
 
 
@@ -84,6 +97,14 @@ def link_read_only(source: Path, target: Path) -> bool:
     return True
 
 
+def link_or_copy(source: Path, target: Path, least: int = 0) -> bool:
+    """Give a file of ``least`` bytes or more a second name, closed to writing, or copy it. True where it was linked."""
+    if source.stat().st_size >= least and link_read_only(source, target):
+        return True
+    shutil.copyfile(source, target)
+    return False
+
+
 def fsync_tree(path: Path) -> None:
     """Make every file and folder below ``path`` durable."""
     for folder, _, names in os.walk(path, topdown=False):
@@ -120,8 +141,6 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; what is gone already does not matter."""
-    import shutil
-
     shutil.rmtree(path, ignore_errors=True)
 
 
