@@ -159,7 +159,7 @@ def _as_moved(run: Path, path: Path) -> Path:
     return here if here.is_dir() else path
 
 
-def _is_end(event: dict[str, Any]) -> bool:
+def _is_end(event: ledger.Event) -> bool:
     """Whether a worker says with it that its job ends, and not to be back in the queue."""
     if event["event"] == "failed":
         return "shard" not in event
@@ -213,7 +213,7 @@ def _files(run: Path) -> list[Path]:
     return sorted((run / "ledger").glob("submit-*.jsonl"))
 
 
-def _events(run: Path) -> Iterator[list[dict[str, Any]]]:
+def _events(run: Path) -> Iterator[list[ledger.Event]]:
     return (list(ledger.read(file)) for file in _files(run))
 
 
