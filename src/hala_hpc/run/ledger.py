@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 
 
 class Event(TypedDict, total=False):
-    """One line of a ledger. Each has an event and a time; the first says who wrote it; the rest depends on the event."""
+    """One line of a ledger. Each has an event and a time; the first says who wrote it, the rest depends on it."""
 
     event: str
     time: float
