@@ -9,7 +9,6 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import commands, queue
 from hala_hpc.slurm.commands import (
     ENDED,
-    RETURNING,
     JobState,
     counted,
     live_workers,
@@ -22,6 +21,11 @@ from hala_hpc.slurm.limits import Limits, association_of, parse_associations, pa
 from hala_hpc.slurm.queue import End, Queue, advice
 from hala_hpc.slurm.submit import chunks
 
+RETURNING = [
+    "CONFIGURING", "PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "RESV_DEL_HOLD",
+    "RUNNING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED",
+]  # fmt: skip
+"""States of a task that works or can do so (again)."""
 CONFIG = """Configuration data as of 2026-11-21T08:40:00
 AccountingStorageEnforce = associations,limits
 MaxArraySize            = 2001
@@ -55,7 +59,7 @@ def test_states() -> None:
 
 @pytest.mark.parametrize(
     "state",
-    [*sorted(RETURNING), "COMPLETING", "A_STATE_OF_A_LATER_SLURM"],
+    [*RETURNING, "COMPLETING", "A_STATE_OF_A_LATER_SLURM"],
 )
 def test_a_task_that_can_come_back_counts_as_a_worker(state: str) -> None:
     assert live_workers([JobState("1_0", state, "None")]) == 1
@@ -63,7 +67,7 @@ def test_a_task_that_can_come_back_counts_as_a_worker(state: str) -> None:
 
 def test_a_task_that_is_over_is_no_worker() -> None:
     assert live_workers([JobState("1_0", state, "None") for state in sorted(ENDED)]) == 0
-    assert not ENDED & RETURNING
+    assert not ENDED & set(RETURNING)
 
 
 ASSOCIATIONS = """big|debug||1|normal

@@ -16,7 +16,7 @@ from hala_hpc.pipeline import lookup
 if TYPE_CHECKING:
     from hala_hpc.cli.views.training import TrainingState
     from hala_hpc.run.status import Status, WorkerStatus
-    from hala_hpc.slurm.queue import Asked, Queue
+    from hala_hpc.slurm.queue import Queue, QueueView
 
 WATCH_SECONDS = 2.0
 OLD_SECONDS = 1.0
@@ -56,9 +56,9 @@ def command(run: str, watch: bool, json_: bool) -> None:
         return
     from rich.live import Live
 
-    from hala_hpc.slurm.queue import Asked
+    from hala_hpc.slurm.queue import QueueView
 
-    asked = Asked(path)
+    asked = QueueView(path)
     with Live(refresh_per_second=4) as live:
         while True:
             seen = _read(path, asked)
@@ -94,17 +94,17 @@ class Seen:
         return dict(Counter(one.state for one in self.queue.ends))
 
 
-def _read(path: Path, asked: "Asked | None" = None) -> Seen:
+def _read(path: Path, asked: "QueueView | None" = None) -> Seen:
     from hala_hpc.cli.views import training
     from hala_hpc.config import frozen
     from hala_hpc.run import status
-    from hala_hpc.slurm.queue import Asked
+    from hala_hpc.slurm.queue import QueueView
 
     settings = frozen.settings(path)
     before, now = frozen.read(path), frozen.now(path)
     state = status.read(path, settings.lease_seconds, settings.attempts)
     began = time.monotonic()
-    queue = (asked or Asked(path)).now(state.finished)
+    queue = (asked or QueueView(path)).now(state.finished)
     if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
         state = status.read(path, settings.lease_seconds, settings.attempts)
     slurm = now.get("site", {}).get("slurm", {})

@@ -11,7 +11,7 @@ from hala_hpc.data.files import sources
 from hala_hpc.run import manifest, status
 from hala_hpc.slurm import local, queue, record
 from hala_hpc.slurm.record import Submission
-from hala_hpc.slurm.submit import submit, submit_each
+from hala_hpc.slurm.submit import submit_each
 from hala_hpc.worker.array import ArrayWorker
 from hala_hpc.worker.task import Task
 
@@ -26,7 +26,7 @@ def start(recipe: Recipe, task: Task, run: Path, workers: int) -> list[Submissio
     Raises HalaError where Slurm refuses; what was handed in until then is cancelled, if Slurm lets us.
     """
     if recipe.task.kind != "train":
-        return [submit(recipe, run, task.stage, workers, ArrayWorker(str(run)))]
+        return [submit_each(recipe, run, task.stage, [ArrayWorker(str(run))] * workers)]
     from hala_hpc.slurm import commands
     from hala_hpc.tasks.train import task as train
 

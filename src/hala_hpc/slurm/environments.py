@@ -38,7 +38,7 @@ _HANDED_ON = (  # pip's option; uv's variable; another name of that variable; wh
 
 @dataclass(frozen=True)
 class TorchSource:
-    """One place to take torch from: what to ask uv for, with which options, and what a person is told."""
+    """One place to take torch from: what to ask uv for, with which options, and the words for a person."""
 
     requirement: str
     options: tuple[str, ...]
@@ -54,16 +54,13 @@ def torch_sources(version: str) -> tuple[TorchSource, ...]:
     on offer.
     """
     base, _, label = version.partition("+")
+    alone, configured = ("--no-deps",), "from the configured sources"
     if not label:
-        plain = f"torch {base}, the CUDA build, from the configured sources"
-        return (TorchSource(f"torch=={base},!={base}+cpu", ("--no-deps",), plain),)
+        return (TorchSource(f"torch=={base},!={base}+cpu", alone, f"torch {base}, the CUDA build, {configured}"),)
+    own_index = f"torch {base} from PyTorch's own index of {label} builds"
     return (
-        TorchSource(f"torch=={version}", ("--no-deps",), f"torch {version} from the configured sources"),
-        TorchSource(
-            f"torch=={base}",
-            ("--no-deps", "--torch-backend", label),
-            f"torch {base} from PyTorch's own index of {label} builds",
-        ),
+        TorchSource(f"torch=={version}", alone, f"torch {version} {configured}"),
+        TorchSource(f"torch=={base}", (*alone, "--torch-backend", label), own_index),
         TorchSource(f"torch=={base}", (), f"the registry's plain torch {base}: the CUDA build, several GB larger"),
     )
 
@@ -81,17 +78,18 @@ def pip_settings(listing: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def uv_variables(pip: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make uv use pip's sources. What ``environ`` tells uv already is left as it is."""
-    found: dict[str, str] = {}
-    for option, variable, alias, separator in _HANDED_ON:
-        if option in pip and not environ.get(variable) and not environ.get(alias):
-            found[variable] = separator.join(pip[option].split()) if separator else pip[option]
-    if "UV_INDEX" in found and not environ.get("UV_INDEX_STRATEGY"):
+    """The variables that make uv use pip's sources. What ``environ`` says to uv already is left as it is."""
+    variables = {
+        variable: separator.join(pip[option].split()) if separator else pip[option]
+        for option, variable, alias, separator in _HANDED_ON
+        if option in pip and not environ.get(variable) and not environ.get(alias)
+    }
+    if "UV_INDEX" in variables and not environ.get("UV_INDEX_STRATEGY"):
         # pip takes the best version from all its indexes; uv alone would stop at the first index that knows the name.
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+        variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if pip.get("no-index", "").lower() in {"1", "true", "yes", "on"} and not environ.get("UV_OFFLINE"):
-        found["UV_OFFLINE"] = "1"  # uv has no variable for pip's no-index; both mean that only local wheels count
-    return found
+        variables["UV_OFFLINE"] = "1"  # uv has no variable for pip's no-index; both mean that only local wheels count
+    return variables
 
 
 def uv_environ() -> dict[str, str]:
@@ -135,21 +133,17 @@ def _uv(*arguments: str, environ: Mapping[str, str], stdin: str | None = None) -
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
 
 
+def _uv_pip(*arguments: str, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run uv pip in silence."""
+    return subprocess.run([find_uv_bin(), "pip", *arguments], env=environ, capture_output=True, text=True, check=False)
+
+
 def _choose_torch(version: str, python: str, environ: Mapping[str, str], echo: Callable[[str], None]) -> TorchSource:
     """The first source that has this torch, by uv's dry run, so that a miss shows no alarming error."""
     why = ""
     for source in torch_sources(version):
-        command = [
-            find_uv_bin(),
-            "pip",
-            "install",
-            "--dry-run",
-            "--python",
-            python,
-            *source.options,
-            source.requirement,
-        ]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        words = ("install", "--dry-run", "--python", python, *source.options, source.requirement)
+        done = _uv_pip(*words, environ=environ)
         if done.returncode == 0:
             echo(f"taking {source.says}")
             return source
@@ -202,12 +196,8 @@ def _replacing(target: Path) -> Iterator[None]:
 
     A venv holds its own path in scripts, so it cannot be built elsewhere and renamed: the old one steps aside instead.
     """
-    if (
-        target.exists()
-        and not (target / MARKER).is_file()
-        and not (target / BUILDING).is_file()
-        and any(target.iterdir())
-    ):
+    ours = (target / MARKER).is_file() or (target / BUILDING).is_file()
+    if target.exists() and not ours and any(target.iterdir()):
         raise HalaError(f"{target} is in the way: hala did not build it", "choose another folder, or remove this one")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     if (target / MARKER).is_file():
@@ -227,24 +217,24 @@ def _replacing(target: Path) -> Iterator[None]:
 
 
 def _write_marker(target: Path, name: str, digest: str, hala: str, environ: Mapping[str, str]) -> None:
-    command = [find_uv_bin(), "pip", "list", "--format", "json", "--python", str(target / "bin" / "python")]
-    listed = json.loads(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    listed = _uv_pip("list", "--format", "json", "--python", str(target / "bin" / "python"), environ=environ)
+    listed.check_returncode()
     marker = {
         "lock": name,
         "digest": digest,
         "hala": hala,
         "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {package["name"]: package["version"] for package in listed},
+        "versions": {package["name"]: package["version"] for package in json.loads(listed.stdout)},
     }
     write_durably(target / MARKER, json.dumps(marker, indent=1).encode())
 
 
 def _marker(target: Path) -> dict[str, object]:
     try:
-        found = json.loads((target / MARKER).read_text())
+        marker = json.loads((target / MARKER).read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return marker if isinstance(marker, dict) else {}
 
 
 def build_environment(
@@ -252,11 +242,10 @@ def build_environment(
 ) -> Path:
     """Build the environment of ``<locks>/<name>.txt`` in ``target``, or leave it alone where it stands already.
 
-    One that runs the code of another checkout, or of another version, is touched only where ``switch`` is said.
+    One that runs the code of another checkout, or of another version, is touched only with ``switch``.
 
     ``project`` is a checkout of hala_hpc to link; without one the running package is copied. A marker written last,
-    with the lock's digest and all versions, tells a whole environment from half of one. Raises HalaError for an unknown
-    name, a ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
+    with the lock's digest and all versions, marks a whole environment. Raises HalaError for an unknown name, a ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
     """
     if name not in available_locks(locks):
         raise HalaError(f"there is no environment '{name}' in {locks}", did_you_mean(name, available_locks(locks)))
@@ -302,21 +291,9 @@ def build_environment(
 def compile_lock(name: str, locks: Path, *, echo: Callable[[str], None]) -> Path:
     """Compile ``<name>.in`` into ``<name>.txt``, with ``<name>.overrides`` if there is one. Pins stay if they can."""
     overrides = ["--overrides", f"{name}.overrides"] if (locks / f"{name}.overrides").is_file() else []
+    target = ("--python-version", LOCK_PYTHON, "--python-platform", LOCK_PLATFORM)
+    header = ("--custom-compile-command", "make lock")  # it would else name this machine's paths
+    files = (f"{name}.in", "--output-file", f"{name}.txt", *overrides)
     echo(f"locking {name}")
-    _uv(
-        *(
-            "pip",
-            "compile",
-            "--quiet",
-            "--directory",
-            str(locks),
-            f"{name}.in",
-            "--output-file",
-            f"{name}.txt",
-            *overrides,
-        ),
-        *("--python-version", LOCK_PYTHON, "--python-platform", LOCK_PLATFORM),
-        *("--custom-compile-command", "make lock"),  # the header would else name this machine's paths
-        environ=uv_environ(),
-    )
+    _uv("pip", "compile", "--quiet", "--directory", str(locks), *files, *target, *header, environ=uv_environ())
     return locks / f"{name}.txt"

@@ -35,9 +35,9 @@ class Row:
 def status(folder: Path, watch: bool, json_: bool) -> None:
     """Show a grid's table."""
     from hala_hpc.slurm.commands import counted
-    from hala_hpc.slurm.queue import Asked
+    from hala_hpc.slurm.queue import QueueView
 
-    asked = Asked(*grid.members(str(folder)))
+    asked = QueueView(*grid.members(str(folder)))
     if json_:
         rows = _read(folder)
         queue = asked.now(_finished(rows))
