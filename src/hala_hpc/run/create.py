@@ -52,7 +52,9 @@ def half_made(root: Path) -> list[tuple[Path, float]]:
 
     By the file server's clock as far as it can be asked.
     """
-    hidden = [path for path in root.glob(".*") if files.is_beside(path.name) or path.name.startswith(LOOKED_AT)]
+    hidden = [
+        path for path in root.glob(".*") if files.meant_by(path.name) != path.name or path.name.startswith(LOOKED_AT)
+    ]
     folders = sorted(path for path in hidden if path.is_dir())
     now = files.now_in(root) if folders else 0.0
     return [(path, max(0.0, now - _changed(path))) for path in folders]

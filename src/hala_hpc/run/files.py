@@ -11,17 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def fsync_directory(path: Path) -> None:
-    """Make names in ``path`` (links, renames, unlinks) durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the bytes of ``path`` durable, whoever wrote them."""
+def fsync(path: Path) -> None:
+    """Make the bytes of a file durable, whoever wrote them, or the names (links, renames, unlinks) in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,21 +38,16 @@ def _durable(path: Path, data: bytes) -> Iterator[Path]:
     temporary = beside(path)
     try:
         temporary.write_bytes(data)
-        fsync_file(temporary)
+        fsync(temporary)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    fsync(path.parent)
 
 
 def beside(path: Path) -> Path:
     """A hidden name next to ``path`` that nobody else has: process ids repeat on other hosts and in containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-
-
-def is_beside(name: str) -> bool:
-    """Whether ``beside`` made this name."""
-    return meant_by(name) != name
 
 
 def meant_by(name: str) -> str:
@@ -109,8 +95,8 @@ def fsync_tree(path: Path) -> None:
     """Make every file and folder below ``path`` durable."""
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
-            fsync_file(Path(folder, name))
-        fsync_directory(Path(folder))
+            fsync(Path(folder, name))
+        fsync(Path(folder))
 
 
 @contextmanager
@@ -136,7 +122,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         remove_tree(temporary)
         raise
-    fsync_directory(target.parent)
+    fsync(target.parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hala_hpc.config.frozen import FOLDER, files
 from hala_hpc.run import manifest
-from hala_hpc.run.files import fsync_directory, write_new
+from hala_hpc.run.files import fsync, write_new
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Shard
@@ -44,8 +44,8 @@ def _set_aside(run: RunDirectory, output: Path, name: str, suffix: str) -> None:
         output.rename(target)
     except FileNotFoundError:  # another `hala resume` was first
         return
-    fsync_directory(output.parent)
-    fsync_directory(run.damaged)
+    fsync(output.parent)
+    fsync(run.damaged)
 
 
 def write(run: Path, changed: Mapping[str, Any]) -> Path | None:

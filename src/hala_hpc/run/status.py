@@ -1,7 +1,9 @@
 """How far a run is, read from its directory alone: any time, by anybody, from any host."""
 
+import contextlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -134,23 +136,15 @@ def _quarantined(run: RunDirectory, done: set[int]) -> tuple[int, int]:
     """
     published: dict[int, tuple[float, int]] = {}
     for file in run.ledger.glob("*.jsonl"):
-        for time, shard, errors in _published(file):
-            published[shard] = max(published.get(shard, (0.0, 0)), (time, errors))
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            for match in _PUBLISHED.finditer(file.read_bytes()):  # other lines are not parsed
+                shard = int(match[2])
+                published[shard] = max(published.get(shard, (0.0, 0)), (float(match[1]), int(match[3])))
     unknown = sorted(done - published.keys())
     footers = (_in_footer(run.shard_output(shard)) for shard in unknown[:MOST_FOOTERS])
     counts = [count for count in footers if count is not None]
     known = sum(errors for shard, (_, errors) in published.items() if shard in done)
     return known + sum(counts), len(unknown) - len(counts)
-
-
-def _published(file: Path) -> Iterator[tuple[float, int, int]]:
-    """Time, shard and rows in quarantine of each output that a worker published; other lines are not parsed."""
-    try:
-        content = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        return
-    for match in _PUBLISHED.finditer(content):
-        yield float(match[1]), int(match[2]), int(match[3])
 
 
 def _in_footer(output: Path) -> int | None:
@@ -184,14 +178,13 @@ def retry_failed(path: Path, attempts: int, ttl: float = 0.0) -> int:
     """
     run, plan = manifest.open_run(path)
     now = lease.server_now(run)
-    count = 0
-    for folder in layout.folders(len(plan)):
-        for leases in lease.unfinished(run, folder).values():
-            if _last(leases).attempt >= attempts and not _alive(leases, now, ttl):
-                count += 1
-                for held in leases:
-                    held.path.unlink(missing_ok=True)
-    return count
+    _, held = _survey(run, len(plan))
+    given_up = [
+        leases for leases in held.values() if _last(leases).attempt >= attempts and not _alive(leases, now, ttl)
+    ]
+    for item in itertools.chain(*given_up):
+        item.path.unlink(missing_ok=True)
+    return len(given_up)
 
 
 def _survey(run: RunDirectory, shards: int) -> tuple[set[int], dict[int, list[lease.Held]]]:
@@ -249,16 +242,16 @@ def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: floa
 
 def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> int:
     rows: list[int] = plan.column("rows")
-    inside: dict[int, int] = {}  # of dead workers too: what they finished of a shard is kept for the next
-    for shard, count in (item for worker in workers for item in worker.working_on.items()):
-        inside[int(shard)] = max(count, inside.get(int(shard), 0))
+    inside = Counter[int]()  # of dead workers too: what they finished of a shard is kept for the next
+    for worker in workers:
+        inside |= Counter({int(shard): count for shard, count in worker.working_on.items()})
     return sum(rows[shard] for shard in done) + sum(count for shard, count in inside.items() if shard not in done)
 
 
 def _last_errors(run: RunDirectory, most: int = 5) -> list[LastError]:
     """The last errors; those of the same words once, as the last of them, with their ``count``."""
     errors = [
-        LastError(worker=file.stem, count=1, **event)
+        LastError({**event, "worker": file.stem, "count": 1})
         for file in run.ledger.glob("*.jsonl")
         for event in ledger.read(file, TAIL_BYTES)
         if event["event"] in ("failed", "crashed", "unreachable")

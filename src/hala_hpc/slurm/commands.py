@@ -68,10 +68,9 @@ def said(*words: str, seconds: float = SECONDS) -> Answer:
     """Run a Slurm command. Raises HalaError where there is none, or no answer in time."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        raise HalaError(f"{words[0]}: not found", NO_SLURM) from error
-    except PermissionError as error:
-        raise HalaError(f"{words[0]}: may not be run here", NO_SLURM) from error
+    except (FileNotFoundError, PermissionError) as error:
+        problem = "not found" if isinstance(error, FileNotFoundError) else "may not be run here"
+        raise HalaError(f"{words[0]}: {problem}", NO_SLURM) from error
     except subprocess.TimeoutExpired as error:
         raise HalaError(f"{words[0]}: no answer from Slurm for {seconds:.0f} s", "try again later") from error
     return Answer(done.returncode, done.stdout, done.stderr)

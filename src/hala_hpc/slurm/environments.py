@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from uv import find_uv_bin
@@ -92,14 +93,17 @@ def uv_variables(pip: Mapping[str, str], environ: Mapping[str, str]) -> dict[str
     return variables
 
 
-def uv_environ() -> dict[str, str]:
+@cache
+def _pip_listing() -> str:
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or "true"]
+    return subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
+
+
+def _uv_environ() -> dict[str, str]:
     """Our own environment, plus what makes uv use the sources that pip uses."""
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
-    listing = ""
-    if pip[0]:
-        command = [*pip, "config", "list"]
-        listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return {**os.environ, **uv_variables(pip_settings(listing, os.environ), os.environ)}
+    # As Python's own compiling; uv's would read every source too.
+    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
+    return ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
 
 
 LOCK_PYTHON = "3.11"
@@ -126,24 +130,24 @@ def lock_digest(lock: str) -> str:
     return hashlib.sha256(json.dumps([_STEPS, sorted(pins(lock).items())]).encode()).hexdigest()
 
 
-def _uv(*arguments: str, environ: Mapping[str, str], stdin: str | None = None) -> None:
+def _uv(*arguments: str, stdin: str | None = None) -> None:
     """Run uv with its output on the terminal."""
-    done = subprocess.run([find_uv_bin(), *arguments], env=environ, input=stdin, text=True, check=False)
+    done = subprocess.run([find_uv_bin(), *arguments], env=_uv_environ(), input=stdin, text=True, check=False)
     if done.returncode:
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
 
 
-def _uv_pip(*arguments: str, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _uv_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run uv pip in silence."""
-    return subprocess.run([find_uv_bin(), "pip", *arguments], env=environ, capture_output=True, text=True, check=False)
+    words = [find_uv_bin(), "pip", *arguments]
+    return subprocess.run(words, env=_uv_environ(), capture_output=True, text=True, check=False)
 
 
-def _choose_torch(version: str, python: str, environ: Mapping[str, str], echo: Callable[[str], None]) -> TorchSource:
+def _choose_torch(version: str, python: str, echo: Callable[[str], None]) -> TorchSource:
     """The first source that has this torch, by uv's dry run, so that a miss shows no alarming error."""
     why = ""
     for source in torch_sources(version):
-        words = ("install", "--dry-run", "--python", python, *source.options, source.requirement)
-        done = _uv_pip(*words, environ=environ)
+        done = _uv_pip("install", "--dry-run", "--python", python, *source.options, source.requirement)
         if done.returncode == 0:
             echo(f"taking {source.says}")
             return source
@@ -169,7 +173,7 @@ def _add_missing_files(target: Path, wanted: Mapping[str, str]) -> None:
 
 
 def _hala_origin(project: Path | None) -> str:
-    if project is not None and (project / "pyproject.toml").is_file():
+    if project is not None:
         return str(project.resolve())
     try:
         return f"hala-hpc {importlib.metadata.version('hala-hpc')}"
@@ -177,17 +181,20 @@ def _hala_origin(project: Path | None) -> str:
         raise HalaError("hala-hpc is not installed here, so there is nothing to copy", "name its checkout") from None
 
 
-def _install_hala(target: Path, project: Path | None, environ: Mapping[str, str]) -> None:
+def _install_hala(target: Path, project: Path | None) -> None:
     """Link the checkout, or copy the installed package that runs just now: the worker then is what submitted it."""
-    if project is not None and (project / "pyproject.toml").is_file():
-        python = str(target / "bin" / "python")
-        _uv("pip", "install", "--python", python, "--no-deps", "--editable", str(project), environ=environ)
+    if project is not None:
+        _uv("pip", "install", "--python", _python(target), "--no-deps", "--editable", str(project))
         return
     site = next(target.glob("lib/python3*/site-packages"))
     for file in importlib.metadata.files("hala-hpc") or []:
         if ".." not in file.parts:  # scripts name the interpreter they belong to
             (site / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(file.locate()), site / file)
+
+
+def _python(target: Path) -> str:
+    return str(target / "bin" / "python")
 
 
 @contextmanager
@@ -216,8 +223,8 @@ def _replacing(target: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_marker(target: Path, name: str, digest: str, hala: str, environ: Mapping[str, str]) -> None:
-    listed = _uv_pip("list", "--format", "json", "--python", str(target / "bin" / "python"), environ=environ)
+def _write_marker(target: Path, name: str, digest: str, hala: str) -> None:
+    listed = _uv_pip("list", "--format", "json", "--python", _python(target))
     listed.check_returncode()
     marker = {
         "lock": name,
@@ -245,12 +252,14 @@ def build_environment(
     One that runs the code of another checkout, or of another version, is touched only with ``switch``.
 
     ``project`` is a checkout of hala_hpc to link; without one the running package is copied. A marker written last,
-    with the lock's digest and all versions, marks a whole environment. Raises HalaError for an unknown name, a ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
+    with the lock's digest and all versions, marks a whole environment. Raises HalaError for an unknown name, a
+    ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
     """
     if name not in available_locks(locks):
         raise HalaError(f"there is no environment '{name}' in {locks}", did_you_mean(name, available_locks(locks)))
     if target.exists() and not target.is_dir():
         raise HalaError(f"{target} is a file, where a folder is to be made", "choose another place with --to")
+    project = project if project is not None and (project / "pyproject.toml").is_file() else None
     lock, target, began = (locks / f"{name}.txt").read_text(), target.absolute(), time.monotonic()
     digest, wanted, hala, before = lock_digest(lock), pins(lock), _hala_origin(project), _marker(target)
     if before.get("digest") == digest and before.get("hala") == hala:
@@ -261,29 +270,27 @@ def build_environment(
             f"{target} runs hala_hpc of {before['hala']}, not of {hala}, and so do the jobs of all who share it",
             "--switch makes it run this one, --to builds another",
         )
-    environ, python = uv_environ(), str(target / "bin" / "python")
     if before.get("digest") == digest:
         echo(f"{name} in {target} gets hala_hpc from {hala}")
-        _install_hala(target, project, environ)
-        _write_marker(target, name, digest, hala, environ)
+        _install_hala(target, project)
+        _write_marker(target, name, digest, hala)
         return target
     echo(f"building {name} in {target}: {len(wanted)} packages")
     with _replacing(target):
         here = f"{sys.version_info.major}.{sys.version_info.minor}" == LOCK_PYTHON
         wish = sys.executable if here else LOCK_PYTHON
-        _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target), environ=environ)
+        _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target))
         # Compiled here once: where workers may not write, each of them would compile a torch and a vLLM for itself.
-        environ.setdefault("PYC_INVALIDATION_MODE", "TIMESTAMP")  # as Python's own; uv's would read every source too
-        install = ("pip", "install", "--python", python, "--compile-bytecode")
+        install = ("pip", "install", "--python", _python(target), "--compile-bytecode")
         if "torch" in wanted:
             # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
-            torch = _choose_torch(wanted.pop("torch"), python, environ, echo)
-            _uv(*install, *torch.options, torch.requirement, environ=environ)
+            torch = _choose_torch(wanted.pop("torch"), _python(target), echo)
+            _uv(*install, *torch.options, torch.requirement)
         listed = "\n".join(f"{package}=={version}" for package, version in wanted.items())
-        _uv(*install, "--no-deps", "--requirement", "-", environ=environ, stdin=listed)
+        _uv(*install, "--no-deps", "--requirement", "-", stdin=listed)
         _add_missing_files(target, wanted)
-        _install_hala(target, project, environ)
-        _write_marker(target, name, digest, hala, environ)
+        _install_hala(target, project)
+        _write_marker(target, name, digest, hala)
     echo(f"{name} is ready in {target} after {time.monotonic() - began:.0f} s")
     return target
 
@@ -295,5 +302,5 @@ def compile_lock(name: str, locks: Path, *, echo: Callable[[str], None]) -> Path
     header = ("--custom-compile-command", "make lock")  # it would else name this machine's paths
     files = (f"{name}.in", "--output-file", f"{name}.txt", *overrides)
     echo(f"locking {name}")
-    _uv("pip", "compile", "--quiet", "--directory", str(locks), *files, *target, *header, environ=uv_environ())
+    _uv("pip", "compile", "--quiet", "--directory", str(locks), *files, *target, *header)
     return locks / f"{name}.txt"

@@ -22,13 +22,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Association:
-    """What a user may do with an account on a cluster; ``partition`` is empty where it is any."""
+    """What a user may do with an account on a cluster."""
 
-    cluster: str
-    account: str
-    partition: str
     submit: int | None
     qos: str
+
+
+Associations = dict[tuple[str, str, str], Association]
+"""By cluster, account and partition, which is empty for all partitions."""
 
 
 def limits(slurm: Slurm | None = None) -> Limits:
@@ -64,18 +65,15 @@ def parse_config(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def parse_associations(text: str) -> list[Association]:
+def parse_associations(text: str) -> Associations:
     """Lines of ``sacctmgr -nP show assoc`` in our format."""
-    return [
-        Association(cluster, account, partition, _number(submit), qos)
-        for cluster, account, partition, submit, qos in rows(text, len(ASSOCIATIONS))
-    ]
+    lines = rows(text, len(ASSOCIATIONS))
+    return {(line[0], line[1], line[2]): Association(_number(line[3]), line[4]) for line in lines}
 
 
-def association_of(associations: list[Association], cluster: str, account: str, partition: str) -> Association | None:
+def association_of(associations: Associations, cluster: str, account: str, partition: str) -> Association | None:
     """The association that Slurm goes by: of this cluster and account, and of the partition where there is one."""
-    ours = {item.partition: item for item in associations if (item.cluster, item.account) == (cluster, account)}
-    return ours.get(partition, ours.get(""))
+    return associations.get((cluster, account, partition)) or associations.get((cluster, account, ""))
 
 
 def parse_qos(text: str) -> Mapping[str, int | None]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.run import layout, ledger
-from hala_hpc.run.files import fsync_directory, fsync_file
+from hala_hpc.run.files import fsync
 from hala_hpc.slurm import commands
 
 END_BYTES = 16 * 1024
@@ -77,7 +77,7 @@ def intend(run: Path, runs: Sequence[str], minutes: int | None) -> Intent:
     token = f"hala-{secrets.token_hex(6)}"
     file = run / "ledger" / f"submit-{time.time_ns()}.jsonl"
     _append(file, "intended", token=token, runs=list(runs), minutes=minutes, on=os.uname().nodename)
-    fsync_directory(file.parent)
+    fsync(file.parent)
     return Intent(file, token, list(runs), minutes, time.time())
 
 
@@ -227,4 +227,4 @@ def _append(file: Path, event: str, **fields: Any) -> None:
     """One event, durable. Raises OSError: unlike the history of a worker, this must not have a gap."""
     with file.open("ab") as out:
         out.write(ledger.line(event, fields))
-    fsync_file(file)
+    fsync(file)
