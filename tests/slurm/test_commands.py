@@ -11,7 +11,6 @@ from hala_hpc.slurm.commands import (
     ENDED,
     JobState,
     counted,
-    live_workers,
     outside_any_job,
     parse_states,
     run,
@@ -53,7 +52,7 @@ def test_states() -> None:
         "FAILED (NonZeroExitCode)": 1,
         "PENDING (BeginTime)": 1,
     }
-    assert live_workers(found) == 3
+    assert Queue(found).live == 3
     assert parse_states("slurm_load_jobs error: Invalid job id specified\n") == []
 
 
@@ -62,11 +61,11 @@ def test_states() -> None:
     [*RETURNING, "COMPLETING", "A_STATE_OF_A_LATER_SLURM"],
 )
 def test_a_task_that_can_come_back_counts_as_a_worker(state: str) -> None:
-    assert live_workers([JobState("1_0", state, "None")]) == 1
+    assert Queue([JobState("1_0", state, "None")]).live == 1
 
 
 def test_a_task_that_is_over_is_no_worker() -> None:
-    assert live_workers([JobState("1_0", state, "None") for state in sorted(ENDED)]) == 0
+    assert Queue([JobState("1_0", state, "None") for state in sorted(ENDED)]).live == 0
     assert not ENDED & set(RETURNING)
 
 

@@ -62,7 +62,7 @@ def _collected(run: Path, outputs: list[tuple[Path, str]], target: Path) -> Coll
             for output, name in outputs:
                 linked += _copy(output, folder / name)
                 if faults := digests.faults(folder / name):  # of what was copied, so that nothing comes between
-                    raise HalaError(f"{output}: {'; '.join(faults[:3])}", f"`hala verify {run}` tells more")
+                    raise HalaError(f"{output}: {'; '.join(faults[:3])}", f"`hala verify {run}` says more")
             sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error

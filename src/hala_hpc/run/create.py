@@ -31,11 +31,9 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
     ------
     HalaError : the run exists, or what ``fill`` raises; nothing is left behind then.
     """
-    if target.exists():
-        raise _exists(target)
-    _sweep(target)
     try:
         with files.whole_directory(target) as folder:
+            _sweep(target)
             shards, facts = fill(folder)
             made_by = provenance(recipe)
             manifest.write(folder / "manifest.parquet", shards, replace(facts, made_by=made_by))
@@ -43,7 +41,8 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
             (folder / "recipe.yaml").write_text(framed(header + recipe))
             RunDirectory(folder, facts.suffix).create_folders(len(shards))
     except FileExistsError as error:
-        raise _exists(target) from error
+        hint = f"`hala resume {target.name}`, or give another name=…"
+        raise HalaError(f"run '{target.name}' exists in {target.parent}", hint) from error
     return RunDirectory(target, facts.suffix)
 
 
@@ -52,10 +51,10 @@ def half_made(root: Path) -> list[tuple[Path, float]]:
 
     By the file server's clock as far as it can be asked.
     """
-    hidden = [
-        path for path in root.glob(".*") if files.meant_by(path.name) != path.name or path.name.startswith(LOOKED_AT)
-    ]
-    folders = sorted(path for path in hidden if path.is_dir())
+    ours = (
+        path for path in root.glob(".*") if path.name.startswith(LOOKED_AT) or files.meant_by(path.name) != path.name
+    )
+    folders = sorted(path for path in ours if path.is_dir())
     now = files.now_in(root) if folders else 0.0
     return [(path, max(0.0, now - _changed(path))) for path in folders]
 
@@ -94,9 +93,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return git.stdout.strip() or "none"
-
-
-def _exists(target: Path) -> HalaError:
-    return HalaError(
-        f"run '{target.name}' exists in {target.parent}", f"`hala resume {target.name}`, or give another name=…"
-    )

@@ -1,4 +1,4 @@
-"""Folders that tell whether a byte of their files has changed since they were published.
+"""Folders that show whether a byte of their files has changed since they were published.
 
 A folder holds a list of its files, with sizes and digests, and the list holds its own. It does for files whose format
 is somebody else's what ``seal`` does for our Parquet files. Cards are left out, for people edit them.

@@ -25,8 +25,6 @@ ENDINGS: Final = {
     "released": "given back",
     "lost": "lost to another",
 }
-NO_SPAN: Final = ("deferred",)
-"""Events that end a claim nobody worked under: the engine was still to be loaded."""
 UNENDED: Final = "not ended"
 
 
@@ -167,7 +165,7 @@ def _spans(worker: str, events: Sequence[Event], end: float) -> list[Span]:
             continue
         if event["event"] == "claimed":
             claimed[shard] = event["time"]
-        elif event["event"] in NO_SPAN:
+        elif event["event"] == "deferred":  # nobody worked under the claim: the engine was still to be loaded
             claimed.pop(shard, None)
         elif event["event"] in ENDINGS and shard in claimed:
             spans.append(Span(worker, shard, claimed.pop(shard), event["time"], ENDINGS[event["event"]]))

@@ -79,7 +79,8 @@ def read(path: Path, tail: int | None = None) -> Iterator[Event]:
                 event = json.loads(content)
             except ValueError:
                 continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str) and _is_time(event.get("time")):
+            whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+            if whole and isinstance(event.get("time"), int | float):
                 yield cast("Event", event)
 
 
@@ -107,7 +108,3 @@ def counts(events: Iterable[Event]) -> list[Event]:
 def tokens(event: Event) -> int:
     """All tokens that a worker had worked on by then."""
     return event.get("prompt_tokens", 0) + event.get("output_tokens", 0)
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float)

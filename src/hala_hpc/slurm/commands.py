@@ -24,7 +24,7 @@ TASKS = ("squeue", "--noheader", "--array", "--format=%i|%T|%r")
 NO_SLURM = "are you on a login node? try --site local"
 
 ENDING: Final = "COMPLETING"
-"""Of a task that is about to leave its node: for good, or to be back in the queue. squeue does not say which."""
+"""State of a task that is about to leave its node: for good, or to be back in the queue. squeue does not say which."""
 ENDED: Final = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
@@ -142,11 +142,6 @@ def counted(tasks: Sequence[JobState]) -> dict[str, int]:
     )
 
 
-def live_workers(tasks: Sequence[JobState]) -> int:
-    """Array tasks that work or may yet."""
-    return sum(task.may_work for task in tasks)
-
-
 def cancel(jobs: Sequence[str]) -> list[JobState]:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
@@ -184,7 +179,7 @@ def outside_any_job(options: Iterable[str] = ()) -> Iterator[None]:
     """The environment as on a login node: a job submitted from within a job must not inherit its SLURM_* variables.
 
     ``SLURM_CONF`` stays, for it says which cluster this is. Outside of jobs a person's own SBATCH_* stay, which sites
-    tell people to export; but not those of ``options`` (long names), which sbatch would take over what a recipe says.
+    ask people to export; but not those of ``options`` (long names), which sbatch would take over what a recipe says.
     """
     if "SLURM_JOB_ID" in os.environ:
         dropped = {key for key in os.environ if key.startswith(("SLURM_", "SRUN_", "SBATCH_"))} - {"SLURM_CONF"}

@@ -27,7 +27,9 @@ def live(run: Path) -> dict[int, list[int]]:
 def workers(run: Path) -> set[int]:
     """Process ids of the live workers of a run on this machine, one for each."""
     started = set(live(run))
-    watched = {child for pid in started for child in (*_children(pid), *_grandchildren(pid))}
+    children = {child for pid in started for child in _children(pid)}
+    # With setup lines a shell is between the process that we started and the one that watches the worker.
+    watched = children | {inner for child in children for inner in _children(child)}
     return started | (_of_ledgers(run) - watched)
 
 
@@ -62,11 +64,6 @@ def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def _grandchildren(pid: int) -> list[int]:
-    """With setup lines a shell is between the process that we started and the one that watches the worker."""
-    return [inner for child in _children(pid) for inner in _children(child)]
 
 
 def _is_for(pid: int, logs: Path) -> bool:

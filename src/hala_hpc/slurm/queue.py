@@ -91,11 +91,11 @@ class Queue:
     @property
     def live(self) -> int:
         """Tasks that work or may yet."""
-        return commands.live_workers(self.tasks)
+        return sum(task.may_work for task in self.tasks)
 
     @property
     def may_work(self) -> bool:
-        """Whether somebody may be at work, or be yet, for all that Slurm tells."""
+        """Whether somebody may be at work, or be yet, as far as Slurm says."""
         return bool(self.silence or self.unanswered or self.live)
 
 

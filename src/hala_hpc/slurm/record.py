@@ -22,7 +22,7 @@ from hala_hpc.slurm import commands
 END_BYTES = 16 * 1024
 """How much of a ledger's end holds a worker's last word."""
 LATE_SECONDS = 180.0
-"""A controller may do so much later what it was asked for before it fell silent."""
+"""A controller that fell silent may do so much later what it was asked for before."""
 MOST_REQUEUES = 1_000
 """Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
 
@@ -55,7 +55,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Intent:
-    """An array that Slurm was asked for and of which no answer is on record. ``runs`` are those of its tasks."""
+    """An array that Slurm was asked for, without an answer on record. ``runs`` are those of its tasks."""
 
     file: Path
     token: str
@@ -117,7 +117,8 @@ def slurm_jobs(run: Path) -> list[str]:
     """Slurm's arrays for a run: those submitted here, and those of workers that were started by hand."""
     jobs = [job for submission in submitted(run) if submission.executor == "slurm" for job in submission.jobs]
     workers = [worker for _, worker in ledger.openings(run / "ledger") if worker.get("executor") == "slurm"]
-    # Of an array whose other tasks are at other runs only our own; a job without tasks is somebody's interactive one.
+    # Where an array's other tasks are at other runs, only our own count. A job without tasks is somebody's interactive
+    # one.
     shared = _grid_of(run)
     for submission in submitted(run.parent) if shared else ():
         jobs += [task for task, path in submission.tasks.items() if path.name == run.name]
@@ -170,7 +171,7 @@ def _as_moved(run: Path, path: Path) -> Path:
 
 
 def _is_end(event: ledger.Event) -> bool:
-    """Whether a worker says with it that its job ends, and not to be back in the queue."""
+    """Whether the event says that the worker's job ends, and will not be back in the queue."""
     if event["event"] == "failed":
         return "shard" not in event
     return event["event"] == "ended" and event.get("outcome") in ("finished", "gave up")

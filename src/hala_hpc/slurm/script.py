@@ -37,7 +37,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Launch:
-    """``python`` is a shell command, perhaps of several words; ``variables`` are exported before it."""
+    """``python`` is a shell command, perhaps of several words; ``setup`` goes before it, ``srun`` to srun."""
 
     python: str
     setup: list[str] = field(default_factory=list)
