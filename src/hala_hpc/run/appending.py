@@ -3,6 +3,7 @@
 A torn last line is a record to be made again, nothing more.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -61,11 +62,9 @@ class Answers:
         self._answers: dict[str, Any] = {}
         for path in sorted(folder.glob("*.jsonl")) if folder else ():
             for pair in read_lines(path):
-                try:
+                with contextlib.suppress(ValueError, TypeError):
                     key, answer = pair
                     self._answers[key] = answer
-                except (ValueError, TypeError):
-                    continue
         self._file = Appender(folder / f"answers.{secrets.token_hex(6)}.jsonl") if folder else None
         self._written = time.monotonic()
 
@@ -108,8 +107,5 @@ def read_lines(path: Path, decode: Callable[[dict[str, Any]], Any] | None = None
     except (FileNotFoundError, IsADirectoryError):  # published this moment by another worker, or not a file of ours
         return
     for line in lines:
-        try:
-            record = json.loads(line, object_hook=decode)
-        except (ValueError, TypeError, KeyError, ArithmeticError):  # torn, or with a mark that is not ours
-            continue
-        yield record
+        with contextlib.suppress(ValueError, TypeError, KeyError, ArithmeticError):  # torn, or with a mark not ours
+            yield json.loads(line, object_hook=decode)

@@ -1,5 +1,6 @@
 """Where things stand in a run directory: names only, no state."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -125,11 +126,9 @@ def _output(suffix: str) -> re.Pattern[str]:
 
 def listing(folder: Path) -> list[str]:
     """Names in a folder of a run, hidden ones left out; no names where the folder is gone."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".")]
+    return []
 
 
 def find_run(name: str, roots: Sequence[Path]) -> Path:
@@ -151,10 +150,8 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
     if (here := Path(name)).exists():
         run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"
-        what = (
-            "a folder, but not a run: it has no manifest.parquet" if here.is_dir() else "a file, and a run is a folder"
-        )
-        raise HalaError(f"{here.resolve()} is {what}", inside)
+        what = "folder, but not a run: it has no manifest.parquet" if here.is_dir() else "file, and a run is a folder"
+        raise HalaError(f"{here.resolve()} is a {what}", inside)
     raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
 
 

@@ -1,7 +1,7 @@
 """Who is at which shard.
 
 Each worker has one *beacon* file, ``leases/workers/<worker>``, that its heartbeat touches. A lease is a hard link to
-the beacon, ``leases/<folder>/<shard>.<attempt>``: made by an atomic link, so one worker only gets it, and kept alive
+the beacon, ``leases/<folder>/<shard>.<attempt>``: made by an atomic link, so only one worker gets it, and kept alive
 by the beacon, so a heartbeat costs one touch however many shards are held. A lease whose beacon was not touched for
 ``ttl`` seconds, by the file server's clock, is stale; whoever links the next attempt takes the shard over. Attempts
 only count up while a shard is unfinished, so nobody ever has to remove another's lease, and a worker that slept

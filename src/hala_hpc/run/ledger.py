@@ -75,23 +75,19 @@ def read(path: Path, tail: int | None = None) -> Iterator[Event]:
             file.seek(size - tail)
             file.readline()
         for content in file:
-            try:
+            with contextlib.suppress(ValueError):
                 event = json.loads(content)
-            except ValueError:
-                continue
-            whole = isinstance(event, dict) and isinstance(event.get("event"), str)
-            if whole and isinstance(event.get("time"), int | float):
-                yield cast("Event", event)
+                whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+                if whole and isinstance(event.get("time"), int | float):
+                    yield cast("Event", event)
 
 
 def first(path: Path) -> Event:
     """The opening event of a file: who wrote it. Empty where even that is torn."""
-    try:
-        with path.open("rb") as file:
-            event = json.loads(file.readline())
-    except (ValueError, FileNotFoundError, IsADirectoryError):
-        return {}
-    return cast("Event", event) if isinstance(event, dict) else {}
+    with contextlib.suppress(ValueError, FileNotFoundError, IsADirectoryError), path.open("rb") as file:
+        event = json.loads(file.readline())
+        return cast("Event", event) if isinstance(event, dict) else {}
+    return {}
 
 
 def openings(folder: Path) -> Iterator[tuple[Path, Event]]:

@@ -14,7 +14,7 @@ from hala_hpc.run.layout import RunDirectory
 
 CURE = "it is the plan, which nothing makes again: put a copy back, or plan anew under another name"
 ASSEMBLED = ("quantize", "compare")
-"""Tasks with a last step, of manifests that do not say it themselves."""
+"""Tasks with a last step, for manifests that do not say so."""
 KEY = b"hala"
 """Metadata key under which the manifest keeps what is true of the whole run."""
 
@@ -52,7 +52,7 @@ class Facts:
 
     ``sources`` holds a dict per input file (path, rows, bytes, and of which file it is a copy); ``schema`` the Arrow
     schema of the input rows (serialized, hex); ``texts`` the number of texts to work on; ``unit`` what ``rows`` counts
-    (models: of a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
+    (models for a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
     person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.

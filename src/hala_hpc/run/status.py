@@ -207,10 +207,9 @@ def _alive(leases: list[lease.Held], now: float, ttl: float) -> bool:
 
 
 def _age(path: Path, now: float) -> float:
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return now - path.stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
-        return float("inf")
+    return float("inf")
 
 
 def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: float) -> WorkerStatus:

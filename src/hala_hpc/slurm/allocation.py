@@ -18,6 +18,10 @@ LONGEST_PAUSE = 15.0
 """Between two tries, in seconds."""
 KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID")
 """What a step within the job needs to know of the environment of the step that starts it."""
+OPTIONS = {"Features": "constraint", "NumNodes": "nodes", "TresPerNode": "gres"} | {
+    name: name.lower() for name in ("Partition", "Account", "QOS", "Reservation")
+}
+"""Options of sbatch, by their names in what scontrol shows of a job."""
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -52,10 +56,9 @@ def end_time(job: str) -> float | None:
 
 def parse_end(text: str) -> float | None:
     """Slurm's times are local and without a zone; ``Unknown`` and the like are None."""
-    try:
+    with contextlib.suppress(ValueError):
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
+    return None
 
 
 def fields(text: str) -> dict[str, str]:
@@ -75,16 +78,7 @@ def can_do_without(job: str, nodes: Iterable[str]) -> bool:
 
 def test_only(job: dict[str, str], nodes: Iterable[str]) -> list[str]:
     """The sbatch command that tries, without submitting, what a job of these fields asked for, without some nodes."""
-    names = {
-        "Partition": "partition",
-        "Account": "account",
-        "QOS": "qos",
-        "Features": "constraint",
-        "NumNodes": "nodes",
-        "TresPerNode": "gres",
-        "Reservation": "reservation",
-    }
-    given = {option: job.get(key, "(null)") for key, option in names.items()}
+    given = {option: job.get(key, "(null)") for key, option in OPTIONS.items()}
     given["gres"] = given["gres"].replace("gres:", "").replace("gres/", "")
     given["nodes"] = given["nodes"].partition("-")[0]
     options = [f"--{option}={value}" for option, value in given.items() if value not in ("(null)", "")]

@@ -69,10 +69,8 @@ def _unedited(profile: Path) -> Iterator[Finding]:
         if CHANGE in line.partition("#")[0] or (CHANGE in line and line in shipped and line.partition("#")[0].strip())
     ]
     if left:
-        yield Finding(
-            "profile", "missing", f"{profile}: CHANGE stands in line {', '.join(map(str, left))}",
-            "put in what your cluster has, and take the mark away",
-        )  # fmt: skip
+        lines_left = f"{profile}: CHANGE stands in line {', '.join(map(str, left))}"
+        yield Finding("profile", "missing", lines_left, "put in what your cluster has, and take the mark away")
 
 
 def _two_roots(recipe: Recipe, profile: Path) -> Iterator[Finding]:

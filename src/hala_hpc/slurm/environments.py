@@ -5,6 +5,7 @@ on purpose stays out. Only torch needs a choice of source, see :func:`~hala_hpc.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -237,11 +238,10 @@ def _write_marker(target: Path, name: str, digest: str, hala: str) -> None:
 
 
 def _marker(target: Path) -> dict[str, object]:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         marker = json.loads((target / MARKER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) else {}
+        return marker if isinstance(marker, dict) else {}
+    return {}
 
 
 def build_environment(

@@ -73,7 +73,6 @@ def _is_for(pid: int, logs: Path) -> bool:
 
 
 def _words(pid: int) -> bytes:
-    try:
+    with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return b""
