@@ -104,7 +104,8 @@ class Rate:
 
 def read(run: RunDirectory) -> History:
     """The history of a run; empty where nobody has worked on it, or its ledgers are lost."""
-    workers = [_worker(path, list(ledger.read(path)) or [opening]) for path, opening in ledger.openings(run.ledger)]
+    files = ((path, opening, list(ledger.read(path))) for path, opening in ledger.openings(run.ledger))
+    workers = [_worker(path.stem, opening, events) for path, opening, events in files if events]
     return History(tuple(sorted(workers, key=lambda worker: (worker.start, worker.name))))
 
 
@@ -136,22 +137,22 @@ def joined(spans: Sequence[Span], shortest: float) -> list[Span]:
     return merged
 
 
-def _worker(path: Path, events: Sequence[Event]) -> Worker:
+def _worker(name: str, opening: Event, events: Sequence[Event]) -> Worker:
     """What one ledger says."""
-    opening, last = events[0], events[-1]
-    host, end = opening.get("host", ""), float(last["time"])
+    host, last = opening["host"], events[-1]
+    end = float(last["time"])
     counts = ledger.counts(events)
     return Worker(
-        name=path.stem,
+        name=name,
         host=host,
         job=str(opening.get("job", "")),
-        start=float(opening["time"]),
+        start=float(events[0]["time"]),
         end=end,
         ending=last.get("outcome", "failed") if last["event"] in ("ended", "failed") else UNENDED,
         counts=tuple((event["time"], event["rows"], ledger.tokens(event)) for event in counts),
         totals={name: value for name, value in counts[-1].items() if isinstance(value, int)} if counts else {},
-        spans=tuple(_spans(path.stem, events, end)),
-        troubles=tuple(_troubles(path.stem, host, events)),
+        spans=tuple(_spans(name, events, end)),
+        troubles=tuple(_troubles(name, host, events)),
     )
 
 

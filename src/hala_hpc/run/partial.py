@@ -84,14 +84,12 @@ def _files(run: RunDirectory, shard: int, suffix: str) -> list[Path]:
     return sorted(folder / n for n in layout.listing(folder) if n.startswith(prefix) and n.endswith(suffix))
 
 
+MICROSECOND: Final = timedelta(microseconds=1)
 _TYPES: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     datetime: (datetime.isoformat, datetime.fromisoformat),  # before date, of which it is a kind
     date: (date.isoformat, date.fromisoformat),
     time: (time.isoformat, time.fromisoformat),
-    timedelta: (
-        lambda value: str(value // timedelta(microseconds=1)),
-        lambda text: timedelta(microseconds=int(text)),
-    ),
+    timedelta: (lambda value: str(value // MICROSECOND), lambda text: int(text) * MICROSECOND),
     Decimal: (str, Decimal),
     bytes: (lambda value: base64.b64encode(value).decode(), base64.b64decode),
 }

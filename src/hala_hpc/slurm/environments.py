@@ -131,24 +131,21 @@ def lock_digest(lock: str) -> str:
     return hashlib.sha256(json.dumps([_STEPS, sorted(pins(lock).items())]).encode()).hexdigest()
 
 
-def _uv(*arguments: str, stdin: str | None = None) -> None:
-    """Run uv with its output on the terminal."""
-    done = subprocess.run([find_uv_bin(), *arguments], env=_uv_environ(), input=stdin, text=True, check=False)
-    if done.returncode:
+def _uv(*arguments: str, stdin: str | None = None, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run uv with its output on the terminal; ``quiet``: with its output, and how it ended, for the caller alone."""
+    command = [find_uv_bin(), *arguments]
+    done = subprocess.run(command, env=_uv_environ(), input=stdin, text=True, capture_output=quiet, check=False)
+    if done.returncode and not quiet:
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
-
-
-def _uv_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run uv pip in silence."""
-    words = [find_uv_bin(), "pip", *arguments]
-    return subprocess.run(words, env=_uv_environ(), capture_output=True, text=True, check=False)
+    return done
 
 
 def _choose_torch(version: str, python: str, echo: Callable[[str], None]) -> TorchSource:
     """The first source that has this torch, by uv's dry run, so that a miss shows no alarming error."""
     why = ""
     for source in torch_sources(version):
-        done = _uv_pip("install", "--dry-run", "--python", python, *source.options, source.requirement)
+        command = ("pip", "install", "--dry-run", "--python", python, *source.options, source.requirement)
+        done = _uv(*command, quiet=True)
         if done.returncode == 0:
             echo(f"taking {source.says}")
             return source
@@ -225,7 +222,7 @@ def _replacing(target: Path) -> Iterator[None]:
 
 
 def _write_marker(target: Path, name: str, digest: str, hala: str) -> None:
-    listed = _uv_pip("list", "--format", "json", "--python", _python(target))
+    listed = _uv("pip", "list", "--format", "json", "--python", _python(target), quiet=True)
     listed.check_returncode()
     marker = {
         "lock": name,
