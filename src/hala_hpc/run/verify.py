@@ -108,8 +108,10 @@ class _Problems:
     first: list[str] = field(default_factory=list)
 
     def add(self, problems: Sequence[str], about: str = "") -> None:
+        """``about`` says where they are; those of the whole run have none, and are always named."""
         self.count += len(problems)
-        self.first += [f"{about}{problem}" for problem in problems][: max(0, MOST_PROBLEMS - len(self.first))]
+        room = max(0, MOST_PROBLEMS - len(self.first)) if about else len(problems)
+        self.first += [f"{about}{problem}" for problem in problems[:room]]
 
 
 def _checked(shard: Shard, output: Path, check: CheckShard) -> ShardReport:
