@@ -17,7 +17,7 @@ from hala_hpc.slurm.commands import (
     variable_of,
 )
 from hala_hpc.slurm.limits import Limits, association_of, parse_associations, parse_config, parse_qos
-from hala_hpc.slurm.queue import End, Queue, advice
+from hala_hpc.slurm.queue import Queue, TaskEnd, advice
 from hala_hpc.slurm.submit import chunks
 
 RETURNING = [
@@ -134,8 +134,8 @@ def test_how_tasks_ended_out_of_accounting() -> None:
 
 
 def test_what_ended_badly_or_is_held_is_told_with_what_to_do() -> None:
-    ends = [End(f"7_{task}", state) for task, state in enumerate(["OUT_OF_MEMORY"] * 3 + ["TIMEOUT", "COMPLETED"])]
-    ends += [End("7_8", "CANCELLED", by=os.getuid()), End("7_9", "CANCELLED", by=os.getuid() + 1)]
+    ends = [TaskEnd(f"7_{task}", state) for task, state in enumerate(["OUT_OF_MEMORY"] * 3 + ["TIMEOUT", "COMPLETED"])]
+    ends += [TaskEnd("7_8", "CANCELLED", by=os.getuid()), TaskEnd("7_9", "CANCELLED", by=os.getuid() + 1)]
     queue = Queue(parse_states("7_5|PENDING|JobHeldAdmin\n7_6|RUNNING|None\n"), ends=ends)
     asked = {"mem_gb": 8.0, "minutes": 10, "signal_seconds": 90}
     held, memory, time, others = advice(queue, Path("/runs/big"), asked)

@@ -40,7 +40,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Incident:
     """Something that failed. ``shard`` is None where a worker failed as a whole."""
 
     time: float
@@ -66,7 +66,7 @@ class Worker:
     counts: tuple[tuple[float, int, int], ...]
     totals: Mapping[str, int]
     spans: tuple[Span, ...]
-    troubles: tuple[Trouble, ...]
+    troubles: tuple[Incident, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class History:
         return sum(worker.end - worker.start for worker in self.workers)
 
     @property
-    def troubles(self) -> list[Trouble]:
+    def troubles(self) -> list[Incident]:
         return sorted((item for worker in self.workers for item in worker.troubles), key=lambda item: item.time)
 
 
@@ -173,9 +173,9 @@ def _spans(worker: str, events: Sequence[Event], end: float) -> list[Span]:
     return spans + [Span(worker, shard, start, end, UNENDED) for shard, start in claimed.items()]
 
 
-def _troubles(worker: str, host: str, events: Sequence[Event]) -> list[Trouble]:
+def _troubles(worker: str, host: str, events: Sequence[Event]) -> list[Incident]:
     return [
-        Trouble(event["time"], worker, event.get("node") or host, shard, str(event.get("error", event["event"])))
+        Incident(event["time"], worker, event.get("node") or host, shard, str(event.get("error", event["event"])))
         for event in events
         if event["event"] in ("failed", "crashed", "stalled", "unreachable")
         for shard in (event["shards"] if event.get("shards") else [event.get("shard")])
@@ -186,7 +186,7 @@ COUNTED: Final = ("prompt_tokens", "output_tokens", "thoughts", "escaped")
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkTotals:
     """Totals of a run.
 
     ``hours`` are those of all workers together, each from its first event to its last; ``gpu_hours`` those times the
@@ -204,11 +204,11 @@ class Work:
     escaped: int = 0  # prompts whose data held names of control tokens, sent as text
 
 
-def of_run(run: Path, site: Mapping[str, Any]) -> Work:
+def of_run(run: Path, site: Mapping[str, Any]) -> WorkTotals:
     """Totals over the ledgers of the run at ``run``; ``site`` is that section of its recipe."""
     past = read(RunDirectory(run))
     slurm = site.get("slurm") or {}
     gpus = int(slurm.get("gpus_per_worker") or 0) * int(slurm.get("nodes_per_worker") or 1)
     hours = past.worker_seconds / 3600
     totals = {key: sum(worker.totals.get(key, 0) for worker in past.workers) for key in COUNTED}
-    return Work(len(past.workers), hours, hours * gpus, (past.end - past.start) / 3600, **totals)
+    return WorkTotals(len(past.workers), hours, hours * gpus, (past.end - past.start) / 3600, **totals)

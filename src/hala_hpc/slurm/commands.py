@@ -56,7 +56,7 @@ class JobState:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """How a Slurm command ended, and what it said."""
 
     code: int
@@ -64,7 +64,7 @@ class Answer:
     error: str
 
 
-def said(*words: str, seconds: float = SECONDS) -> Answer:
+def said(*words: str, seconds: float = SECONDS) -> CommandResult:
     """Run a Slurm command. Raises HalaError where there is none, or no answer in time."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
@@ -73,7 +73,7 @@ def said(*words: str, seconds: float = SECONDS) -> Answer:
         raise HalaError(f"{words[0]}: {problem}", NO_SLURM) from error
     except subprocess.TimeoutExpired as error:
         raise HalaError(f"{words[0]}: no answer from Slurm for {seconds:.0f} s", "try again later") from error
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def run(*words: str, seconds: float = SECONDS) -> str:
@@ -84,7 +84,7 @@ def run(*words: str, seconds: float = SECONDS) -> str:
     return done.out
 
 
-def refusal(program: str, answer: Answer) -> HalaError:
+def refusal(program: str, answer: CommandResult) -> HalaError:
     """What Slurm said, in one short line: its programs repeat their names, and one cause in several lines."""
     lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in answer.error.splitlines()]
     if any("resolve_ctls" in line or "could not establish a configuration" in line for line in lines):

@@ -23,7 +23,7 @@ _KILLED = re.compile(r"\d+:9|137:0")
 
 
 @dataclass(frozen=True)
-class End:
+class TaskEnd:
     """How an array task ended; ``by`` is the user id of who cancelled it. ``time`` in seconds since 1970."""
 
     job: str
@@ -32,7 +32,7 @@ class End:
     time: float = 0.0
 
 
-def ends(tasks: Collection[str], since: float) -> list[End] | None:
+def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
     """How some tasks ended after ``since``, in one call. None where there is no accounting or no answer."""
     if not tasks:
         return []
@@ -48,28 +48,28 @@ def ends(tasks: Collection[str], since: float) -> list[End] | None:
     return [end for end in parse(done.out) if end.job in tasks and end.time >= since]
 
 
-def parse(text: str) -> list[End]:
+def parse(text: str) -> list[TaskEnd]:
     """Tasks that are over, out of ``sacct --parsable2`` in our format. What killed a step killed its task."""
-    by_job: dict[str, End] = {}
+    by_job: dict[str, TaskEnd] = {}
     for name, words, code, seconds in commands.rows(text, len(FIELDS.split(","))):
         job, _, step = name.partition(".")
         state, _, by = words.partition(" by ")
         state = KILLED if _KILLED.fullmatch(code) and (step or state == "FAILED") else state
         if not step and (state in commands.ENDED or state == KILLED):
-            by_job[job] = End(
+            by_job[job] = TaskEnd(
                 job, state, int(by) if by.isdigit() else None, float(seconds) if seconds.isdigit() else 0.0
             )
         elif step and job in by_job and by_job[job].state in ("FAILED", KILLED) and state in (OUT_OF_MEMORY, KILLED):
-            by_job[job] = End(job, state, time=by_job[job].time)
+            by_job[job] = TaskEnd(job, state, time=by_job[job].time)
     return list(by_job.values())
 
 
-def end_of(task: JobState) -> End | None:
+def end_of(task: JobState) -> TaskEnd | None:
     """The same for a task that the queue still shows, for sites without accounting; None while it may work."""
     if task.may_work:
         return None
     killed = task.state == "FAILED" and ("RaisedSignal:9" in task.reason or task.reason == "NonZeroExitCode:137")
-    return End(task.job, KILLED if killed else OUT_OF_MEMORY if task.reason == "OutOfMemory" else task.state)
+    return TaskEnd(task.job, KILLED if killed else OUT_OF_MEMORY if task.reason == "OutOfMemory" else task.state)
 
 
 WATCH_SECONDS = 30.0
@@ -86,7 +86,7 @@ class Queue:
     tasks: list[JobState] = field(default_factory=list)
     silence: str = ""
     unanswered: int = 0
-    ends: list[End] = field(default_factory=list)
+    ends: list[TaskEnd] = field(default_factory=list)
 
     @property
     def live(self) -> int:
@@ -174,7 +174,7 @@ def advice(
     return lines
 
 
-def _cures(ends: Sequence[End], run: Path, slurm: Mapping[str, Any], has_progress: bool) -> list[str]:
+def _cures(ends: Sequence[TaskEnd], run: Path, slurm: Mapping[str, Any], has_progress: bool) -> list[str]:
     def now(key: str) -> str:
         return f"site.slurm.{key}" + (f" ({slurm[key]:g} now)" if slurm.get(key) else "")
 

@@ -32,7 +32,7 @@ ALTERNATIVES: Final = (
     ("mem", "mem-per-cpu", "mem-per-gpu"),
 )
 """Ways to ask for one thing: where a person takes one, ours is left out."""
-Value = str | int | float | bool | None
+OptionValue = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Launch:
 class SbatchRequest:
     """What is asked of sbatch: ``parameters`` by submitit's names, ``further`` options by their long names."""
 
-    parameters: Mapping[str, Value | list[str]]
-    further: Mapping[str, Value]
+    parameters: Mapping[str, OptionValue | list[str]]
+    further: Mapping[str, OptionValue]
 
     @property
     def for_submitit(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def parameters(recipe: Recipe, started: Launch, ranks: int | None = None, after:
     cpus = slurm.cpus_per_worker
     own = _own(slurm.extra)
     for_srun = None if own.get("cpus-per-gpu") else own.get("cpus-per-task", cpus)
-    wanted: dict[str, Value | list[str]] = {
+    wanted: dict[str, OptionValue | list[str]] = {
         "job_name": f"hala-{recipe.name}",
         "partition": slurm.partition,
         "account": slurm.account,
@@ -139,7 +139,7 @@ def parameters(recipe: Recipe, started: Launch, ranks: int | None = None, after:
         "wckey": None,
     }
     wanted |= _of_a_training(recipe, started, ranks) if ranks is not None else {}
-    further: dict[str, Value] = {"requeue": True, **gpus(slurm, ranks or 1)}
+    further: dict[str, OptionValue] = {"requeue": True, **gpus(slurm, ranks or 1)}
     for option in _replaced(own):
         further.pop(option, None)
         if option not in own or own[option] is None or "-" in option:  # else submitit lets theirs win by itself
@@ -191,9 +191,9 @@ def _python(environment: Environment, gpus: bool) -> tuple[str, list[str]]:
     return f"{shlex.join(words)} {inside}", []
 
 
-def _own(extra: Mapping[str, Any]) -> dict[str, Value]:
+def _own(extra: Mapping[str, Any]) -> dict[str, OptionValue]:
     """``site.slurm.extra`` by long names: text, True for a bare flag, None for what is taken away."""
-    own: dict[str, Value] = {}
+    own: dict[str, OptionValue] = {}
     for key, value in extra.items():
         name, where = str(key).replace("_", "-"), f"site.slurm.extra.{key}"
         if not OPTION.fullmatch(name):
@@ -208,13 +208,13 @@ def _own(extra: Mapping[str, Any]) -> dict[str, Value]:
     return own
 
 
-def _replaced(own: Mapping[str, Value]) -> Collection[str]:
+def _replaced(own: Mapping[str, OptionValue]) -> Collection[str]:
     """All options of ours that the person's own take the place of."""
     given = {option for option, value in own.items() if value is not None}
     return dict.fromkeys([*own, *(option for group in ALTERNATIVES if given & set(group) for option in group)])
 
 
-def _of_a_training(recipe: Recipe, started: Launch, ranks: int) -> dict[str, Value | list[str]]:
+def _of_a_training(recipe: Recipe, started: Launch, ranks: int) -> dict[str, OptionValue | list[str]]:
     """The job has a task for each rank, but srun starts one launcher, which starts the ranks as a step of its own."""
     slurm = recipe.site.slurm
     cpus = _cpus_of_a_rank(slurm, ranks)
