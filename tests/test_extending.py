@@ -93,7 +93,7 @@ def add(file: Path, after: str, lines: str) -> None:
 
 def test_an_option_of_slurm(hala: Hala, package: Path, tmp_path: Path) -> None:
     add(package / "config" / "schema.py", "constraint: str", block("python", "exclude: str"))
-    add(package / "slurm" / "options.py", '"constraint":', block("python", '"exclude":'))
+    add(package / "slurm" / "script.py", '"constraint":', block("python", '"exclude":'))
     recipe = tmp_path / "r.yaml"
     recipe.write_text(json.dumps({"name": "r", "task": {"kind": "translate"}, "engine": {"kind": "echo"}}))
     words = ("data.path=documents.txt", "site.executor=slurm", "site.slurm.exclude=n1")

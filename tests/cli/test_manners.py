@@ -90,7 +90,7 @@ def test_what_is_no_run_is_called_what_it_is(run: Run, recipe: Path, tmp_path: P
     assert f"{recipe} is a file, and a run is a folder {lists}" in refused(run("status", recipe))
     for words in (("verify",), ("collect",), ("cancel",), ("worker",)):
         said = refused(run(*words, "models"))
-        assert f"{tmp_path}/models is a folder, but no run: it has no manifest.parquet {lists}" in said
+        assert f"{tmp_path}/models is a folder, but not a run: it has no manifest.parquet {lists}" in said
     assert f"(it is inside of {tmp_path}/runs/test)" in refused(run("logs", "runs/test/shards"))
     (tmp_path / "runs" / "mine").mkdir()
     assert "runs/mine exists, and is not a run (give another name=" in refused(run("submit", recipe, "name=mine"))

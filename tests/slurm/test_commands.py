@@ -9,19 +9,22 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import commands, queue
 from hala_hpc.slurm.commands import (
     ENDED,
-    RETURNING,
     JobState,
     counted,
-    live_workers,
     outside_any_job,
     parse_states,
     run,
     variable_of,
 )
 from hala_hpc.slurm.limits import Limits, association_of, parse_associations, parse_config, parse_qos
-from hala_hpc.slurm.queue import End, Queue, advice
+from hala_hpc.slurm.queue import Queue, TaskEnd, advice
 from hala_hpc.slurm.submit import chunks
 
+RETURNING = [
+    "CONFIGURING", "PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "RESV_DEL_HOLD",
+    "RUNNING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED",
+]  # fmt: skip
+"""States of a task that works or can do so (again)."""
 CONFIG = """Configuration data as of 2026-11-21T08:40:00
 AccountingStorageEnforce = associations,limits
 MaxArraySize            = 2001
@@ -49,21 +52,21 @@ def test_states() -> None:
         "FAILED (NonZeroExitCode)": 1,
         "PENDING (BeginTime)": 1,
     }
-    assert live_workers(found) == 3
+    assert Queue(found).live == 3
     assert parse_states("slurm_load_jobs error: Invalid job id specified\n") == []
 
 
 @pytest.mark.parametrize(
     "state",
-    [*sorted(RETURNING), "COMPLETING", "A_STATE_OF_A_LATER_SLURM"],
+    [*RETURNING, "COMPLETING", "A_STATE_OF_A_LATER_SLURM"],
 )
 def test_a_task_that_can_come_back_counts_as_a_worker(state: str) -> None:
-    assert live_workers([JobState("1_0", state, "None")]) == 1
+    assert Queue([JobState("1_0", state, "None")]).live == 1
 
 
 def test_a_task_that_is_over_is_no_worker() -> None:
-    assert live_workers([JobState("1_0", state, "None") for state in sorted(ENDED)]) == 0
-    assert not ENDED & RETURNING
+    assert Queue([JobState("1_0", state, "None") for state in sorted(ENDED)]).live == 0
+    assert not ENDED & set(RETURNING)
 
 
 ASSOCIATIONS = """big|debug||1|normal
@@ -131,8 +134,8 @@ def test_how_tasks_ended_out_of_accounting() -> None:
 
 
 def test_what_ended_badly_or_is_held_is_told_with_what_to_do() -> None:
-    ends = [End(f"7_{task}", state) for task, state in enumerate(["OUT_OF_MEMORY"] * 3 + ["TIMEOUT", "COMPLETED"])]
-    ends += [End("7_8", "CANCELLED", by=os.getuid()), End("7_9", "CANCELLED", by=os.getuid() + 1)]
+    ends = [TaskEnd(f"7_{task}", state) for task, state in enumerate(["OUT_OF_MEMORY"] * 3 + ["TIMEOUT", "COMPLETED"])]
+    ends += [TaskEnd("7_8", "CANCELLED", by=os.getuid()), TaskEnd("7_9", "CANCELLED", by=os.getuid() + 1)]
     queue = Queue(parse_states("7_5|PENDING|JobHeldAdmin\n7_6|RUNNING|None\n"), ends=ends)
     asked = {"mem_gb": 8.0, "minutes": 10, "signal_seconds": 90}
     held, memory, time, others = advice(queue, Path("/runs/big"), asked)

@@ -128,7 +128,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
     # Linking hala_hpc needs the build backend, hence a network: the link is left out, only its place is noted.
-    monkeypatch.setattr(environments, "_install_hala", lambda target, project, environ: None)
+    monkeypatch.setattr(environments, "_install_hala", lambda target, project: None)
     (tmp_path / "good.txt").write_text("tinypkg==1.0\n")
     (tmp_path / "bad.txt").write_text("no-such-package-here==1.0\n")
     (tmp_path / "pyproject.toml").write_text("")

@@ -156,10 +156,10 @@ def test_nobody_works_on_it_is_said_only_where_no_job_can_come_back(slurm: Path,
 
 
 def test_watching_asks_slurm_once_in_half_a_minute(slurm: Path) -> None:
-    from hala_hpc.slurm.queue import Asked
+    from hala_hpc.slurm.queue import QueueView
 
     call("submit", "lost.yaml")
-    watched = Asked(slurm / "runs" / "lost")
+    watched = QueueView(slurm / "runs" / "lost")
     first = watched.now()
     (slurm / "state").write_text("COMPLETED")
     assert watched.now() is first and ask(slurm / "runs" / "lost").live == 0
@@ -316,8 +316,8 @@ def test_local_workers_are_cancelled_before_they_have_a_ledger_and_not_doubled(
     (tmp_path / "here.yaml").write_text(json.dumps(recipe))
     pids = set(map(int, json.loads(call("submit", "here.yaml", "--site", "local", "--json").output)["jobs"]))
     run = tmp_path / "runs" / "here"
-    assert {process.pid for process in local.live(run)} == pids == local.workers(run)
-    assert sorted(number for process in local.live(run) for number in process.gpus) == [0, 1, 2, 3]
+    assert set(local.live(run)) == pids == local.workers(run)
+    assert sorted(number for gpus in local.live(run).values() for number in gpus) == [0, 1, 2, 3]
     assert not status.read(run, 60, 5).workers, "what is submitted is no worker yet"
     again = json.loads(call("resume", "here", "--json").output)
     assert again["workers"] == 0, "both are about to start"

@@ -79,7 +79,7 @@ def test_nothing_of_a_recipe_reaches_the_shell_unquoted() -> None:
         if evil in line:
             assert any(evil in word for word in shlex.split(line.removeprefix("#SBATCH "))), line
     asked.site.environments["serve"].variables = {"A=1; rm": "x"}
-    with pytest.raises(HalaError, match="no name of an environment variable"):
+    with pytest.raises(HalaError, match="is not a name of an environment variable"):
         launch(asked.site, "serve")
 
 
@@ -155,7 +155,7 @@ def test_gpus_and_cores_may_be_left_to_the_site_or_to_extra() -> None:
 
 
 def test_gpus_of_a_training_are_those_of_all_nodes_or_of_each_rank() -> None:
-    from hala_hpc.slurm.options import gpus
+    from hala_hpc.slurm.script import gpus
 
     asked = Slurm(gpus_per_worker=8, nodes_per_worker=2, gpu_option="gpus")
     assert gpus(asked, 8) == {"gpus": "16"}

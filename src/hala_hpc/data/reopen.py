@@ -17,7 +17,7 @@ from hala_hpc.data import shards
 from hala_hpc.data.arrow import schema
 from hala_hpc.data.shards import ERROR, RESERVED, ROW, reason_of
 from hala_hpc.run import layout, manifest, partial, seal
-from hala_hpc.run.files import fsync_directory
+from hala_hpc.run.files import fsync
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.partial import PartialFile
@@ -87,7 +87,7 @@ def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
     layout.make_again(run.partial_folder(shard.id))
     kept.flush()
     kept.close()
-    fsync_directory(run.partial_folder(shard.id))
+    fsync(run.partial_folder(shard.id))
     output = run.shard_output(shard.id)
     output.rename(run.partial_folder(shard.id) / f"{shard.id:06d}.{name}{run.suffix}")
-    fsync_directory(output.parent)
+    fsync(output.parent)

@@ -12,7 +12,7 @@ from hala_hpc.models import card
 from hala_hpc.publish.content import CARD, Content
 from hala_hpc.publish.licences import NOT_TOLD, ON_THE_HUB, Decision, Source, normal
 from hala_hpc.publish.scores import Scores
-from hala_hpc.run.history import Work
+from hala_hpc.run.history import WorkTotals
 
 FENCE: Final = "---"
 LANGUAGE: Final = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
@@ -117,7 +117,7 @@ class Told:
     made_by: dict[str, str]
     sources: Sequence[Source]
     decision: Decision
-    work: Work
+    work: WorkTotals
     scores: Scores | None = None
     about: str = ""
     licence_file: str | None = None

@@ -2,7 +2,6 @@
 
 import difflib
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +127,8 @@ def put(entries: Sequence[Entry], target: Path) -> None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if entry.file is None:
                     place.write_text(entry.text, "utf-8")
-                elif entry.size < LINKED or not files.link_read_only(entry.file.resolve(), place):
-                    shutil.copyfile(entry.file, place)
+                else:
+                    files.link_or_copy(entry.file.resolve(), place, LINKED)
     except FileExistsError:
         refuse_existing(target)
         raise

@@ -1,6 +1,5 @@
 """The finished folders of a run, where a person wants them: models. (Rows are collected by ``data.collect``.)"""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -8,7 +7,6 @@ from typing import Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.run import digests, files, manifest
-from hala_hpc.run.layout import RunDirectory
 
 LINKED: Final = 64 * 1024 * 1024
 """Files from so many bytes on are linked where the file system can, and closed to writing; smaller ones are copied."""
@@ -27,15 +25,14 @@ class CollectedFolder:
 def collect_folders(path: Path, target: Path, partial: bool = False) -> CollectedFolder:
     """Put the output of the run at ``path`` at ``target``, whole or not at all: later, neither needs the other.
 
-    Of a run with one shard ``target`` becomes its folder; of more, it holds one folder a shard, named as the item is
-    where it has a name. Where the shards were made into one thing (a quantized model), that is what is taken.
+    ``target`` becomes the folder of a run's only shard. With more shards it holds one folder for each, named as the
+    item is where it has a name. Where the shards were made into one thing (a quantized model), that is what is taken.
 
     Raises
     ------
     HalaError : the run is not finished (unless ``partial``), what it made is damaged, or ``target`` exists.
     """
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     if plan.facts.assembled:
         if not run.final.is_dir():
             raise HalaError(
@@ -65,24 +62,17 @@ def _collected(run: Path, outputs: list[tuple[Path, str]], target: Path) -> Coll
             for output, name in outputs:
                 linked += _copy(output, folder / name)
                 if faults := digests.faults(folder / name):  # of what was copied, so that nothing comes between
-                    raise HalaError(f"{output}: {'; '.join(faults[:3])}", f"`hala verify {run}` tells more")
-            found = [each for each in folder.rglob("*") if each.is_file()]
-            size = sum(each.stat().st_size for each in found)
+                    raise HalaError(f"{output}: {'; '.join(faults[:3])}", f"`hala verify {run}` says more")
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
-    return CollectedFolder(str(target), len(found), size, linked)
+    return CollectedFolder(str(target), len(sizes), sum(sizes), linked)
 
 
 def _copy(source: Path, target: Path) -> int:
     """Copy a tree; returns how many files were linked instead."""
-    linked = 0
     target.mkdir(exist_ok=True)
-    for each in sorted(source.iterdir()):
-        to = target / each.name
-        if each.is_dir():
-            linked += _copy(each, to)
-        elif each.stat().st_size >= LINKED and files.link_read_only(each, to):
-            linked += 1
-        else:
-            shutil.copyfile(each, to)
-    return linked
+    return sum(
+        _copy(path, target / path.name) if path.is_dir() else files.link_or_copy(path, target / path.name, LINKED)
+        for path in sorted(source.iterdir())
+    )

@@ -1,4 +1,4 @@
-"""A run comes to be: planned in a folder aside, then named, whole or not at all."""
+"""Makes a run: planned in a folder aside, then named, whole or not at all."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 
 LOOKED_AT = ".plan-"
-"""How the folders begin in which `hala plan` looks at what would be."""
+"""How the names of the folders begin in which `hala plan` looks at what would be."""
 DAY = 24 * 3600.0
 """A plan in which nothing changes for so long is dead."""
 Fill = Callable[[Path], tuple[list[Shard], Facts]]
@@ -31,11 +31,9 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
     ------
     HalaError : the run exists, or what ``fill`` raises; nothing is left behind then.
     """
-    if target.exists():
-        raise _exists(target)
-    _sweep(target)
     try:
         with files.whole_directory(target) as folder:
+            _sweep(target)
             shards, facts = fill(folder)
             made_by = provenance(recipe)
             manifest.write(folder / "manifest.parquet", shards, replace(facts, made_by=made_by))
@@ -43,7 +41,8 @@ def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
             (folder / "recipe.yaml").write_text(framed(header + recipe))
             RunDirectory(folder, facts.suffix).create_folders(len(shards))
     except FileExistsError as error:
-        raise _exists(target) from error
+        hint = f"`hala resume {target.name}`, or give another name=…"
+        raise HalaError(f"run '{target.name}' exists in {target.parent}", hint) from error
     return RunDirectory(target, facts.suffix)
 
 
@@ -52,12 +51,12 @@ def half_made(root: Path) -> list[tuple[Path, float]]:
 
     By the file server's clock as far as it can be asked.
     """
-    hidden = [path for path in root.glob(".*") if files.is_beside(path.name) or path.name.startswith(LOOKED_AT)]
-    found = sorted(path for path in hidden if path.is_dir())
-    if not found:
-        return []
-    now = files.now_in(root)
-    return [(path, max(0.0, now - _changed(path))) for path in found]
+    ours = (
+        path for path in root.glob(".*") if path.name.startswith(LOOKED_AT) or files.meant_by(path.name) != path.name
+    )
+    folders = sorted(path for path in ours if path.is_dir())
+    now = files.now_in(root) if folders else 0.0
+    return [(path, max(0.0, now - _changed(path))) for path in folders]
 
 
 def _sweep(target: Path) -> None:
@@ -71,9 +70,9 @@ def _sweep(target: Path) -> None:
 def _changed(folder: Path) -> float:
     """When the newest thing in a folder was changed."""
     times = [folder.stat().st_mtime]
-    for each in folder.rglob("*"):
+    for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
-            times.append(each.lstat().st_mtime)
+            times.append(path.lstat().st_mtime)
     return max(times)
 
 
@@ -89,19 +88,8 @@ def provenance(recipe: str) -> dict[str, str]:
 
 def _git_commit() -> str:
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return said.stdout.strip() or "none"
-
-
-def _exists(target: Path) -> HalaError:
-    return HalaError(
-        f"run '{target.name}' exists in {target.parent}", f"`hala resume {target.name}`, or give another name=…"
-    )
+    return git.stdout.strip() or "none"

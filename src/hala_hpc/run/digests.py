@@ -1,22 +1,30 @@
-"""Folders that tell whether a byte of their files has changed since they were published.
+"""Folders that show whether a byte of their files has changed since they were published.
 
-A folder holds a list of its files, with sizes and digests, and the list holds its own. It is what ``seal`` is for
-Parquet files of ours, for files whose format is somebody else's. Cards are left out, for people edit them.
+A folder holds a list of its files, with sizes and digests, and the list holds its own. It does for files whose format
+is somebody else's what ``seal`` does for our Parquet files. Cards are left out, for people edit them.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, TypeVar
 
 NAME: Final = ".digests.json"
 CARD: Final = "README.md"
 MOST_THREADS: Final = 8
+Item = TypeVar("Item")
 PIECE: Final = 1 << 22
 """Bytes read at a time."""
+
+
+class FileFacts(TypedDict):
+    """What is known of a file as it was written."""
+
+    bytes: int
+    blake2b: str
 
 
 def write(folder: Path, known: Mapping[str, str] | None = None) -> None:
@@ -24,9 +32,8 @@ def write(folder: Path, known: Mapping[str, str] | None = None) -> None:
     known = known or {}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in (folder / NAME, folder / CARD))
     names = [path.relative_to(folder).as_posix() for path in paths]
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
-        digests = list(threads.map(lambda name: known.get(name) or digest_of(folder / name), names))
-    listed = {
+    digests = _in_threads(lambda name: known.get(name) or digest_of(folder / name), names)
+    listed: dict[str, FileFacts] = {
         name: {"bytes": path.stat().st_size, "blake2b": digest}
         for name, path, digest in zip(names, paths, digests, strict=True)
     }
@@ -36,23 +43,22 @@ def write(folder: Path, known: Mapping[str, str] | None = None) -> None:
 def faults(folder: Path) -> list[str] | None:
     """Which files are not what was written, in plain words; None for a folder from before there were such lists."""
     try:
-        told = json.loads((folder / NAME).read_text("utf-8"))
-        listed: dict[str, dict[str, Any]] = told["files"]
-        if told["digest"] != _digest(listed):
+        content = json.loads((folder / NAME).read_text("utf-8"))
+        listed: dict[str, FileFacts] = content["files"]
+        if content["digest"] != _digest(listed):
             return [f"{NAME} is not what was written (its digest differs)"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{NAME} cannot be read: {type(error).__name__}: {error}"]
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
-        return list(filter(None, threads.map(lambda item: changed(folder / item[0], item[1]), listed.items())))
+    return list(filter(None, _in_threads(lambda item: changed(folder / item[0], item[1]), listed.items())))
 
 
 def folders(path: Path) -> list[Path]:
-    """``path``, or the folders in it, where they hold such lists and are no run: what ``hala collect`` makes."""
+    """``path``, or the folders in it, where they hold such lists and are not a run: what ``hala collect`` makes."""
     if (path / "manifest.parquet").exists() or not path.is_dir():
         return []
-    return [each for each in [path, *sorted(path.iterdir())] if (each / NAME).is_file()]
+    return [folder for folder in [path, *sorted(path.iterdir())] if (folder / NAME).is_file()]
 
 
 def changed(path: Path, facts: Mapping[str, Any]) -> str:
@@ -63,9 +69,8 @@ def changed(path: Path, facts: Mapping[str, Any]) -> str:
             return f"{path.name} is missing"
         if size != facts["bytes"]:
             return f"{path.name} has {size} bytes, {facts['bytes']} were written"
-        return (
-            "" if digest_of(path) == facts["blake2b"] else f"{path.name} is not what was written (its digest differs)"
-        )
+        differs = f"{path.name} is not what was written (its digest differs)"
+        return "" if digest_of(path) == facts["blake2b"] else differs
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
 
@@ -80,5 +85,10 @@ def digest_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
     return hashed.hexdigest()
 
 
-def _digest(listed: Mapping[str, Any]) -> str:
+def _in_threads(function: Callable[[Item], str], items: Collection[Item]) -> list[str]:
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(function, items))
+
+
+def _digest(listed: Mapping[str, FileFacts]) -> str:
     return hashlib.blake2b(json.dumps(listed, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -4,23 +4,15 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def fsync_directory(path: Path) -> None:
-    """Make names in ``path`` (links, renames, unlinks) durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the bytes of ``path`` durable, whoever wrote them."""
+def fsync(path: Path) -> None:
+    """Make the bytes of a file durable, whoever wrote them, or the names (links, renames, unlinks) in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,25 +22,32 @@ def fsync_file(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: whole or not at all."""
+    with _durable(path, data) as temporary:
+        temporary.rename(path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: whole or not at all. Raises FileExistsError where the name is taken."""
+    with _durable(path, data) as temporary:
+        path.hardlink_to(temporary)
+
+
+@contextmanager
+def _durable(path: Path, data: bytes) -> Iterator[Path]:
+    """A durable file beside ``path``, to be given that name; afterwards the name is durable too."""
     temporary = beside(path)
     try:
         temporary.write_bytes(data)
-        fsync_file(temporary)
-        temporary.rename(path)
-    except BaseException:
+        fsync(temporary)
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
+    fsync(path.parent)
 
 
 def beside(path: Path) -> Path:
     """A hidden name next to ``path`` that nobody else has: process ids repeat on other hosts and in containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-
-
-def is_beside(name: str) -> bool:
-    """Whether ``beside`` made this name."""
-    return meant_by(name) != name
 
 
 def meant_by(name: str) -> str:
@@ -84,12 +83,20 @@ def link_read_only(source: Path, target: Path) -> bool:
     return True
 
 
+def link_or_copy(source: Path, target: Path, least: int = 0) -> bool:
+    """Give a file of ``least`` bytes or more a second name, closed to writing, or copy it. True where it was linked."""
+    if source.stat().st_size >= least and link_read_only(source, target):
+        return True
+    shutil.copyfile(source, target)
+    return False
+
+
 def fsync_tree(path: Path) -> None:
     """Make every file and folder below ``path`` durable."""
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
-            fsync_file(Path(folder, name))
-        fsync_directory(Path(folder))
+            fsync(Path(folder, name))
+        fsync(Path(folder))
 
 
 @contextmanager
@@ -115,13 +122,11 @@ def whole_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         remove_tree(temporary)
         raise
-    fsync_directory(target.parent)
+    fsync(target.parent)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; what is gone already does not matter."""
-    import shutil
-
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -3,9 +3,8 @@
 Times are each writer's own clock: hosts may differ by a little.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from hala_hpc.run import ledger
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.ledger import Event
 
 BINS: Final = 150
 """Points of a curve over the time of a run."""
@@ -25,8 +25,6 @@ ENDINGS: Final = {
     "released": "given back",
     "lost": "lost to another",
 }
-NO_SPAN: Final = ("deferred",)
-"""Events that end a claim nobody worked under: the engine was still to be loaded."""
 UNENDED: Final = "not ended"
 
 
@@ -42,7 +40,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Incident:
     """Something that failed. ``shard`` is None where a worker failed as a whole."""
 
     time: float
@@ -54,7 +52,10 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker process: its time and what it counted. ``counts`` are (time, rows, tokens), sums since its start."""
+    """One worker process: its time and what it counted. ``counts`` are (time, rows, tokens), sums since its start.
+
+    ``totals`` are the last of all sums, by the words of its ledger.
+    """
 
     name: str
     host: str
@@ -63,8 +64,9 @@ class Worker:
     end: float
     ending: str
     counts: tuple[tuple[float, int, int], ...]
+    totals: Mapping[str, int]
     spans: tuple[Span, ...]
-    troubles: tuple[Trouble, ...]
+    troubles: tuple[Incident, ...]
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class History:
         return sum(worker.end - worker.start for worker in self.workers)
 
     @property
-    def troubles(self) -> list[Trouble]:
-        return sorted((one for worker in self.workers for one in worker.troubles), key=lambda one: one.time)
+    def troubles(self) -> list[Incident]:
+        return sorted((item for worker in self.workers for item in worker.troubles), key=lambda item: item.time)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class Rate:
 
 def read(run: RunDirectory) -> History:
     """The history of a run; empty where nobody has worked on it, or its ledgers are lost."""
-    found = [worker for path in sorted(run.ledger.glob("*.jsonl")) if (worker := _worker(path))]
-    return History(tuple(sorted(found, key=lambda worker: (worker.start, worker.name))))
+    files = ((path, opening, list(ledger.read(path))) for path, opening in ledger.openings(run.ledger))
+    workers = [_worker(path.stem, opening, events) for path, opening, events in files if events]
+    return History(tuple(sorted(workers, key=lambda worker: (worker.start, worker.name))))
 
 
 def rates(history: History, bins: int = BINS) -> list[Rate]:
@@ -124,68 +127,58 @@ def rates(history: History, bins: int = BINS) -> list[Rate]:
 
 def joined(spans: Sequence[Span], shortest: float) -> list[Span]:
     """Neighbours of one worker with the same ending as one span, so that a drawing does not grow with the run."""
-    found: list[Span] = []
+    merged: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.worker, span.ending, span.start)):
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last and (last.worker, last.ending) == (span.worker, span.ending) and span.start - last.end < shortest:
-            found[-1] = Span(last.worker, last.shard, last.start, max(last.end, span.end), last.ending)
+            merged[-1] = replace(last, end=max(last.end, span.end))
         else:
-            found.append(span)
-    return found
+            merged.append(span)
+    return merged
 
 
-def _worker(path: Path) -> Worker | None:
-    """What one ledger tells; None for one that is no worker's."""
-    events = list(ledger.read(path))
-    if not events or "host" not in events[0]:
-        return None
-    host = str(events[0]["host"])
-    end = float(events[-1]["time"])
-    ended = events[-1]["event"]
+def _worker(name: str, opening: Event, events: Sequence[Event]) -> Worker:
+    """What one ledger says."""
+    host, last = opening["host"], events[-1]
+    end = float(last["time"])
+    counts = ledger.counts(events)
     return Worker(
-        name=path.stem,
+        name=name,
         host=host,
-        job=str(events[0].get("job", "")),
+        job=str(opening.get("job", "")),
         start=float(events[0]["time"]),
         end=end,
-        ending=str(events[-1].get("outcome", "failed")) if ended in ("ended", "failed") else UNENDED,
-        counts=tuple(_counts(events)),
-        spans=tuple(_spans(path.stem, events, end)),
-        troubles=tuple(_troubles(path.stem, host, events)),
+        ending=last.get("outcome", "failed") if last["event"] in ("ended", "failed") else UNENDED,
+        counts=tuple((event["time"], event["rows"], ledger.tokens(event)) for event in counts),
+        totals={name: value for name, value in counts[-1].items() if isinstance(value, int)} if counts else {},
+        spans=tuple(_spans(name, events, end)),
+        troubles=tuple(_troubles(name, host, events)),
     )
 
 
-def _counts(events: Sequence[dict[str, Any]]) -> list[tuple[float, int, int]]:
-    return [
-        (event["time"], event["rows"], event.get("prompt_tokens", 0) + event["output_tokens"])
-        for event in events
-        if "rows" in event and "output_tokens" in event
-    ]
-
-
-def _spans(worker: str, events: Sequence[dict[str, Any]], end: float) -> list[Span]:
+def _spans(worker: str, events: Sequence[Event], end: float) -> list[Span]:
     """A worker may hold two shards at once: it claims the next before the last rows of the one before are back."""
     claimed: dict[int, float] = {}
-    found = []
+    spans = []
     for event in events:
         shard = event.get("shard")
         if shard is None:
             continue
         if event["event"] == "claimed":
             claimed[shard] = event["time"]
-        elif event["event"] in NO_SPAN:
+        elif event["event"] == "deferred":  # nobody worked under the claim: the engine was still to be loaded
             claimed.pop(shard, None)
         elif event["event"] in ENDINGS and shard in claimed:
-            found.append(Span(worker, shard, claimed.pop(shard), event["time"], ENDINGS[event["event"]]))
-    return found + [Span(worker, shard, start, end, UNENDED) for shard, start in claimed.items()]
+            spans.append(Span(worker, shard, claimed.pop(shard), event["time"], ENDINGS[event["event"]]))
+    return spans + [Span(worker, shard, start, end, UNENDED) for shard, start in claimed.items()]
 
 
-def _troubles(worker: str, host: str, events: Sequence[dict[str, Any]]) -> list[Trouble]:
+def _troubles(worker: str, host: str, events: Sequence[Event]) -> list[Incident]:
     return [
-        Trouble(event["time"], worker, event.get("node") or host, shard, str(event.get("error", event["event"])))
+        Incident(event["time"], worker, event.get("node") or host, shard, str(event.get("error", event["event"])))
         for event in events
         if event["event"] in ("failed", "crashed", "stalled", "unreachable")
-        for shard in event.get("shards") or [event.get("shard")]
+        for shard in (event["shards"] if event.get("shards") else [event.get("shard")])
     ]
 
 
@@ -193,12 +186,12 @@ COUNTED: Final = ("prompt_tokens", "output_tokens", "thoughts", "escaped")
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkTotals:
     """Totals of a run.
 
     ``hours`` are those of all workers together, each from its first event to its last; ``gpu_hours`` those times the
     GPUs that the recipe's site gives a worker. ``elapsed_hours``: from the first event of any to the last, with
-    whatever lay between. The minutes before a worker's first event are in none of them.
+    whatever lay between. The minutes before a worker's first event are not counted.
     """
 
     workers: int
@@ -211,24 +204,11 @@ class Work:
     escaped: int = 0  # prompts whose data held names of control tokens, sent as text
 
 
-def of_run(run: Path, site: dict[str, Any]) -> Work:
+def of_run(run: Path, site: Mapping[str, Any]) -> WorkTotals:
     """Totals over the ledgers of the run at ``run``; ``site`` is that section of its recipe."""
-    spans, totals = [], Counter[str]()
-    for file in sorted((run / "ledger").glob("*.jsonl")):
-        opening = ledger.first(file)
-        if "host" not in opening:  # not a worker's
-            continue
-        last = opening
-        counted: dict[str, Any] = {}
-        for event in ledger.read(file):
-            last = event
-            counted = event if "output_tokens" in event else counted
-        spans.append((float(opening["time"]), float(last["time"])))
-        totals.update({key: int(counted.get(key, 0)) for key in COUNTED})
-    seconds = sum(end - start for start, end in spans)
+    past = read(RunDirectory(run))
     slurm = site.get("slurm") or {}
     gpus = int(slurm.get("gpus_per_worker") or 0) * int(slurm.get("nodes_per_worker") or 1)
-    elapsed = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
-    return Work(
-        len(spans), seconds / 3600, seconds * gpus / 3600, elapsed / 3600, **{key: totals[key] for key in COUNTED}
-    )
+    hours = past.worker_seconds / 3600
+    totals = {key: sum(worker.totals.get(key, 0) for worker in past.workers) for key in COUNTED}
+    return WorkTotals(len(past.workers), hours, hours * gpus, (past.end - past.start) / 3600, **totals)

@@ -1,5 +1,6 @@
 """Where things stand in a run directory: names only, no state."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -18,62 +19,42 @@ GRID = "grid.json"
 FOLDERS = ("shards", "partial", "leases", "leases/workers", "ledger", "logs")
 
 
+class _Within:
+    """A path of this name in the run's directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "RunDirectory", _: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunDirectory:
-    """The paths of one run. ``suffix`` is that of a shard's output: '' for a folder, '.parquet' for rows."""
+    """The paths of one run. ``suffix`` is that of a shard's output: '' for a folder, '.parquet' for rows.
+
+    ``input`` holds rows whose source could not be read from its middle, once more, in a form that can; ``damaged`` the
+    outputs that ``hala verify`` refused, set aside to be done again.
+    """
 
     path: Path
     suffix: str = ".parquet"
 
+    recipe = _Within("recipe.yaml")
+    manifest = _Within("manifest.parquet")
+    input = _Within("input")
+    shards = _Within("shards")
+    partial = _Within("partial")
+    leases = _Within("leases")
+    workers = _Within("leases/workers")
+    ledger = _Within("ledger")
+    logs = _Within("logs")
+    damaged = _Within("damaged")
+    final = _Within("final")
+
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.parquet"
-
-    @property
-    def input(self) -> Path:
-        """Rows whose source could not be read from its middle, once more, in a form that can."""
-        return self.path / "input"
-
-    @property
-    def shards(self) -> Path:
-        return self.path / "shards"
-
-    @property
-    def partial(self) -> Path:
-        return self.path / "partial"
-
-    @property
-    def leases(self) -> Path:
-        return self.path / "leases"
-
-    @property
-    def workers(self) -> Path:
-        return self.leases / "workers"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def damaged(self) -> Path:
-        """Outputs that ``hala verify`` refused, set aside to be done again."""
-        return self.path / "damaged"
-
-    @property
-    def final(self) -> Path:
-        return self.path / "final"
 
     def shard_output(self, shard: int) -> Path:
         """The final name of a shard: it is done when this exists."""
@@ -115,13 +96,11 @@ def folders(shards: int) -> list[str]:
 
 
 def finished(run: RunDirectory, folder: str) -> set[int]:
-    """Ids of the shards whose output stands in one fan-out folder; other names there (.nfs0001, a copy) are none."""
+    """Ids of the shards whose output stands in one fan-out folder; other names (.nfs0001, a copy) do not count."""
     if not folder.isdecimal():
         return set()
-    name_of_ours = _output(run.suffix).fullmatch
-    found = {int(read[1]) for name in listing(run.shards / folder) if (read := name_of_ours(name)) is not None}
-    first = int(folder) * FAN_OUT
-    return found & set(range(first, first + FAN_OUT))
+    shards = {shard_of(name, run.suffix) for name in listing(run.shards / folder)}
+    return {shard for shard in shards if shard is not None and shard // FAN_OUT == int(folder)}
 
 
 def make_again(folder: Path) -> None:
@@ -135,8 +114,8 @@ def make_again(folder: Path) -> None:
 
 def shard_of(name: str, suffix: str) -> int | None:
     """The shard whose output has this name; None for a name that is not ours."""
-    read = _output(suffix).fullmatch(name)
-    return int(read[1]) if read is not None else None
+    match = _output(suffix).fullmatch(name)
+    return int(match[1]) if match else None
 
 
 @cache
@@ -146,18 +125,16 @@ def _output(suffix: str) -> re.Pattern[str]:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names in a folder of a run, hidden ones left out; none where the folder is gone."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """Names in a folder of a run, hidden ones left out; no names where the folder is gone."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".")]
+    return []
 
 
 def find_run(name: str, roots: Sequence[Path]) -> Path:
     """A run by its path, or by its name under the first of ``roots`` that has it.
 
-    Raises HalaError listing what is there, what a run lacks, the runs of a grid, or what a path is that is no run.
+    Raises HalaError listing what is there, what a run lacks, the runs of a grid, or what a path is that is not a run.
     """
     for path in (Path(name), *(root / name for root in roots)):
         wanting = [part for part in ("manifest.parquet", "recipe.yaml") if not (path / part).is_file()]
@@ -173,8 +150,8 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
     if (here := Path(name)).exists():
         run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"
-        what = "a folder, but no run: it has no manifest.parquet" if here.is_dir() else "a file, and a run is a folder"
-        raise HalaError(f"{here.resolve()} is {what}", inside)
+        what = "folder, but not a run: it has no manifest.parquet" if here.is_dir() else "file, and a run is a folder"
+        raise HalaError(f"{here.resolve()} is a {what}", inside)
     raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
 
 

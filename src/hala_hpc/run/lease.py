@@ -1,7 +1,7 @@
 """Who is at which shard.
 
 Each worker has one *beacon* file, ``leases/workers/<worker>``, that its heartbeat touches. A lease is a hard link to
-the beacon, ``leases/<folder>/<shard>.<attempt>``: made by an atomic link, so one worker only gets it, and kept alive
+the beacon, ``leases/<folder>/<shard>.<attempt>``: made by an atomic link, so only one worker gets it, and kept alive
 by the beacon, so a heartbeat costs one touch however many shards are held. A lease whose beacon was not touched for
 ``ttl`` seconds, by the file server's clock, is stale; whoever links the next attempt takes the shard over. Attempts
 only count up while a shard is unfinished, so nobody ever has to remove another's lease, and a worker that slept
@@ -161,7 +161,7 @@ class Leases:
 
 
 class Heartbeat:
-    """Touches the beacon from a thread, and tells when a lease was lost.
+    """Touches the beacon from a thread.
 
     A stopped or frozen process stops beating, as it should; ``on_beat`` runs after each touch, in the thread.
     """
@@ -216,7 +216,7 @@ class Finder:
         return lease
 
     def wait_for(self) -> float | None:
-        """Seconds until the first lease goes stale whose worker has given no sign of life since we have nothing to do.
+        """Seconds until the first lease goes stale whose worker has had no heartbeat since we have nothing to do.
 
         None once all have: a live worker needs no help, and a GPU should not idle for it. So a worker leaves one
         heartbeat after the last claim, or takes up what a dead one left: nobody has to resume for the last shards.
@@ -234,7 +234,7 @@ class Finder:
         return max(0.0, self._leases.ttl - max(silent)) if silent else None
 
     def _next_of(self, preferred: Sequence[int]) -> Lease | None:
-        """One that nobody has begun."""
+        """Claim a shard of these that nobody has begun."""
         by_folder: dict[str, list[int]] = {}
         for shard in preferred:
             by_folder.setdefault(layout.folder_of(shard), []).append(shard)
@@ -278,13 +278,13 @@ class Finder:
         return attempt if age is None or age > self._leases.ttl else None
 
     def _attempt_after(self, held: list[Held]) -> int | None:
-        last = max((one.attempt for one in held), default=0)
+        last = max((lease.attempt for lease in held), default=0)
         return last + 1 if last < self._leases.attempts else None
 
     @staticmethod
     def _age(held: list[Held], now: float) -> float | None:
         """Seconds since the holder's last heartbeat; None where nobody holds the shard."""
-        if not held or (last := max(held, key=lambda one: one.attempt)).failed:
+        if not held or (last := max(held, key=lambda lease: lease.attempt)).failed:
             return None
         try:
             return now - last.path.stat().st_mtime
@@ -293,14 +293,14 @@ class Finder:
 
 
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
-    """All lease files of one fan-out folder, by shard; names that are none of ours are passed over."""
-    found: dict[int, list[Held]] = {}
+    """All lease files of one fan-out folder, by shard; names that are not ours are passed over."""
+    by_shard: dict[int, list[Held]] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(run.leases / folder) as entries:
         for entry in entries:
-            if (read := _LEASE.fullmatch(entry.name)) is not None and entry.is_file():
-                held = Held(int(read[2]), read[3] is not None, Path(entry.path))
-                found.setdefault(int(read[1]), []).append(held)
-    return found
+            if (name := _LEASE.fullmatch(entry.name)) is not None and entry.is_file():
+                held = Held(int(name[2]), name[3] is not None, Path(entry.path))
+                by_shard.setdefault(int(name[1]), []).append(held)
+    return by_shard
 
 
 def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
@@ -311,7 +311,7 @@ def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
 
 
 def server_now(run: RunDirectory) -> float:
-    """The file server's time for somebody who is no worker; this host's where the run may only be read."""
+    """The file server's time for somebody who is not a worker; this host's where the run may only be read."""
     return now_in(run.leases)
 
 

@@ -5,9 +5,38 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
+
+
+class Event(TypedDict, total=False):
+    """One line of a ledger. Each has an event and a time; the first says who wrote it, the rest depends on it."""
+
+    event: str
+    time: float
+    host: str
+    job: str
+    executor: str
+    pid: int
+    shard: int
+    shards: list[int]
+    error: str
+    node: str
+    outcome: str
+    rows: int  # this and the next: sums since the worker's start
+    quarantined: int
+    prompt_tokens: int
+    output_tokens: int
+    working_on: dict[str, int]
+    doing: str
+    token: str  # this and the next: of a submission
+    runs: list[str]
+    minutes: int | None
+    jobs: list[str]
+    workers: int
+    on: str
+    gpus: list[list[int]]
 
 
 class Ledger:
@@ -22,42 +51,56 @@ class Ledger:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. ``time`` is the writer's own clock: never compared with another host's."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         # A full disk must not keep a worker from giving its shards back: the history may have a gap.
         with self._lock, contextlib.suppress(OSError):
-            self._file.write(line.encode() + b"\n")
+            self._file.write(line(event, fields))
 
     def close(self) -> None:
         self._file.close()
 
 
-def read(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
+def line(event: str, fields: Mapping[str, Any]) -> bytes:
+    """An event as it stands in a ledger."""
+    content = {"event": event, "time": round(time.time(), 3), **fields}
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+
+def read(path: Path, tail: int | None = None) -> Iterator[Event]:
     """Events of one file, oldest first; a torn line is passed over. ``tail``: only about the last so many bytes.
 
-    None of a file that is gone, or that is a folder.
+    Yields nothing for a file that is gone, or that is a folder.
     """
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()
-        for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str) and _is_time(event.get("time")):
-                yield event
+        for content in file:
+            with contextlib.suppress(ValueError):
+                event = json.loads(content)
+                whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+                if whole and isinstance(event.get("time"), int | float):
+                    yield cast("Event", event)
 
 
-def first(path: Path) -> dict[str, Any]:
+def first(path: Path) -> Event:
     """The opening event of a file: who wrote it. Empty where even that is torn."""
-    try:
-        with path.open("rb") as file:
-            event = json.loads(file.readline())
-    except (ValueError, FileNotFoundError, IsADirectoryError):
-        return {}
-    return event if isinstance(event, dict) else {}
+    with contextlib.suppress(ValueError, FileNotFoundError, IsADirectoryError), path.open("rb") as file:
+        event = json.loads(file.readline())
+        return cast("Event", event) if isinstance(event, dict) else {}
+    return {}
 
 
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float)
+def openings(folder: Path) -> Iterator[tuple[Path, Event]]:
+    """The ledgers of workers in a folder, each with its opening event; other ledgers are passed over."""
+    files = ((path, first(path)) for path in sorted(folder.glob("*.jsonl")))
+    return ((path, opening) for path, opening in files if "host" in opening)
+
+
+def counts(events: Iterable[Event]) -> list[Event]:
+    """Those of a worker's events that hold its sums."""
+    return [event for event in events if "rows" in event and "output_tokens" in event]
+
+
+def tokens(event: Event) -> int:
+    """All tokens that a worker had worked on by then."""
+    return event.get("prompt_tokens", 0) + event.get("output_tokens", 0)

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import seal
+from hala_hpc.run.layout import RunDirectory
 
 CURE = "it is the plan, which nothing makes again: put a copy back, or plan anew under another name"
 ASSEMBLED = ("quantize", "compare")
-"""Tasks with a last step, of manifests that do not say it themselves."""
+"""Tasks with a last step, for manifests that do not say so."""
 KEY = b"hala"
 """Metadata key under which the manifest keeps what is true of the whole run."""
 
@@ -51,7 +52,7 @@ class Facts:
 
     ``sources`` holds a dict per input file (path, rows, bytes, and of which file it is a copy); ``schema`` the Arrow
     schema of the input rows (serialized, hex); ``texts`` the number of texts to work on; ``unit`` what ``rows`` counts
-    (models: of a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
+    (models for a training); ``items`` what each shard asks for, where it is not rows; ``notes`` counts, by words for a
     person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
@@ -100,23 +101,29 @@ class Manifest:
 def write(path: Path, shards: Sequence[Shard], facts: Facts) -> None:
     """Write the manifest into a folder that is still being made (see ``files.whole_directory``)."""
     table = pa.Table.from_pylist([asdict(shard) for shard in shards], schema=SCHEMA)
-    told = json.dumps(asdict(replace(facts, sealed=True)))
-    seal.write_table(table.replace_schema_metadata({KEY: told.encode()}), path)
+    metadata = json.dumps(asdict(replace(facts, sealed=True)))
+    seal.write_table(table.replace_schema_metadata({KEY: metadata.encode()}), path)
 
 
 def read(path: Path) -> Manifest:
-    """Read a manifest. Raises HalaError where it is none, or not what was written."""
+    """Read a manifest. Raises HalaError for another file, and for one that is not what was written."""
     try:
         table, sealed = seal.read(path)
-        told = json.loads(table.schema.metadata[KEY])
-        facts = Facts(**told)
+        metadata = json.loads(table.schema.metadata[KEY])
+        facts = Facts(**metadata)
         if facts.sealed and not sealed:
             raise seal.Damaged("is damaged: its seal is gone")
         table = table.select(SCHEMA.names)
-        if "assembled" not in told:  # planned before manifests said so
+        if "assembled" not in metadata:  # planned before manifests said so
             facts = replace(facts, assembled=bool(facts.items) and table["task"][0].as_py() in ASSEMBLED)
     except seal.Damaged as error:
         raise HalaError(f"{path}: {error}", CURE) from error
     except (KeyError, TypeError, ValueError) as error:
         raise HalaError(f"{path}: not a manifest of a run: {error}", CURE) from error
     return Manifest(table, facts)
+
+
+def open_run(path: Path) -> tuple[RunDirectory, Manifest]:
+    """The paths and the plan of the run at ``path``. Raises HalaError as ``read``."""
+    plan = read(path / "manifest.parquet")
+    return RunDirectory(path, plan.facts.suffix), plan

@@ -1,67 +1,59 @@
 """Rows finished in an unfinished shard: what a killed worker leaves to the next.
 
 Each worker appends to a file of its own, ``partial/<folder>/<shard>.<worker>.jsonl``, so there is never a second
-writer; whoever takes the shard up reads all of them. A torn last line is a row to be done again, nothing more.
+writer; whoever takes the shard up reads all of them (see ``appending``).
 """
 
 import base64
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Required, TypedDict, cast
 
 from hala_hpc.run import layout
+from hala_hpc.run.appending import Appender, read_lines
 from hala_hpc.run.files import remove_tree
 from hala_hpc.run.layout import RunDirectory
 
-ROW = "row"
+ROW: Final = "row"
 """Key of every record: the row's number in the run."""
 TYPE = "hala:type"
 """Key of an object that stands for a value that JSON has no word for, named by its Python type, with ``value``."""
 
 
-class PartialFile:
+class Record(TypedDict, total=False):
+    """What is kept of a row: its number, and what became of it."""
+
+    row: Required[int]
+    new: dict[str, Any]
+    error: str
+    begun: bool
+
+
+class PartialFile(Appender):
     """Appends finished rows of one shard; what ``flush`` returned for is on the disk."""
 
     def __init__(self, run: RunDirectory, shard: int, worker: str) -> None:
-        self.path = run.partial_folder(shard) / f"{shard:06d}.{worker}.jsonl"
-        self._pending: list[bytes] = []
-        self._descriptor: int | None = None
+        super().__init__(run.partial_folder(shard) / f"{shard:06d}.{worker}.jsonl")
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep a record for the next flush."""
-        self._pending.append(json.dumps(_marked(record), ensure_ascii=False, default=_tagged).encode() + b"\n")
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Keep a record (see ``Record``) for the next flush."""
+        self.add_line(json.dumps(_marked(record), ensure_ascii=False, default=_tagged))
 
-    def flush(self) -> None:
-        """Append what is pending and wait for the disk. Raises OSError; then the records stay pending."""
-        if not self._pending:
-            return
-        if self._descriptor is None:
-            layout.make_again(self.path.parent)  # a purge of scratch removes folders that are empty
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        # A newline first: an append that broke off (full disk) must not swallow the first record after it.
-        data = memoryview(b"\n" + b"".join(self._pending))
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
-        self._pending.clear()
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    def _prepare(self) -> None:
+        layout.make_again(self.path.parent)  # a purge of scratch removes folders that are empty
 
 
-def read(run: RunDirectory, shard: int) -> dict[int, list[dict[str, Any]]]:
+def read(run: RunDirectory, shard: int) -> dict[int, list[Record]]:
     """Records of all workers that were at this shard, by row."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    by_row: dict[int, list[Record]] = {}
     for path in _files(run, shard, ".jsonl"):
-        for record in _records(path):
-            found.setdefault(record[ROW], []).append(record)
-    return found
+        for record in read_lines(path, _untagged):
+            if isinstance(record, dict) and isinstance(record.get(ROW), int):
+                by_row.setdefault(record[ROW], []).append(cast("Record", record))
+    return by_row
 
 
 def drop(run: RunDirectory, shard: int) -> None:
@@ -92,28 +84,12 @@ def _files(run: RunDirectory, shard: int, suffix: str) -> list[Path]:
     return sorted(folder / n for n in layout.listing(folder) if n.startswith(prefix) and n.endswith(suffix))
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except (FileNotFoundError, IsADirectoryError):  # published this moment by another worker, or none of ours
-        return
-    for line in lines:
-        try:
-            record = json.loads(line, object_hook=_untagged)
-        except (ValueError, TypeError, KeyError, ArithmeticError):  # torn, or with a mark that is none of ours
-            continue
-        if isinstance(record, dict) and isinstance(record.get(ROW), int):
-            yield record
-
-
+MICROSECOND: Final = timedelta(microseconds=1)
 _TYPES: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     datetime: (datetime.isoformat, datetime.fromisoformat),  # before date, of which it is a kind
     date: (date.isoformat, date.fromisoformat),
     time: (time.isoformat, time.fromisoformat),
-    timedelta: (
-        lambda value: str(value // timedelta(microseconds=1)),
-        lambda text: timedelta(microseconds=int(text)),
-    ),
+    timedelta: (lambda value: str(value // MICROSECOND), lambda text: int(text) * MICROSECOND),
     Decimal: (str, Decimal),
     bytes: (lambda value: base64.b64encode(value).decode(), base64.b64decode),
 }
@@ -140,5 +116,5 @@ def _tagged(value: Any) -> dict[str, str]:
     raise TypeError(f"a {type(value).__name__} cannot be kept with a finished row")
 
 
-def _untagged(found: dict[str, Any]) -> Any:
-    return _BY_NAME[found[TYPE]](found["value"]) if found.get(TYPE) in _BY_NAME else found
+def _untagged(value: Mapping[str, Any]) -> Any:
+    return _BY_NAME[value[TYPE]](value["value"]) if value.get(TYPE) in _BY_NAME else value

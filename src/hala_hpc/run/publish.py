@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hala_hpc.run import digests
-from hala_hpc.run.files import fsync_directory, fsync_file, fsync_tree, remove_tree
+from hala_hpc.run.files import fsync, fsync_tree, remove_tree
 from hala_hpc.run.layout import RunDirectory, make_again
 
 
@@ -25,12 +25,12 @@ def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
             raise
         won = False
     if won:
-        fsync_directory(output.parent)
+        fsync(output.parent)
     return won
 
 
 def _publish_file(temporary: Path, output: Path) -> bool:
-    fsync_file(temporary)
+    fsync(temporary)
     try:
         output.hardlink_to(temporary)
         won = True

@@ -1,4 +1,4 @@
-"""A run goes on: what a person changes of its recipe is written down, and finished shards are done once more."""
+"""What a resumed run needs: a person's changes of its recipe on record, and damaged outputs out of the way."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from hala_hpc.config.frozen import FOLDER, files
 from hala_hpc.run import manifest
-from hala_hpc.run.files import beside, fsync_directory, fsync_file
+from hala_hpc.run.files import fsync, write_new
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Shard
@@ -24,8 +24,7 @@ def set_aside_damaged(
     What was made of all shards goes with them. Returns what ``verify`` said before.
     """
     verdict = verify(path, check, progress)
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     for shard in verdict.damaged:
         _set_aside(run, run.shard_output(shard), f"{shard:06d}", run.suffix)
     if plan.facts.assembled and (verdict.damaged or verdict.damaged_final):
@@ -45,12 +44,12 @@ def _set_aside(run: RunDirectory, output: Path, name: str, suffix: str) -> None:
         output.rename(target)
     except FileNotFoundError:  # another `hala resume` was first
         return
-    fsync_directory(output.parent)
-    fsync_directory(run.damaged)
+    fsync(output.parent)
+    fsync(run.damaged)
 
 
 def write(run: Path, changed: Mapping[str, Any]) -> Path | None:
-    """Write down changed keys, so that every worker that starts from now on has them. None where there are none."""
+    """Write down changed keys, so that every worker that starts from now on has them. None where nothing changed."""
     from omegaconf import OmegaConf
 
     from hala_hpc.config.compose import literal
@@ -59,19 +58,12 @@ def write(run: Path, changed: Mapping[str, Any]) -> Path | None:
         return None
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    temporary = beside(folder / "change.yaml")
-    try:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(dict(changed)))), "utf-8")
-        fsync_file(temporary)
-        while True:
-            last = int(found[-1].stem) if (found := files(run)) else 0
-            path = folder / f"{last + 1:03d}.yaml"
-            try:
-                path.hardlink_to(temporary)
-                break
-            except FileExistsError:
-                continue  # somebody else resumes it too
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_directory(folder)
-    return path
+    text = OmegaConf.to_yaml(OmegaConf.create(literal(dict(changed))))
+    while True:
+        last = int(changes[-1].stem) if (changes := files(run)) else 0
+        path = folder / f"{last + 1:03d}.yaml"
+        try:
+            write_new(path, text.encode())
+            return path
+        except FileExistsError:
+            continue  # somebody else resumes it too

@@ -1,4 +1,4 @@
-"""Parquet files that tell whether a single byte of them has changed since they were written.
+"""Parquet files that show whether a single byte of them has changed since they were written.
 
 The footer of a sealed file holds the digest of the whole file, computed with its own hexadecimal digits as zeros.
 Whoever reads one checks the bytes that it then parses, so no flip and no torn write comes between the two. Page
@@ -76,8 +76,8 @@ def read(path: Path) -> tuple[pa.Table, bool]:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"not readable: {' '.join(str(error).split())}") from error
-    said = {key: value for key, value in (table.schema.metadata or {}).items() if key != KEY.encode()}
-    return table.replace_schema_metadata(said), sealed
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != KEY.encode()}
+    return table.replace_schema_metadata(metadata), sealed
 
 
 def _digest(data: bytes, place: int) -> bytes:

@@ -1,24 +1,33 @@
 """How far a run is, read from its directory alone: any time, by anybody, from any host."""
 
+import contextlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hala_hpc.run import layout, lease, ledger, manifest
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.ledger import Event
 from hala_hpc.run.manifest import Manifest
 
 TAIL_BYTES = 64 * 1024
 """How much of each ledger's end is read: enough for some minutes of progress and the last errors."""
 MOST_FOOTERS = 200
-"""Outputs opened for what a lost ledger would have told."""
+"""Outputs opened for what a lost ledger would have said."""
 ERROR = "hala_error"
 """Column of an output that says why a row could not be done (see ``data.shards``)."""
 _PUBLISHED = re.compile(rb'{"event": "published", "time": ([0-9.]+), "shard": ([0-9]+),[^\n]*"errors": ([0-9]+)')
 WINDOW_SECONDS = 300.0
 """Rates are taken over so long a time."""
+
+
+class LastError(Event):
+    """An event that says what went wrong, of which ledger, and how often its words came."""
+
+    worker: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Status:
     tokens_per_second: float
     seconds_left: float | None
     workers: list[WorkerStatus] = field(default_factory=list)
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[LastError] = field(default_factory=list)
     unit: str = "rows"
     time: float = 0.0
     unassembled: bool = False
@@ -82,14 +91,13 @@ class Status:
 
 def read(path: Path, ttl: float, attempts: int) -> Status:
     """The status of the run at ``path``; ``ttl`` and ``attempts`` are the recipe's lease time and attempts."""
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     now = lease.server_now(run)
     absent = run.absent_folders(len(plan))
     done, held = _survey(run, len(plan))
     running = {shard for shard, leases in held.items() if _alive(leases, now, ttl)}
-    failed = {shard for shard in held.keys() - running if max(one.attempt for one in held[shard]) >= attempts}
-    workers = [worker for file in sorted(run.ledger.glob("*.jsonl")) if (worker := _worker(run, file, now, ttl))]
+    failed = {shard for shard in held.keys() - running if _last(held[shard]).attempt >= attempts}
+    workers = [_worker(run, file, opening, now, ttl) for file, opening in ledger.openings(run.ledger)]
     live = [worker for worker in workers if worker.alive]
     rows_done = _rows_done(plan, done, workers)
     rate = sum(worker.rows_per_second for worker in live)
@@ -108,7 +116,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
         rows_per_second=rate,
         tokens_per_second=sum(worker.tokens_per_second for worker in live),
         seconds_left=(plan.facts.rows - rows_done) / rate if rate > 0 else None,
-        # What the dead were at is theirs no longer.
+        # What dead workers were at is no longer theirs.
         workers=[worker if worker.alive else replace(worker, working_on={}, doing="") for worker in workers],
         errors=_last_errors(run),
         unit=plan.facts.unit,
@@ -123,32 +131,24 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
 def _quarantined(run: RunDirectory, done: set[int]) -> tuple[int, int]:
     """Rows in quarantine in the finished shards, and the number of shards of which that is not known.
 
-    Of each shard the last worker that published it tells; where its ledger was lost, the output's footer, of so many
-    as can be read in a moment.
+    The last worker that published a shard says how many; where its ledger was lost, the output's footer does, for as
+    many as can be read in a moment.
     """
-    told: dict[int, tuple[float, int]] = {}
+    published: dict[int, tuple[float, int]] = {}
     for file in run.ledger.glob("*.jsonl"):
-        for time, shard, errors in _published(file):
-            told[shard] = max(told.get(shard, (0.0, 0)), (time, errors))
-    unknown = sorted(done - told.keys())
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            for match in _PUBLISHED.finditer(file.read_bytes()):  # other lines are not parsed
+                shard = int(match[2])
+                published[shard] = max(published.get(shard, (0.0, 0)), (float(match[1]), int(match[3])))
+    unknown = sorted(done - published.keys())
     footers = (_in_footer(run.shard_output(shard)) for shard in unknown[:MOST_FOOTERS])
-    found = [count for count in footers if count is not None]
-    known = sum(errors for shard, (_, errors) in told.items() if shard in done)
-    return known + sum(found), len(unknown) - len(found)
-
-
-def _published(file: Path) -> Iterator[tuple[float, int, int]]:
-    """Time, shard and rows in quarantine of each output that a worker published; other lines are not parsed."""
-    try:
-        content = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        return
-    for found in _PUBLISHED.finditer(content):
-        yield float(found[1]), int(found[2]), int(found[3])
+    counts = [count for count in footers if count is not None]
+    known = sum(errors for shard, (_, errors) in published.items() if shard in done)
+    return known + sum(counts), len(unknown) - len(counts)
 
 
 def _in_footer(output: Path) -> int | None:
-    """Rows in quarantine of one output; None of one that is damaged, which ``hala verify`` tells."""
+    """Rows in quarantine of one output; None for a damaged one, which ``hala verify`` names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -166,8 +166,8 @@ def _in_footer(output: Path) -> int | None:
 
 def missing(path: Path) -> list[int]:
     """Ids of the shards whose output does not stand yet."""
-    plan = manifest.read(path / "manifest.parquet")
-    done, _ = _survey(RunDirectory(path, plan.facts.suffix), len(plan))
+    run, plan = manifest.open_run(path)
+    done, _ = _survey(run, len(plan))
     return [shard for shard in range(len(plan)) if shard not in done]
 
 
@@ -176,18 +176,15 @@ def retry_failed(path: Path, attempts: int, ttl: float = 0.0) -> int:
 
     A shard that a live worker (by ``ttl``) is at for the last time is left to it.
     """
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     now = lease.server_now(run)
-    count = 0
-    for folder in layout.folders(len(plan)):
-        for leases in lease.unfinished(run, folder).values():
-            last = max(leases, key=lambda one: one.attempt)
-            if last.attempt >= attempts and not _alive(leases, now, ttl):
-                count += 1
-                for one in leases:
-                    one.path.unlink(missing_ok=True)
-    return count
+    _, held = _survey(run, len(plan))
+    given_up = [
+        leases for leases in held.values() if _last(leases).attempt >= attempts and not _alive(leases, now, ttl)
+    ]
+    for item in itertools.chain(*given_up):
+        item.path.unlink(missing_ok=True)
+    return len(given_up)
 
 
 def _survey(run: RunDirectory, shards: int) -> tuple[set[int], dict[int, list[lease.Held]]]:
@@ -200,32 +197,30 @@ def _survey(run: RunDirectory, shards: int) -> tuple[set[int], dict[int, list[le
     return done, {shard: leases for shard, leases in held.items() if shard not in done and shard < shards}
 
 
+def _last(leases: list[lease.Held]) -> lease.Held:
+    return max(leases, key=lambda held: held.attempt)
+
+
 def _alive(leases: list[lease.Held], now: float, ttl: float) -> bool:
-    last = max(leases, key=lambda one: one.attempt)
+    last = _last(leases)
     return not last.failed and _age(last.path, now) < ttl
 
 
 def _age(path: Path, now: float) -> float:
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return now - path.stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
-        return float("inf")
+    return float("inf")
 
 
-def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStatus | None:
-    """What a ledger's first event and last progress events tell; None for a ledger that is no worker's."""
-    opening = ledger.first(file)
-    if "host" not in opening:
-        return None
-    events = [event for event in ledger.read(file, TAIL_BYTES) if "rows" in event and "output_tokens" in event]
-    last = events[-1] if events else {}
-    since = next((event for event in events if event["time"] >= last["time"] - WINDOW_SECONDS), opening)
-    if since is last:
-        since = opening
+def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: float) -> WorkerStatus:
+    """What a ledger's first event and last sums say."""
+    sums = ledger.counts(ledger.read(file, TAIL_BYTES))
+    last: Event = sums[-1] if sums else {}
+    since = next((event for event in sums[:-1] if event["time"] >= last["time"] - WINDOW_SECONDS), opening)
     seconds = last["time"] - since["time"] if last else 0.0
 
-    def rate(*keys: str) -> float:
-        return sum(last.get(key, 0) - since.get(key, 0) for key in keys) / seconds if seconds > 0 else 0.0
+    def rate(difference: int) -> float:
+        return difference / seconds if seconds > 0 else 0.0
 
     return WorkerStatus(
         worker=file.stem,
@@ -236,8 +231,8 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
         quarantined=last.get("quarantined", 0),
         prompt_tokens=last.get("prompt_tokens", 0),
         output_tokens=last.get("output_tokens", 0),
-        rows_per_second=rate("rows"),
-        tokens_per_second=rate("prompt_tokens", "output_tokens"),
+        rows_per_second=rate(last.get("rows", 0) - since.get("rows", 0)),
+        tokens_per_second=rate(ledger.tokens(last) - ledger.tokens(since)),
         working_on=last.get("working_on", {}),
         doing=last.get("doing", ""),
         counts={name: value for name, value in last.items() if isinstance(value, int)},
@@ -246,23 +241,24 @@ def _worker(run: RunDirectory, file: Path, now: float, ttl: float) -> WorkerStat
 
 def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> int:
     rows: list[int] = plan.column("rows")
-    inside: dict[int, int] = {}  # of dead workers too: what they finished of a shard is kept for the next
-    for shard, count in (item for worker in workers for item in worker.working_on.items()):
-        inside[int(shard)] = max(count, inside.get(int(shard), 0))
+    inside = Counter[int]()  # of dead workers too: what they finished of a shard is kept for the next
+    for worker in workers:
+        inside |= Counter({int(shard): count for shard, count in worker.working_on.items()})
     return sum(rows[shard] for shard in done) + sum(count for shard, count in inside.items() if shard not in done)
 
 
-def _last_errors(run: RunDirectory, most: int = 5) -> list[dict[str, Any]]:
-    """Those of the same words once, with their ``count``, as the last of them."""
+def _last_errors(run: RunDirectory, most: int = 5) -> list[LastError]:
+    """The last errors; those of the same words once, as the last of them, with their ``count``."""
     errors = [
-        {"worker": file.stem, **event}
+        LastError({**event, "worker": file.stem, "count": 1})
         for file in run.ledger.glob("*.jsonl")
         for event in ledger.read(file, TAIL_BYTES)
         if event["event"] in ("failed", "crashed", "unreachable")
     ]
-    alike: dict[str, dict[str, Any]] = {}
-    for event in sorted(errors, key=lambda event: float(event["time"])):
-        words = str(event.get("error", event["event"]))
-        before = alike.pop(words, None)
-        alike[words] = event | {"count": 1 + (before["count"] if before else 0)}
+    alike: dict[str, LastError] = {}
+    for error in sorted(errors, key=lambda error: float(error["time"])):
+        words = str(error.get("error", error["event"]))
+        if (before := alike.pop(words, None)) is not None:
+            error["count"] += before["count"]
+        alike[words] = error
     return list(alike.values())[-most:]

@@ -1,7 +1,7 @@
 """Proof that every input row is in the output or in quarantine, exactly once, and that its input is unchanged."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
 MOST_PROBLEMS = 20
-"""Problems told in full; the rest are counted."""
+"""So many problems are named; the rest are only counted."""
 FINAL = "final: "
-"""How a problem begins that is not one of the shard but of what was made of all of them."""
+"""How a problem begins that lies not in the shard but in what was made of all of them."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
     """What one shard's output holds. ``problems`` says, in plain words, what contradicts the manifest.
 
-    ``sealed`` is false of rows that were written before there were seals, whose new columns nothing can prove.
+    ``sealed`` is false for rows that were written before there were seals, whose new columns nothing can prove.
     """
 
     done: int = 0
@@ -66,47 +66,56 @@ class Verdict:
 
 def verify(path: Path, check: CheckShard, progress: Callable[[Iterator[Shard]], Iterator[Shard]] = iter) -> Verdict:
     """Check every shard of the run at ``path``; memory does not grow with the run."""
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
-    done = missing = problem_count = following = 0
+    run, plan = manifest.open_run(path)
+    done = missing = following = unsealed = 0
     quarantined: Counter[str] = Counter()
-    problems: list[str] = []
+    problems = _Problems()
     damaged: list[int] = []
-    unsealed, damaged_final = 0, False
+    damaged_final = False
     for shard in progress(iter(plan)):
-        found = [] if shard.start == following else [f"manifest: starts at row {shard.start}, not {following}"]
+        about = f"shard {shard.id}: "
+        if shard.start != following:
+            problems.add([f"manifest: starts at row {shard.start}, not {following}"], about)
         following = shard.start + shard.rows
         output = run.shard_output(shard.id)
-        if output.exists():
-            report = _checked(shard, output, check)
-            done += report.done
-            quarantined += report.quarantined
-            found += report.problems
-            unsealed += not report.sealed
-            about_final = [problem for problem in report.problems if problem.startswith(FINAL)]
-            damaged_final |= bool(about_final)
-            damaged += [shard.id] if len(report.problems) > len(about_final) else []
-        else:
+        if not output.exists():
             missing += 1
-        problem_count += len(found)
-        problems += [f"shard {shard.id}: {problem}" for problem in found][: MOST_PROBLEMS - len(problems)]
+            continue
+        report = _checked(shard, output, check)
+        done += report.done
+        quarantined += report.quarantined
+        unsealed += not report.sealed
+        problems.add(report.problems, about)
+        about_final = [problem for problem in report.problems if problem.startswith(FINAL)]
+        damaged_final |= bool(about_final)
+        damaged += [shard.id] if len(report.problems) > len(about_final) else []
     if following != plan.facts.rows:
-        problem_count += 1
-        problems.append(f"manifest: its shards hold {following} rows, its sources {plan.facts.rows}")
-    for name in strangers(run, len(plan)):
-        problem_count += 1
-        problems.append(f"{name}: the plan has no such shard; move it away")
+        problems.add([f"manifest: its shards hold {following} rows, its sources {plan.facts.rows}"])
+    problems.add([f"{name}: the plan has no such shard; move it away" for name in strangers(run, len(plan))])
     unassembled = plan.facts.assembled and not run.final.is_dir()
     if plan.facts.assembled and not damaged_final and (faults := run.final.is_dir() and digests.faults(run.final)):
         damaged_final = True
-        problem_count += len(faults)
-        problems += [f"{FINAL}{fault}" for fault in faults][: MOST_PROBLEMS - len(problems)]
-    counts = (len(plan), plan.facts.rows, done, missing, dict(quarantined))
-    return Verdict(*counts, problem_count, problems, damaged, unsealed, unassembled, damaged_final)
+        problems.add(faults, FINAL)
+    counts = (len(plan), plan.facts.rows, done, missing, dict(quarantined), problems.count, problems.first)
+    return Verdict(*counts, damaged, unsealed, unassembled, damaged_final)
+
+
+@dataclass
+class _Problems:
+    """How many there are, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, problems: Sequence[str], about: str = "") -> None:
+        """``about`` says where they are; those of the whole run have none, and are always named."""
+        self.count += len(problems)
+        room = max(0, MOST_PROBLEMS - len(self.first)) if about else len(problems)
+        self.first += [f"{about}{problem}" for problem in problems[:room]]
 
 
 def _checked(shard: Shard, output: Path, check: CheckShard) -> ShardReport:
-    """Of a folder first that it is what was published: what a task makes of a damaged one tells a person nothing."""
+    """A folder is first compared with what was published: what a task says of a damaged one helps nobody."""
     if not output.is_dir():
         return check(shard, output)
     faults = digests.faults(output)
@@ -117,5 +126,5 @@ def _checked(shard: Shard, output: Path, check: CheckShard) -> ShardReport:
 
 def strangers(run: RunDirectory, shards: int) -> list[str]:
     """Outputs of shards that the plan does not have, by their path in the run."""
-    found = sorted(shard for folder in layout.listing(run.shards) for shard in layout.finished(run, folder))
-    return [str(run.shard_output(shard).relative_to(run.path)) for shard in found if shard >= shards]
+    outputs = sorted(shard for folder in layout.listing(run.shards) for shard in layout.finished(run, folder))
+    return [str(run.shard_output(shard).relative_to(run.path)) for shard in outputs if shard >= shards]

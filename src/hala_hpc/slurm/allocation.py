@@ -1,4 +1,4 @@
-"""What a running job asks Slurm about itself: its nodes, their addresses, its end; and to go on without some."""
+"""What a running job asks of Slurm: its nodes, their addresses, its end, and to go on without some of them."""
 
 import contextlib
 import os
@@ -18,6 +18,10 @@ LONGEST_PAUSE = 15.0
 """Between two tries, in seconds."""
 KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID")
 """What a step within the job needs to know of the environment of the step that starts it."""
+OPTIONS = {"Features": "constraint", "NumNodes": "nodes", "TresPerNode": "gres"} | {
+    name: name.lower() for name in ("Partition", "Account", "QOS", "Reservation")
+}
+"""Options of sbatch, by their names in what scontrol shows of a job."""
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -27,8 +31,8 @@ def step_environment() -> dict[str, str]:
     srun takes its options from SLURM_* variables too, and those of our own step (one task on one node, no GPU) would
     shape the new one.
     """
-    kept = {key: value for key, value in os.environ.items() if key in KEPT or not _of_a_step(key)}
-    return {key: value for key, value in kept.items() if key not in DEVICES}
+    dropped = ("SLURM_", "SRUN_", "SBATCH_", *DEVICES)
+    return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith(dropped)}
 
 
 def node_names() -> list[str]:
@@ -38,67 +42,52 @@ def node_names() -> list[str]:
 
 def address(node: str) -> str:
     """Where a node is reached: its name may not resolve on the others. Raises HalaError for an unknown node."""
-    return fields(commands.run("scontrol", "show", "node", node, "--oneliner")).get("NodeAddr", node)
+    return _shown("node", node).get("NodeAddr", node)
 
 
 def end_time(job: str) -> float | None:
-    """When Slurm will end a job, in seconds since 1970; None where it has no limit or Slurm does not tell."""
+    """When Slurm will end a job, in seconds since 1970; None where it has no limit or Slurm does not say."""
     if (known := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():  # since Slurm 23.02
         return float(known)
     with contextlib.suppress(HalaError):
-        return parse_end(fields(commands.run("scontrol", "show", "job", job, "--oneliner")).get("EndTime", ""))
+        return parse_end(_shown("job", job).get("EndTime", ""))
     return None
 
 
 def parse_end(text: str) -> float | None:
     """Slurm's times are local and without a zone; ``Unknown`` and the like are None."""
-    try:
+    with contextlib.suppress(ValueError):
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
+    return None
 
 
 def fields(text: str) -> dict[str, str]:
     """The ``Key=Value`` words of ``scontrol show --oneliner``; of a repeated key the first, as of array tasks."""
-    found: dict[str, str] = {}
-    for word in text.split():
-        key, equals, value = word.partition("=")
-        if equals:
-            found.setdefault(key, value)
-    return found
+    pairs = (word.split("=", 1) for word in text.split() if "=" in word)
+    return dict(reversed([(key, value) for key, value in pairs]))
 
 
 def can_do_without(job: str, nodes: Iterable[str]) -> bool:
     """Whether Slurm could ever start the job without these nodes: else it would wait for ever."""
-    asked = fields(commands.run("scontrol", "show", "job", job, "--oneliner"))
     try:
-        commands.run(*test_only(asked, nodes))
+        commands.run(*test_only(_shown("job", job), nodes))
     except HalaError:
         return False
     return True
 
 
-def test_only(asked: dict[str, str], nodes: Iterable[str]) -> list[str]:
-    """The sbatch command that tries, without submitting, what a job asked for, less some nodes."""
-    names = {
-        "Partition": "partition",
-        "Account": "account",
-        "QOS": "qos",
-        "Features": "constraint",
-        "NumNodes": "nodes",
-        "TresPerNode": "gres",
-        "Reservation": "reservation",
-    }
-    given = {option: asked.get(key, "(null)") for key, option in names.items()}
+def test_only(job: dict[str, str], nodes: Iterable[str]) -> list[str]:
+    """The sbatch command that tries, without submitting, what a job of these fields asked for, without some nodes."""
+    given = {option: job.get(key, "(null)") for key, option in OPTIONS.items()}
     given["gres"] = given["gres"].replace("gres:", "").replace("gres/", "")
     given["nodes"] = given["nodes"].partition("-")[0]
     options = [f"--{option}={value}" for option, value in given.items() if value not in ("(null)", "")]
-    excluded = ",".join(_excluded(asked, nodes))
+    excluded = ",".join(_excluded(job, nodes))
     return ["sbatch", "--test-only", *options, f"--exclude={excluded}", "--wrap=true"]
 
 
-def requeue(job: str, told: Callable[[str], None] = lambda _: None) -> None:
-    """Put our own job back in the queue: tried until Slurm takes it, or ends this job, or says a plain no.
+def requeue(job: str, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Put our own job back in the queue: tries until Slurm takes it, or ends this job, or says a plain no.
 
     A controller may be away when the time is over, and workers that started together ask it together: so the pauses
     between two tries grow, and chance is in them. Raises HalaError for a no: there is no scontrol here, or the job
@@ -112,7 +101,7 @@ def requeue(job: str, told: Callable[[str], None] = lambda _: None) -> None:
         except HalaError as error:
             if commands.is_no(error):
                 raise
-            told(error.message)
+            tell(error.message)
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -125,7 +114,7 @@ def requeue_without(job: str, nodes: Iterable[str]) -> None:
     Nodes can be excluded only while a job is pending, and it is as soon as it is requeued, although we still live:
     Slurm ends us with SIGTERM, and KillWait later (30 s by default) with SIGKILL. The caller should wait for that.
     """
-    excluded = _excluded(fields(commands.run("scontrol", "show", "job", job, "--oneliner")), nodes)
+    excluded = _excluded(_shown("job", job), nodes)
     requeue(job)
     deadline = time.monotonic() + SECONDS
     while True:
@@ -138,10 +127,10 @@ def requeue_without(job: str, nodes: Iterable[str]) -> None:
             time.sleep(0.1)
 
 
-def _excluded(asked: dict[str, str], nodes: Iterable[str]) -> Sequence[str]:
-    before = asked.get("ExcNodeList", "(null)")
+def _excluded(job: dict[str, str], nodes: Iterable[str]) -> Sequence[str]:
+    before = job.get("ExcNodeList", "(null)")
     return [*([before] if before not in ("(null)", "") else []), *nodes]
 
 
-def _of_a_step(variable: str) -> bool:
-    return variable.startswith(("SLURM_", "SRUN_", "SBATCH_"))
+def _shown(kind: str, name: str) -> dict[str, str]:
+    return fields(commands.run("scontrol", "show", kind, name, "--oneliner"))

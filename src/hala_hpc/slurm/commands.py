@@ -16,46 +16,19 @@ from hala_hpc.config.words import plural
 SECONDS = 60.0
 """A controller under load answers late; one that does not answer for so long is down."""
 ASK_SECONDS = 7.0
-"""For a question whose answer somebody waits for: `hala status` is to say within ten seconds that there is none."""
+"""For a question whose answer somebody waits for: `hala status` must say within ten seconds that none came."""
 CANCEL_SECONDS = 5.0
 """So long may Slurm take to begin to end what scancel accepted, before we say that it was only asked."""
+TASKS = ("squeue", "--noheader", "--array", "--format=%i|%T|%r")
+"""What squeue is asked for when tasks are read (see ``parse_states``)."""
 NO_SLURM = "are you on a login node? try --site local"
 
-RETURNING: Final = frozenset(
-    {
-        "CONFIGURING",
-        "PENDING",
-        "PREEMPTED",
-        "REQUEUED",
-        "REQUEUE_FED",
-        "REQUEUE_HOLD",
-        "RESIZING",
-        "RESV_DEL_HOLD",
-        "RUNNING",
-        "SIGNALING",
-        "SPECIAL_EXIT",
-        "STAGE_OUT",
-        "STOPPED",
-        "SUSPENDED",
-    }
-)
-"""States of a task that works or can do so (again)."""
 ENDING: Final = "COMPLETING"
-"""Of a task that is about to leave its node: for good, or to be back in the queue. squeue does not tell which."""
+"""State of a task that is about to leave its node: for good, or to be back in the queue. squeue does not say which."""
 ENDED: Final = frozenset(
-    {
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "REVOKED",
-        "TIMEOUT",
-    }
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
-"""States of a task that is over. One in none of the three is new to us, so it may well come back."""
+"""States of a task that is over. In any other, one new to us too, it works or may come back."""
 _HELD = re.compile(r"held", re.IGNORECASE)
 _NO = re.compile(r"not found|may not be run|disabled|invalid|denied|not permitted", re.IGNORECASE)
 _SILENT = re.compile(r"timed? ?out|unable to contact|communicat|connect|zero bytes|no answer|backup controller", re.I)
@@ -83,7 +56,7 @@ class JobState:
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     """How a Slurm command ended, and what it said."""
 
     code: int
@@ -91,17 +64,16 @@ class Said:
     error: str
 
 
-def said(*words: str, seconds: float = SECONDS) -> Said:
+def said(*words: str, seconds: float = SECONDS) -> CommandResult:
     """Run a Slurm command. Raises HalaError where there is none, or no answer in time."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        raise HalaError(f"{words[0]}: not found", NO_SLURM) from error
-    except PermissionError as error:
-        raise HalaError(f"{words[0]}: may not be run here", NO_SLURM) from error
+    except (FileNotFoundError, PermissionError) as error:
+        problem = "not found" if isinstance(error, FileNotFoundError) else "may not be run here"
+        raise HalaError(f"{words[0]}: {problem}", NO_SLURM) from error
     except subprocess.TimeoutExpired as error:
         raise HalaError(f"{words[0]}: no answer from Slurm for {seconds:.0f} s", "try again later") from error
-    return Said(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def run(*words: str, seconds: float = SECONDS) -> str:
@@ -112,13 +84,12 @@ def run(*words: str, seconds: float = SECONDS) -> str:
     return done.out
 
 
-def refusal(program: str, done: Said) -> HalaError:
+def refusal(program: str, answer: CommandResult) -> HalaError:
     """What Slurm said, in one short line: its programs repeat their names, and one cause in several lines."""
-    lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in done.error.splitlines()]
-    told = list(dict.fromkeys(line for line in lines if line))
-    if any("resolve_ctls" in line or "could not establish a configuration" in line for line in told):
+    lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in answer.error.splitlines()]
+    if any("resolve_ctls" in line or "could not establish a configuration" in line for line in lines):
         return HalaError(f"{program}: no Slurm is set up here", NO_SLURM)
-    return HalaError(f"{program}: {'; '.join(told) or f'exit code {done.code}'}")
+    return HalaError(f"{program}: {'; '.join(dict.fromkeys(filter(None, lines))) or f'exit code {answer.code}'}")
 
 
 def is_silence(error: HalaError | str) -> bool:
@@ -138,32 +109,37 @@ def states(jobs: Sequence[str]) -> list[JobState]:
     """
     if not jobs:
         return []
-    words = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}")
-    done = said(*words, seconds=ASK_SECONDS)
+    done = said(*TASKS, "--states=all", f"--jobs={','.join(jobs)}", seconds=ASK_SECONDS)
     if done.code != 0 and "Invalid job id" not in done.error:  # that one it has forgotten
         raise refusal("squeue", done)
     return parse_states(done.out)
 
 
+def own_tasks() -> list[JobState]:
+    """The array tasks of this user that are in the queue."""
+    return parse_states(run(*TASKS, "--me"))
+
+
 def parse_states(text: str) -> list[JobState]:
     """Lines of squeue in our format."""
-    rows = (line.strip().split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
-    return [JobState(*row) for row in rows]
+    return [JobState(*row) for row in rows(text, 3)]
 
 
-def counted(found: Sequence[JobState]) -> dict[str, int]:
+def rows(text: str, columns: int) -> Iterator[list[str]]:
+    """Lines of so many columns, with ``|`` between, as Slurm's programs print them; other lines are passed over."""
+    lines = (line.strip().split("|", columns - 1) for line in text.splitlines())
+    return (row for row in lines if len(row) == columns)
+
+
+def counted(tasks: Sequence[JobState]) -> dict[str, int]:
     """How many tasks are in each state; those that wait or ended with the reason that Slurm gives."""
-    silent = ("None", "")
-    names = (
-        one.state if one.reason in silent or one.state in ("RUNNING", ENDING) else f"{one.state} ({one.reason})"
-        for one in found
+    return dict(
+        Counter(
+            task.state
+            + ("" if task.reason in ("None", "") or task.state in ("RUNNING", ENDING) else f" ({task.reason})")
+            for task in tasks
+        )
     )
-    return dict(Counter(names))
-
-
-def live_workers(found: Sequence[JobState]) -> int:
-    """Array tasks that work or may yet."""
-    return sum(one.may_work for one in found)
 
 
 def cancel(jobs: Sequence[str]) -> list[JobState]:
@@ -187,7 +163,7 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
     deadline = time.monotonic() + CANCEL_SECONDS
     while True:
         try:
-            left = [one for one in states(jobs) if one.may_work and one.state != ENDING]
+            left = [task for task in states(jobs) if task.may_work and task.state != ENDING]
         except HalaError as error:
             raise (refused or HalaError(f"scancel was accepted, but {error.message}", "look again later")) from error
         if not left or refused is not None or time.monotonic() > deadline:
@@ -203,7 +179,7 @@ def outside_any_job(options: Iterable[str] = ()) -> Iterator[None]:
     """The environment as on a login node: a job submitted from within a job must not inherit its SLURM_* variables.
 
     ``SLURM_CONF`` stays, for it says which cluster this is. Outside of jobs a person's own SBATCH_* stay, which sites
-    tell people to export; but not those of ``options`` (long names), which sbatch would take over what a recipe says.
+    ask people to export; but not those of ``options`` (long names), which sbatch would take over what a recipe says.
     """
     if "SLURM_JOB_ID" in os.environ:
         dropped = {key for key in os.environ if key.startswith(("SLURM_", "SRUN_", "SBATCH_"))} - {"SLURM_CONF"}

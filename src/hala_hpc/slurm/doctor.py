@@ -19,8 +19,7 @@ from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
 from hala_hpc.slurm import commands
 from hala_hpc.slurm.limits import limits, parse_config
-from hala_hpc.slurm.options import given, parameters
-from hala_hpc.slurm.script import launch
+from hala_hpc.slurm.script import job_text, launch, parameters
 
 IMPORT_SECONDS = 180.0
 """A first import of vLLM from a cold shared file system takes a minute or two."""
@@ -52,15 +51,15 @@ def examine(recipe: Recipe, profile: Path) -> Iterator[Finding]:
         yield _environment(stage, environment, "cuda" if recipe.site.slurm.gpus_per_worker else "cpu")
     if not recipe.site.environments:
         advice = "--site local-cpu has an environment for it, made by `make serve`; other engines need none"
-        found = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one", advice)
+        this = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one", advice)
         # No fault where the engine is an endpoint: only vLLM in the worker needs it.
-        yield found if found.state == "ok" else replace(found, state="warning")
+        yield this if this.state == "ok" else replace(this, state="warning")
     if recipe.site.executor == "slurm":
         yield from _slurm(recipe)
 
 
 def _unedited(profile: Path) -> Iterator[Finding]:
-    """Lines of a copied example that were to be changed, and were not."""
+    """Lines of a copied example that had to be changed, and were not."""
     lines = profile.read_text("utf-8", "replace").splitlines()
     example = profile.with_name(EXAMPLE)
     shipped = set(example.read_text("utf-8").splitlines()) if example.is_file() else set()
@@ -70,20 +69,18 @@ def _unedited(profile: Path) -> Iterator[Finding]:
         if CHANGE in line.partition("#")[0] or (CHANGE in line and line in shipped and line.partition("#")[0].strip())
     ]
     if left:
-        yield Finding(
-            "profile", "missing", f"{profile}: CHANGE stands in line {', '.join(map(str, left))}",
-            "put in what your cluster has, and take the mark away",
-        )  # fmt: skip
+        lines_left = f"{profile}: CHANGE stands in line {', '.join(map(str, left))}"
+        yield Finding("profile", "missing", lines_left, "put in what your cluster has, and take the mark away")
 
 
 def _two_roots(recipe: Recipe, profile: Path) -> Iterator[Finding]:
     """$HALA_RUNS is stronger than a profile, so a profile that says another folder misleads."""
-    said = [layer for layer in of_place(profile) if isinstance(layer.values.get("run"), dict)]
-    roots = {layer.where: str(layer.values["run"].get("root")) for layer in said if "root" in layer.values["run"]}
+    layers = [layer for layer in of_place(profile) if isinstance(layer.values.get("run"), dict)]
+    roots = {layer.where: str(layer.values["run"].get("root")) for layer in layers if "root" in layer.values["run"]}
     places = {where: _rooted(root, profile.parent) for where, root in roots.items()}
     if len(set(places.values())) > 1:
-        told = ", ".join(f"{where} says {root}" for where, root in places.items())
-        yield Finding("run.root", "warning", f"{told}; runs go to {recipe.run.root}", "let both say the same")
+        differing = ", ".join(f"{where} says {root}" for where, root in places.items())
+        yield Finding("run.root", "warning", f"{differing}; runs go to {recipe.run.root}", "let both say the same")
 
 
 def _rooted(root: str, base: Path) -> Path:
@@ -95,7 +92,7 @@ def _rooted(root: str, base: Path) -> Path:
 
 def _runs(root: Path) -> Iterator[Finding]:
     if CHANGE in root.parts:
-        return  # told already; no folder is to be made of it
+        return  # already named; no folder must be made of it
     there = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as folder:
@@ -107,18 +104,12 @@ def _runs(root: Path) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("runs", "missing", f"{root}: {error.strerror}", "set run.root to a shared, writable folder")
         return
-    state: Literal["ok", "warning"] = "ok" if free > LITTLE_SPACE_GB else "warning"
-    made = "" if there == root else " (to be made)"
-    yield Finding(
-        "runs",
-        state,
-        f"{root.resolve()}{made}: hard links work, {free:,.0f} GB free",
-        "" if state == "ok" else f"less than {LITTLE_SPACE_GB} GB: free some space, or set run.root",
-    )
+    detail = f"{root.resolve()}{'' if there == root else ' (to be made)'}: hard links work, {free:,.0f} GB free"
+    little = f"less than {LITTLE_SPACE_GB} GB: free some space, or set run.root"
+    yield Finding("runs", "ok", detail) if free > LITTLE_SPACE_GB else Finding("runs", "warning", detail, little)
     if abs(ahead) > CLOCK_SECONDS:
-        yield Finding(
-            "clock", "warning", f"the file server is {ahead:+.0f} s off", "harmless for runs; tell the admins"
-        )
+        off = f"the file server is {ahead:+.0f} s off"
+        yield Finding("clock", "warning", off, "harmless for runs; tell the admins")
 
 
 def _cache(recipe: Recipe) -> Iterator[Finding]:
@@ -134,10 +125,10 @@ def _cache(recipe: Recipe) -> Iterator[Finding]:
 def _environment(stage: str, environment: Environment, device: str) -> Finding:
     if environment.container is not None:
         runtime = environment.container.runtime
-        found = runtime == "pyxis" or shutil.which(runtime)
-        return Finding(f"environment {stage}", "ok" if found else "warning", f"{runtime} {environment.container.image}")
+        state: Literal["ok", "warning"] = "ok" if runtime == "pyxis" or shutil.which(runtime) else "warning"
+        return Finding(f"environment {stage}", state, f"{runtime} {environment.container.image}")
     if environment.modules or environment.python:
-        return Finding(f"environment {stage}", "ok", "set up on the node by the site's own lines: not looked into")
+        return Finding(f"environment {stage}", "ok", "set up on the node by the site's own lines: not checked")
     advice = f"hala env build {stage}-{device} --to {environment.venv}"
     return _importable(f"{environment.venv}/bin/python", stage, str(environment.venv), advice)
 
@@ -150,8 +141,8 @@ def _importable(python: str, stage: str, where: str, advice: str) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(f"environment {stage}", "missing", f"{where}: {error}", advice)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["failed"])[-1]
-        return Finding(f"environment {stage}", "missing", f"{where}: {said}", advice)
+        last = (done.stderr.strip().splitlines() or ["failed"])[-1]
+        return Finding(f"environment {stage}", "missing", f"{where}: {last}", advice)
     return Finding(f"environment {stage}", "ok", f"{where}: {module} {done.stdout.split()[-1]}")
 
 
@@ -163,8 +154,8 @@ def _slurm(recipe: Recipe) -> Iterator[Finding]:
     except HalaError:
         return
     most = limits(site.slurm)
-    each = "any" if most.submit is None else f"{most.submit:,}"
-    yield Finding("limits", "ok", f"arrays of {most.array:,}, {most.jobs:,} jobs, {each} of this user")
+    of_user = "any" if most.submit is None else f"{most.submit:,}"
+    yield Finding("limits", "ok", f"arrays of {most.array:,}, {most.jobs:,} jobs, {of_user} of this user")
     if config.get("AccountingStorageType", "").endswith("/none"):
         yield Finding("accounting", "warning", "off: everything works, but why a job died is not on record")
     yield _tried("job", lambda: _tested(recipe), f"mend site.slurm of {site.name}; `sinfo` lists the partitions")
@@ -172,14 +163,12 @@ def _slurm(recipe: Recipe) -> Iterator[Finding]:
 
 def _tested(recipe: Recipe) -> str:
     """Ask Slurm whether it would take the job, without submitting it."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
     stage = next(iter(recipe.site.environments), "serve")
-    asked = parameters(recipe, launch(recipe.site, stage))
+    request = parameters(recipe, launch(recipe.site, stage))
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "test.sbatch")
-        script.write_text(_make_sbatch_string(command="true", folder=folder, **asked))
-        with commands.outside_any_job(given(asked)):
+        script.write_text(job_text(request, "true", Path(folder)))
+        with commands.outside_any_job(request.options):
             commands.run("sbatch", "--test-only", str(script))
     return "Slurm would take it"
 

@@ -5,6 +5,7 @@ on purpose stays out. Only torch needs a choice of source, see :func:`~hala_hpc.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from uv import find_uv_bin
@@ -38,7 +40,7 @@ _HANDED_ON = (  # pip's option; uv's variable; another name of that variable; wh
 
 @dataclass(frozen=True)
 class TorchSource:
-    """One place to take torch from: what to ask uv for, with which options, and what a person is told."""
+    """One place to take torch from: what to ask uv for, with which options, and the words for a person."""
 
     requirement: str
     options: tuple[str, ...]
@@ -54,16 +56,13 @@ def torch_sources(version: str) -> tuple[TorchSource, ...]:
     on offer.
     """
     base, _, label = version.partition("+")
+    alone, configured = ("--no-deps",), "from the configured sources"
     if not label:
-        plain = f"torch {base}, the CUDA build, from the configured sources"
-        return (TorchSource(f"torch=={base},!={base}+cpu", ("--no-deps",), plain),)
+        return (TorchSource(f"torch=={base},!={base}+cpu", alone, f"torch {base}, the CUDA build, {configured}"),)
+    own_index = f"torch {base} from PyTorch's own index of {label} builds"
     return (
-        TorchSource(f"torch=={version}", ("--no-deps",), f"torch {version} from the configured sources"),
-        TorchSource(
-            f"torch=={base}",
-            ("--no-deps", "--torch-backend", label),
-            f"torch {base} from PyTorch's own index of {label} builds",
-        ),
+        TorchSource(f"torch=={version}", alone, f"torch {version} {configured}"),
+        TorchSource(f"torch=={base}", (*alone, "--torch-backend", label), own_index),
         TorchSource(f"torch=={base}", (), f"the registry's plain torch {base}: the CUDA build, several GB larger"),
     )
 
@@ -81,27 +80,31 @@ def pip_settings(listing: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def uv_variables(pip: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make uv use pip's sources. What ``environ`` tells uv already is left as it is."""
-    found: dict[str, str] = {}
-    for option, variable, alias, separator in _HANDED_ON:
-        if option in pip and not environ.get(variable) and not environ.get(alias):
-            found[variable] = separator.join(pip[option].split()) if separator else pip[option]
-    if "UV_INDEX" in found and not environ.get("UV_INDEX_STRATEGY"):
+    """The variables that make uv use pip's sources. What ``environ`` says to uv already is left as it is."""
+    variables = {
+        variable: separator.join(pip[option].split()) if separator else pip[option]
+        for option, variable, alias, separator in _HANDED_ON
+        if option in pip and not environ.get(variable) and not environ.get(alias)
+    }
+    if "UV_INDEX" in variables and not environ.get("UV_INDEX_STRATEGY"):
         # pip takes the best version from all its indexes; uv alone would stop at the first index that knows the name.
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+        variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if pip.get("no-index", "").lower() in {"1", "true", "yes", "on"} and not environ.get("UV_OFFLINE"):
-        found["UV_OFFLINE"] = "1"  # uv has no variable for pip's no-index; both mean that only local wheels count
-    return found
+        variables["UV_OFFLINE"] = "1"  # uv has no variable for pip's no-index; both mean that only local wheels count
+    return variables
 
 
-def uv_environ() -> dict[str, str]:
+@cache
+def _pip_listing() -> str:
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or "true"]
+    return subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
+
+
+def _uv_environ() -> dict[str, str]:
     """Our own environment, plus what makes uv use the sources that pip uses."""
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
-    listing = ""
-    if pip[0]:
-        command = [*pip, "config", "list"]
-        listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return {**os.environ, **uv_variables(pip_settings(listing, os.environ), os.environ)}
+    # As Python's own compiling; uv's would read every source too.
+    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
+    return ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
 
 
 LOCK_PYTHON = "3.11"
@@ -128,28 +131,21 @@ def lock_digest(lock: str) -> str:
     return hashlib.sha256(json.dumps([_STEPS, sorted(pins(lock).items())]).encode()).hexdigest()
 
 
-def _uv(*arguments: str, environ: Mapping[str, str], stdin: str | None = None) -> None:
-    """Run uv with its output on the terminal."""
-    done = subprocess.run([find_uv_bin(), *arguments], env=environ, input=stdin, text=True, check=False)
-    if done.returncode:
+def _uv(*arguments: str, stdin: str | None = None, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run uv with its output on the terminal; ``quiet``: with its output, and how it ended, for the caller alone."""
+    command = [find_uv_bin(), *arguments]
+    done = subprocess.run(command, env=_uv_environ(), input=stdin, text=True, capture_output=quiet, check=False)
+    if done.returncode and not quiet:
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
+    return done
 
 
-def _choose_torch(version: str, python: str, environ: Mapping[str, str], echo: Callable[[str], None]) -> TorchSource:
+def _choose_torch(version: str, python: str, echo: Callable[[str], None]) -> TorchSource:
     """The first source that has this torch, by uv's dry run, so that a miss shows no alarming error."""
     why = ""
     for source in torch_sources(version):
-        command = [
-            find_uv_bin(),
-            "pip",
-            "install",
-            "--dry-run",
-            "--python",
-            python,
-            *source.options,
-            source.requirement,
-        ]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        command = ("pip", "install", "--dry-run", "--python", python, *source.options, source.requirement)
+        done = _uv(*command, quiet=True)
         if done.returncode == 0:
             echo(f"taking {source.says}")
             return source
@@ -175,7 +171,7 @@ def _add_missing_files(target: Path, wanted: Mapping[str, str]) -> None:
 
 
 def _hala_origin(project: Path | None) -> str:
-    if project is not None and (project / "pyproject.toml").is_file():
+    if project is not None:
         return str(project.resolve())
     try:
         return f"hala-hpc {importlib.metadata.version('hala-hpc')}"
@@ -183,11 +179,10 @@ def _hala_origin(project: Path | None) -> str:
         raise HalaError("hala-hpc is not installed here, so there is nothing to copy", "name its checkout") from None
 
 
-def _install_hala(target: Path, project: Path | None, environ: Mapping[str, str]) -> None:
+def _install_hala(target: Path, project: Path | None) -> None:
     """Link the checkout, or copy the installed package that runs just now: the worker then is what submitted it."""
-    if project is not None and (project / "pyproject.toml").is_file():
-        python = str(target / "bin" / "python")
-        _uv("pip", "install", "--python", python, "--no-deps", "--editable", str(project), environ=environ)
+    if project is not None:
+        _uv("pip", "install", "--python", _python(target), "--no-deps", "--editable", str(project))
         return
     site = next(target.glob("lib/python3*/site-packages"))
     for file in importlib.metadata.files("hala-hpc") or []:
@@ -196,18 +191,18 @@ def _install_hala(target: Path, project: Path | None, environ: Mapping[str, str]
             shutil.copyfile(str(file.locate()), site / file)
 
 
+def _python(target: Path) -> str:
+    return str(target / "bin" / "python")
+
+
 @contextmanager
 def _replacing(target: Path) -> Iterator[None]:
     """Room for a new environment at ``target``; if building fails, a whole one that stood there comes back.
 
     A venv holds its own path in scripts, so it cannot be built elsewhere and renamed: the old one steps aside instead.
     """
-    if (
-        target.exists()
-        and not (target / MARKER).is_file()
-        and not (target / BUILDING).is_file()
-        and any(target.iterdir())
-    ):
+    ours = (target / MARKER).is_file() or (target / BUILDING).is_file()
+    if target.exists() and not ours and any(target.iterdir()):
         raise HalaError(f"{target} is in the way: hala did not build it", "choose another folder, or remove this one")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     if (target / MARKER).is_file():
@@ -226,25 +221,24 @@ def _replacing(target: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_marker(target: Path, name: str, digest: str, hala: str, environ: Mapping[str, str]) -> None:
-    command = [find_uv_bin(), "pip", "list", "--format", "json", "--python", str(target / "bin" / "python")]
-    listed = json.loads(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+def _write_marker(target: Path, name: str, digest: str, hala: str) -> None:
+    listed = _uv("pip", "list", "--format", "json", "--python", _python(target), quiet=True)
+    listed.check_returncode()
     marker = {
         "lock": name,
         "digest": digest,
         "hala": hala,
         "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {package["name"]: package["version"] for package in listed},
+        "versions": {package["name"]: package["version"] for package in json.loads(listed.stdout)},
     }
     write_durably(target / MARKER, json.dumps(marker, indent=1).encode())
 
 
 def _marker(target: Path) -> dict[str, object]:
-    try:
-        found = json.loads((target / MARKER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        marker = json.loads((target / MARKER).read_text())
+        return marker if isinstance(marker, dict) else {}
+    return {}
 
 
 def build_environment(
@@ -252,16 +246,17 @@ def build_environment(
 ) -> Path:
     """Build the environment of ``<locks>/<name>.txt`` in ``target``, or leave it alone where it stands already.
 
-    One that runs the code of another checkout, or of another version, is touched only where ``switch`` is said.
+    One that runs the code of another checkout, or of another version, is touched only with ``switch``.
 
     ``project`` is a checkout of hala_hpc to link; without one the running package is copied. A marker written last,
-    with the lock's digest and all versions, tells a whole environment from half of one. Raises HalaError for an unknown
-    name, a ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
+    with the lock's digest and all versions, marks a whole environment. Raises HalaError for an unknown name, a
+    ``target`` that is something else, and whatever uv cannot do; an earlier environment then stands again.
     """
     if name not in available_locks(locks):
         raise HalaError(f"there is no environment '{name}' in {locks}", did_you_mean(name, available_locks(locks)))
     if target.exists() and not target.is_dir():
         raise HalaError(f"{target} is a file, where a folder is to be made", "choose another place with --to")
+    project = project if project is not None and (project / "pyproject.toml").is_file() else None
     lock, target, began = (locks / f"{name}.txt").read_text(), target.absolute(), time.monotonic()
     digest, wanted, hala, before = lock_digest(lock), pins(lock), _hala_origin(project), _marker(target)
     if before.get("digest") == digest and before.get("hala") == hala:
@@ -272,29 +267,27 @@ def build_environment(
             f"{target} runs hala_hpc of {before['hala']}, not of {hala}, and so do the jobs of all who share it",
             "--switch makes it run this one, --to builds another",
         )
-    environ, python = uv_environ(), str(target / "bin" / "python")
     if before.get("digest") == digest:
         echo(f"{name} in {target} gets hala_hpc from {hala}")
-        _install_hala(target, project, environ)
-        _write_marker(target, name, digest, hala, environ)
+        _install_hala(target, project)
+        _write_marker(target, name, digest, hala)
         return target
     echo(f"building {name} in {target}: {len(wanted)} packages")
     with _replacing(target):
         here = f"{sys.version_info.major}.{sys.version_info.minor}" == LOCK_PYTHON
         wish = sys.executable if here else LOCK_PYTHON
-        _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target), environ=environ)
+        _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target))
         # Compiled here once: where workers may not write, each of them would compile a torch and a vLLM for itself.
-        environ.setdefault("PYC_INVALIDATION_MODE", "TIMESTAMP")  # as Python's own; uv's would read every source too
-        install = ("pip", "install", "--python", python, "--compile-bytecode")
+        install = ("pip", "install", "--python", _python(target), "--compile-bytecode")
         if "torch" in wanted:
             # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
-            torch = _choose_torch(wanted.pop("torch"), python, environ, echo)
-            _uv(*install, *torch.options, torch.requirement, environ=environ)
+            torch = _choose_torch(wanted.pop("torch"), _python(target), echo)
+            _uv(*install, *torch.options, torch.requirement)
         listed = "\n".join(f"{package}=={version}" for package, version in wanted.items())
-        _uv(*install, "--no-deps", "--requirement", "-", environ=environ, stdin=listed)
+        _uv(*install, "--no-deps", "--requirement", "-", stdin=listed)
         _add_missing_files(target, wanted)
-        _install_hala(target, project, environ)
-        _write_marker(target, name, digest, hala, environ)
+        _install_hala(target, project)
+        _write_marker(target, name, digest, hala)
     echo(f"{name} is ready in {target} after {time.monotonic() - began:.0f} s")
     return target
 
@@ -302,21 +295,9 @@ def build_environment(
 def compile_lock(name: str, locks: Path, *, echo: Callable[[str], None]) -> Path:
     """Compile ``<name>.in`` into ``<name>.txt``, with ``<name>.overrides`` if there is one. Pins stay if they can."""
     overrides = ["--overrides", f"{name}.overrides"] if (locks / f"{name}.overrides").is_file() else []
+    target = ("--python-version", LOCK_PYTHON, "--python-platform", LOCK_PLATFORM)
+    header = ("--custom-compile-command", "make lock")  # it would else name this machine's paths
+    files = (f"{name}.in", "--output-file", f"{name}.txt", *overrides)
     echo(f"locking {name}")
-    _uv(
-        *(
-            "pip",
-            "compile",
-            "--quiet",
-            "--directory",
-            str(locks),
-            f"{name}.in",
-            "--output-file",
-            f"{name}.txt",
-            *overrides,
-        ),
-        *("--python-version", LOCK_PYTHON, "--python-platform", LOCK_PLATFORM),
-        *("--custom-compile-command", "make lock"),  # the header would else name this machine's paths
-        environ=uv_environ(),
-    )
+    _uv("pip", "compile", "--quiet", "--directory", str(locks), *files, *target, *header)
     return locks / f"{name}.txt"

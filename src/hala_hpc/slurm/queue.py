@@ -15,7 +15,7 @@ from hala_hpc.slurm import commands, record
 from hala_hpc.slurm.commands import JobState
 
 ASK_SECONDS = 5.0
-"""Accounting is a database of its own, and a word on the past: nobody should wait for it."""
+"""Accounting is a database of its own, and only about the past: nobody should wait for it."""
 FIELDS = "JobID,State,ExitCode,End"
 OUT_OF_MEMORY, KILLED = "OUT_OF_MEMORY", "KILLED"
 """Sites without cgroups kill for memory by a plain signal 9, which is also anybody's."""
@@ -23,7 +23,7 @@ _KILLED = re.compile(r"\d+:9|137:0")
 
 
 @dataclass(frozen=True)
-class End:
+class TaskEnd:
     """How an array task ended; ``by`` is the user id of who cancelled it. ``time`` in seconds since 1970."""
 
     job: str
@@ -32,7 +32,7 @@ class End:
     time: float = 0.0
 
 
-def ends(tasks: Collection[str], since: float) -> list[End] | None:
+def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
     """How some tasks ended after ``since``, in one call. None where there is no accounting or no answer."""
     if not tasks:
         return []
@@ -45,32 +45,31 @@ def ends(tasks: Collection[str], since: float) -> list[End] | None:
         return None
     if done.code != 0 or "disabled" in done.error:
         return None
-    return [one for one in parse(done.out) if one.job in tasks and one.time >= since]
+    return [end for end in parse(done.out) if end.job in tasks and end.time >= since]
 
 
-def parse(text: str) -> list[End]:
+def parse(text: str) -> list[TaskEnd]:
     """Tasks that are over, out of ``sacct --parsable2`` in our format. What killed a step killed its task."""
-    found: dict[str, End] = {}
-    for line in text.splitlines():
-        if line.count("|") != FIELDS.count(","):
-            continue
-        name, said, code, time = line.strip().split("|")
+    by_job: dict[str, TaskEnd] = {}
+    for name, words, code, seconds in commands.rows(text, len(FIELDS.split(","))):
         job, _, step = name.partition(".")
-        state, _, by = said.partition(" by ")
+        state, _, by = words.partition(" by ")
         state = KILLED if _KILLED.fullmatch(code) and (step or state == "FAILED") else state
         if not step and (state in commands.ENDED or state == KILLED):
-            found[job] = End(job, state, int(by) if by.isdigit() else None, float(time) if time.isdigit() else 0.0)
-        elif step and job in found and found[job].state in ("FAILED", KILLED) and state in (OUT_OF_MEMORY, KILLED):
-            found[job] = End(job, state, time=found[job].time)
-    return list(found.values())
+            by_job[job] = TaskEnd(
+                job, state, int(by) if by.isdigit() else None, float(seconds) if seconds.isdigit() else 0.0
+            )
+        elif step and job in by_job and by_job[job].state in ("FAILED", KILLED) and state in (OUT_OF_MEMORY, KILLED):
+            by_job[job] = TaskEnd(job, state, time=by_job[job].time)
+    return list(by_job.values())
 
 
-def end_of(task: commands.JobState) -> End | None:
-    """The same of a task that the queue still shows, for sites without accounting; None while it may work."""
+def end_of(task: JobState) -> TaskEnd | None:
+    """The same for a task that the queue still shows, for sites without accounting; None while it may work."""
     if task.may_work:
         return None
     killed = task.state == "FAILED" and ("RaisedSignal:9" in task.reason or task.reason == "NonZeroExitCode:137")
-    return End(task.job, KILLED if killed else OUT_OF_MEMORY if task.reason == "OutOfMemory" else task.state)
+    return TaskEnd(task.job, KILLED if killed else OUT_OF_MEMORY if task.reason == "OutOfMemory" else task.state)
 
 
 WATCH_SECONDS = 30.0
@@ -81,27 +80,27 @@ WATCH_SECONDS = 30.0
 class Queue:
     """``silence`` is why there is no answer; empty where there is one. ``unanswered``: arrays that it may have.
 
-    ``ends``: of tasks whose worker did not say how it ended, since workers were last handed in.
+    ``ends``: those of tasks whose worker did not say how it ended, since workers were last submitted.
     """
 
     tasks: list[JobState] = field(default_factory=list)
     silence: str = ""
     unanswered: int = 0
-    ends: list[End] = field(default_factory=list)
+    ends: list[TaskEnd] = field(default_factory=list)
 
     @property
     def live(self) -> int:
         """Tasks that work or may yet."""
-        return commands.live_workers(self.tasks)
+        return sum(task.may_work for task in self.tasks)
 
     @property
     def may_work(self) -> bool:
-        """Whether somebody may be at work, or be yet, for all that Slurm tells."""
+        """Whether somebody may be at work, or be yet, as far as Slurm says."""
         return bool(self.silence or self.unanswered or self.live)
 
 
-class Asked:
-    """Slurm's last answer of some runs' jobs, asked for again when it is old."""
+class QueueView:
+    """Slurm's last answer about some runs' jobs, renewed when it is old."""
 
     def __init__(self, *runs: Path) -> None:
         self._runs = runs
@@ -111,8 +110,8 @@ class Asked:
     def now(self, finished: bool = False) -> Queue:
         """The answer, at most ``WATCH_SECONDS`` old.
 
-        Of what is ``finished`` Slurm is only asked where a task may have outlived it: one that is held, or back in the
-        queue.
+        Slurm is only asked about what is ``finished`` where a task may have outlived it: one that is held, or back in
+        the queue.
         """
         if finished and not any(record.open_tasks(run) for run in self._runs):
             return Queue()
@@ -122,7 +121,7 @@ class Asked:
 
 
 def ask(*runs: Path) -> Queue:
-    """The tasks of some runs in one call; without a question where none of them is Slurm's."""
+    """The tasks of some runs in one call; Slurm is not asked where none of them is its own."""
     known = dict.fromkeys(job for run in runs for job in record.slurm_jobs(run))
     jobs = [job for job in known if "_" not in job or job.partition("_")[0] not in known]
     unanswered = sum(len(record.unanswered(run)) for run in runs)
@@ -133,21 +132,21 @@ def ask(*runs: Path) -> Queue:
 
 
 def _with_ends(queue: Queue, runs: Sequence[Path]) -> Queue:
-    """Asks accounting once, for tasks that are in the queue no more and of which no worker told an end."""
+    """Asks accounting once, for tasks that are no longer in the queue and whose worker did not say how it ended."""
     if queue.silence:
         return queue
-    live = {one.job for one in queue.tasks if one.may_work}
+    live = {task.job for task in queue.tasks if task.may_work}
     silent = {task for run in runs for task in record.open_tasks(run)} - live
-    found = ends(silent, max(map(record.newest, runs), default=0.0))
-    if found is None:
-        found = [end for one in queue.tasks if one.job in silent and (end := end_of(one)) is not None]
-    return replace(queue, ends=found)
+    known = ends(silent, max(map(record.newest, runs), default=0.0))
+    if known is None:
+        known = [end for task in queue.tasks if task.job in silent and (end := end_of(task)) is not None]
+    return replace(queue, ends=known)
 
 
 def advice(
     queue: Queue,
     run: Path,
-    asked: Mapping[str, Any],
+    slurm: Mapping[str, Any],
     *,
     finished: bool = False,
     alive: bool = False,
@@ -155,19 +154,19 @@ def advice(
 ) -> list[str]:
     """What a person should know of a run's jobs, and what to do.
 
-    ``asked`` is the recipe's ``site.slurm``; ``alive``: a worker gives signs of life.
+    ``slurm`` is the recipe's ``site.slurm``; ``alive``: a worker has a heartbeat.
     """
-    waiting = [one for one in queue.tasks if one.may_work and one.state not in ("RUNNING", commands.ENDING)]
+    waiting = [task for task in queue.tasks if task.may_work and task.state not in ("RUNNING", commands.ENDING)]
     if finished:
         left = f"finished, but {plural(len(waiting), 'task')} still in the queue: hala cancel {run}"
         return [left] if waiting else []
     if queue.silence:
         return [f"Slurm does not answer ({queue.silence}): whether jobs wait or work is not known"]
     lines = []
-    if held := [one.job for one in waiting if one.is_held]:
+    if held := [task.job for task in waiting if task.is_held]:
         release = " ".join(dict.fromkeys(job.partition("_")[0] for job in held))
         lines.append(f"{len(held)} held in the queue: scontrol release {release}, or hala cancel {run}")
-    lines += _told_of_ends(queue.ends, run, asked, has_progress)
+    lines += _cures(queue.ends, run, slurm, has_progress)
     if queue.unanswered and not queue.live:
         lines.append(f"Slurm did not say whether it took the workers: hala resume {run} asks again")
     if not alive and not queue.may_work:
@@ -175,9 +174,9 @@ def advice(
     return lines
 
 
-def _told_of_ends(ends: Sequence[End], run: Path, asked: Mapping[str, Any], has_progress: bool) -> list[str]:
+def _cures(ends: Sequence[TaskEnd], run: Path, slurm: Mapping[str, Any], has_progress: bool) -> list[str]:
     def now(key: str) -> str:
-        return f"site.slurm.{key}" + (f" ({asked[key]:g} now)" if asked.get(key) else "")
+        return f"site.slurm.{key}" + (f" ({slurm[key]:g} now)" if slurm.get(key) else "")
 
     time_limit = f"raise {now('minutes')}, which must leave time to load the model"
     cures = {
@@ -189,6 +188,6 @@ def _told_of_ends(ends: Sequence[End], run: Path, asked: Mapping[str, Any], has_
         "BOOT_FAIL": f"the node's fault; hala resume {run} if it is not back in the queue",
         "CANCELLED": f"by others than you: ask them, then hala resume {run}",
     }
-    states = [one.state for one in ends if one.state != "CANCELLED" or one.by not in (None, os.getuid())]
+    states = [end.state for end in ends if end.state != "CANCELLED" or end.by not in (None, os.getuid())]
     counts = Counter(state for state in states if state in cures)
     return [f"{plural(count, 'task')} ended by {state}: {cures[state]}" for state, count in counts.items()]

@@ -15,14 +15,8 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm.limits import Limits, limits
-from hala_hpc.slurm.options import given, parameters
-from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record, submitted
-from hala_hpc.slurm.script import Launch, launch, rank_variables
-
-
-def submit(recipe: Recipe, run: Path, stage: str, workers: int, job: Job) -> Submission:
-    """Start ``workers`` workers, each calling ``job``. Raises HalaError where Slurm refuses."""
-    return submit_each(recipe, run, stage, [job] * workers)
+from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
+from hala_hpc.slurm.script import Launch, SbatchRequest, job_text, launch, parameters, rank_variables
 
 
 def submit_each(
@@ -38,14 +32,13 @@ def submit_each(
 
     Parameters
     ----------
-    run : the directory whose ``logs`` and ``ledger`` tell of it.
-    ranks : of a training on each node: the worker is then one launcher on the first of ``nodes_per_worker`` nodes.
+    run : the directory for its ``logs`` and ``ledger``.
+    ranks : those of a training on each node: the worker is then a launcher on the first of ``nodes_per_worker`` nodes.
     after : Slurm jobs that must have ended before, however they ended.
     """
     started = launch(recipe.site, stage)
     if recipe.site.executor == "slurm":
-        ids = _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs)
-        return Submission("slurm", ids, _workers(run, ids))
+        return _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs)
     if recipe.site.executor == "local":
         return Submission("local", _submit_local(recipe, run, started, jobs, ranks), len(jobs))
     jobs[0]()  # debug: here and now, where a debugger can follow
@@ -55,16 +48,10 @@ def submit_each(
 
 
 def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | None = None) -> str:
-    """The sbatch file that ``submit`` would hand in."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    started = launch(recipe.site, stage)
-    command = f"{started.python} -u -m submitit.core._submit {run / 'logs'}"
-    count = workers if workers > 1 else None
-    text: str = _make_sbatch_string(
-        command=command, folder=run / "logs", map_count=count, **parameters(recipe, started, ranks)
-    )
-    return text
+    """The sbatch file that ``submit_each`` would hand in."""
+    started, logs = launch(recipe.site, stage), run / "logs"
+    command = f"{started.python} -u -m submitit.core._submit {logs}"
+    return job_text(parameters(recipe, started, ranks), command, logs, workers)
 
 
 def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
@@ -78,56 +65,51 @@ def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     return [limits.array] * full + ([rest] if rest else [])
 
 
-def _submit_slurm(run: Path, recipe: Recipe, wanted: dict[str, Any], python: str, jobs: Sequence[Job]) -> list[str]:
+def _submit_slurm(run: Path, recipe: Recipe, request: SbatchRequest, python: str, jobs: Sequence[Job]) -> Submission:
     limit = limits(recipe.site.slurm)
-    queued = len(commands.parse_states(_queued_by_us())) if limit.submit is not None else 0
     ids: list[str] = []
     left = list(jobs)
-    for size in chunks(len(jobs), limit, queued):
+    for size in chunks(len(jobs), limit, len(commands.own_tasks()) if limit.submit is not None else 0):
         try:
-            ids.append(_submit_array(run, wanted, python, left[:size]))
+            ids.append(_submit_array(run, request, python, left[:size]))
         except HalaError:
             if not ids:
                 raise
             break  # what could be submitted works; the rest may follow with `hala resume`
         del left[:size]
-    return ids
+    return Submission("slurm", ids, len(jobs) - len(left))
 
 
-def _submit_array(run: Path, wanted: dict[str, Any], python: str, jobs: Sequence[Job]) -> str:
+def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence[Job]) -> str:
     """One array: on record before Slurm is asked, and found again in the queue where its answer is lost."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    intent = intend(run, [job.run for job in jobs], wanted.get("time"))
-    further = wanted["additional_parameters"]
-    comment = f"{further.get('comment', '')} {intent.token}".strip()
-    asked = wanted | {"additional_parameters": further | {"comment": comment}}
+    minutes = request.parameters.get("time")
+    intent = intend(run, [job.run for job in jobs], minutes if isinstance(minutes, int) else None)
     # submitit copies what sbatch says to standard error; our own error says it, in one line.
-    with commands.outside_any_job(given(wanted)), contextlib.redirect_stderr(io.StringIO()):
+    with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()):
         try:
             executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
-            executor.update_parameters(**asked)
+            executor.update_parameters(**request.commented(intent.token).for_submitit)
             job = str(executor.submit_array(jobs)[0].job_id).partition("_")[0]
         except (FailedJobError, FailedSubmissionError) as error:
-            job = _after_failure(run, intent, jobs, f"sbatch: {_said(error)}", error)
-        else:
-            intent.took(job)
+            return _after_failure(run, intent, jobs, f"sbatch: {_words(error)}", error)
+    intent.took(job)
     return job
 
 
-def _after_failure(run: Path, intent: Intent, jobs: Sequence[Job], told: str, error: Exception) -> str:
+def _after_failure(run: Path, intent: Intent, jobs: Sequence[Job], words: str, error: Exception) -> str:
     """The array's id where Slurm took it all the same. Raises HalaError."""
-    if not commands.is_silence(told):
-        intent.refused(told)
-        raise HalaError(told, f"the run is made, not submitted: hala resume {run.name} [site.…=…]") from error
+    if not commands.is_silence(words):
+        intent.refused(words)
+        raise HalaError(words, f"the run is made, not submitted: hala resume {run.name} [site.…=…]") from error
     with contextlib.suppress(HalaError):
         if (job := in_queue(intent.token)) is not None:
             adopt(run, intent, job, jobs)
             return job
-    raise HalaError(
-        told, f"the run is made; hala resume {run.name} first asks whether Slurm took it after all"
-    ) from error
+    hint = f"the run is made; hala resume {run.name} first asks whether Slurm took it after all"
+    raise HalaError(words, hint) from error
 
 
 def _submit_local(
@@ -138,7 +120,7 @@ def _submit_local(
     gpus = recipe.site.slurm.gpus_per_worker
     setup = [*started.setup, *(rank_variables(recipe.site, started, ranks) if ranks is not None else [])]
     executor = submitit.LocalExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
-    free = free_gpus({number for one in local.live(run) for number in one.gpus})
+    free = free_gpus({number for gpus in local.live(run).values() for number in gpus})
     ids = []
     for job in jobs:
         mine = list(itertools.islice(free, gpus))
@@ -164,7 +146,7 @@ def free_gpus(taken: Collection[int]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _outliving_us(log: Path) -> Iterator[None]:
-    """Have processes started herein survive a logout, and not hold on to our output: `hala submit | tee` must end."""
+    """Let processes started herein survive a logout, and not hold on to our output: `hala submit | tee` must end."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(number, os.dup(number)) for number in (0, 1, 2)]
@@ -181,16 +163,7 @@ def _outliving_us(log: Path) -> Iterator[None]:
         signal.signal(signal.SIGHUP, hangup)
 
 
-def _queued_by_us() -> str:
-    return commands.run("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r")
-
-
-def _said(error: Exception) -> str:
+def _words(error: Exception) -> str:
     """Slurm's own words, out of what submitit wraps them in."""
     lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
     return lines[-1].replace("sbatch: error: ", "") if lines else type(error).__name__
-
-
-def _workers(run: Path, ids: Sequence[str]) -> int:
-    """How many workers the arrays of these ids have."""
-    return sum(one.workers for one in submitted(run) if set(one.jobs) & set(ids))

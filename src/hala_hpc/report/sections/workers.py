@@ -9,7 +9,7 @@ from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Section, Table, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.run import history
-from hala_hpc.run.history import History, Trouble
+from hala_hpc.run.history import History, Incident
 
 MOST_WORKERS = 60
 """Lines of the plot of shards; of more workers the first ones are drawn."""
@@ -104,7 +104,7 @@ def _failures(past: History, name: str) -> list[Plot]:
 
 
 def _troubles(past: History, name: str) -> tuple[Table, ...]:
-    troubles: Sequence[Trouble] = past.troubles
+    troubles: Sequence[Incident] = past.troubles
     rows: list[list[table.Cell | table.Value]] = [
         [
             table.Cell((one.time - past.start) / 60, digits=1),
@@ -122,7 +122,7 @@ def _troubles(past: History, name: str) -> tuple[Table, ...]:
     return (table.of(f"{name}-failures", "Failures", columns, rows, note),)
 
 
-def _reason(trouble: Trouble) -> str:
+def _reason(trouble: Incident) -> str:
     """The same for failures that differ in a number or a name only."""
     first = (trouble.error.splitlines() or [""])[0]
     return re.sub(r"\d+", "#", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "…", first))[:REASON_LENGTH]

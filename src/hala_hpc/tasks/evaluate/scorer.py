@@ -14,7 +14,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
 from hala_hpc.engines.base import TokenRequest, outputs_of
 from hala_hpc.models import location
-from hala_hpc.tasks.evaluate.kept import Kept
+from hala_hpc.run.appending import Answers
 
 MOST_BRANCHES: Final = 128
 """Tokens whose log-probabilities vLLM tells at one place (its ``MAX_LOGPROB_TOKEN_IDS``)."""
@@ -199,7 +199,7 @@ class Scorer:
         tell: Callable[[str], None],
     ) -> list[Any]:
         """Answers in the order of ``requests``; equal ones are asked once. The engine is kept full throughout."""
-        keys, kept = [request.key for request in requests], Kept(folder)
+        keys, kept = [request.key for request in requests], Answers(folder)
         wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.remembered += len(set(keys)) - len(wanted)
         asked = (TokenRequest(key, list(request.tokens), request.params) for key, request in wanted.items())

@@ -14,7 +14,7 @@ from hala_hpc.models.location import INDEX
 from hala_hpc.models.safetensors_file import tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.digests import digest_of
-from hala_hpc.run.files import link_read_only
+from hala_hpc.run.files import link_or_copy
 from hala_hpc.tasks.quantize.errors import TensorReport
 from hala_hpc.tasks.quantize.schemes import Scheme
 
@@ -77,7 +77,7 @@ def assemble(run: Path, made: Path, source: Path, scheme: Scheme, shards: Sequen
         )
     weights = {name: shard / name for shard, report in zip(shards, reports, strict=True) for name in report["files"]}
     for name, path in weights.items():
-        _link(path, made / name)
+        link_or_copy(path, made / name)
     _write_index(made, sorted(weights))
     _copy_beside(source, made)
     config = json.loads((source / "config.json").read_text("utf-8"))
@@ -177,9 +177,3 @@ def _copy_beside(source: Path, made: Path) -> None:
             shutil.copyfile(path, made / path.name)
     if (source / TEMPLATES).is_dir():
         shutil.copytree(source / TEMPLATES, made / TEMPLATES, copy_function=shutil.copyfile)
-
-
-def _link(path: Path, target: Path) -> None:
-    """The same bytes under a second name, closed to writing; copied where the file system has no links."""
-    if not link_read_only(path, target):
-        shutil.copyfile(path, target)

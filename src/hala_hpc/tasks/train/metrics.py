@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from hala_hpc.config.errors import HalaError, did_you_mean
-from hala_hpc.run.files import fsync_directory
+from hala_hpc.run.files import fsync
 
 PROJECT = "hala_hpc"
 """The project that a run is filed under."""
@@ -123,7 +123,7 @@ class Writer:
         self._reporters: list[Reporter] = start_reporters(run, report_to, recipe_name)
         self._descriptor = os.open(folder / f"{launch}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._is_torn = False
-        fsync_directory(folder)
+        fsync(folder)
 
     def write(self, **line: Any) -> None:
         """Append one line; ``step`` is needed, ``time`` is added. Numbers that are none (NaN) become null."""

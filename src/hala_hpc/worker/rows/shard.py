@@ -4,6 +4,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.shards import ShardInput
@@ -15,7 +16,7 @@ from hala_hpc.run.partial import ROW, PartialFile
 
 CAREFUL_FROM = 3
 """From this attempt on a shard goes row by row, for something in it may have killed two workers."""
-BEGUN = "begun"
+BEGUN: Final = "begun"
 """Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
 value false it takes that back."""
 MOST_REFUSALS = 3
