@@ -5,15 +5,15 @@ itself is never changed: what is new stands in columns of its own. What it passe
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow import columns as named
 from hala_hpc.data.arrow.columns import Place
@@ -22,29 +22,10 @@ from hala_hpc.data.chat import turns
 from hala_hpc.data.chat.turns import Items, spoken_by
 from hala_hpc.data.files.readers import what
 
-Texts = list[tuple[Place, str]]
-
-
-class Shape(Protocol):
-    """One layout of rows."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The columns that new ones are made from; ``a.b`` reaches into a struct."""
-
-    def texts(self, row: Row) -> Texts:
-        """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
-
-    def left(self, row: Row) -> list[str]:
-        """What of a row is passed over: "turns of 'tool' are left as they are"."""
-
-    def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        """The new columns, by the name of the column that each is made from."""
-
 
 @dataclass(frozen=True)
-class ColumnShape:
-    """Texts that are columns: Alpaca, prompt and response, plain text, parallel pairs, answer options, preferences.
+class Shape:
+    """Where the texts of rows sit: in columns, in lists and structs of columns, or in conversations.
 
     Parameters
     ----------
@@ -53,6 +34,8 @@ class ColumnShape:
     is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
     others : columns that are not worked on.
     only_text : of ``paths``, those of which nothing tells the type.
+    turn_keys : where one column holds conversations, the keys of a turn's role and text: those of its type, or the
+        usual ones.
     """
 
     paths: Sequence[str]
@@ -60,20 +43,25 @@ class ColumnShape:
     is_talk: bool = False
     others: Sequence[str] = ()
     only_text: Sequence[str] = ()
+    turn_keys: tuple[str, str] | None = None
 
     @cached_property
     def columns(self) -> Sequence[str]:
+        """The columns that new ones are made from; ``a.b`` reaches into a struct."""
         return tuple(dict.fromkeys(named.split(path)[0] for path in self.paths))
 
-    def texts(self, row: Row) -> Texts:
+    def texts(self, row: Row) -> list[tuple[Place, str]]:
+        """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
         return [(place, text) for place, text in self._items(row) if place is not None and text.strip()]
 
     def left(self, row: Row) -> list[str]:
-        told = [words for place, words in self._items(row) if place is None]
-        told += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
-        return told + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
+        """What of a row is passed over: "turns of 'tool' are left as they are"."""
+        words = [text for place, text in self._items(row) if place is None]
+        words += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
+        return words + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
+        """The new columns, by the name of the column that each is made from."""
         return {column: named.rebuilt(named.reach(row, column), column, translated) for column in self.columns}
 
     def _items(self, row: Row) -> Items:
@@ -92,70 +80,76 @@ class ColumnShape:
 
 
 @dataclass(frozen=True)
-class TurnShape:
-    """One column of conversations; ``role_key`` and ``text_key`` are what its type tells, or the usual ones."""
-
-    column: str
-    role_key: str
-    text_key: str
-    roles: frozenset[str]
-    others: Sequence[str] = ()
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return (self.column,)
-
-    def texts(self, row: Row) -> Texts:
-        return self._inner.texts(row)
-
-    def left(self, row: Row) -> list[str]:
-        return self._inner.left(row)
-
-    def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        return self._inner.rebuild(row, translated)
-
-    @property
-    def _inner(self) -> ColumnShape:
-        return ColumnShape((self.column,), self.roles, is_talk=True, others=self.others)
-
-
-@dataclass(frozen=True)
 class Known:
-    """A shape by name: its columns, which of them rows may lack, and the usual keys of its turns."""
+    """What the name of a shape stands for.
 
-    columns: tuple[str, ...] = ()
+    Parameters
+    ----------
+    names : its columns; none: the recipe names them.
+    may_lack : of ``names``, those that rows need not have.
+    before : columns that come before the user's turn when such rows are trained on.
+    turn_keys : the usual keys of a turn's role and text, where the columns hold conversations.
+    only_first : the other columns are references, which are not worked on.
+    """
+
+    names: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
-    keys: tuple[str, str] | None = None
+    before: tuple[str, ...] = ()
+    turn_keys: tuple[str, str] | None = None
+    only_first: bool = False
+
+    def are_in(self, names: Iterable[str]) -> bool:
+        """Whether all the columns that rows must have are among ``names``."""
+        return bool(self.names) and set(self.names) - set(self.may_lack) <= set(names)
 
 
-KNOWN: Final = {
-    "messages": Known(("messages",), keys=("role", "content")),
-    "conversations": Known(("conversations",), keys=("from", "value")),
+SHAPES: Final[dict[str, Known]] = {
+    "messages": Known(("messages",), turn_keys=("role", "content")),
+    "conversations": Known(("conversations",), turn_keys=("from", "value")),
     "text": Known(("text",)),
-    "alpaca": Known(("instruction", "input", "output"), may_lack=("input",)),
+    "alpaca": Known(("instruction", "input", "output"), may_lack=("input",), before=("system", "history")),
     "columns": Known(),
-    "pairs": Known(),
+    "pairs": Known(only_first=True),
 }
-"""The shapes, in the order in which ``auto`` looks for their columns. A new one is a line here (and in Data.shape)."""
+"""The values of ``data.shape``, in the order in which ``auto`` looks for their columns. A new shape is a line here."""
 ASIDE: Final = "rows hold text in a column that is left as it is: "
 
 
+def check(data: Data) -> None:
+    """Raises HalaError where there is no shape of the name."""
+    if data.shape != "auto" and data.shape not in SHAPES:
+        raise HalaError(f"data.shape: no shape '{data.shape}'", did_you_mean(data.shape, ["auto", *SHAPES]))
+
+
+def name_of(data: Data, names: Sequence[str]) -> str:
+    """The key in SHAPES of the shape that a recipe names, or the columns show. Raises HalaError listing the columns."""
+    check(data)
+    if data.shape != "auto":
+        return data.shape
+    shapes = ["columns"] if data.columns else [name for name, known in SHAPES.items() if known.are_in(names)]
+    if not shapes:
+        raise HalaError(
+            "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
+        )
+    return shapes[0]
+
+
 def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
-    """The shape that a recipe asks for, or the one that the columns tell. Raises HalaError listing the columns."""
-    kind = data.shape if data.shape != "auto" else _guess(data, schema.names)
-    known = KNOWN[kind]
-    paths = data.columns or [name for name in known.columns if name in schema.names or name not in known.may_lack]
+    """The shape that a recipe names, or the columns show. Raises HalaError listing the columns."""
+    name = name_of(data, schema.names)
+    known = SHAPES[name]
+    paths = data.columns or [name for name in known.names if name in schema.names or name not in known.may_lack]
     if not paths:
-        raise HalaError(f"data.columns: shape '{kind}' needs the names of its text columns", _listed(schema))
-    paths = paths[:1] if kind == "pairs" else paths  # the others are references
+        raise HalaError(f"data.columns: shape '{name}' needs the names of its text columns", _listed(schema))
+    paths = paths[:1] if known.only_first else paths
     require(paths, schema)
     _refuse_overlap(paths)
     others = named.others(schema, data.columns or paths)
-    if known.keys and len(paths) == 1 and paths[0] in schema.names:
-        keys = turns.keys_of(_turn_keys(schema.field(paths[0]).type), known.keys)
-        return TurnShape(paths[0], *keys, spoken_by(roles), others)
     unsure = [path for path in paths if named.is_in_json(named.split(path)[0], schema)]
-    return ColumnShape(tuple(paths), spoken_by(roles), known.keys is not None, others, tuple(unsure))
+    keys = None
+    if known.turn_keys and len(paths) == 1 and paths[0] in schema.names:
+        keys, unsure = turns.keys_of(_turn_keys(schema.field(paths[0]).type), known.turn_keys), []
+    return Shape(tuple(paths), spoken_by(roles), known.turn_keys is not None, others, tuple(unsure), keys)
 
 
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
@@ -187,29 +181,18 @@ def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
             if marked.get(name, column if is_like and not marked else None) == column:
                 sets.setdefault(name.removeprefix(flat), []).append(name)
     if is_made and sets:
-        asked = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
+        choices = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
         raise HalaError(
             f"data: rows that a run translated: '{columns[0]}' is the original of '{next(iter(sets.values()))[0]}'",
-            f"say which is meant: {' or '.join(asked)}",
+            f"say which is meant: {' or '.join(choices)}",
         )
-
-
-def _guess(data: Data, names: Sequence[str]) -> str:
-    if data.columns:
-        return "columns"
-    for kind, known in KNOWN.items():
-        if known.columns and set(known.columns) - set(known.may_lack) <= set(names):
-            return kind
-    raise HalaError(
-        "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
-    )
 
 
 def _refuse_overlap(paths: Sequence[str]) -> None:
     """Raises HalaError where two paths lead to one text."""
     for first, second in combinations(paths, 2):
-        (one, steps), (other, further) = named.split(first), named.split(second)
-        if one == other and all(map(operator.eq, steps, further)):
+        (column, steps), (other, further) = named.split(first), named.split(second)
+        if column == other and all(map(operator.eq, steps, further)):
             raise HalaError(f"data.columns: '{first}' and '{second}' lead to the same texts", "name them once")
 
 

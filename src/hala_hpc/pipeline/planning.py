@@ -18,6 +18,7 @@ from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
+from hala_hpc.data import shapes
 from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import hub
 from hala_hpc.run import create, manifest
@@ -41,6 +42,7 @@ def check(recipe: Recipe) -> Task:
         )
     if recipe.data.limit is not None and recipe.data.limit < 1:
         raise HalaError(f"data.limit: {recipe.data.limit} rows are nothing to do", "at least 1, or null for all")
+    shapes.check(recipe.data)
     task = registry.create(recipe)
     has_engine = task.loop == ROWS
     if has_engine:
