@@ -81,7 +81,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [
         "",
         f"`{ROW}` is a row's number in the sources below, taken one after the other, from 0.",
-        *_told_json(facts),
+        *_on_json(facts),
         "",
         "## Sources",
         "",
@@ -90,15 +90,11 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     return "\n".join([*lines, ""])
 
 
-def _told_json(facts: Facts) -> list[str]:
-    """What columns are of which the values have no type of Arrow's in common."""
-    found = [field.name for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
-    if not found:
-        return []
-    names = ", ".join(f"`{name}`" for name in found)
-    return [
-        f"Objects of {names} differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
-    ]
+def _on_json(facts: Facts) -> list[str]:
+    """A line on the columns whose values have no type of Arrow's in common."""
+    columns = [f"`{field.name}`" for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
+    said = "differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
+    return [f"Objects of {', '.join(columns)} {said}"] if columns else []
 
 
 def _translations(folder: Path) -> dict[str, str]:
@@ -259,12 +255,12 @@ def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_seale
 
 
 def _check_names(verdict: FolderVerdict, data: list[Path]) -> None:
-    named = [found for path in data if (found := _NAME.fullmatch(path.name))]
+    named = [match for path in data if (match := _NAME.fullmatch(path.name))]
     strange = [path.name for path in data if not _NAME.fullmatch(path.name)]
     verdict.problems += [f"data/{name}: not made by hala collect" for name in strange]
-    counts = {int(found[2]) for found in named}
-    if named and {int(found[1]) for found in named} != set(range(max(counts))):
-        verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {max(counts)}")
+    count = max((int(match[2]) for match in named), default=0)
+    if {int(match[1]) for match in named} != set(range(count)):
+        verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {count}")
 
 
 def _check_counts(verdict: FolderVerdict, card: str) -> None:
@@ -274,7 +270,7 @@ def _check_counts(verdict: FolderVerdict, card: str) -> None:
         verdict.problems.append(f"{CARD}: does not say how many rows there should be")
     elif _number(rows[1]) != verdict.rows:
         verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {rows[1]}")
-    if (held := sum(_number(found) for found in _HELD.findall(card))) != verdict.quarantined:
+    if (held := sum(map(_number, _HELD.findall(card)))) != verdict.quarantined:
         verdict.problems.append(f"{QUARANTINE}: {plural(verdict.quarantined, 'row')}, and the card says {held:,}")
     if sealed is not None and _number(sealed[1]) != verdict.files:
         verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {sealed[1]}")

@@ -3,7 +3,6 @@
 Memory holds a chunk of rows and a line per shard, however large the dataset.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,15 +119,15 @@ def cut(
     for source in sources.open_sources(data, folder / "input", watch.say, bad):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
-        found = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
+        held = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
         declared = readers.is_parquet(source.path)
         inferred |= not declared
-        if found is not None:
-            whole.add(found, source.original, declared)
+        if held is not None:
+            whole.add(held, source.original, declared)
         rows = cutter.rows - before
         kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
         kept[-1] |= {"columns": source.columns, "set_aside": bad.by_source[name]}
-        if data.limit is not None and cutter.rows >= data.limit:
+        if sources.left(data.limit, cutter.rows) <= 0:
             break
     cutter.close()
     bad.conclude(cutter.rows)
@@ -153,7 +152,7 @@ def _cut_source(
     """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
     whole: pa.Schema | None = None
     wrong: set[int] = set()
-    for chunk in sources.chunks(source, name, bad, lambda: sys.maxsize if limit is None else limit - cutter.rows):
+    for chunk in sources.chunks(source, name, bad, lambda: sources.left(limit, cutter.rows)):
         fill = chunk.table is not None
         merged = unify(whole, chunk.schema(), fill)
         if wrong or whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
@@ -176,9 +175,9 @@ def estimated_tokens(text: str) -> int:
     return len(text.encode()) // BYTES_PER_TOKEN + 1
 
 
-def _finder(texts_of: Callable[[pa.Schema], TextsOf], found: pa.Schema, where: str) -> TextsOf:
+def _finder(texts_of: Callable[[pa.Schema], TextsOf], columns: pa.Schema, where: str) -> TextsOf:
     try:
-        return texts_of(found)
+        return texts_of(columns)
     except HalaError as error:
         raise HalaError(f"{where}: {error.message}", error.hint) from error
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,9 +40,8 @@ def infer(rows: Sequence[Row]) -> pa.Schema:
 
 def marked(table: pa.Table) -> pa.Schema:
     """The schema of a table, with the columns marked whose integers no float holds."""
-    exact: Any = EXACT
     fields = [
-        field.with_metadata({**(field.metadata or {}), **exact})
+        field.with_metadata({**cast(Mark, field.metadata or {}), **EXACT})
         if not has(field, JSON_TEXT) and any(map(_needs_integers, column.chunks))
         else field
         for field, column in zip(table.schema, table.columns, strict=True)
