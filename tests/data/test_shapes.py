@@ -14,8 +14,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.arrow.unify import infer
-from hala_hpc.data.chat.turns import turns_of
-from hala_hpc.data.shapes import ASIDE, Shape, shape_of
+from hala_hpc.data.shapes import ASIDE, Shape, shape_of, turns_of
 
 BOTH = ("user", "assistant")
 TURNS = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "GPT", "value": "g"}]

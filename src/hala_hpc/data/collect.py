@@ -212,7 +212,11 @@ def is_collected(folder: Path) -> bool:
 def verify(folder: Path) -> FolderVerdict:
     """Check the seal of every file, that none is missing and no row stands twice, and the counts of the card."""
     verdict = FolderVerdict(str(folder))
-    card = _card(verdict, folder)
+    try:
+        card = (folder / CARD).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        card = ""
+        verdict.problems.append(f"{CARD}: cannot be read ({error}), so nothing says how many rows there should be")
     sealed = _SEALED.search(card)
     data = sorted((folder / "data").glob("*.parquet"))
     _check_names(verdict, data)
@@ -228,14 +232,6 @@ def verify(folder: Path) -> FolderVerdict:
     if not verdict.problems:  # counts of what could not be read would only repeat it
         _check_counts(verdict, card)
     return verdict
-
-
-def _card(verdict: FolderVerdict, folder: Path) -> str:
-    try:
-        return (folder / CARD).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        verdict.problems.append(f"{CARD}: cannot be read ({error}), so nothing says how many rows there should be")
-        return ""
 
 
 def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_sealed: bool) -> list[int]:

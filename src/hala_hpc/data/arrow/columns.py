@@ -83,7 +83,8 @@ def shown(place: Place) -> str:
 def field_of(path: str, schema: pa.Schema) -> "pa.Field[Any] | None":
     """What a path leads to; None where there is nothing. JSON, whose objects differ, may hold a text anywhere."""
     column, steps = split(path)
-    field, names = _start(column, schema)
+    names = [column] if column in schema.names else column.split(".")
+    field: pa.Field[Any] | None = pa.field("", pa.struct(list(schema)))
     for step in (*names, *steps):
         if field is None:
             return None
@@ -119,14 +120,6 @@ def _others(fields: "Sequence[pa.Field[Any]]", before: str, named: Sequence[str]
             yield from _others(list(field.type) if pa.types.is_struct(field.type) else [], f"{name}.", named)
         else:
             yield name
-
-
-def _start(column: str, schema: pa.Schema) -> "tuple[pa.Field[Any] | None, list[str]]":
-    """A column by its name, dots and all, or the struct that it lies in and the names of the way."""
-    if column in schema.names:
-        return schema.field(column), []
-    first, *names = column.split(".")
-    return (schema.field(first) if first in schema.names else None), names
 
 
 def _inner(kind: Any, step: str | None) -> "pa.Field[Any] | None":

@@ -10,9 +10,20 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow.schema import Row
-from hala_hpc.data.chat.turns import ROLES, TEXT_PARTS, Turn, keys_of, turns_of
 from hala_hpc.data.files.readers import what
-from hala_hpc.data.shapes import SHAPES, Shape, name_of, refuse_originals, require, shape_of
+from hala_hpc.data.shapes import (
+    ROLES,
+    SHAPES,
+    TEXT_PARTS,
+    Shape,
+    Turn,
+    keys_of,
+    name_of,
+    refuse_originals,
+    require,
+    shape_of,
+    turns_of,
+)
 from hala_hpc.text.control import ControlWords
 
 Kind = Literal["chat", "completion", "text"]

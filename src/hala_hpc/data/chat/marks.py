@@ -15,7 +15,7 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.chat.documents import CONTENTS, Chat
-from hala_hpc.data.chat.turns import Turn
+from hala_hpc.data.shapes import Turn
 
 THINK: Final = re.compile(r"(</?think>)")
 NO_TEXTS: Final = ("role", "id", "type", "index", "tool_call_id")
