@@ -44,10 +44,8 @@ def collect(
     ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason; ``collected.verify``
     checks such a folder. Each shard is checked as it is copied.
 
-    Raises
-    ------
-    HalaError : the run is not finished (unless ``partial``: then nothing of it is), a shard is damaged, or ``target``
-        exists.
+    Raises HalaError where the run is not finished (with ``partial``: where no shard is), a shard is damaged, or
+    ``target`` exists.
     """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
@@ -180,9 +178,8 @@ class _Writer:
 CARD = "README.md"
 QUARANTINE = "quarantine.parquet"
 _NAME = re.compile(r"train-([0-9]+)-of-([0-9]+)\.parquet")
-_ROWS = re.compile(r"^\| rows \| ([0-9,]+) of ", re.MULTILINE)
-_HELD = re.compile(r"^\| in quarantine: .* \| ([0-9,]+) \|$", re.MULTILINE)
-_SEALED = re.compile(r"^\| sealed files \| ([0-9,]+) \|$", re.MULTILINE)
+_COUNT = re.compile(r"^\| (rows|in quarantine|sealed files)(?:: .*)? \| ([0-9,]+) (?:of|\|$)", re.MULTILINE)
+"""What a card counts. It is for people, who may edit it: only these lines matter."""
 
 
 @dataclass
@@ -217,20 +214,21 @@ def verify(folder: Path) -> FolderVerdict:
     except (OSError, ValueError) as error:
         card = ""
         verdict.problems.append(f"{CARD}: cannot be read ({error}), so nothing says how many rows there should be")
-    sealed = _SEALED.search(card)
+    counts = [(name, int(count.replace(",", ""))) for name, count in _COUNT.findall(card)]
+    must_be_sealed = "sealed files" in dict(counts)
     data = sorted((folder / "data").glob("*.parquet"))
     _check_names(verdict, data)
     last = -1
     for path in data:
-        numbers = _row_numbers(verdict, folder, path, sealed is not None)
+        numbers = _row_numbers(verdict, folder, path, must_be_sealed)
         if numbers != sorted(set(numbers)) or (numbers and numbers[0] <= last):
             verdict.problems.append(f"data/{path.name}: its rows stand twice or are out of order")
         last = max([last, *numbers[-1:]])
         verdict.rows += len(numbers)
     if (folder / QUARANTINE).exists():
-        verdict.quarantined = len(_row_numbers(verdict, folder, folder / QUARANTINE, sealed is not None))
+        verdict.quarantined = len(_row_numbers(verdict, folder, folder / QUARANTINE, must_be_sealed))
     if not verdict.problems:  # counts of what could not be read would only repeat it
-        _check_counts(verdict, card)
+        _check_counts(verdict, counts)
     return verdict
 
 
@@ -259,18 +257,15 @@ def _check_names(verdict: FolderVerdict, data: list[Path]) -> None:
         verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {count}")
 
 
-def _check_counts(verdict: FolderVerdict, card: str) -> None:
+def _check_counts(verdict: FolderVerdict, counts: list[tuple[str, int]]) -> None:
     """The card says how many rows there are, and since there are seals, how many files bear one."""
-    rows, sealed = _ROWS.search(card), _SEALED.search(card)
-    if rows is None:
+    card = dict(reversed(counts))
+    held = sum(count for name, count in counts if name == "in quarantine")
+    if "rows" not in card:
         verdict.problems.append(f"{CARD}: does not say how many rows there should be")
-    elif _number(rows[1]) != verdict.rows:
-        verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {rows[1]}")
-    if (held := sum(map(_number, _HELD.findall(card)))) != verdict.quarantined:
+    elif card["rows"] != verdict.rows:
+        verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {card['rows']:,}")
+    if held != verdict.quarantined:
         verdict.problems.append(f"{QUARANTINE}: {plural(verdict.quarantined, 'row')}, and the card says {held:,}")
-    if sealed is not None and _number(sealed[1]) != verdict.files:
-        verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {sealed[1]}")
-
-
-def _number(text: str) -> int:
-    return int(text.replace(",", ""))
+    if card.get("sealed files", verdict.files) != verdict.files:
+        verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {card['sealed files']:,}")

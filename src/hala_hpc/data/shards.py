@@ -106,12 +106,7 @@ def _of_the_disk(source: Path) -> Iterator[None]:
 
 
 def write_output(
-    path: Path,
-    given: ShardInput,
-    fields: Fields,
-    results: Mapping[int, Row],
-    errors: Mapping[int, str],
-    made_by: bytes,
+    path: Path, given: ShardInput, fields: Fields, results: Mapping[int, Row], errors: Mapping[int, str], made_by: bytes
 ) -> None:
     """Write a shard's output.
 

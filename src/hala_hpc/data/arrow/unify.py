@@ -137,7 +137,7 @@ class Union:
 
     def __init__(self) -> None:
         self.schema: pa.Schema | None = None
-        self._is_inferred = False
+        self.is_inferred = False
         self._types: dict[str, list[Type]] = {}
 
     def add(self, schema: pa.Schema, where: str, declared: bool) -> None:
@@ -145,8 +145,8 @@ class Union:
 
         Raises HalaError where a declared type cannot be kept, as another source contradicts it.
         """
-        self._is_inferred |= not declared
-        self.schema = unify(self.schema, schema, fill=not self._is_inferred)
+        self.is_inferred |= not declared
+        self.schema = unify(self.schema, schema, fill=not self.is_inferred)
         for field in schema:
             types = self._types.setdefault(field.name, [])
             if not pa.types.is_null(field.type) and (_word(field), declared) not in [known[:2] for known in types]:

@@ -124,10 +124,8 @@ def template_of(tokenizer: Any) -> str:
 def check(tokenizer: Any, kinds: Collection[str]) -> None:
     """Refuse a tokenizer or template that would spoil a training on rows of these kinds.
 
-    Raises
-    ------
-    HalaError : no EOS; a BOS twice; a chat template without generation marks, with marks that leave out some of the
-        assistant's text or the token that ends its turn, or that take in what others say.
+    Raises HalaError for no EOS, a BOS twice, and a chat template without generation marks, or whose marks leave out
+    some of the assistant's text or the token that ends its turn, or take in what others say.
     """
     if tokenizer.eos_token_id is None:
         raise HalaError("the tokenizer has no EOS token, so the model would never learn to stop", "set its eos_token")

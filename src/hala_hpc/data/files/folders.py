@@ -5,7 +5,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,8 +21,10 @@ from hala_hpc.data.files.formats import ENDINGS, ending_of
 LEFT_OUT: Final = "files left out of data.path's folders: not data by their names"
 QUARANTINE: Final = "files left out: quarantine.parquet of a run, rows that it could not do (named, the file is read)"
 NOT_NAMED: Final = "files left out of data.path's folders: README.md or state.json name others as the data"
-_ABOUT: Final = ("readme*", "licen[cs]e*", "citation*", "changelog*", "requirements*.txt", "config.json", "state.json")
-_ABOUT_SETS: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "croissant.json")
+_ABOUT: Final = re.compile(
+    r"(readme|licen[cs]e|citation|changelog).*|requirements.*\.txt|(config|state|dataset_infos?|dataset_dict|croissant)\.json",
+    re.DOTALL,
+)
 """Files that lie beside data and describe it."""
 _SPLITS: Final = re.compile(r"(?:^|[-._ 0-9])(train|valid|val|dev|test|eval)", re.IGNORECASE)
 _HIVE: Final = re.compile(r"([^=]+)=(.*)", re.DOTALL)
@@ -96,7 +97,7 @@ def _walk(root: Path, notes: Counter[str]) -> Iterator[Path]:
         listed = _listed_by_state(here) if "state.json" in names else None
         for name in names:
             file = here / name
-            if name.startswith((".", "_")) or _is_about(name):
+            if name.startswith((".", "_")) or _ABOUT.fullmatch(name.lower()):
                 continue
             if listed is not None and name not in listed:
                 notes[NOT_NAMED] += 1
@@ -115,10 +116,6 @@ def _refuse(error: OSError) -> None:
 def _is_loop(folder: Path) -> bool:
     """Whether a folder is a link to one that it lies in."""
     return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
-
-
-def _is_about(name: str) -> bool:
-    return name in _ABOUT_SETS or any(fnmatch(name.lower(), pattern) for pattern in _ABOUT)
 
 
 def _listed_by_state(folder: Path) -> set[str] | None:

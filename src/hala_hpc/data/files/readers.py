@@ -222,15 +222,10 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
     try:
         with pq.ParquetFile(path) as file:
             refuse_doubled(file.schema_arrow, path)
-            groups, skip = _groups_from(file.metadata, position)
-            # Group by group: pyarrow cannot put nested dictionaries of two groups into one batch.
-            for batch in (batch for group in groups for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group])):
-                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
-                if skip >= table.num_rows:
-                    skip -= table.num_rows
-                    continue
-                table, skip = table.slice(skip), 0
-                table = _with_columns(table, manner.columns)
+            for table in _tables_from(file, position):
+                for name, value in manner.columns.items():
+                    if name not in table.column_names:
+                        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
                 while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
                     yield from _taken(table.slice(0, most), position, manner)
                     position += min(most, table.num_rows)
@@ -260,11 +255,17 @@ def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
     return next(filter(None, inner), "")
 
 
-def _with_columns(table: pa.Table, columns: Mapping[str, str | None]) -> pa.Table:
-    for name, value in columns.items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-    return table
+def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:
+    """The rows from ``position`` on. Group by group: pyarrow cannot put nested dictionaries of two into one batch."""
+    skip = position
+    for group in range(file.num_row_groups):
+        if skip >= (rows := file.metadata.row_group(group).num_rows):
+            skip -= rows
+            continue
+        for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group]):
+            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            yield table.slice(skip)
+            skip = max(0, skip - table.num_rows)
 
 
 def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
@@ -297,14 +298,3 @@ def _error_in(table: pa.Table) -> HalaError | None:
                 why if why.startswith(column) else f"{column} holds what is not a value of its type: {why}"
             )
     return None
-
-
-def _groups_from(metadata: pq.FileMetaData, position: int) -> tuple[list[int], int]:
-    """The row groups that hold rows from ``position`` on, and how many rows of the first to pass over."""
-    before = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if position < before + rows:
-            return list(range(group, metadata.num_row_groups)), position - before
-        before += rows
-    return [], 0

@@ -208,7 +208,7 @@ def _resolve(data: Data, notes: Counter[str]) -> list[_File]:
 
 
 def _refuse_unused(data: Data, paths: list[Path]) -> None:
-    """A key that changes nothing of what is read was meant for something."""
+    """Refuse a key that changes nothing: it was meant to change something."""
     for key in _OF_FILES:
         if getattr(data, key) is not None and not any(key in FORMATS[form_of(path, data)].keys for path in paths):
             raise HalaError(f"data.{key}: {paths[0]} is {form_of(paths[0], data)}", "leave it out")
