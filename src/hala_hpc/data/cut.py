@@ -22,7 +22,7 @@ from hala_hpc.data.files.sources import Source
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4
-"""Of UTF-8. Ours: near enough for Latin and Arabic script alike to cut by; nothing else is decided by it."""
+"""Bytes of UTF-8. Ours: near enough to cut by, for Latin and Arabic script alike; it decides nothing else."""
 
 TextsOf = Callable[[Row], list[str]]
 """The texts of a row that will be worked on; raises HalaError where the row is not of the expected form."""

@@ -55,7 +55,7 @@ class Shape:
     roles : of turns that are worked on; a column then holds a text, a list of texts or turns. None: only a text.
     is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
     others : columns that are not worked on.
-    only_text : of ``paths``, those of which nothing tells the type.
+    only_text : those of ``paths`` whose type nothing shows.
     turn_keys : where one column holds conversations, the keys of a turn's role and text: those of its type, or the
         usual ones.
     """
@@ -77,7 +77,7 @@ class Shape:
         return [(place, text) for place, text in self._items(row) if place is not None and text.strip()]
 
     def left(self, row: Row) -> list[str]:
-        """What of a row is passed over: "turns of 'tool' are left as they are"."""
+        """What is passed over in a row: "turns of 'tool' are left as they are"."""
         words = [text for place, text in self._items(row) if place is None]
         words += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
         return words + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
@@ -139,7 +139,7 @@ ASIDE: Final = "rows hold text in a column that is left as it is: "
 
 
 def check(data: Data) -> None:
-    """Raises HalaError where there is no shape of the name."""
+    """Raises HalaError where no shape has the name."""
     if data.shape != "auto" and data.shape not in SHAPES:
         raise HalaError(f"data.shape: no shape '{data.shape}'", did_you_mean(data.shape, ["auto", *SHAPES]))
 
@@ -192,7 +192,7 @@ def require(columns: Sequence[str], schema: pa.Schema) -> None:
 def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where columns that nobody named stand beside their translations, as in a collected folder.
 
-    A run marks the columns that it adds; where the marks were lost, ``hala_row`` tells that a run made the rows.
+    A run marks the columns that it adds; where the marks were lost, ``hala_row`` shows that a run made the rows.
     """
     marked = named.translations(schema)
     is_made = bool(marked) or "hala_row" in schema.names
@@ -220,7 +220,7 @@ def _refuse_overlap(paths: Sequence[str]) -> None:
 
 
 def _turn_keys(kind: Any) -> list[str]:
-    """The keys of turns, where a column's type tells them."""
+    """The keys of turns, where a column's type has them."""
     item = kind.value_type if is_list(kind) else kind
     return [field.name for field in item] if pa.types.is_struct(item) else []
 

@@ -39,7 +39,7 @@ class Mark:
 
     @property
     def where(self) -> str:
-        """For a person."""
+        """The mark's place, as a person names it."""
         if self.turn is None:
             return self.name
         is_content = self.name in ("content", *CONTENT_OF.values())
@@ -72,7 +72,7 @@ class Marks:
     def learned(self, chat: Chat, spans: Spans) -> Spans:
         """Spans of turns that are to be learned, and that say something although much may be left out.
 
-        Raises HalaError where the turns cannot be told apart.
+        Raises HalaError where the turns cannot be separated.
         """
         if not chat.unlearned and not self._accepted:
             return spans

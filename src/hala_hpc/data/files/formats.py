@@ -239,9 +239,9 @@ def _broken(path: Path, number: int, why: str) -> HalaError:
 
 
 def lists_in(start: bytes) -> list[str]:
-    """Where in a file that is one JSON object lie lists of objects that may be its rows (lists of turns are left out).
+    """The keys under which a file that is one JSON object has lists of objects that may be its rows, not turns.
 
-    ``start`` are the first bytes of the file. There are none where another object follows: those are JSON lines.
+    ``start`` holds the first bytes of the file. The result is empty where another object follows: that is JSON lines.
     """
     lists: dict[str, set[str]] = {}
     inside = ""

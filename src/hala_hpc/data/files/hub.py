@@ -54,7 +54,7 @@ def fetch_model(model: Model) -> list[str]:
 
 
 def _on_hub(model: Model) -> dict[str, str | None]:
-    """What of a model and its tokenizer is on the hub, by name: its revision."""
+    """The revisions of a model and its tokenizer by name, if they are on the hub."""
     revisions = {model.tokenizer or "": None, model.name: model.revision}
     return {name: revision for name, revision in reversed(revisions.items()) if is_on_hub(name)}
 

@@ -60,7 +60,7 @@ class Chunk:
         )
 
     def schema(self) -> pa.Schema:
-        """Of these rows alone; columns of integers that no float holds are marked."""
+        """The schema of these rows alone; columns of integers that no float holds are marked."""
         return unify.marked(self.table) if self.table is not None else unify.infer(self.rows)
 
 
