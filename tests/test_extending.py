@@ -66,13 +66,7 @@ def test_an_engine(hala: Hala, package: Path, tmp_path: Path) -> None:
 
 
 def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
-    line, shapes, schema = (
-        block("python", '"summary": Known'),
-        package / "data" / "shapes.py",
-        package / "config" / "schema.py",
-    )
-    shapes.write_text(shapes.read_text().replace("KNOWN: Final = {\n", f"KNOWN: Final = {{\n{line}"))
-    schema.write_text(schema.read_text().replace('shape: Literal["auto", ', 'shape: Literal["auto", "summary", '))
+    add(package / "data" / "shapes.py", "SHAPES:", block("python", '"summary": Known'))
     (tmp_path / "news.jsonl").write_text(json.dumps({"article": "a", "highlights": "h", "id": "7"}) + "\n")
     recipe = tmp_path / "news.yaml"
     task = {"kind": "translate", "prompt": "{text}"}
@@ -82,6 +76,8 @@ def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
     for words in ((), ("name=named", "data.shape=summary")):
         (row,) = worked(hala, recipe, *words)
         assert (row["article_ar"], row["highlights_ar"], row["id"]) == ("«a»", "«h»", "7")
+    refused = hala("plan", recipe, "data.shape=sumary", code=2).stderr
+    assert "data.shape: no shape 'sumary' (did you mean 'summary'? valid: alpaca, auto, " in refused
 
 
 def add(file: Path, after: str, lines: str) -> None:

@@ -108,7 +108,7 @@ def test_rows_of_csv_text_and_parquet_are_set_aside_too(tmp_path: Path) -> None:
     expected = [{"text": "1", "b": "2"}, {"text": "4", "b": "5"}, {"text": "one"}, {"text": "two"}]
     assert read(tmp_path / "run", cut) == [*expected, {"text": "x"}, {"text": "y"}, {"text": "z"}]
     assert sum(cut.facts.notes.values()) == 5
-    with pytest.raises(HalaError, match=r"c\.parquet: row 2: column 'text' holds what is no value of its type"):
+    with pytest.raises(HalaError, match=r"c\.parquet: row 2: column 'text' holds what is not a value of its type"):
         cut_texts(tmp_path / "two", paths[2])
 
 

@@ -14,8 +14,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.arrow.unify import infer
-from hala_hpc.data.chat.turns import turns_of
-from hala_hpc.data.shapes import ASIDE, Shape, TurnShape, shape_of
+from hala_hpc.data.shapes import ASIDE, Shape, shape_of, turns_of
 
 BOTH = ("user", "assistant")
 TURNS = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "GPT", "value": "g"}]
@@ -179,8 +178,7 @@ def test_a_conversation_is_translated_alike_in_all_forms(turns: list[Row], form:
 )
 def test_keys_of_turns_are_told_by_their_type(row: Row, data: dict[str, Any], keys: tuple[str, str]) -> None:
     found = shape(row, **data)
-    assert isinstance(found, TurnShape)
-    assert (found.role_key, found.text_key) == keys
+    assert found.turn_keys == keys
 
 
 def test_roles() -> None:
@@ -229,5 +227,7 @@ def test_columns_that_cannot_be() -> None:
             shape_of(Data(columns=[column]), BOTH, schema)
     with pytest.raises(HalaError, match="shape 'columns' needs the names"):
         shape_of(Data(shape="columns"), BOTH, schema)
+    with pytest.raises(HalaError, match=r"data\.shape: no shape 'alpacca' \(did you mean 'alpaca'\? valid: "):
+        shape_of(Data(shape="alpacca"), BOTH, schema)
     with pytest.raises(HalaError, match="no column 'instruction'"):
         shape_of(Data(shape="alpaca"), BOTH, schema)

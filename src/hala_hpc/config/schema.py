@@ -35,7 +35,7 @@ class Data:
     split: str | None = None  # null: train on the hub; in a folder: refused where there are several. all: all of them
     revision: str | None = None
     limit: int | None = None  # only this many rows, the first in source order
-    shape: Literal["auto", "alpaca", "columns", "messages", "conversations", "text", "pairs"] = "auto"
+    shape: str = "auto"  # a name in hala_hpc.data.shapes.SHAPES
     columns: list[str] = field(default_factory=list)  # the text columns, for shapes without fixed names; a.b reaches in
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
     field: str | None = None  # where in a JSON document the list of rows is; a.b reaches in

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
@@ -44,7 +44,7 @@ class BadRows:
     ) -> None:
         self.notes: Counter[str] = Counter() if notes is None else notes
         self.is_refusing = policy == "refuse"
-        self.found = 0
+        self.count = 0
         self._most = most
         self.by_source: Counter[str] = Counter()
         self._first: list[HalaError] = []
@@ -59,11 +59,11 @@ class BadRows:
         where : file and row, for people.
         source, position : where a worker must pass over it; not given for a row that is in no file of the run's.
         """
-        self.found += 1
+        self.count += 1
         if len(self._first) < NAMED:
             self._first.append(HalaError(f"{where}: {error.message}", error.hint))
         if self.is_refusing:
-            if self.found == self._most:
+            if self.count == self._most:
                 self.conclude(taken=1)
             return
         reason = re.sub(r"(?<![\w-])\d+\b", "N", error.message.split(":", 1)[0])
@@ -81,42 +81,36 @@ class BadRows:
 
     def conclude(self, taken: int) -> None:
         """Raises HalaError where there are bad rows and they are refused, or no row but them."""
-        if not self.found or (taken and not self.is_refusing):
+        if not self.count or (taken and not self.is_refusing):
             return
         hints = [self._first[0].hint, HINT if taken and self.is_refusing else ""]
-        if self.found == 1:
+        if self.count == 1:
             raise HalaError(self._first[0].message, "; or ".join(filter(None, hints)))
-        more = f"; and {self.found - NAMED:,} more" if self.found > NAMED else ""
-        count = f"{self.found:,}{' or more' if self.is_refusing and self.found == self._most else ''}"
+        more = f"; and {self.count - NAMED:,} more" if self.count > NAMED else ""
+        count = f"{self.count:,}{' or more' if self.is_refusing and self.count == self._most else ''}"
         named = "; ".join(error.message for error in self._first)
         raise HalaError(f"{count} bad rows: {named}{more}", "; or ".join(filter(None, hints)))
 
 
-def positions(run: Path, source: dict[str, Any]) -> frozenset[int]:
-    """The positions in a source of a planned run at which rows were set aside.
+def positions(run: Path, source: str, count: int) -> frozenset[int]:
+    """The positions in a source of a planned run at which ``count`` rows were set aside.
 
     Raises HalaError where the list of them is damaged.
     """
-    expected = int(source.get("set_aside", 0))
-    if not expected:
-        return frozenset()
     path = run / SET_ASIDE
     try:
-        written = path.stat().st_mtime_ns
-    except OSError as error:
-        raise HalaError(f"{path}: not readable: {error.strerror}", "it says which rows the run passes over") from error
-    return _positions(path, written, str(source["path"]), expected)
+        places = _positions(path, path.stat().st_mtime_ns, source) if count else frozenset()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise HalaError(f"{path}: not readable: {why}", "it says which rows the run passes over") from error
+    if len(places) != count:
+        raise HalaError(f"{path}: names {plural(len(places), 'row')} of {source}, not {count}", "it was changed")
+    return places
 
 
 @lru_cache(maxsize=8)
-def _positions(path: Path, written: int, source: str, expected: int) -> frozenset[int]:
+def _positions(path: Path, written: int, source: str) -> frozenset[int]:
     """``written``: when it was, so that another list of the same run is read anew."""
     del written
-    try:
-        rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-        found = frozenset(row["position"] for row in rows if row["source"] == source and row["position"] is not None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HalaError(f"{path}: not readable: {error}", "it says which rows the run passes over") from error
-    if len(found) != expected:
-        raise HalaError(f"{path}: names {plural(len(found), 'row')} of {source}, not {expected}", "it was changed")
-    return found
+    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    return frozenset(row["position"] for row in rows if row["source"] == source and row["position"] is not None)

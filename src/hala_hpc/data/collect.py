@@ -44,10 +44,8 @@ def collect(
     ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason; ``collected.verify``
     checks such a folder. Each shard is checked as it is copied.
 
-    Raises
-    ------
-    HalaError : the run is not finished (unless ``partial``: then nothing of it is), a shard is damaged, or ``target``
-        exists.
+    Raises HalaError where the run is not finished (with ``partial``: where no shard is), a shard is damaged, or
+    ``target`` exists.
     """
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
@@ -81,7 +79,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [
         "",
         f"`{ROW}` is a row's number in the sources below, taken one after the other, from 0.",
-        *_told_json(facts),
+        *_on_json(facts),
         "",
         "## Sources",
         "",
@@ -90,15 +88,11 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     return "\n".join([*lines, ""])
 
 
-def _told_json(facts: Facts) -> list[str]:
-    """What columns are of which the values have no type of Arrow's in common."""
-    found = [field.name for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
-    if not found:
-        return []
-    names = ", ".join(f"`{name}`" for name in found)
-    return [
-        f"Objects of {names} differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
-    ]
+def _on_json(facts: Facts) -> list[str]:
+    """A line on the columns whose values have no type of Arrow's in common."""
+    columns = [f"`{field.name}`" for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
+    said = "differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
+    return [f"Objects of {', '.join(columns)} {said}"] if columns else []
 
 
 def _translations(folder: Path) -> dict[str, str]:
@@ -184,9 +178,8 @@ class _Writer:
 CARD = "README.md"
 QUARANTINE = "quarantine.parquet"
 _NAME = re.compile(r"train-([0-9]+)-of-([0-9]+)\.parquet")
-_ROWS = re.compile(r"^\| rows \| ([0-9,]+) of ", re.MULTILINE)
-_HELD = re.compile(r"^\| in quarantine: .* \| ([0-9,]+) \|$", re.MULTILINE)
-_SEALED = re.compile(r"^\| sealed files \| ([0-9,]+) \|$", re.MULTILINE)
+_COUNT = re.compile(r"^\| (rows|in quarantine|sealed files)(?:: .*)? \| ([0-9,]+) (?:of|\|$)", re.MULTILINE)
+"""What a card counts. It is for people, who may edit it: only these lines matter."""
 
 
 @dataclass
@@ -216,30 +209,27 @@ def is_collected(folder: Path) -> bool:
 def verify(folder: Path) -> FolderVerdict:
     """Check the seal of every file, that none is missing and no row stands twice, and the counts of the card."""
     verdict = FolderVerdict(str(folder))
-    card = _card(verdict, folder)
-    sealed = _SEALED.search(card)
+    try:
+        card = (folder / CARD).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        card = ""
+        verdict.problems.append(f"{CARD}: cannot be read ({error}), so nothing says how many rows there should be")
+    counts = [(name, int(count.replace(",", ""))) for name, count in _COUNT.findall(card)]
+    must_be_sealed = "sealed files" in dict(counts)
     data = sorted((folder / "data").glob("*.parquet"))
     _check_names(verdict, data)
     last = -1
     for path in data:
-        numbers = _row_numbers(verdict, folder, path, sealed is not None)
+        numbers = _row_numbers(verdict, folder, path, must_be_sealed)
         if numbers != sorted(set(numbers)) or (numbers and numbers[0] <= last):
             verdict.problems.append(f"data/{path.name}: its rows stand twice or are out of order")
         last = max([last, *numbers[-1:]])
         verdict.rows += len(numbers)
     if (folder / QUARANTINE).exists():
-        verdict.quarantined = len(_row_numbers(verdict, folder, folder / QUARANTINE, sealed is not None))
+        verdict.quarantined = len(_row_numbers(verdict, folder, folder / QUARANTINE, must_be_sealed))
     if not verdict.problems:  # counts of what could not be read would only repeat it
-        _check_counts(verdict, card)
+        _check_counts(verdict, counts)
     return verdict
-
-
-def _card(verdict: FolderVerdict, folder: Path) -> str:
-    try:
-        return (folder / CARD).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        verdict.problems.append(f"{CARD}: cannot be read ({error}), so nothing says how many rows there should be")
-        return ""
 
 
 def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_sealed: bool) -> list[int]:
@@ -259,26 +249,23 @@ def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_seale
 
 
 def _check_names(verdict: FolderVerdict, data: list[Path]) -> None:
-    named = [found for path in data if (found := _NAME.fullmatch(path.name))]
+    named = [match for path in data if (match := _NAME.fullmatch(path.name))]
     strange = [path.name for path in data if not _NAME.fullmatch(path.name)]
     verdict.problems += [f"data/{name}: not made by hala collect" for name in strange]
-    counts = {int(found[2]) for found in named}
-    if named and {int(found[1]) for found in named} != set(range(max(counts))):
-        verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {max(counts)}")
+    count = max((int(match[2]) for match in named), default=0)
+    if {int(match[1]) for match in named} != set(range(count)):
+        verdict.problems.append(f"data/: {plural(len(named), 'file')}, and their names say {count}")
 
 
-def _check_counts(verdict: FolderVerdict, card: str) -> None:
+def _check_counts(verdict: FolderVerdict, counts: list[tuple[str, int]]) -> None:
     """The card says how many rows there are, and since there are seals, how many files bear one."""
-    rows, sealed = _ROWS.search(card), _SEALED.search(card)
-    if rows is None:
+    card = dict(reversed(counts))
+    held = sum(count for name, count in counts if name == "in quarantine")
+    if "rows" not in card:
         verdict.problems.append(f"{CARD}: does not say how many rows there should be")
-    elif _number(rows[1]) != verdict.rows:
-        verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {rows[1]}")
-    if (held := sum(_number(found) for found in _HELD.findall(card))) != verdict.quarantined:
+    elif card["rows"] != verdict.rows:
+        verdict.problems.append(f"data/: {plural(verdict.rows, 'row')}, and the card says {card['rows']:,}")
+    if held != verdict.quarantined:
         verdict.problems.append(f"{QUARANTINE}: {plural(verdict.quarantined, 'row')}, and the card says {held:,}")
-    if sealed is not None and _number(sealed[1]) != verdict.files:
-        verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {sealed[1]}")
-
-
-def _number(text: str) -> int:
-    return int(text.replace(",", ""))
+    if card.get("sealed files", verdict.files) != verdict.files:
+        verdict.problems.append(f"data/: {plural(verdict.files, 'file')}, and the card says {card['sealed files']:,}")

@@ -3,7 +3,6 @@
 Memory holds a chunk of rows and a line per shard, however large the dataset.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +22,12 @@ from hala_hpc.data.files.sources import Source
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4
-"""Of UTF-8. Ours: near enough for Latin and Arabic script alike to cut by; nothing else is decided by it."""
+"""Bytes of UTF-8. Ours: near enough to cut by, for Latin and Arabic script alike; it decides nothing else."""
 
 TextsOf = Callable[[Row], list[str]]
 """The texts of a row that will be worked on; raises HalaError where the row is not of the expected form."""
+Finder = Callable[[pa.Schema], TextsOf]
+"""How to find the texts of a row, given the schema of a source as far as it is read."""
 
 
 @dataclass(frozen=True)
@@ -91,44 +92,32 @@ class Cutter:
 
 
 def cut(
-    data: Data,
-    run: Run,
-    task: str,
-    folder: Path,
-    texts_of: Callable[[pa.Schema], TextsOf],
-    watch: Watch,
-    notes: Counter[str] | None = None,
+    data: Data, run: Run, task: str, folder: Path, texts_of: Finder, watch: Watch, notes: Counter[str] | None = None
 ) -> Cut:
     """Plan the shards of a row task.
 
     Parameters
     ----------
     folder : the run directory in the making; copies of inputs go to its ``input/``.
-    texts_of : given the schema of a source as far as it is read, how to find the texts of a row.
     notes : what is counted while rows are read (see ``Facts.notes``); the caller's ``texts_of`` may count there too.
 
-    Raises
-    ------
-    HalaError : a missing or broken file, a missing column, a row of another form, no rows at all.
+    Raises HalaError for a missing or broken file, a missing column, a row of another form, and no rows at all.
     """
     cutter = Cutter(task, run.shard_tokens, run.shard_rows)
     notes = Counter() if notes is None else notes
     bad = BadRows(data.bad_rows, notes, folder)
     kept: list[dict[str, Any]] = []
     whole = Union()
-    inferred = False
     for source in sources.open_sources(data, folder / "input", watch.say, bad):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
-        found = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
-        declared = readers.is_parquet(source.path)
-        inferred |= not declared
-        if found is not None:
-            whole.add(found, source.original, declared)
+        held = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
+        if held is not None:
+            whole.add(held, source.original, readers.is_parquet(source.path))
         rows = cutter.rows - before
         kept.append({"path": name, "rows": rows, "bytes": source.bytes, "original": source.original})
         kept[-1] |= {"columns": source.columns, "set_aside": bad.by_source[name]}
-        if data.limit is not None and cutter.rows >= data.limit:
+        if sources.left(data.limit, cutter.rows) <= 0:
             break
     cutter.close()
     bad.conclude(cutter.rows)
@@ -136,24 +125,18 @@ def cut(
         raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
     notes.update(whole.notes())
-    stored = schema.dump(storable(whole.schema) if inferred else whole.schema)
+    stored = schema.dump(storable(whole.schema) if whole.is_inferred else whole.schema)
     facts = Facts(".parquet", cutter.rows, cutter.texts, characters, tokens, kept, stored, notes=dict(notes))
     return Cut(cutter.shards, facts)
 
 
 def _cut_source(
-    cutter: Cutter,
-    source: Source,
-    name: str,
-    limit: int | None,
-    texts_of: Callable[[pa.Schema], TextsOf],
-    watch: Watch,
-    bad: BadRows,
+    cutter: Cutter, source: Source, name: str, limit: int | None, texts_of: Finder, watch: Watch, bad: BadRows
 ) -> pa.Schema | None:
     """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
     whole: pa.Schema | None = None
     wrong: set[int] = set()
-    for chunk in sources.chunks(source, name, bad, lambda: sys.maxsize if limit is None else limit - cutter.rows):
+    for chunk in sources.chunks(source, name, bad, lambda: sources.left(limit, cutter.rows)):
         fill = chunk.table is not None
         merged = unify(whole, chunk.schema(), fill)
         if wrong or whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
@@ -176,9 +159,9 @@ def estimated_tokens(text: str) -> int:
     return len(text.encode()) // BYTES_PER_TOKEN + 1
 
 
-def _finder(texts_of: Callable[[pa.Schema], TextsOf], found: pa.Schema, where: str) -> TextsOf:
+def _finder(texts_of: Finder, columns: pa.Schema, where: str) -> TextsOf:
     try:
-        return texts_of(found)
+        return texts_of(columns)
     except HalaError as error:
         raise HalaError(f"{where}: {error.message}", error.hint) from error
 

@@ -42,21 +42,21 @@ def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterab
     if plan.facts.unit != "rows" or plan.facts.suffix != ".parquet":
         raise HalaError(f"{path}: only runs of rows have a quarantine", f"`hala resume {path}`")
     run = RunDirectory(path, plan.facts.suffix)
-    found = Reopened()
+    result = Reopened()
     for shard in progress(iter(plan)):
         if not run.shard_output(shard.id).exists():
             continue
         try:
             reasons = _reasons(run.shard_output(shard.id))
-            found.reasons += reasons
+            result.reasons += reasons
             again = reasons[reason] if reason else reasons.total()
             if again:
                 _reopen(run, shard, plan.facts, reason)
-                found.shards += 1
-                found.rows += again
+                result.shards += 1
+                result.rows += again
         except seal.Damaged:
-            found.damaged.append(shard.id)
-    return found
+            result.damaged.append(shard.id)
+    return result
 
 
 def _reasons(output: Path) -> Counter[str]:
@@ -75,10 +75,10 @@ def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
     """
     table, _ = shards.read_output(shard, run.shard_output(shard.id), facts)
     given = shards.as_stored(schema.load(facts.schema).names)
-    made = [name for name in table.column_names if name not in given and name not in RESERVED]
+    added = [name for name in table.column_names if name not in given and name not in RESERVED]
     name = f"reopened-{secrets.token_hex(3)}"
     kept = PartialFile(run, shard.id, name)
-    rows = zip(table[ROW].to_pylist(), table[ERROR].to_pylist(), schema.to_rows(table.select(made)), strict=True)
+    rows = zip(table[ROW].to_pylist(), table[ERROR].to_pylist(), schema.to_rows(table.select(added)), strict=True)
     for number, error, new in rows:
         if error is None:
             kept.add({partial.ROW: number, "new": new})

@@ -1,50 +1,53 @@
 """The shapes of people's datasets: where the texts of a row sit, and how a row looks once they are translated.
 
 A shape finds texts as (place, text) pairs and builds, from translations by place, the new columns of the row. The row
-itself is never changed: what is new stands in columns of its own. What it passes over it tells in words, to be counted.
+itself is never changed: what is new stands in columns of its own. What is passed over is named in words, to be counted.
+
+A conversation is a list of turns, a single turn, a dict of lists (how `datasets` keeps a sequence of dicts), or JSON
+text of one of these. A turn has a role and a content: a text, or parts of several types.
 """
 
+import contextlib
+import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Data
 from hala_hpc.data.arrow import columns as named
-from hala_hpc.data.arrow.columns import Place
+from hala_hpc.data.arrow.columns import Place, shown
 from hala_hpc.data.arrow.schema import Row, is_list
-from hala_hpc.data.chat import turns
-from hala_hpc.data.chat.turns import Items, spoken_by
 from hala_hpc.data.files.readers import what
 
-Texts = list[tuple[Place, str]]
+Turn = Row
+Items = Iterator[tuple[Place | None, str]]
+"""Texts with their places; without a place, in words, what is passed over."""
 
-
-class Shape(Protocol):
-    """One layout of rows."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The columns that new ones are made from; ``a.b`` reaches into a struct."""
-
-    def texts(self, row: Row) -> Texts:
-        """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
-
-    def left(self, row: Row) -> list[str]:
-        """What of a row is passed over: "turns of 'tool' are left as they are"."""
-
-    def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        """The new columns, by the name of the column that each is made from."""
+ROLES: Final = {
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "bot", "chatgpt", "bard", "bing", "model"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython"),
+}
+"""The words that datasets use for the four roles."""
+ROLE_KEYS: Final = ("role", "from", "speaker", "sender")
+"""Keys under which a turn says who speaks: OpenAI's, ShareGPT's and others'."""
+TEXT_KEYS: Final = ("content", "value", "text", "message", "utterance")
+"""Keys under which a turn says what is said."""
+TEXT_PARTS: Final = (None, "text", "input_text", "output_text")
+"""Types of parts that are text; those without a type are known by their text."""
+_PART_KEYS: Final = ("text", "value", "content")
 
 
 @dataclass(frozen=True)
-class ColumnShape:
-    """Texts that are columns: Alpaca, prompt and response, plain text, parallel pairs, answer options, preferences.
+class Shape:
+    """Where the texts of rows sit: in columns, in lists and structs of columns, or in conversations.
 
     Parameters
     ----------
@@ -52,7 +55,9 @@ class ColumnShape:
     roles : of turns that are worked on; a column then holds a text, a list of texts or turns. None: only a text.
     is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
     others : columns that are not worked on.
-    only_text : of ``paths``, those of which nothing tells the type.
+    only_text : those of ``paths`` whose type nothing shows.
+    turn_keys : where one column holds conversations, the keys of a turn's role and text: those of its type, or the
+        usual ones.
     """
 
     paths: Sequence[str]
@@ -60,20 +65,25 @@ class ColumnShape:
     is_talk: bool = False
     others: Sequence[str] = ()
     only_text: Sequence[str] = ()
+    turn_keys: tuple[str, str] | None = None
 
     @cached_property
     def columns(self) -> Sequence[str]:
+        """The columns that new ones are made from; ``a.b`` reaches into a struct."""
         return tuple(dict.fromkeys(named.split(path)[0] for path in self.paths))
 
-    def texts(self, row: Row) -> Texts:
+    def texts(self, row: Row) -> list[tuple[Place, str]]:
+        """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
         return [(place, text) for place, text in self._items(row) if place is not None and text.strip()]
 
     def left(self, row: Row) -> list[str]:
-        told = [words for place, words in self._items(row) if place is None]
-        told += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
-        return told + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
+        """What is passed over in a row: "turns of 'tool' are left as they are"."""
+        words = [text for place, text in self._items(row) if place is None]
+        words += [f"rows lack '{column}'" for column in self.columns if named.reach(row, column) is None]
+        return words + [f"{ASIDE}'{column}'" for column in self.others if _holds_text(named.reach(row, column))]
 
     def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
+        """The new columns, by the name of the column that each is made from."""
         return {column: named.rebuilt(named.reach(row, column), column, translated) for column in self.columns}
 
     def _items(self, row: Row) -> Items:
@@ -84,78 +94,85 @@ class ColumnShape:
                 yield (column,), reached  # most are just this, of millions of rows
                 continue
             for place, value in named.within(reached, steps, (column,)):
-                if self.roles is None or path in self.only_text:
-                    yield from _text(value, path)
-                else:
-                    find = turns.texts_of_turns if self.is_talk else turns.texts_in
-                    yield from find(value, place, self.roles)
-
-
-@dataclass(frozen=True)
-class TurnShape:
-    """One column of conversations; ``role_key`` and ``text_key`` are what its type tells, or the usual ones."""
-
-    column: str
-    role_key: str
-    text_key: str
-    roles: frozenset[str]
-    others: Sequence[str] = ()
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return (self.column,)
-
-    def texts(self, row: Row) -> Texts:
-        return self._inner.texts(row)
-
-    def left(self, row: Row) -> list[str]:
-        return self._inner.left(row)
-
-    def rebuild(self, row: Row, translated: Mapping[Place, str]) -> Row:
-        return self._inner.rebuild(row, translated)
-
-    @property
-    def _inner(self) -> ColumnShape:
-        return ColumnShape((self.column,), self.roles, is_talk=True, others=self.others)
+                if self.roles is not None and path not in self.only_text:
+                    yield from (texts_of_turns if self.is_talk else texts_in)(value, place, self.roles)
+                elif isinstance(value, str):
+                    yield (column,), value
+                elif value is not None:
+                    raise HalaError(f"column '{path}' holds {what(value)}, not text")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A shape by name: its columns, which of them rows may lack, and the usual keys of its turns."""
+    """What the name of a shape stands for.
 
-    columns: tuple[str, ...] = ()
+    Parameters
+    ----------
+    names : its columns; none: the recipe names them.
+    may_lack : of ``names``, those that rows need not have.
+    before : columns that come before the user's turn when such rows are trained on.
+    turn_keys : the usual keys of a turn's role and text, where the columns hold conversations.
+    only_first : the other columns are references, which are not worked on.
+    """
+
+    names: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
-    keys: tuple[str, str] | None = None
+    before: tuple[str, ...] = ()
+    turn_keys: tuple[str, str] | None = None
+    only_first: bool = False
+
+    def are_in(self, names: Iterable[str]) -> bool:
+        """Whether all the columns that rows must have are among ``names``."""
+        return bool(self.names) and set(self.names) - set(self.may_lack) <= set(names)
 
 
-KNOWN: Final = {
-    "messages": Known(("messages",), keys=("role", "content")),
-    "conversations": Known(("conversations",), keys=("from", "value")),
+SHAPES: Final[dict[str, Known]] = {
+    "messages": Known(("messages",), turn_keys=("role", "content")),
+    "conversations": Known(("conversations",), turn_keys=("from", "value")),
     "text": Known(("text",)),
-    "alpaca": Known(("instruction", "input", "output"), may_lack=("input",)),
+    "alpaca": Known(("instruction", "input", "output"), may_lack=("input",), before=("system", "history")),
     "columns": Known(),
-    "pairs": Known(),
+    "pairs": Known(only_first=True),
 }
-"""The shapes, in the order in which ``auto`` looks for their columns. A new one is a line here (and in Data.shape)."""
+"""The values of ``data.shape``, in the order in which ``auto`` looks for their columns. A new shape is a line here."""
 ASIDE: Final = "rows hold text in a column that is left as it is: "
 
 
+def check(data: Data) -> None:
+    """Raises HalaError where no shape has the name."""
+    if data.shape != "auto" and data.shape not in SHAPES:
+        raise HalaError(f"data.shape: no shape '{data.shape}'", did_you_mean(data.shape, ["auto", *SHAPES]))
+
+
+def name_of(data: Data, names: Sequence[str]) -> str:
+    """The key in SHAPES of the shape that a recipe names, or the columns show. Raises HalaError listing the columns."""
+    check(data)
+    if data.shape != "auto":
+        return data.shape
+    shapes = ["columns"] if data.columns else [name for name, known in SHAPES.items() if known.are_in(names)]
+    if not shapes:
+        raise HalaError(
+            "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
+        )
+    return shapes[0]
+
+
 def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
-    """The shape that a recipe asks for, or the one that the columns tell. Raises HalaError listing the columns."""
-    kind = data.shape if data.shape != "auto" else _guess(data, schema.names)
-    known = KNOWN[kind]
-    paths = data.columns or [name for name in known.columns if name in schema.names or name not in known.may_lack]
+    """The shape that a recipe names, or the columns show. Raises HalaError listing the columns."""
+    name = name_of(data, schema.names)
+    known = SHAPES[name]
+    paths = data.columns or [name for name in known.names if name in schema.names or name not in known.may_lack]
     if not paths:
-        raise HalaError(f"data.columns: shape '{kind}' needs the names of its text columns", _listed(schema))
-    paths = paths[:1] if kind == "pairs" else paths  # the others are references
+        raise HalaError(f"data.columns: shape '{name}' needs the names of its text columns", _listed(schema))
+    paths = paths[:1] if known.only_first else paths
     require(paths, schema)
     _refuse_overlap(paths)
     others = named.others(schema, data.columns or paths)
-    if known.keys and len(paths) == 1 and paths[0] in schema.names:
-        keys = turns.keys_of(_turn_keys(schema.field(paths[0]).type), known.keys)
-        return TurnShape(paths[0], *keys, spoken_by(roles), others)
     unsure = [path for path in paths if named.is_in_json(named.split(path)[0], schema)]
-    return ColumnShape(tuple(paths), spoken_by(roles), known.keys is not None, others, tuple(unsure))
+    keys = None
+    if known.turn_keys and len(paths) == 1 and paths[0] in schema.names:
+        keys, unsure = keys_of(_turn_keys(schema.field(paths[0]).type), known.turn_keys), []
+    return Shape(tuple(paths), spoken_by(roles), known.turn_keys is not None, others, tuple(unsure), keys)
 
 
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
@@ -175,7 +192,7 @@ def require(columns: Sequence[str], schema: pa.Schema) -> None:
 def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where columns that nobody named stand beside their translations, as in a collected folder.
 
-    A run marks the columns that it adds; where the marks were lost, ``hala_row`` tells that a run made the rows.
+    A run marks the columns that it adds; where the marks were lost, ``hala_row`` shows that a run made the rows.
     """
     marked = named.translations(schema)
     is_made = bool(marked) or "hala_row" in schema.names
@@ -187,43 +204,25 @@ def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
             if marked.get(name, column if is_like and not marked else None) == column:
                 sets.setdefault(name.removeprefix(flat), []).append(name)
     if is_made and sets:
-        asked = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
+        choices = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
         raise HalaError(
             f"data: rows that a run translated: '{columns[0]}' is the original of '{next(iter(sets.values()))[0]}'",
-            f"say which is meant: {' or '.join(asked)}",
+            f"say which is meant: {' or '.join(choices)}",
         )
-
-
-def _guess(data: Data, names: Sequence[str]) -> str:
-    if data.columns:
-        return "columns"
-    for kind, known in KNOWN.items():
-        if known.columns and set(known.columns) - set(known.may_lack) <= set(names):
-            return kind
-    raise HalaError(
-        "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
-    )
 
 
 def _refuse_overlap(paths: Sequence[str]) -> None:
     """Raises HalaError where two paths lead to one text."""
     for first, second in combinations(paths, 2):
-        (one, steps), (other, further) = named.split(first), named.split(second)
-        if one == other and all(map(operator.eq, steps, further)):
+        (column, steps), (other, further) = named.split(first), named.split(second)
+        if column == other and all(map(operator.eq, steps, further)):
             raise HalaError(f"data.columns: '{first}' and '{second}' lead to the same texts", "name them once")
 
 
 def _turn_keys(kind: Any) -> list[str]:
-    """The keys of turns, where a column's type tells them."""
+    """The keys of turns, where a column's type has them."""
     item = kind.value_type if is_list(kind) else kind
     return [field.name for field in item] if pa.types.is_struct(item) else []
-
-
-def _text(value: Any, path: str) -> Items:
-    if isinstance(value, str):
-        yield (named.split(path)[0],), value
-    elif value is not None:
-        raise HalaError(f"column '{path}' holds {what(value)}, not text")
 
 
 def _holds_text(value: Any) -> bool:
@@ -237,3 +236,127 @@ def _holds_text(value: Any) -> bool:
 
 def _listed(schema: pa.Schema) -> str:
     return f"columns: {', '.join(schema.names)}"
+
+
+def spoken_by(roles: Sequence[str]) -> frozenset[str]:
+    """All words that datasets use for the given roles; a word that is not a role of ours stands for itself."""
+    return frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
+
+
+def texts_in(value: Any, place: Place, roles: frozenset[str]) -> Items:
+    """The texts of a value that may be a text, a list of texts at any depth, or turns; only turns of ``roles``.
+
+    Raises HalaError for a value of another form.
+    """
+    if isinstance(value, str):
+        yield place, value
+        if value.startswith('[{"'):
+            words = "look like turns in JSON and are taken as one text (data.shape=messages reads them)"
+            yield None, f"texts of '{shown(place[:1])}' {words}"
+    elif isinstance(value, dict) and (_role_key(value) or _is_columns(value)):
+        yield from texts_of_turns(value, place, roles)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if isinstance(item, dict) and _role_key(item):
+                yield from _texts_of_turn(item, (*place, number), (), number, roles)
+            else:
+                yield from texts_in(item, (*place, number), roles)
+    elif value is not None:
+        hint = "name what is in it: a.b, or a[].b in a list" if isinstance(value, dict) else ""
+        raise HalaError(f"column '{shown(place)}' holds {what(value)}, not text", hint)
+
+
+def texts_of_turns(value: Any, place: Place, roles: frozenset[str]) -> Items:
+    """The texts of a conversation, in any of its forms. Raises HalaError for anything else."""
+    for number, (turn, before, after) in enumerate(_turns(value, place)):
+        yield from _texts_of_turn(turn, before, after, number, roles)
+
+
+def turns_of(value: Any, column: str) -> list[Turn]:
+    """A conversation, in any of its forms, as a list of turns. Raises HalaError for anything else."""
+    return [turn for turn, _, _ in _turns(value, (column,))]
+
+
+def keys_of(names: Sequence[str], usual: tuple[str, str]) -> tuple[str, str]:
+    """The key of the role and of the text among a turn's keys; where it has none, the usual ones."""
+    role = next((key for key in (usual[0], *ROLE_KEYS) if key in names), usual[0])
+    return role, next((key for key in (usual[1], *TEXT_KEYS) if key in names), usual[1])
+
+
+def _turns(value: Any, place: Place) -> Iterator[tuple[Turn, Place, Place]]:
+    """Each turn, and what stands before and after one of its keys in a place."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(value) if value.strip() else None
+            value = parsed if isinstance(parsed, dict | list | None) else value
+    if value is None:
+        return
+    if isinstance(value, dict) and _is_columns(value):
+        columns = {key: items for key, items in value.items() if isinstance(items, list)}
+        for number in range(max(map(len, columns.values()))):
+            yield {key: items[number] for key, items in columns.items() if number < len(items)}, place, (number,)
+    elif isinstance(value, dict) and _role_key(value):
+        yield value, place, ()
+    elif isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        for number, turn in enumerate(value):
+            yield turn, (*place, number), ()
+    else:
+        raise HalaError(f"column '{shown(place)}' holds {what(value)}, not a list of turns")
+
+
+def _texts_of_turn(turn: Turn, before: Place, after: Place, number: int, roles: frozenset[str]) -> Items:
+    where = f"turn {number} of '{before[0]}'"
+    role_key = _role_key(turn)
+    if role_key is None:
+        raise HalaError(f"{where} has no 'role'", f"keys of a role: {', '.join(ROLE_KEYS)}")
+    role = turn[role_key]
+    if role.lower() not in roles:
+        yield None, f"turns of '{role}' are left as they are"
+        return
+    text_key = next((key for key in TEXT_KEYS if turn.get(key) is not None), None)
+    for key, value in turn.items():
+        if value and isinstance(value, str | list | dict) and key not in (role_key, text_key):
+            yield None, f"turns hold '{key}' beside their text, which is left as it is"
+    if text_key is None:
+        return
+    content, place = turn[text_key], (*before, text_key, *after)
+    if isinstance(content, str):
+        yield place, content
+    elif isinstance(content, list):  # OpenAI's parts: text among images
+        for index, part in enumerate(content):
+            yield from _texts_of_part(part, (*place, index), where)
+    else:
+        raise HalaError(f"{where} holds {what(content)}, not text")
+
+
+def _texts_of_part(part: Any, place: Place, where: str) -> Items:
+    if isinstance(part, str):
+        yield place, part
+        return
+    if not isinstance(part, dict):
+        raise HalaError(f"{where} has a part that holds {what(part)}, not text")
+    kind = part.get("type")
+    key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
+    if kind not in TEXT_PARTS or (kind is None and key is None):
+        yield (
+            None,
+            f"parts of type '{kind}' are left as they are" if kind else "parts without text are left as they are",
+        )
+        return
+    if key is None:
+        return
+    text, place = part[key], (*place, key)
+    if isinstance(text, dict) and isinstance(text.get("value"), str):  # OpenAI's assistants: text with annotations
+        text, place = text["value"], (*place, "value")
+    if not isinstance(text, str):
+        raise HalaError(f"{where} has a part that holds {what(text)}, not text")
+    yield place, text
+
+
+def _role_key(turn: Turn) -> str | None:
+    return next((key for key in ROLE_KEYS if isinstance(turn.get(key), str)), None)
+
+
+def _is_columns(value: Turn) -> bool:
+    """Whether a dict holds lists, of roles and what belongs to them."""
+    return any(isinstance(value.get(key), list) for key in ROLE_KEYS)

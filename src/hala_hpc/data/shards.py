@@ -77,7 +77,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
         if not path.exists():
             raise SourceAway(f"{path}: gone since the run was planned", CURE)
         with _of_the_disk(path):
-            skip = bad_rows.positions(run, sources[name])
+            skip = bad_rows.positions(run, name, int(sources[name].get("set_aside", 0)))
             manner = Manner(sources[name].get("columns", {}), wanted, skip)
             for chunk in readers.chunks(path, position, manner):
                 rows += chunk.rows
@@ -95,7 +95,7 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
 
 @contextlib.contextmanager
 def _of_the_disk(source: Path) -> Iterator[None]:
-    """The disk's own errors, which have a number, become SourceAway; what is wrong with the content stays as it is."""
+    """The disk's own errors, which have a number, become SourceAway; errors of the content stay as they are."""
     try:
         yield
     except (HalaError, OSError) as error:
@@ -106,12 +106,7 @@ def _of_the_disk(source: Path) -> Iterator[None]:
 
 
 def write_output(
-    path: Path,
-    given: ShardInput,
-    fields: Fields,
-    results: Mapping[int, Row],
-    errors: Mapping[int, str],
-    made_by: bytes,
+    path: Path, given: ShardInput, fields: Fields, results: Mapping[int, Row], errors: Mapping[int, str], made_by: bytes
 ) -> None:
     """Write a shard's output.
 
@@ -141,14 +136,12 @@ def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]
     if facts.sealed and not sealed:
         raise seal.Damaged("is damaged: its seal is gone")
     try:
-        told = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-    except ValueError as error:
+        made_by = {**json.loads((table.schema.metadata or {}).get(KEY, b"{}"))}
+    except (ValueError, TypeError) as error:
         raise seal.Damaged("is damaged: it does not say what made it") from error
-    if not isinstance(told, dict):
-        raise seal.Damaged("is damaged: it does not say what made it")
-    if told.get("shard", shard.id) != shard.id:
-        raise seal.Damaged(f"is the output of shard {told['shard']} under another's name")
-    if any(told.get(key, value) != value for key, value in facts.made_by.items()):
+    if made_by.get("shard", shard.id) != shard.id:
+        raise seal.Damaged(f"is the output of shard {made_by['shard']} under another's name")
+    if any(made_by.get(key, value) != value for key, value in facts.made_by.items()):
         raise seal.Damaged("was made by another run")
     if lacking := [name for name in RESERVED if name not in table.column_names]:
         raise seal.Damaged(f"lacks the columns {', '.join(lacking)}")
@@ -207,12 +200,12 @@ def as_stored(names: Sequence[str]) -> list[str]:
     """
     if ROW not in names and ERROR not in names:
         return list(names)
-    return [_OF_RUN.sub(lambda found: f"{found[1]}_{int(found[2] or 0) + 1}", name) for name in names]
+    return [_OF_RUN.sub(lambda match: f"{match[1]}_{int(match[2] or 0) + 1}", name) for name in names]
 
 
-def refuse_reserved(found: pa.Schema, added: Sequence[str]) -> None:
+def refuse_reserved(schema: pa.Schema, added: Sequence[str]) -> None:
     """Raises HalaError where the input has a column that the output adds, or has it twice."""
-    stored = as_stored(found.names)
+    stored = as_stored(schema.names)
     for name, count in [*Counter(stored).items(), *Counter(added).items()]:
         if count > 1:
             raise HalaError(f"two columns are named '{name}'", "see data.columns; or rename one in the data")

@@ -20,6 +20,7 @@ from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.grid import GridCell
 from hala_hpc.config.schema import Recipe
 from hala_hpc.config.words import plural
+from hala_hpc.data import shapes
 from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
@@ -194,6 +195,7 @@ def check(recipe: Recipe) -> Task:
     _refuse_name(recipe.name, "run")
     if recipe.data.limit is not None and recipe.data.limit < 1:
         raise HalaError(f"data.limit: must be at least 1, not {recipe.data.limit}", "null takes all rows")
+    shapes.check(recipe.data)
     task = registry.create(recipe)
     has_engine = task.loop == ROWS
     if has_engine:

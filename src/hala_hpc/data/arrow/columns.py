@@ -5,15 +5,16 @@ the texts in its values.
 """
 
 import copy
+import functools
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow.schema import Row, is_json, is_list
+from hala_hpc.data.arrow.schema import Mark, Row, has, is_json, is_list
 from hala_hpc.data.files.readers import what
 
 Place = tuple[str | int, ...]
@@ -24,10 +25,12 @@ Steps = tuple[str | None, ...]
 EACH: Final = "[]"
 OF: Final = b"hala.of"
 """Metadata key of a column that a run added: the name of the column that it is the translation of."""
+IN_JSON: Final[Mark] = {b"hala": b"in json"}
+"""Mark of what a path leads to in JSON."""
 
 
-@cache
-@cache
+@functools.cache
+@functools.cache
 def split(path: str) -> tuple[str, Steps]:
     """A path as its column and the steps from there: ``a.b[].c`` is ``a.b`` and every item's ``c``."""
     column, *rest = path.split(EACH)
@@ -62,19 +65,14 @@ def within(value: Any, steps: Steps, place: Place) -> Iterator[tuple[Place, Any]
 
 def rebuilt(value: Any, column: str, texts: Mapping[Place, str]) -> Any:
     """A copy of a column's value with other texts at their places; JSON text stays JSON text."""
-    found = {place[1:]: text for place, text in texts.items() if place[0] == column}
-    if not found:
-        return value
-    if () in found:
-        return found[()]
+    inside = {place[1:]: text for place, text in texts.items() if place[0] == column}
+    if not inside or () in inside:
+        return inside.get((), value)
     is_json = isinstance(value, str)
-    made = json.loads(value) if is_json else copy.deepcopy(value)
-    for place, text in found.items():
-        inner = made
-        for step in place[:-1]:
-            inner = inner[step]
-        inner[place[-1]] = text
-    return json.dumps(made, ensure_ascii=False) if is_json else made
+    whole = json.loads(value) if is_json else copy.deepcopy(value)
+    for place, text in inside.items():
+        functools.reduce(operator.getitem, place[:-1], whole)[place[-1]] = text
+    return json.dumps(whole, ensure_ascii=False) if is_json else whole
 
 
 def shown(place: Place) -> str:
@@ -83,26 +81,23 @@ def shown(place: Place) -> str:
 
 
 def field_of(path: str, schema: pa.Schema) -> "pa.Field[Any] | None":
-    """What a path leads to; None where there is nothing. In JSON, whose objects differ, any text may be."""
+    """What a path leads to; None where there is nothing. JSON, whose objects differ, may hold a text anywhere."""
     column, steps = split(path)
-    field, names = _start(column, schema)
+    names = [column] if column in schema.names else column.split(".")
+    field: pa.Field[Any] | None = pa.field("", pa.struct(list(schema)))
     for step in (*names, *steps):
         if field is None:
             return None
         if is_json(field.type):
-            return pa.field(path, pa.string())
+            return pa.field(path, pa.string(), metadata=IN_JSON)
         field = _inner(field.type, step)
     return field
 
 
 def is_in_json(column: str, schema: pa.Schema) -> bool:
-    """Whether a column lies in objects that differ from row to row, so that nothing tells its type."""
-    field, names = _start(column, schema)
-    for name in names:
-        if field is not None and is_json(field.type):
-            return True
-        field = _inner(field.type, name) if field is not None else None
-    return False
+    """Whether a column lies in objects that differ from row to row, so that nothing shows its type."""
+    field = field_of(column, schema)
+    return field is not None and has(field, IN_JSON)
 
 
 def translations(schema: pa.Schema) -> dict[str, str]:
@@ -111,7 +106,7 @@ def translations(schema: pa.Schema) -> dict[str, str]:
 
 
 def others(schema: pa.Schema, paths: Sequence[str]) -> tuple[str, ...]:
-    """The columns that none of the paths names, and that are not a run's own; of structs named in part, the fields."""
+    """The columns that no path names and no run added; where a path names a part of a struct, its other fields."""
     named = [split(path)[0] for path in paths]
     return tuple(_others(list(schema), "", named))
 
@@ -121,18 +116,10 @@ def _others(fields: "Sequence[pa.Field[Any]]", before: str, named: Sequence[str]
         name = before + field.name
         if name in named or field.name.startswith("hala_") or OF in (field.metadata or {}):
             continue
-        if any(one.startswith(f"{name}.") for one in named):
+        if any(column.startswith(f"{name}.") for column in named):
             yield from _others(list(field.type) if pa.types.is_struct(field.type) else [], f"{name}.", named)
         else:
             yield name
-
-
-def _start(column: str, schema: pa.Schema) -> "tuple[pa.Field[Any] | None, list[str]]":
-    """A column by its name, dots and all, or the struct that it lies in and the names of the way."""
-    if column in schema.names:
-        return schema.field(column), []
-    first, *names = column.split(".")
-    return (schema.field(first) if first in schema.names else None), names
 
 
 def _inner(kind: Any, step: str | None) -> "pa.Field[Any] | None":

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -31,7 +32,7 @@ def canonical(value: Any) -> Any:
 
 
 def row_bytes(row: Row) -> bytes:
-    """The canonical bytes of a row. Raises TypeError for what is no data (an object, an integer over 64 bits)."""
+    """The canonical bytes of a row. Raises TypeError for what is not data (an object, an integer over 64 bits)."""
     return orjson.dumps(canonical(row), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=plain) + b"\n"
 
 
@@ -49,20 +50,20 @@ def digest_of(rows: Iterable[Row]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Values that Parquet holds and JSON has no word for."""
+    """Values that Parquet holds and JSON cannot write."""
     if isinstance(value, datetime):  # pandas' own, where it is installed: as orjson writes others
         return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, (set, frozenset, type)) or callable(value):
-        raise TypeError(f"a {type(value).__name__} is no data")
+        raise TypeError(f"a {type(value).__name__} is not data")
     return str(value)
 
 
 Fields = Sequence["pa.Field[Any]"]
 """Columns by name and type."""
 Mark = dict[bytes | str, bytes | str]
-"""What a column's metadata says to us."""
+"""Metadata of a column that we set and look for."""
 Change = Callable[[Any], Any]
 """From a value to the same value in another form."""
 
@@ -71,7 +72,13 @@ JSON = pa.json_()
 Arrow, and the values themselves to us and to ``datasets`` (4.7 and later: its ``Json``)."""
 JSON_TEXT: Mark = {b"hala": b"json"}
 """Mark of a column of JSON text, as older commits wrote them for lack of that type."""
-_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+_LISTS: dict[type, Any] = {
+    pa.ListType: pa.list_,
+    pa.LargeListType: pa.large_list,
+    pa.ListViewType: pa.list_view,
+    pa.LargeListViewType: pa.large_list_view,
+    pa.FixedSizeListType: pa.list_,
+}
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG = b"0" * 19
 
@@ -83,7 +90,7 @@ def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def to_rows(table: pa.Table) -> list[Row]:
-    """A table as rows, each object with its own keys only. Raises pyarrow.ArrowInvalid for JSON that is none."""
+    """A table as rows, each object with its own keys only. Raises pyarrow.ArrowInvalid for text that is not JSON."""
     rows: list[Row] = table.to_pylist()
     for field, column in zip(table.schema, table.columns, strict=True):
         is_plain = not has(field, JSON_TEXT) and not holds(field.type, is_json) and not any(map(_fills, column.chunks))
@@ -129,7 +136,7 @@ def is_json(kind: pa.DataType) -> bool:
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether it is one of Arrow's five types of lists."""
-    return isinstance(kind, _LISTS)
+    return type(kind) in _LISTS
 
 
 def items_of(kind: Any) -> Any:
@@ -138,7 +145,7 @@ def items_of(kind: Any) -> Any:
 
 
 def has_long_number(text: bytes) -> bool:
-    """Whether 19 digits stand in a row: of an integer that 64 bits do not hold orjson would make a float."""
+    """Whether 19 digits stand in a row: orjson would make a float of an integer that 64 bits do not hold."""
     return _LONG in text.translate(_DIGITS)
 
 
@@ -172,15 +179,15 @@ def _through(kind: pa.DataType, leaf: Change, fills: bool = False) -> Change | N
     if pa.types.is_struct(kind):
         inner = {field.name: _through(field.type, leaf, fills) for field in kind}
         return lambda value: None if value is None else _object(value, inner, fills)
-    each = _through(items_of(kind), leaf, fills) if is_list(kind) or pa.types.is_map(kind) else None
-    if each is None:
+    change = _through(items_of(kind), leaf, fills) if is_list(kind) or pa.types.is_map(kind) else None
+    if change is None:
         return None
     if pa.types.is_map(kind):
-        return lambda value: None if value is None else [(key, each(item)) for key, item in value]
-    return lambda value: None if value is None else [each(item) for item in value]
+        return lambda value: None if value is None else [(key, change(item)) for key, item in value]
+    return lambda value: None if value is None else [change(item) for item in value]
 
 
-def _object(value: dict[str, Any], inner: dict[str, Change | None], fills: bool) -> dict[str, Any]:
+def _object(value: Row, inner: dict[str, Change | None], fills: bool) -> Row:
     return {
         key: item if (change := inner.get(key)) is None else change(item)
         for key, item in value.items()
@@ -190,24 +197,29 @@ def _object(value: dict[str, Any], inner: dict[str, Change | None], fills: bool)
 
 def _as_text(kind: Any) -> Any:
     """The type with the text of JSON instead of JSON, which Arrow can build."""
-    if is_json(kind):
-        return kind.storage_type
+    return kind.storage_type if is_json(kind) else changed(kind, _as_text)
+
+
+def changed(kind: Any, change: Callable[[Any], Any]) -> Any:
+    """A type with other types directly inside it."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_as_text(field.type)) for field in kind])
+        return pa.struct([field.with_type(change(field.type)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(kind.key_type, kind.item_field.with_type(_as_text(kind.item_type)))
+        return pa.map_(kind.key_type, kind.item_field.with_type(change(kind.item_type)))
     if not is_list(kind):
         return kind
-    value = kind.value_field.with_type(_as_text(kind.value_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(value, kind.list_size)
-    return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
+    size = [kind.list_size] if pa.types.is_fixed_size_list(kind) else []
+    return _LISTS[type(kind)](kind.value_field.with_type(change(kind.value_type)), *size)
+
+
+def parts_of(array: Any) -> list[Any]:
+    """The Arrow arrays directly inside one: of a struct's fields, a list's items, a map's values."""
+    if pa.types.is_struct(array.type):
+        return list(array.flatten())
+    return [array.flatten()] if is_list(array.type) else [array.items] if pa.types.is_map(array.type) else []
 
 
 def _fills(array: Any) -> bool:
     """Whether a struct in an Arrow array, at any depth, holds a null."""
-    if pa.types.is_struct(array.type):
-        return any(child.null_count > array.null_count or _fills(child) for child in array.flatten())
-    if is_list(array.type):
-        return _fills(array.flatten())
-    return pa.types.is_map(array.type) and _fills(array.items)
+    nulls = array.null_count if pa.types.is_struct(array.type) else sys.maxsize
+    return any(part.null_count > nulls or _fills(part) for part in parts_of(array))

@@ -2,15 +2,28 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow.schema import JSON, JSON_TEXT, Mark, Row, has, holds, is_json, is_list, items_of
+from hala_hpc.data.arrow.schema import (
+    JSON,
+    JSON_TEXT,
+    Mark,
+    Row,
+    changed,
+    has,
+    holds,
+    is_json,
+    is_list,
+    items_of,
+    parts_of,
+)
 
 EXACT: Mark = {b"hala": b"exact"}
 """Mark of a column, while planning, that holds integers which no float holds: it must not become one of floats."""
@@ -28,7 +41,9 @@ def infer(rows: Sequence[Row]) -> pa.Schema:
 def marked(table: pa.Table) -> pa.Schema:
     """The schema of a table, with the columns marked whose integers no float holds."""
     fields = [
-        _marked(field) if not has(field, JSON_TEXT) and any(map(_needs_integers, column.chunks)) else field
+        field.with_metadata({**cast(Mark, field.metadata or {}), **EXACT})
+        if not has(field, JSON_TEXT) and any(map(_needs_integers, column.chunks))
+        else field
         for field, column in zip(table.schema, table.columns, strict=True)
     ]
     return pa.schema(fields)
@@ -46,16 +61,16 @@ def _infer_field(name: str, values: list[Any]) -> "pa.Field[Any]":
 
 
 def _kind_of(values: list[Any], levels: int, in_object: bool = False) -> pa.DataType:
-    """The type that holds values as they are; but 1 beside 2.5 becomes 1.0, unless it is of an object."""
-    found = set(map(type, values)) - {NoneType}
-    if found == {str}:
+    """The type that holds values as they are; but 1 beside 2.5 becomes 1.0, unless in an object."""
+    types = set(map(type, values)) - {NoneType}
+    if types == {str}:
         return pa.string()
-    if found == {dict}:
+    if types == {dict}:
         return _struct_of([value for value in values if value is not None], levels - 1)
-    if found == {list}:
+    if types == {list}:
         inner = list(chain.from_iterable(value for value in values if value is not None))
         return pa.list_(_kind_of(inner, levels - 1, in_object)) if levels else JSON
-    if len(found) > 1 and (in_object or found != {int, float}):  # pa.array would make 0.0 of false beside 1.5
+    if len(types) > 1 and (in_object or types != {int, float}):  # pa.array would make 0.0 of false beside 1.5
         return JSON
     try:
         kind: pa.DataType = pa.array(values).type
@@ -64,7 +79,7 @@ def _kind_of(values: list[Any], levels: int, in_object: bool = False) -> pa.Data
         return JSON
 
 
-def _struct_of(objects: list[dict[str, Any]], levels: int) -> pa.DataType:
+def _struct_of(objects: list[Row], levels: int) -> pa.DataType:
     """A struct, where all objects have the same keys and no nulls: then it gives them back as they were.
 
     ``{}`` is JSON, for Parquet has no struct without fields.
@@ -78,17 +93,9 @@ def _struct_of(objects: list[dict[str, Any]], levels: int) -> pa.DataType:
     return pa.struct([pa.field(key, _kind_of(column, levels, in_object=True)) for key, column in columns.items()])
 
 
-def _storable(kind: pa.DataType, in_list: bool = False) -> pa.DataType:
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_storable(kind.value_type, in_list=True)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_storable(field.type, in_list)) for field in kind])
-    return pa.string() if in_list and pa.types.is_null(kind) else kind
-
-
-def _marked(field: "pa.Field[Any]") -> "pa.Field[Any]":
-    metadata: Any = field.metadata or {}
-    return field.with_metadata({**metadata, **EXACT})
+def _storable(kind: Any, in_list: bool = False) -> Any:
+    is_unreadable = in_list and pa.types.is_null(kind)
+    return pa.string() if is_unreadable else changed(kind, partial(_storable, in_list=in_list or is_list(kind)))
 
 
 def _is_integers(kind: pa.DataType) -> bool:
@@ -97,58 +104,63 @@ def _is_integers(kind: pa.DataType) -> bool:
 
 def _needs_integers(array: Any) -> bool:
     """Whether an Arrow array holds integers, at any depth, that no float holds."""
-    if pa.types.is_struct(array.type):
-        return any(map(_needs_integers, array.flatten()))
-    if is_list(array.type):
-        return _needs_integers(array.flatten())
     if not pa.types.is_int64(array.type) and not pa.types.is_uint64(array.type):
-        return False
+        return any(map(_needs_integers, parts_of(array)))
     least, most = (pc.min_max(array)[end].as_py() for end in ("min", "max"))
     return most is not None and not -_MOST <= least <= most <= _MOST
 
 
-def unify(one: pa.Schema | None, other: pa.Schema, fill: bool = False) -> pa.Schema:
+def unify(first: pa.Schema | None, second: pa.Schema, fill: bool = False) -> pa.Schema:
     """A schema that holds the rows of both; columns whose types contradict each other become JSON.
 
     ``fill``: objects that have a key and those that lack it may share a struct, as they do in any one Parquet file.
     """
-    if one is None or one.equals(other, check_metadata=True):
-        return other
-    found: dict[str, list[pa.Field[Any]]] = {}
-    for field in (*one, *other):
-        found.setdefault(field.name, []).append(field)
-    return pa.schema([_unify_field(name, fields, fill) for name, fields in found.items()])
+    if first is None or first.equals(second, check_metadata=True):
+        return second
+    columns: dict[str, list[pa.Field[Any]]] = {}
+    for field in (*first, *second):
+        columns.setdefault(field.name, []).append(field)
+    return pa.schema([_unify_field(name, fields, fill) for name, fields in columns.items()])
+
+
+class Type(NamedTuple):
+    """What one file says of a column: its type in a word, whether the file declares it, the column, and the file."""
+
+    word: str
+    declared: bool
+    field: "pa.Field[Any]"
+    where: str
 
 
 class Union:
-    """The schema of all sources so far, and what each of them said of a column."""
+    """The schema of all sources so far, and the types that a column has in them."""
 
     def __init__(self) -> None:
         self.schema: pa.Schema | None = None
-        self._is_inferred = False
-        self._said: dict[str, list[_Said]] = {}
+        self.is_inferred = False
+        self._types: dict[str, list[Type]] = {}
 
-    def add(self, found: pa.Schema, where: str, declared: bool) -> None:
+    def add(self, schema: pa.Schema, where: str, declared: bool) -> None:
         """Add the schema of a source; ``declared``: it comes from the file (Parquet), not from its rows.
 
         Raises HalaError where a declared type cannot be kept, as another source contradicts it.
         """
-        self._is_inferred |= not declared
-        self.schema = unify(self.schema, found, fill=not self._is_inferred)
-        for field in found:
-            said = self._said.setdefault(field.name, [])
-            if not pa.types.is_null(field.type) and (_word(field), declared) not in [each[:2] for each in said]:
-                said.append((_word(field), declared, field, where))
+        self.is_inferred |= not declared
+        self.schema = unify(self.schema, schema, fill=not self.is_inferred)
+        for field in schema:
+            types = self._types.setdefault(field.name, [])
+            if not pa.types.is_null(field.type) and (_word(field), declared) not in [known[:2] for known in types]:
+                types.append(Type(_word(field), declared, field, where))
             if _is_json(self.schema.field(field.name)):
-                _refuse_lost_types(field.name, said)
+                _refuse_lost_types(field.name, types)
 
     def notes(self) -> Counter[str]:
-        """Columns that have another type than one of their files declares, counted (see ``Facts.notes``)."""
+        """How many columns have another type than one of their files declares (see ``Facts.notes``)."""
         became = {field.name: _word(field) for field in self.schema or ()}
         changed = {
             name: became[name]
-            for name, said in self._said.items()
-            if any(declared and word != became[name] for word, declared, _, _ in said)
+            for name, types in self._types.items()
+            if any(known.declared and known.word != became[name] for known in types)
         }
         listed = ", ".join(f"{name}: {word}" for name, word in changed.items())
         return Counter(
@@ -156,23 +168,19 @@ class Union:
         )
 
 
-_Said = tuple[str, bool, "pa.Field[Any]", str]
-"""A type in a word, whether a file declares it, the column, and the file."""
-
-
-def _refuse_lost_types(name: str, said: list[_Said]) -> None:
-    for word, declared, field, where in said:
-        if declared and len(said) > 1 and not _may_be_json(field):
-            other, there = next((each[0], each[3]) for each in said if each[2] is not field)
+def _refuse_lost_types(name: str, types: list[Type]) -> None:
+    for known in types:
+        if known.declared and len(types) > 1 and not _may_be_json(known.field):
+            other = next(other for other in types if other.field is not known.field)
             raise HalaError(
-                f"data: column '{name}' is {word} in {where} and {other} in {there}",
+                f"data: column '{name}' is {known.word} in {known.where} and {other.word} in {other.where}",
                 "give it the same type in all files, or plan them as runs of their own",
             )
 
 
-def _unify_field(name: str, found: list["pa.Field[Any]"], fill: bool) -> "pa.Field[Any]":
-    has_nulls = len(found) == 1 or any(field.nullable for field in found)
-    fields = [field for field in found if not pa.types.is_null(field.type)] or found
+def _unify_field(name: str, fields: list["pa.Field[Any]"], fill: bool) -> "pa.Field[Any]":
+    has_nulls = len(fields) == 1 or any(field.nullable for field in fields)
+    fields = [field for field in fields if not pa.types.is_null(field.type)] or fields
     if any(map(_is_json, fields)):
         is_text = all(has(field, JSON_TEXT) for field in fields)
         return fields[0].with_nullable(has_nulls) if is_text else pa.field(name, JSON)
@@ -184,40 +192,40 @@ def _unify_field(name: str, found: list["pa.Field[Any]"], fill: bool) -> "pa.Fie
     return pa.field(name, kind, has_nulls, None if kind == JSON else metadata)
 
 
-def _merge(one: pa.DataType, other: pa.DataType, fill: bool, in_object: bool = False) -> pa.DataType:
-    """The type that holds the values of both as they are, JSON if there is no other; see ``infer._kind_of``."""
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if isinstance(one, pa.StructType) and isinstance(other, pa.StructType):
-        return _merge_structs(one, other, fill)
-    if is_list(one) and is_list(other):
-        inner: pa.DataType = _merge(items_of(one), items_of(other), fill, in_object)
-        return pa.large_list(inner) if pa.types.is_large_list(one) or pa.types.is_large_list(other) else pa.list_(inner)
-    if any(pa.types.is_nested(kind) or is_json(kind) or _stands_alone(kind) for kind in (one, other)):
+def _merge(first: pa.DataType, second: pa.DataType, fill: bool, in_object: bool = False) -> pa.DataType:
+    """The type that holds the values of both as they are, JSON if there is no other; see ``_kind_of``."""
+    if first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    both = (first, second)
+    if isinstance(first, pa.StructType) and isinstance(second, pa.StructType):
+        return _merge_structs(first, second, fill)
+    if all(map(is_list, both)):
+        inner: pa.DataType = _merge(items_of(first), items_of(second), fill, in_object)
+        return pa.large_list(inner) if any(map(pa.types.is_large_list, both)) else pa.list_(inner)
+    if any(pa.types.is_nested(kind) or is_json(kind) or _stands_alone(kind) for kind in both):
         return JSON
-    if in_object and not fill and pa.types.is_floating(one) != pa.types.is_floating(other):
+    if in_object and not fill and pa.types.is_floating(first) != pa.types.is_floating(second):
         return JSON
     try:
-        bare = [pa.schema([pa.field("", _decoded(kind))]) for kind in (one, other)]
+        bare = [pa.schema([pa.field("", _decoded(kind))]) for kind in both]
         kind: pa.DataType = pa.unify_schemas(bare, promote_options="permissive").field(0).type
         return kind
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return JSON
 
 
-def _merge_structs(one: pa.StructType, other: pa.StructType, fill: bool) -> pa.DataType:
-    names = dict.fromkeys(field.name for kind in (one, other) for field in kind)
-    fields = []
-    for name in names:
-        found = [kind.field(name) for kind in (one, other) if kind.get_field_index(name) >= 0]
-        if len(found) == 1 and not fill:
+def _merge_structs(first: pa.StructType, second: pa.StructType, fill: bool) -> pa.DataType:
+    merged = []
+    for name in dict.fromkeys(field.name for kind in (first, second) for field in kind):
+        fields = [kind.field(name) for kind in (first, second) if kind.get_field_index(name) >= 0]
+        if len(fields) == 1 and not fill:
             return JSON
-        has_nulls = len(found) == 1 or any(field.nullable for field in found)
-        kind = found[0].type if len(found) == 1 else _merge(found[0].type, found[1].type, fill, in_object=True)
-        fields.append(pa.field(name, kind, has_nulls))
-    return pa.struct(fields)
+        has_nulls = len(fields) == 1 or any(field.nullable for field in fields)
+        kind = _merge(fields[0].type, fields[-1].type, fill, in_object=True)
+        merged.append(pa.field(name, kind, has_nulls))
+    return pa.struct(merged)
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
@@ -250,11 +258,8 @@ def _word_of(kind: pa.DataType) -> str:
     if is_json(kind):
         return "JSON"
     kind = _decoded(kind)
-    return (
-        "text"
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        else str(kind)
-    )
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return "text" if is_text else str(kind)
 
 
 def _stands_alone(kind: pa.DataType) -> bool:

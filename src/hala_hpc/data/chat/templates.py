@@ -11,6 +11,7 @@ from typing import Any, Final
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.schema import Model
+from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.chat.documents import Chat
 from hala_hpc.data.files import hub
 
@@ -38,9 +39,7 @@ def expect_no_torch() -> None:
 def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     """The tokenizer of a model, with the template of the file ``chat_template`` where one is given.
 
-    Raises
-    ------
-    HalaError : there is none, or only a slow one, which does not tell where a token is in its text.
+    Raises HalaError where there is none, or only a slow one, which does not know where a token is in its text.
     """
     expect_no_torch()
     from transformers import AutoTokenizer
@@ -61,7 +60,7 @@ def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     return tokenizer
 
 
-def model_config(model: Model) -> dict[str, Any]:
+def model_config(model: Model) -> Row:
     """The ``config.json`` of a model: of a folder, or of the hub by way of its cache. Raises HalaError."""
     path = Path(model.name) / "config.json"
     try:
@@ -73,7 +72,7 @@ def model_config(model: Model) -> dict[str, Any]:
                 path = Path(hf_hub_download(model.name, "config.json", revision=model.revision))
             except HFValidationError as error:
                 raise places.no_model(model.name, "model.name: ") from error
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: Row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise HalaError(f"model.name: no config.json in '{model.name}': {why}", _hint(model.name)) from error
@@ -125,16 +124,14 @@ def template_of(tokenizer: Any) -> str:
 def check(tokenizer: Any, kinds: Collection[str]) -> None:
     """Refuse a tokenizer or template that would spoil a training on rows of these kinds.
 
-    Raises
-    ------
-    HalaError : no EOS; a BOS twice; a chat template without generation marks, with marks that leave out some of the
-        assistant's text or the token that ends its turn, or that take in what others say.
+    Raises HalaError for no EOS, a BOS twice, and a chat template without generation marks, or whose marks leave out
+    some of the assistant's text or the token that ends its turn, or take in what others say.
     """
     if tokenizer.eos_token_id is None:
         raise HalaError("the tokenizer has no EOS token, so the model would never learn to stop", "set its eos_token")
     _check_bos(tokenizer, tokenizer("x")["input_ids"], "the tokenizer puts BOS before a text twice")
     if tokenizer.bos_token_id in tokenizer("x", add_special_tokens=False)["input_ids"]:
-        raise HalaError("the tokenizer adds BOS even where it is told not to", "mend its tokenizer.json")
+        raise HalaError("the tokenizer adds BOS even where it is asked not to", "mend its tokenizer.json")
     if "chat" in kinds:
         _check_template(tokenizer)
 
@@ -146,17 +143,17 @@ def _check_template(tokenizer: Any) -> None:
             HOW_TO_MARK,
         )
     turns = zip(("user", "assistant") * 2, PROBE, strict=True)
-    found = render(tokenizer, Chat([{"role": role, "content": text} for role, text in turns]))
-    marked = "".join(found.text[begin:end] for begin, end in found.spans)
+    rendered = render(tokenizer, Chat([{"role": role, "content": text} for role, text in turns]))
+    marked = "".join(rendered.text[begin:end] for begin, end in rendered.spans)
     for text in (USER, USER_2):
         if text in marked:
             raise HalaError("the chat template marks what the user says as the assistant's", HOW_TO_MARK)
     for text in (ANSWER, ANSWER_2):
         if text not in marked:
             raise HalaError("the chat template does not mark all that the assistant says", HOW_TO_MARK)
-    encoding = tokenizer.backend_tokenizer.encode(found.text, add_special_tokens=False)
+    encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     _check_bos(tokenizer, encoding.ids, "the chat template puts BOS before a conversation twice")
-    _check_ends(tokenizer, encoding, found)
+    _check_ends(tokenizer, encoding, rendered)
 
 
 def _check_bos(tokenizer: Any, ids: list[int], message: str) -> None:
@@ -164,13 +161,13 @@ def _check_bos(tokenizer: Any, ids: list[int], message: str) -> None:
         raise HalaError(message, "mend it, or give another with task.chat_template")
 
 
-def _check_ends(tokenizer: Any, encoding: Any, found: Rendered) -> None:
+def _check_ends(tokenizer: Any, encoding: Any, rendered: Rendered) -> None:
     """The first special token after each answer is what a model stops at: it has to be learned."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {id for id, token in added.items() if token.special} | {tokenizer.eos_token_id}
     for answer, following in ((ANSWER_2, None), (ANSWER, USER_2)):
-        begin = found.text.index(answer) + len(answer)
-        end = found.text.index(following) if following else len(found.text)
+        begin = rendered.text.index(answer) + len(answer)
+        end = rendered.text.index(following) if following else len(rendered.text)
         places = zip(encoding.ids, encoding.offsets, strict=True)
         ends = [place for id, place in places if id in special and begin <= place[0] < end]
         if not ends:
@@ -178,8 +175,8 @@ def _check_ends(tokenizer: Any, encoding: Any, found: Rendered) -> None:
                 "the chat template ends the assistant's turn with no special token, so the model would never stop",
                 HOW_TO_MARK,
             )
-        if not any(start <= ends[0][0] < stop for start, stop in found.spans):
-            token = found.text[slice(*ends[0])]
+        if not any(start <= ends[0][0] < stop for start, stop in rendered.spans):
+            token = rendered.text[slice(*ends[0])]
             raise HalaError(
                 f"the chat template's marks leave {token!r} out, so the model would never stop", HOW_TO_MARK
             )

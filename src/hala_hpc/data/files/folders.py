@@ -1,10 +1,10 @@
-"""The data files of a folder: which they are, of which split, in which order, and what their folders' names say."""
+"""The data files of a folder: which they are, of which split, in which order, and what the names of folders say."""
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -15,65 +15,48 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.files.opening import COMPRESSED
+from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data.files.formats import ENDINGS, ending_of
 
-ENDINGS: Final = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".txt": "text",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""Formats by ending; one of ``COMPRESSED`` may follow."""
-LEFT_OUT: Final = "files left out of data.path's folders: no data by their names"
+LEFT_OUT: Final = "files left out of data.path's folders: not data by their names"
 QUARANTINE: Final = "files left out: quarantine.parquet of a run, rows that it could not do (named, the file is read)"
 NOT_NAMED: Final = "files left out of data.path's folders: README.md or state.json name others as the data"
-_ABOUT: Final = ("readme*", "licen[cs]e*", "citation*", "changelog*", "requirements*.txt", "config.json", "state.json")
-_ABOUT_SETS: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "croissant.json")
-"""Files that lie beside data and tell about it."""
+_ABOUT: Final = re.compile(
+    r"(readme|licen[cs]e|citation|changelog).*|requirements.*\.txt|(config|state|dataset_infos?|dataset_dict|croissant)\.json",
+    re.DOTALL,
+)
+"""Files that lie beside data and describe it."""
 _SPLITS: Final = re.compile(r"(?:^|[-._ 0-9])(train|valid|val|dev|test|eval)", re.IGNORECASE)
 _HIVE: Final = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
-def ending_of(path: Path) -> str:
-    """``.csv`` of ``A.CSV.gz``."""
-    name = path.name.lower()
-    for compressed in COMPRESSED:
-        name = name.removesuffix(compressed)
-    return Path(name).suffix
-
-
 def files_of(root: Path, data: Data, notes: Counter[str]) -> list[Path]:
     """The data files of a folder, those of ``data.split`` where it has splits. ``notes`` counts what is left out.
 
-    Splits are told as on the hub: by what README.md says, by ``save_to_disk``, by the names of files and folders.
-    Raises HalaError where the folder has several splits and none is asked for, or not the one that is.
+    Splits are found as on the hub: by what README.md says, by ``save_to_disk``, by the names of files and folders.
+    Raises HalaError where the folder has several splits and ``data.split`` names none, or one that it lacks.
     """
-    found = sorted(_walk(root, notes), key=natural)
-    named = _named_splits(root, found, data)
+    files = sorted(_walk(root, notes), key=natural)
+    named = _named_splits(root, files, data)
+    splits = _splits_by_name(root, files) if named is None else named
     if named is not None:
-        kept = {file for files in named.values() for file in files}
-        notes.update({NOT_NAMED: len(found) - len(kept)} if len(kept) < len(found) else {})
-    splits = _splits_by_name(root, found) if named is None else named
+        every = sorted(set().union(*named.values()), key=natural)
+        notes.update({NOT_NAMED: len(files) - len(every)} if len(every) < len(files) else {})
+        files = every
     if data.split is None:
         if len(splits) > 1:
-            said = ", ".join(f"{name} ({len(files)})" for name, files in splits.items())
+            listed = ", ".join(f"{name} ({len(paths)})" for name, paths in splits.items())
             hint = f"data.split={next(iter(splits))} takes one, data.split=all takes all"
-            raise HalaError(f"data.path: {root} holds several splits: {said}", hint)
-        return next(iter(splits.values())) if named else found
+            raise HalaError(f"data.path: {root} holds several splits: {listed}", hint)
+        return next(iter(splits.values())) if named else files
     if data.split == "all":
-        return found if named is None else sorted(set().union(*named.values()), key=natural)
+        return files
     if data.split not in (splits or {"train"}):
         raise HalaError(
             f"data.split: {root} has no split '{data.split}'", f"splits: {', '.join(splits) or 'none, so all is train'}"
         )
-    return splits.get(data.split, found)
+    return splits.get(data.split, files)
 
 
 def natural(path: Path) -> tuple[Any, ...]:
@@ -85,18 +68,25 @@ def natural(path: Path) -> tuple[Any, ...]:
     return parts, str(path)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file. Raises HalaError for a link to nothing."""
+    if path.is_symlink() and not path.exists():
+        raise HalaError(f"data.path: {path} is a link to {path.readlink()}, which is not there")
+    return path.is_file()
+
+
 def is_quarantine(file: Path) -> bool:
     """Whether ``hala collect`` wrote this file beside a dataset."""
     try:
         return file.name == "quarantine.parquet" and "hala_error" in pq.read_schema(file).names
     except (OSError, pa.ArrowException):
-        return False  # whoever reads it tells
+        return False  # whoever reads it will say what is wrong
 
 
 def columns_of(file: Path, root: Path) -> dict[str, str | None]:
     """What the folders between ``root`` and a file say as ``name=value``, as Hive, Spark and Arrow write them."""
-    found = filter(None, (_HIVE.fullmatch(part) for part in file.relative_to(root).parts[:-1]))
-    pairs = [(unquote(match[1]), unquote(match[2])) for match in found]
+    matches = filter(None, map(_HIVE.fullmatch, file.relative_to(root).parts[:-1]))
+    pairs = [(unquote(match[1]), unquote(match[2])) for match in matches]
     return {name: None if value == _NULL else value for name, value in pairs}
 
 
@@ -104,21 +94,19 @@ def _walk(root: Path, notes: Counter[str]) -> Iterator[Path]:
     for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = Path(folder)
         inner[:] = [name for name in inner if not name.startswith((".", "_")) and not _is_loop(here / name)]
-        told = _told_by_state(here) if "state.json" in names else None
+        listed = _listed_by_state(here) if "state.json" in names else None
         for name in names:
             file = here / name
-            if name.startswith((".", "_")) or _is_about(name):
+            if name.startswith((".", "_")) or _ABOUT.fullmatch(name.lower()):
                 continue
-            if told is not None and name not in told:
+            if listed is not None and name not in listed:
                 notes[NOT_NAMED] += 1
             elif ending_of(file) not in ENDINGS:
                 notes[LEFT_OUT] += 1
             elif is_quarantine(file):
                 notes[QUARANTINE] += 1
-            elif file.is_file():
+            elif is_file(file):
                 yield file
-            elif file.is_symlink():
-                raise HalaError(f"data.path: {file} is a link to {file.readlink()}, which is not there")
 
 
 def _refuse(error: OSError) -> None:
@@ -130,11 +118,7 @@ def _is_loop(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
 
 
-def _is_about(name: str) -> bool:
-    return name in _ABOUT_SETS or any(fnmatch(name.lower(), pattern) for pattern in _ABOUT)
-
-
-def _told_by_state(folder: Path) -> set[str] | None:
+def _listed_by_state(folder: Path) -> set[str] | None:
     """Files of a dataset that ``save_to_disk`` wrote; caches of later maps lie beside them."""
     listed = _json(folder / "state.json").get("_data_files")
     try:
@@ -143,32 +127,29 @@ def _told_by_state(folder: Path) -> set[str] | None:
         return None
 
 
-def _named_splits(root: Path, found: list[Path], data: Data) -> dict[str, list[Path]] | None:
+def _named_splits(root: Path, files: list[Path], data: Data) -> dict[str, list[Path]] | None:
     """Splits where the folder itself names its data files; None where it does not."""
     saved = _json(root / "dataset_dict.json").get("splits") if (root / "dataset_dict.json").is_file() else None
     if isinstance(saved, list):
-        return {str(split): [file for file in found if file.is_relative_to(root / str(split))] for split in saved}
+        return {str(split): [file for file in files if file.is_relative_to(root / str(split))] for split in saved}
     readme = root / "README.md"
     if not readme.is_file() or b"\nconfigs:" not in readme.read_bytes().replace(b"\r", b""):
         if data.hub_config is not None:
             raise HalaError(f"data.hub_config: the README.md of {root} names no configurations", "leave it out")
         return None
-    return _splits_of_card(root, found, data.hub_config)
+    return _splits_of_card(root, files, data.hub_config)
 
 
-def _splits_of_card(root: Path, found: list[Path], asked: str | None) -> dict[str, list[Path]] | None:
+def _splits_of_card(root: Path, files: list[Path], config: str | None) -> dict[str, list[Path]] | None:
     from datasets.data_files import resolve_pattern, sanitize_patterns
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
     from huggingface_hub.repocard import metadata_load
 
-    def within(base: Path) -> Callable[[str], list[str]]:
-        return lambda pattern: resolve_pattern(pattern, str(base))
-
     try:
         card: Any = DatasetCardData(**(metadata_load(root / "README.md") or {}))
         configs: Mapping[str, Any] = MetadataConfigs.from_dataset_card_data(card)
-        name = asked or ("default" if "default" in configs else next(iter(configs)) if len(configs) == 1 else None)
+        name = config or ("default" if "default" in configs else next(iter(configs)) if len(configs) == 1 else None)
         if name is None or name not in configs:
             raise HalaError(
                 f"data.hub_config: {'which of several in' if name is None else f'no {name!r} in'} {root / 'README.md'}",
@@ -176,12 +157,12 @@ def _splits_of_card(root: Path, found: list[Path], asked: str | None) -> dict[st
             )
         base = root / str(configs[name].get("data_dir") or "")
         if "data_files" not in configs[name]:
-            inside = [file for file in found if file.is_relative_to(base)]
+            inside = [file for file in files if file.is_relative_to(base)]
             return _splits_by_name(base, inside) or {"train": inside}
         result = {}
         for split, patterns in sanitize_patterns(configs[name]["data_files"]).items():
-            paths = {os.path.abspath(path) for pattern in patterns for path in within(base)(pattern)}  # noqa: PTH100
-            result[split] = [file for file in found if str(file) in paths]
+            paths = {os.path.abspath(path) for pattern in patterns for path in resolve_pattern(pattern, str(base))}  # noqa: PTH100
+            result[split] = [file for file in files if str(file) in paths]
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise HalaError(
             f"{root / 'README.md'}: its configs cannot be followed: {' '.join(str(error).split())[:200]}",
@@ -190,31 +171,25 @@ def _splits_of_card(root: Path, found: list[Path], asked: str | None) -> dict[st
     return result
 
 
-def _splits_by_name(root: Path, found: list[Path]) -> dict[str, list[Path]]:
+def _splits_by_name(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     """As the hub reads names such as ``data/train-00000-of-00002.parquet``, ``test.jsonl`` and ``dev/a.csv``."""
-    if not any(_SPLITS.search(part) for file in found for part in file.relative_to(root).parts):
+    if not any(_SPLITS.search(part) for file in files for part in file.relative_to(root).parts):
         return {}
     from datasets.data_files import get_data_patterns, resolve_pattern
 
+    named: dict[str, set[str]] = {}
     try:
         patterns = get_data_patterns(str(root))
-        known = {split: {path for one in some for path in _resolved(resolve_pattern, one, root)}
-                 for split, some in patterns.items()}  # fmt: skip
+        for split, pattern in ((split, pattern) for split, some in patterns.items() for pattern in some):
+            with contextlib.suppress(FileNotFoundError):
+                named.setdefault(str(split), set()).update(resolve_pattern(pattern, str(root)))
     except (ValueError, OSError):
         return {}
-    splits = {str(split): [file for file in found if str(file) in paths] for split, paths in known.items()}
-    splits = {split: files for split, files in splits.items() if files}
-    return {} if list(patterns.values()) == [["**"]] else splits
+    splits = {split: [file for file in files if str(file) in paths] for split, paths in named.items()}
+    return {} if list(patterns.values()) == [["**"]] else {split: some for split, some in splits.items() if some}
 
 
-def _resolved(resolve: Callable[[str, str], list[str]], pattern: str, root: Path) -> list[str]:
-    try:
-        return resolve(pattern, str(root))
-    except FileNotFoundError:
-        return []
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Row:
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -2,15 +2,11 @@
 
 import errno
 import os
-import ssl
 import sys
 from collections.abc import Iterable
 from functools import cache
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.schema import Data, Model
@@ -20,7 +16,7 @@ PREFETCH: Final = "`hala prefetch RECIPE` where the hub can be reached"
 NOT_NEEDED = ["*.pth", "*.gguf", "*.onnx", "original/*", "*.msgpack", "*.h5"]
 """Copies of the weights that no engine of ours reads."""
 STREAMED_ROWS: Final = 100_000
-"""Of more rows than these (ours) it pays to have the dataset in the cache."""
+"""For more rows than these (ours) it pays to have the dataset in the cache."""
 REACH_SECONDS: Final = 5.0
 """A hub that is silent for so long is out of reach."""
 
@@ -45,8 +41,7 @@ def fetch_model(model: Model) -> list[str]:
 
     go_offline_if_out_of_reach([model.name, model.tokenizer])
     folders = []
-    for name in filter(is_on_hub, dict.fromkeys([model.name, model.tokenizer or ""])):
-        revision = model.revision if name == model.name else None
+    for name, revision in _on_hub(model).items():
         try:
             folders.append(snapshot_download(name, revision=revision, ignore_patterns=NOT_NEEDED))
         except RepositoryNotFoundError as error:
@@ -58,10 +53,16 @@ def fetch_model(model: Model) -> list[str]:
     return folders
 
 
+def _on_hub(model: Model) -> dict[str, str | None]:
+    """The revisions of a model and its tokenizer by name, if they are on the hub."""
+    revisions = {model.tokenizer or "": None, model.name: model.revision}
+    return {name: revision for name, revision in reversed(revisions.items()) if is_on_hub(name)}
+
+
 def to_parquet(data: Data, target: Path, rows_per_group: int) -> None:
     """Copy a split of a hub dataset (from the cache, where it is there) to Parquet.
 
-    Of a small ``data.limit`` only the first rows are fetched, and nothing is built in the cache. Raises HalaError.
+    Where ``data.limit`` is small, only the first rows are fetched, and nothing is built in the cache. Raises HalaError.
     """
     is_small = data.limit is not None and data.limit <= STREAMED_ROWS
     go_offline_if_out_of_reach([data.hub])
@@ -94,14 +95,14 @@ def _load(data: Data) -> Any:
 
 
 def _stream(data: Data, target: Path, rows_per_group: int) -> bool:
-    """Copy the first rows without the rest. False where that does not go: some datasets must be loaded whole."""
+    """Copy the first rows without the rest. False where that is not possible: some datasets must be loaded whole."""
     import datasets
 
     try:
         split = data.split or "train"
         rows = datasets.load_dataset(data.hub, data.hub_config, split=split, revision=data.revision, streaming=True)
         return int(rows.take(data.limit).to_parquet(str(target), batch_size=rows_per_group)) > 0
-    except Exception as error:  # any reader of any format; loading it whole then tells what is wrong
+    except Exception as error:  # any reader of any format; loading it whole then shows what is wrong
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         return False
@@ -130,24 +131,22 @@ def _is_offline() -> bool:
 
 @cache
 def _is_reachable(endpoint: str) -> bool:
-    """Whether anything answers there, through a proxy where one is set; what it answers does not matter."""
+    """Whether anything answers there, through a proxy where one is set; the answer itself does not matter."""
+    from httpx import HTTPError, InvalidURL
+    from huggingface_hub import get_session
+
     try:
-        with urlopen(Request(endpoint, method="HEAD"), timeout=REACH_SECONDS):
-            return True
-    except HTTPError:
-        return True
-    except URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # the libraries have certificates of their own
-    except (OSError, HTTPException, ValueError):
+        get_session().head(endpoint, timeout=REACH_SECONDS)
+    except (HTTPError, InvalidURL, OSError, ValueError):
         return False
+    return True
 
 
 def require_cached(model: Model) -> None:
     """Refuse a model that compute nodes without internet would not find. Raises HalaError."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in filter(is_on_hub, (model.name, model.tokenizer or "")):
-        revision = model.revision if name == model.name else None
+    for name, revision in _on_hub(model).items():
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             raise HalaError(
                 f"model '{name}' is not in the cache, and the site is offline", "`hala prefetch RECIPE` first"

@@ -32,11 +32,11 @@ MAGIC = b"PAR1"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = (b"\\u0022", b"\\u003a", b"\\u003A")
 _SPACED_KEY = re.compile(rb'"[ \t\r\n]+:')
-NAN = "rows with NaN or Infinity, which are no JSON: read as null"
+NAN = "rows with NaN or Infinity, which are not JSON: read as null"
 HALF = "rows with half a surrogate pair: replaced by U+FFFD"
 
 OnBad = Callable[[int, int, HalaError], None]
-"""Told of a bad row: its number in the file from 1, its position, and what is wrong."""
+"""Called with a bad row: its number in the file from 1, its position, and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Chunk:
         )
 
     def schema(self) -> pa.Schema:
-        """Of these rows alone; columns of integers that no float holds are marked."""
+        """The schema of these rows alone; columns of integers that no float holds are marked."""
         return unify.marked(self.table) if self.table is not None else unify.infer(self.rows)
 
 
@@ -70,7 +70,7 @@ class Manner:
 
     ``columns`` are added to each row that has none of the name; rows at the positions ``skip`` are passed over.
     Reading ends where no more rows are ``wanted``, and nothing behind them is looked at.
-    While planning ``on_bad`` is told of rows that cannot be read (without it the first one raises), and ``notes``
+    While planning ``on_bad`` takes the rows that cannot be read (without it the first one raises), and ``notes``
     counts what was mended. ``lines_before`` the position there are so many lines.
     """
 
@@ -133,7 +133,7 @@ def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
 
 
 def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
-    """One JSON object. Raises HalaError for what is none; NaN and halves of surrogate pairs are mended and counted."""
+    """One JSON object. Raises HalaError for anything else; NaN and halves of surrogate pairs are mended and counted."""
     line = line.removeprefix(BOM)
     try:
         row = orjson.loads(line)
@@ -222,15 +222,10 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
     try:
         with pq.ParquetFile(path) as file:
             refuse_doubled(file.schema_arrow, path)
-            groups, skip = _groups_from(file.metadata, position)
-            # Group by group: pyarrow cannot put nested dictionaries of two groups into one batch.
-            for batch in (batch for group in groups for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group])):
-                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
-                if skip >= table.num_rows:
-                    skip -= table.num_rows
-                    continue
-                table, skip = table.slice(skip), 0
-                table = _with_columns(table, manner.columns)
+            for table in _tables_from(file, position):
+                for name, value in manner.columns.items():
+                    if name not in table.column_names:
+                        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
                 while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
                     yield from _taken(table.slice(0, most), position, manner)
                     position += min(most, table.num_rows)
@@ -260,50 +255,46 @@ def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
     return next(filter(None, inner), "")
 
 
-def _with_columns(table: pa.Table, columns: Mapping[str, str | None]) -> pa.Table:
-    for name, value in columns.items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-    return table
+def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:
+    """The rows from ``position`` on. Group by group: pyarrow cannot put nested dictionaries of two into one batch."""
+    skip = position
+    for group in range(file.num_row_groups):
+        if skip >= (rows := file.metadata.row_group(group).num_rows):
+            skip -= rows
+            continue
+        for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group]):
+            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            yield table.slice(skip)
+            skip = max(0, skip - table.num_rows)
 
 
 def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
-    """The rows of a table as a chunk; those that are passed over, or hold what is no value of their type, left out."""
+    """The rows of a table as a chunk; those that are passed over, or hold a value not of their type, left out."""
     places = list(range(table.num_rows))
     if manner.skip and (kept := [place for place in places if position + place not in manner.skip]) != places:
         table, places = table.take(pa.array(kept, pa.int64())), kept
     try:
         rows = schemas.to_rows(table)
     except (ValueError, OverflowError):  # text that is not UTF-8, a year 20000: which row is it?
-        found = [_row_or_error(table.slice(index, 1)) for index in range(table.num_rows)]
-        for place, row in zip(places, found, strict=True):
-            if isinstance(row, HalaError):
+        errors = [_error_in(table.slice(index, 1)) for index in range(table.num_rows)]
+        for place, error in zip(places, errors, strict=True):
+            if error is not None:
                 assert manner.on_bad is not None
-                manner.on_bad(position + place + 1, position + place, row)
-        good = [index for index, row in enumerate(found) if not isinstance(row, HalaError)]
+                manner.on_bad(position + place + 1, position + place, error)
+        good = [index for index, error in enumerate(errors) if error is None]
         table, places = table.take(pa.array(good, pa.int64())), [places[index] for index in good]
         rows = schemas.to_rows(table)
     if rows:
         yield Chunk([position + place for place in places], rows, table, [position + place + 1 for place in places])
 
 
-def _row_or_error(table: pa.Table) -> Row | HalaError:
+def _error_in(table: pa.Table) -> HalaError | None:
     for name in table.column_names:
         try:
             schemas.to_rows(table.select([name]))
         except (ValueError, OverflowError) as error:
-            said = " ".join(str(error).split())
-            told = said.startswith(f"column '{name}'")
-            return HalaError(said if told else f"column '{name}' holds what is no value of its type: {said}")
-    return schemas.to_rows(table)[0]
-
-
-def _groups_from(metadata: pq.FileMetaData, position: int) -> tuple[list[int], int]:
-    """The row groups that hold rows from ``position`` on, and how many rows of the first to pass over."""
-    before = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if position < before + rows:
-            return list(range(group, metadata.num_row_groups)), position - before
-        before += rows
-    return [], 0
+            why, column = " ".join(str(error).split()), f"column '{name}'"
+            return HalaError(
+                why if why.startswith(column) else f"{column} holds what is not a value of its type: {why}"
+            )
+    return None

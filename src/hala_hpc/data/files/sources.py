@@ -12,16 +12,17 @@ from typing import Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.files import convert, folders, json_array, opening, readers
-from hala_hpc.data.files.folders import ENDINGS
+from hala_hpc.data.files import folders, formats, hub, opening, readers
+from hala_hpc.data.files.formats import ENDINGS, FORMATS
 from hala_hpc.data.files.readers import Chunk, Manner
 from hala_hpc.run.files import write_durably
 from hala_hpc.run.manifest import Facts
 
-OPENING: Final = 1 << 16
-"""Bytes in which the form of a file is looked for."""
+FIRST_BYTES: Final = 1 << 16
+"""Bytes in which the format of a file is looked for."""
 _SCHEMES: Final = ("s3:", "gs:", "gcs:", "az:", "abfs:", "abfss:", "hdfs:", "http:", "https:", "ftp:", "file:", "hf:")
-_ONLY_FILES: Final = ("delimiter", "encoding", "field")
+_OF_FILES: Final = ("delimiter", "encoding", "field")
+"""Keys of ``data`` that say how files are read; see ``formats.Format``."""
 _LFS: Final = b"version https://git-lfs.github.com/spec"
 _UNREADABLE: Final = {
     ".zip": "unpack it",
@@ -38,8 +39,8 @@ _UNREADABLE: Final = {
 class Source:
     """A file that can be read from its middle, and the file or dataset that it came from.
 
-    ``columns`` are those that the names of its folders add to each row. ``copying`` goes on with a copy and says how
-    many lines it has; ``chunks`` asks it for as much as is wanted.
+    ``columns`` are those that the names of its folders add to each row. ``copying`` goes on with a copy and yields how
+    many lines it has; ``chunks`` takes from it as much as is wanted.
     """
 
     path: Path
@@ -50,36 +51,36 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _File:
     path: Path
     columns: dict[str, str | None] = field(default_factory=dict)
 
 
 def resolve(data: Data) -> list[Path]:
     """The files that ``data.path`` names, sorted within each of its entries. Raises HalaError where there are none."""
-    return [found.path for found in _resolve(data, Counter())]
+    return [file.path for file in _resolve(data, Counter())]
 
 
 def open_sources(data: Data, copies: Path, say: Callable[[str], None], bad: BadRows) -> Iterator[Source]:
     """Resolve ``data`` and yield its files, each copied into ``copies`` first if it cannot be read from its middle.
 
-    It copies as it goes, so a caller that has enough rows stops the copying too. ``bad`` is told of rows that cannot
-    be copied.
+    It copies as it goes, so a caller that has enough rows stops the copying too. Rows that cannot be copied are added
+    to ``bad``.
     """
-    found = _resolve(data, bad.notes)
+    files = _resolve(data, bad.notes)
     if data.hub:
         copies.mkdir(exist_ok=True)
         target = copies / "00000.parquet"
         say(f"reading {data.hub}")
-        convert.hub_to_parquet(data, target)
+        hub.to_parquet(data, target, formats.ROW_GROUP)
         split = data.split or "train"
         yield Source(target, f"hub:{data.hub}@{data.revision or 'main'}/{split}", target.stat().st_size)
-    for index, one in enumerate(found):
-        yield _open_file(one, data, copies / f"{index:05d}", say, bad)
+    for index, file in enumerate(files):
+        yield _open_file(file, data, copies / f"{index:05d}", say, bad)
 
 
 def chunks(source: Source, name: str, bad: BadRows, wanted: Callable[[], int] = lambda: sys.maxsize) -> Iterator[Chunk]:
-    """The rows of a source, while planning: ``bad`` is told of those that cannot be read.
+    """The rows of a source, while planning; those that cannot be read are added to ``bad``.
 
     ``name`` is the source's in the manifest; reading ends where no more rows are ``wanted``.
     """
@@ -99,14 +100,15 @@ def chunks(source: Source, name: str, bad: BadRows, wanted: Callable[[], int] = 
 def read(data: Data, copies: Path, say: Callable[[str], None], bad: BadRows) -> Iterator[tuple[Source, Chunk]]:
     """The rows of ``data``, for whoever needs them only once: as many as ``data.limit``."""
     seen = 0
-
-    def wanted() -> int:
-        return sys.maxsize if data.limit is None else data.limit - seen
-
     for source in open_sources(data, copies, say, bad):
-        for chunk in chunks(source, source.original, bad, wanted):
+        for chunk in chunks(source, source.original, bad, lambda: left(data.limit, seen)):  # noqa: B023 (called at once)
             seen += len(chunk.rows)
             yield source, chunk
+
+
+def left(limit: int | None, taken: int) -> int:
+    """How many more rows ``data.limit`` lets in."""
+    return sys.maxsize if limit is None else limit - taken
 
 
 def where(source: Source, number: int) -> str:
@@ -118,9 +120,9 @@ def where(source: Source, number: int) -> str:
 def form_of(path: Path, data: Data) -> str:
     """The format of a file: what the recipe says, else by its first bytes, else by its ending.
 
-    Raises HalaError where that does not tell, and for what cannot be read.
+    Raises HalaError where neither shows it, and for what cannot be read.
     """
-    first = opening.first_bytes(path, OPENING)
+    first = opening.first_bytes(path, FIRST_BYTES)
     if first.startswith(_LFS):
         raise HalaError(f"{path}: only a pointer of Git LFS, the data is not there", "`git lfs pull` in its folder")
     if data.format != "auto":
@@ -130,7 +132,7 @@ def form_of(path: Path, data: Data) -> str:
     encoding = opening.encoding_of(first, data.encoding)
     text = first.decode(encoding, "replace").encode() if encoding else first.removeprefix(opening.BOM)
     begin = text.lstrip()[:1]
-    ending = folders.ending_of(path)
+    ending = formats.ending_of(path)
     form = ENDINGS.get(ending) or {b"{": "jsonl", b"[": "json"}.get(begin)
     if form is None:
         hint = _UNREADABLE.get(path.suffix.lower(), "set data.format to parquet, arrow, jsonl, json, csv or text")
@@ -147,105 +149,98 @@ def form_of(path: Path, data: Data) -> str:
 
 def _refuse_document(path: Path, text: bytes) -> None:
     """A file that is one object, in which the rows lie somewhere, is not lines of objects."""
-    if lists := json_array.lists_in(text):
+    if lists := formats.lists_in(text):
         raise HalaError(
             f"{path}: one object, with lists of objects in it",
             f"data.field={lists[0]} if these are the rows (lists: {', '.join(lists)}); data.format=jsonl if it is one",
         )
 
 
-def _open_file(found: _Found, data: Data, copy: Path, say: Callable[[str], None], bad: BadRows) -> Source:
-    path = found.path
+def _open_file(file: _File, data: Data, copy: Path, say: Callable[[str], None], bad: BadRows) -> Source:
+    path = file.path
     form = form_of(path, data)
     size = path.stat().st_size
-    # The worker tells the two formats apart by the ending, so a JSONL file under another name is copied too.
+    # The worker knows the two formats by the ending, so a JSONL file under another name is copied too.
     if form == "parquet" and not readers.is_parquet(path):
         raise HalaError(f"{path}: not a Parquet file", "is it compressed once more, or data.format wrong?")
     if form == "parquet" or (form == "jsonl" and _is_in_place(path, data)):
-        return Source(path, str(path), size, found.columns)
+        return Source(path, str(path), size, file.columns)
     copy.parent.mkdir(exist_ok=True)
     say(f"reading {path.name}")
     if form == "arrow":
         copy = copy.with_suffix(".parquet")
         # Rows may be set aside later for their form, so nobody knows yet how many the limit needs.
-        convert.arrow_to_parquet(path, copy, data.limit if bad.is_refusing else None)
-        return Source(copy, str(path), size, found.columns)
+        formats.arrow_to_parquet(path, copy, data.limit if bad.is_refusing else None)
+        return Source(copy, str(path), size, file.columns)
     copy = copy.with_suffix(".jsonl")
     copy.touch()
-    return Source(copy, str(path), size, found.columns, convert.to_jsonl(path, form, copy, data, bad))
+    return Source(copy, str(path), size, file.columns, formats.to_jsonl(path, form, copy, data, bad))
 
 
 def _is_in_place(path: Path, data: Data) -> bool:
-    if path.suffix not in (".jsonl", ".ndjson") or opening.compression_of(path):
+    if path.suffix not in (".jsonl", ".ndjson") or opening.is_compressed(path):
         return False
     return opening.encoding_of(opening.first_bytes(path, 4), data.encoding) is None
 
 
-def _resolve(data: Data, notes: Counter[str]) -> list[_Found]:
+def _resolve(data: Data, notes: Counter[str]) -> list[_File]:
     if bool(data.path) == bool(data.hub):
         raise HalaError(
             "data: give either data.path or data.hub", "data.path=FILE, FOLDER or GLOB, or data.hub=ORG/NAME"
         )
     if data.hub:
-        if unused := next((name for name in _ONLY_FILES if getattr(data, name) is not None), None):
-            raise HalaError(f"data.{unused}: of files (data.path); data.hub needs none", "leave it out")
+        if unused := next((name for name in _OF_FILES if getattr(data, name) is not None), None):
+            raise HalaError(f"data.{unused}: is for files (data.path), not for data.hub", "leave it out")
         return []
     if data.revision is not None:
-        raise HalaError("data.revision: of a dataset on the hub; data.path has none", "leave it out")
-    found = [file for entry in data.path for file in _expand(entry, data, notes)]
-    if twice := [file for file, count in Counter(one.path for one in found).items() if count > 1]:
-        raise HalaError(f"data.path: {twice[0]} is named twice, so its rows would be too", "name it once")
-    if not found:
+        raise HalaError("data.revision: is for a dataset on the hub, not for data.path", "leave it out")
+    files = [file for entry in data.path for file in _expand(entry, data, notes)]
+    paths = [file.path for file in files]
+    if twice := next((path for path, count in Counter(paths).items() if count > 1), None):
+        raise HalaError(f"data.path: {twice} is named twice, so its rows would be too", "name it once")
+    if not files:
         raise HalaError(
             f"data.path: no data files in {', '.join(data.path)}",
             f"endings: {', '.join(ENDINGS)} (also {', '.join(opening.COMPRESSED)})",
         )
-    _refuse_unused(data, found)
-    return found
+    _refuse_unused(data, paths)
+    return files
 
 
-def _refuse_unused(data: Data, found: list[_Found]) -> None:
-    """A key that changes nothing of what is read was meant for something."""
-    forms = {"delimiter": {"csv"}, "field": {"json"}, "encoding": {"csv", "text", "json", "jsonl"}}
-    for name in _ONLY_FILES:
-        if getattr(data, name) is not None and not any(form_of(one.path, data) in forms[name] for one in found):
-            raise HalaError(f"data.{name}: {found[0].path} is {form_of(found[0].path, data)}", "leave it out")
+def _refuse_unused(data: Data, paths: list[Path]) -> None:
+    """Refuse a key that changes nothing: it was meant to change something."""
+    for key in _OF_FILES:
+        if getattr(data, key) is not None and not any(key in FORMATS[form_of(path, data)].keys for path in paths):
+            raise HalaError(f"data.{key}: {paths[0]} is {form_of(paths[0], data)}", "leave it out")
 
 
-def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_Found]:
+def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
     path = Path(entry)
     if scheme := next((part for part in path.parts if part.lower() in _SCHEMES), None):
         url = f"{scheme}//{entry.partition(scheme)[2].lstrip('/')}"  # as a path it has lost a slash
-        raise HalaError(f"data.path: {url}: no URLs", "download it first; data.hub=ORG/NAME reads from the hub")
+        raise HalaError(
+            f"data.path: {url}: URLs cannot be read", "download it first; data.hub=ORG/NAME reads from the hub"
+        )
     if path.is_dir():
         if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
             raise HalaError(f"data.path: {entry} is a run, not data", f"`hala collect {entry}`, then {path / 'final'}")
-        return [_Found(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
+        return [_File(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
     if data.hub_config is not None:
-        raise HalaError(f"data.hub_config: {entry} is no folder, and only folders have it", "data.hub_config=null")
+        raise HalaError(f"data.hub_config: {entry} is not a folder, and only folders have it", "data.hub_config=null")
     if data.split not in (None, "train", "all"):  # as the hub has it: what is of no split is all train
-        raise HalaError(f"data.split: {entry} is no folder, so it has no split '{data.split}'", "data.split=null")
-    if path.is_file():
-        return [_Found(path)]
+        raise HalaError(f"data.split: {entry} is not a folder, so it has no split '{data.split}'", "data.split=null")
+    if folders.is_file(path):
+        return [_File(path)]
     if glob.has_magic(entry):
-        files = map(Path, glob.glob(entry, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+        files = sorted(map(Path, glob.glob(entry, recursive=True)), key=folders.natural)  # noqa: PTH207 (may be absolute)
+        files = list(filter(folders.is_file, files))
         plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
         root = Path(*path.parts[:plain])
-        found = sorted((file for file in files if file.is_file() or _is_broken(file)), key=folders.natural)
-        held = [file for file in found if folders.is_quarantine(file)]
+        held = list(filter(folders.is_quarantine, files))
         notes.update({folders.QUARANTINE: len(held)} if held else {})
-        found = [file for file in found if file not in held]
-        return [_Found(file, folders.columns_of(file, root)) for file in found]
-    if path.is_symlink():
-        raise HalaError(f"data.path: {entry} is a link to {path.readlink()}, which is not there")
+        return [_File(file, folders.columns_of(file, root)) for file in files if file not in held]
     what = "neither a file nor a folder" if path.exists() else "no such file or folder"
     raise HalaError(f"data.path: {entry}: {what}")
-
-
-def _is_broken(file: Path) -> bool:
-    if file.is_symlink() and not file.exists():
-        raise HalaError(f"data.path: {file} is a link to {file.readlink()}, which is not there")
-    return False
 
 
 NAME: Final = "moved.json"
@@ -268,20 +263,20 @@ def note(run: Path, facts: Facts, data: Data) -> int:
     """Note that a run's files are now those of ``data``; how many there are.
 
     Files are the same if they are as large and, where there are several, have the same names in the same order. Their
-    content is known by the digest of each shard, which whoever reads it looks at. What the run has a copy of is not
-    asked for. Raises HalaError where a file is another one or missing.
+    content is known by the digest of each shard, which whoever reads it looks at. Files of which the run has a copy
+    are not needed. Raises HalaError where a file is another one or missing.
     """
-    now = resolve(data)
+    paths = resolve(data)
     moved = {}
     for number, source in enumerate(facts.sources):
         before = Path(source["path"])
         if not before.is_absolute():
             continue
-        if number >= len(now):
+        if number >= len(paths):
             raise HalaError(
                 f"data.path: {before.name} is not there", "a run goes on with the files it was planned with"
             )
-        after, size = now[number], now[number].stat().st_size
+        after, size = paths[number], paths[number].stat().st_size
         if size != source["bytes"] or (len(facts.sources) > 1 and after.name != before.name):
             raise HalaError(
                 f"data.path: {after} ({size:,} bytes) is not {before} ({source['bytes']:,} bytes)",
