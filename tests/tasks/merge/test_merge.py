@@ -22,7 +22,7 @@ from hala_hpc.run import manifest
 from hala_hpc.tasks.merge import inputs
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge.folder import check_merge
-from hala_hpc.tasks.merge.task import Merging, Options, Source
+from hala_hpc.tasks.merge.task import MergedModel, Merging, Options
 from hala_hpc.worker import registry
 from hala_hpc.worker.items.task import Item
 from tests.conftest import ROOT, Hala
@@ -305,7 +305,7 @@ def test_a_killed_worker_costs_one_merge(pairs: Path, tmp_path: Path, work_pytho
 
 
 def recipe(**options: Any) -> Recipe:
-    options = {"models": {"a": Source("/models/a")}} | options
+    options = {"models": {"a": MergedModel("/models/a")}} | options
     return Recipe(name="m", task=Options(**options), engine=None, model=Model("/models/base"))
 
 
@@ -318,11 +318,11 @@ def recipe(**options: Any) -> Recipe:
         ({"method": "ties"}, "task.parameters.weight: ties needs it"),
         ({"method": "ties", "t": [0.5], "parameters": {"weight": 1}}, "task.t: ties has no t"),
         ({"method": "karcher", "base_parameters": {"weight": 1}}, "task.base_parameters: no parameter 'weight'"),
-        ({"parameters": {"t": 0.5}}, "t is no parameter among others"),
+        ({"parameters": {"t": 0.5}}, "t is not among the other parameters"),
         ({"base_as_model": True}, "the base of slerp is required"),
-        ({"models": {"base": Source("/x")}}, "'base' is what model.name is called"),
-        ({"models": {"../a": Source("/x")}}, "cannot be a label"),
-        ({"models": {"a": Source()}}, "task.models.a.name: no model"),
+        ({"models": {"base": MergedModel("/x")}}, "'base' is what model.name is called"),
+        ({"models": {"../a": MergedModel("/x")}}, "cannot be a label"),
+        ({"models": {"a": MergedModel()}}, "task.models.a.name: no model"),
         ({"t": [0.5, 0.5]}, "two merges would be called"),
     ],
 )
