@@ -15,8 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.compare import distance
-from hala_hpc.tasks.compare.task import tokens_of
-from hala_hpc.tasks.compare.texts import TEXTS
+from hala_hpc.tasks.compare.texts import TEXTS, tokens_of
 from hala_hpc.worker import registry
 from tests.conftest import ROOT, Hala
 from tests.data.chat.tokenizer_kinds import byte_level
