@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,12 @@ def require_files(label: str, folder: Path) -> None:
 def check_model(shard: Shard, path: Path) -> ShardReport:
     """Check a published model against what its export recorded (``run.verify``'s checker of a training)."""
     del shard
-    problems = tuple(unsound(path))
+    return report(unsound(path))
+
+
+def report(problems: Iterable[str]) -> ShardReport:
+    """The report of a shard that is one item: done where there are no problems."""
+    problems = tuple(problems)
     return ShardReport(done=0 if problems else 1, problems=problems)
 
 

@@ -53,7 +53,7 @@ def write_index(folder: Path) -> None:
             if tensor.name in weight_map:
                 raise HalaError(f"{tensor.name} is in {weight_map[tensor.name]} and in {path.name}")
             weight_map[tensor.name] = path.name
-            size += tensor.end - tensor.begin
+            size += tensor.size
     if [path.name for path in paths] != [SINGLE]:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -53,6 +53,14 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
         raise HalaError(f"model '{name}' is not in the cache", "`hala prefetch RECIPE` first") from error
 
 
+def locate_one(name: str, revision: str | None = None) -> Path:
+    """``locate`` for ``model.name``, which must be a single model. Raises HalaError for several as well."""
+    models = locate(name, revision)
+    if len(models) != 1:
+        raise HalaError(f"model.name: {name} holds {len(models)} models: {', '.join(models)}", "name one")
+    return next(iter(models.values()))
+
+
 class Named(Protocol):
     """A model as a recipe's section names it."""
 
@@ -123,6 +131,12 @@ def weights(folder: Path) -> list[Path]:
 def sound_digest(folder: Path, count: Callable[[int], None] = lambda _: None) -> str:
     """``digest``, for a plan. Raises HalaError where a weight is NaN or infinite: no sound model can be made of it."""
     return digest(folder, count, digest_of_weights)
+
+
+def refuse_changed(folder: Path, planned: str, check_stop: Callable[[], None]) -> None:
+    """Raises HalaError where the ``digest`` of a model is not the planned one. ``check_stop`` may raise."""
+    if digest(folder, lambda _: check_stop()) != planned:
+        raise HalaError(f"{folder} changed since the run was planned", "plan a new run")
 
 
 def digest_of_weights(path: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,13 +34,19 @@ M_MMAP_THRESHOLD: Final = -3
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file; ``begin`` and ``end`` are offsets in the file, in bytes."""
+    """One tensor of the safetensors file ``path``; ``begin`` and ``end`` are offsets in the file, in bytes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    path: Path = Path()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.begin
 
 
 class Unreadable(ValueError):
@@ -99,14 +106,12 @@ def tensors_of(path: Path) -> list[Tensor]:
     tensors = []
     for name, facts in header.items():
         begin, end = facts["data_offsets"]
-        tensors.append(Tensor(name, facts["dtype"], tuple(facts["shape"]), start + begin, start + end))
+        tensors.append(Tensor(name, facts["dtype"], tuple(facts["shape"]), start + begin, start + end, path))
     tensors.sort(key=lambda tensor: tensor.begin)
     following = start
     for tensor in tensors:
-        elements = 1
-        for extent in tensor.shape:
-            elements *= extent
-        if tensor.begin != following or tensor.end - tensor.begin != elements * BYTES.get(tensor.dtype, 0):
+        elements = math.prod(tensor.shape)
+        if tensor.begin != following or tensor.size != elements * BYTES.get(tensor.dtype, 0):
             raise Unreadable(f"{tensor.name}: bytes {tensor.begin} to {tensor.end} do not hold its shape")
         following = tensor.end
     if following != size:
@@ -144,7 +149,7 @@ def digest_of_finite(path: Path) -> str:
 
 def _pieces(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
     """The bytes of a tensor, where the file is at its begin."""
-    left = tensor.end - tensor.begin
+    left = tensor.size
     while left:
         piece = file.read(min(CHUNK, left))
         if not piece:

@@ -300,13 +300,13 @@ def test_a_plan_has_an_item_a_file_and_knows_its_contents(tmp_path: Path) -> Non
 def test_weights_that_share_a_scale_go_into_one_file() -> None:
     """In NVFP4, q, k and v do, whichever files they are in."""
     files = {Path("a"): ["q_proj", "o_proj"], Path("b"): ["k_proj", "v_proj"], Path("c"): ["other"]}
-    stored = {
-        path: [Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (16, 16), 0, 512) for name in names]
+    stored = [
+        Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (16, 16), 0, 512, path)
         for path, names in files.items()
-    }
-    digests = dict.fromkeys(stored, "")
+        for name in names
+    ]
     groups = quantize.by_file(stored, quant_schemes.find("NVFP4A16"))
-    items = [item.asked for item in quantize.plan_items(groups, Path(), stored, [], digests)]
+    items = [item.asked for item in quantize.plan_items(groups, stored, Path(), [], dict.fromkeys(files, ""))]
     short = [[name.split(".")[-2] for name in item["tensors"]] for item in items]
     assert short == [["q_proj", "o_proj", "k_proj", "v_proj"], ["other"]]
     assert [item["files"] for item in items] == [["a", "b"], ["c"]]

@@ -4,8 +4,8 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
@@ -14,13 +14,13 @@ from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.engines.base import TokenEngine
 from hala_hpc.models import location
+from hala_hpc.models.check import report
 from hala_hpc.models.folder import REPORT, write_json
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
-from hala_hpc.run.verify import CheckShard, ShardReport
+from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import distance, measure
 from hala_hpc.tasks.compare import texts as compare_texts
 from hala_hpc.tasks.compare.distance import RESULT, TOKENS
@@ -60,7 +60,7 @@ class Result(TypedDict):
     bytes: int
     throughput: Speed
     load_seconds: float
-    engine: dict[str, Any]
+    engine: Mapping[str, Any]
 
 
 @dataclass
@@ -79,24 +79,20 @@ class Options(TaskOptions):
 class Compare:
     """See the module. Models that do not take the same tokens are refused when the run is planned."""
 
-    stage = "serve"
-    loop = ITEMS
-    suffix = ""
+    stage, loop, suffix = "serve", ITEMS, ""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         options: Options = recipe.task
         if not options.models or any(not model.name for model in options.models.values()):
-            raise HalaError(
-                "task.models: which models?", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two"
-            )
+            raise HalaError("task.models is missing", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two")
         location.refuse_odd(options.models)
         engines.refuse_without_tokens(recipe)
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
         for key, value in numbers.items():
             if value < 1:
-                raise HalaError(f"task.{key}: too small")
+                raise HalaError(f"task.{key} is too small")
         context = getattr(recipe.engine, "max_model_len", None)
         if context is not None and options.length >= context:
             raise HalaError(
@@ -135,11 +131,7 @@ class Compare:
         return []
 
     def checker(self, facts: Facts) -> CheckShard:
-        def check(shard: Shard, path: Path) -> ShardReport:
-            problems = tuple(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
-            return ShardReport(done=0 if problems else 1, problems=problems)
-
-        return check
+        return lambda shard, path: report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Comparing":
         del plan
@@ -150,9 +142,9 @@ class Compare:
         items = plan.facts.items
         folders = {str(item["name"]): run.shard_output(shard) for shard, item in enumerate(items)}
         with suppress(FileExistsError), files.whole_directory(run.final) as folder:
-            report = distance.report(items[0]["base"], folders)
-            write_json(folder / REPORT, report)
-            (folder / TABLE).write_text(distance.render(report), "utf-8")
+            whole = distance.report(items[0]["base"], folders)
+            write_json(folder / REPORT, whole)
+            (folder / TABLE).write_text(distance.render(whole), "utf-8")
             digests.write(folder)
 
 
@@ -161,25 +153,23 @@ class Comparing:
 
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
         self._recipe, self._run = recipe, run
-        self._engine: TokenEngine | None = None
 
     def do(self, item: Item) -> dict[str, Any]:
         """Log-probabilities of the texts, then the throughput."""
         planned, check_stop = cast(CompareItem, item.asked), item.check_stop
         model = Path(planned["model"])
         item.tell("checking the weights")
-        if location.digest(model, lambda _: check_stop()) != planned["weights"]:
-            raise HalaError(f"{model} changed since the run was planned", "plan a new run")
+        location.refuse_changed(model, planned["weights"], check_stop)
         item.tell("loading")
-        began = time.monotonic()
-        engine = self._engine = engines.start_for_tokens(replace(self._recipe, model=Model(name=str(model))))
-        seconds, version = time.monotonic() - began, engine.version
         tokens: dict[str, list[int]] = json.loads((self._run.path / TEXT_TOKENS).read_text("utf-8"))
-        item.tell("log-probabilities")
-        places = measure.log_probabilities(engine, tokens, self._recipe.task.likely, check_stop)
-        item.tell("throughput")
-        speed = measure.throughput(engine, tokens, self._recipe.task.throughput, check_stop)
-        self.close()
+        began = time.monotonic()
+        # Closed at once, to free the device: another model's engine may start in this process.
+        with closing(engines.start_for_tokens(replace(self._recipe, model=Model(name=str(model))))) as engine:
+            seconds, version = time.monotonic() - began, engine.version
+            item.tell("log-probabilities")
+            places = measure.log_probabilities(engine, tokens, self._recipe.task.likely, check_stop)
+            item.tell("throughput")
+            speed = measure.throughput(engine, tokens, self._recipe.task.throughput, check_stop)
         item.place.mkdir()
         distance.write(item.place / TOKENS, places)
         options = {key: value for key, value in asdict(self._recipe.engine).items() if value is not None}
@@ -195,10 +185,7 @@ class Comparing:
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
 
     def close(self) -> None:
-        """Free the device, for another model's engine may start in this process."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        """Nothing is held."""
 
 
 def create(recipe: Recipe) -> Compare:

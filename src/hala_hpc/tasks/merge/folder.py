@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.models import card, folder, location
-from hala_hpc.models.check import NEEDED, check_model
+from hala_hpc.models.check import NEEDED, check_model, report
 from hala_hpc.models.folder import REPORT
 from hala_hpc.models.safetensors_file import Tensor, Unreadable, not_finite, tensors_of
 from hala_hpc.run.manifest import Shard
@@ -174,7 +174,7 @@ def check_merge(shard: Shard, path: Path) -> ShardReport:
         problems += [] if listed == stored else [f"{REPORT} lists other tensors than are stored"]
     except (OSError, ValueError, KeyError, Unreadable) as error:
         problems.append(f"{REPORT} cannot be read: {type(error).__name__}: {error}")
-    return ShardReport(done=0 if problems else 1, problems=tuple(problems))
+    return report(problems)
 
 
 def _summary(lines: list[MergedTensor], method: str) -> Summary:

@@ -56,9 +56,9 @@ class MergeItem(TypedDict):
 
     name: str
     method: str
-    cell: dict[str, Any]
+    cell: Mapping[str, Any]
     models: dict[str, ModelEntry]
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     files_from: str
     device: str
     seed: int
@@ -67,20 +67,20 @@ class MergeItem(TypedDict):
 
 @dataclass(frozen=True)
 class Input:
-    """A model as the plan sees it: its configuration and, by name, its tensors with the file that each is in."""
+    """A model as the plan sees it: its configuration and, by name, its tensors."""
 
     label: str
     folder: Path
-    config: dict[str, Any]
-    tensors: dict[str, tuple[Path, Tensor]]
+    config: Mapping[str, Any]
+    tensors: dict[str, Tensor]
 
     def files(self) -> list[Path]:
         """The files that hold its weights."""
-        return sorted({file for file, _ in self.tensors.values()})
+        return sorted({tensor.path for tensor in self.tensors.values()})
 
     def bytes(self) -> int:
         """The size of all weights."""
-        return sum(tensor.end - tensor.begin for _, tensor in self.tensors.values())
+        return sum(tensor.size for tensor in self.tensors.values())
 
 
 def read(label: str, folder: Path) -> Input:
@@ -92,7 +92,7 @@ def read(label: str, folder: Path) -> Input:
     if signs:
         raise _quantized(label, folder, signs[0])
     require_files(label, folder)
-    tensors: dict[str, tuple[Path, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         files = location.weights(folder)
     except HalaError as error:
@@ -101,7 +101,7 @@ def read(label: str, folder: Path) -> Input:
         for tensor in tensors_of(file):
             if tensor.dtype not in (*FLOATS, *WHOLE):
                 raise _quantized(label, folder, f"{tensor.name} of type {tensor.dtype}")
-            tensors[tensor.name] = (file, tensor)
+            tensors[tensor.name] = tensor
     return Input(label, folder, config, tensors)
 
 
@@ -118,8 +118,8 @@ def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> No
         alone = [name for name in model.tensors if name not in partner.tensors and not _is_copied_head(model, name)]
         if alone:
             raise HalaError(f"{where}: {plural(len(alone), 'tensor')} in {model.label} only, e.g. {alone[0]}")
-    for name, (_, tensor) in base.tensors.items():
-        shape = other.tensors[name][1].shape if name in other.tensors else tensor.shape
+    for name, tensor in base.tensors.items():
+        shape = other.tensors.get(name, tensor).shape
         free_rows = not same_vocabulary and has_rows(name)
         if shape[free_rows:] != tensor.shape[free_rows:]:
             raise HalaError(
@@ -132,9 +132,7 @@ def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> No
 def tensors_to_merge(base: Input, others: Mapping[str, Input]) -> dict[str, Tensor]:
     """The merged model's tensors in the base's order, without a head that only some models store, as a copy."""
     return {
-        name: tensor
-        for name, (_, tensor) in base.tensors.items()
-        if all(name in other.tensors for other in others.values())
+        name: base.tensors[name] for name in base.tensors if all(name in other.tensors for other in others.values())
     }
 
 
@@ -164,15 +162,14 @@ def _is_copied_head(model: Input, name: str) -> bool:
         return False
     import numpy as np
 
-    (head_file, head), (file, table) = model.tensors[name], model.tensors[embeddings]
+    head, table = model.tensors[name], model.tensors[embeddings]
     if (head.dtype, head.shape) != (table.dtype, table.shape):
         return False
-    length = head.end - head.begin
-    with head_file.open("rb") as of_head, file.open("rb") as of_table:
+    with head.path.open("rb") as of_head, table.path.open("rb") as of_table:
         of_head.seek(head.begin)
         of_table.seek(table.begin)
-        for at in range(0, length, CHUNK):
-            size = min(CHUNK, length - at)
+        for at in range(0, head.size, CHUNK):
+            size = min(CHUNK, head.size - at)
             if not np.array_equal(np.fromfile(of_head, "u1", size), np.fromfile(of_table, "u1", size)):
                 return False
     return True
@@ -257,8 +254,8 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
 
     size = vocabulary.shared
     cuts = {
-        name: (file, replace(tensor, shape=(size, *tensor.shape[1:]), end=tensor.begin + size * _row_bytes(tensor)))
-        for name, (file, tensor) in model.tensors.items()
+        name: replace(tensor, shape=(size, *tensor.shape[1:]), end=tensor.begin + tensor.size // tensor.shape[0] * size)
+        for name, tensor in model.tensors.items()
         if has_rows(name)
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,9 +266,9 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
             (folder / path.name).symlink_to(path.resolve())
     config = with_rows(model.config, size)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    rows = {name: _rows_of(file, name, slice(size)) for name, (file, _) in cuts.items()}
+    rows = {name: _rows_of(tensor, slice(size)) for name, tensor in cuts.items()}
     save_file(rows, folder / CUT, {"format": "pt"})
-    places = {name: file.name for name, (file, _) in model.tensors.items()} | dict.fromkeys(cuts, CUT)
+    places = {name: tensor.path.name for name, tensor in model.tensors.items()} | dict.fromkeys(cuts, CUT)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
     return Input(model.label, folder, config, model.tensors | cuts)
 
@@ -283,12 +280,12 @@ def rows_beyond(donor: Input | None, name: str, vocabulary: Vocabulary | None) -
     """
     if donor is None or vocabulary is None or not has_rows(name) or vocabulary.rows <= vocabulary.shared:
         return None
-    return _rows_of(donor.tensors[name][0], name, slice(vocabulary.shared, vocabulary.rows))
+    return _rows_of(donor.tensors[name], slice(vocabulary.shared, vocabulary.rows))
 
 
-def merged_shape(tensor: Tensor, name: str, vocabulary: Vocabulary | None) -> Tensor:
+def merged_shape(tensor: Tensor, vocabulary: Vocabulary | None) -> Tensor:
     """The tensor as the merged model has it."""
-    if vocabulary is None or not has_rows(name):
+    if vocabulary is None or not has_rows(tensor.name):
         return tensor
     return replace(tensor, shape=(vocabulary.rows, *tensor.shape[1:]))
 
@@ -300,18 +297,14 @@ def with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def _rows(model: Input) -> int:
-    for name, (_, tensor) in model.tensors.items():
+    for name, tensor in model.tensors.items():
         if name.endswith(EMBEDDINGS):
             return tensor.shape[0]
     raise HalaError(f"{model.label}: {model.folder} has no {EMBEDDINGS}", "task.vocabulary=same")
 
 
-def _row_bytes(tensor: Tensor) -> int:
-    return (tensor.end - tensor.begin) // tensor.shape[0]
-
-
-def _rows_of(file: Path, name: str, rows: slice) -> Any:
+def _rows_of(tensor: Tensor, rows: slice) -> Any:
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as opened:
-        return opened.get_slice(name)[rows]
+    with safe_open(tensor.path, "pt") as opened:
+        return opened.get_slice(tensor.name)[rows]

@@ -106,7 +106,7 @@ def _tied_to(job: MergeJob) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def _planned(job: MergeJob, wanted: Mapping[str, Tensor]) -> dict[str, Any]:
+def _planned(job: MergeJob, wanted: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """The steps of mergekit's plan that save each tensor, by the name that the base stores it under."""
     from mergekit.architecture import get_architecture_info
     from mergekit.config import MergeConfiguration
@@ -139,10 +139,10 @@ def _planned(job: MergeJob, wanted: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: steps[name] for name in wanted}
 
 
-def _with_folders(job: MergeJob) -> dict[str, Any]:
+def _with_folders(job: MergeJob) -> Mapping[str, Any]:
     """The configuration for mergekit; models as mappings, because ``+`` and ``@`` have a meaning in a text."""
 
-    def reference(label: str) -> dict[str, Any]:
+    def reference(label: str) -> Mapping[str, Any]:
         return {"model": {"path": str(job.models[label].folder)}}
 
     config = dict(job.config)
@@ -178,9 +178,9 @@ def cosines(
     """
     by_name: dict[str, float | None] = dict.fromkeys(names)
     with Tensors(*base.files()) as stored, Tensors(*other.files()) as of_other:
-        for name in (name for name in by_name if base.tensors[name][1].dtype in FLOATS):
+        for name in (name for name in by_name if base.tensors[name].dtype in FLOATS):
             check_stop()
-            pair = (_part(stored[name], base.tensors[name][1]), _part(of_other[name], other.tensors[name][1]))
+            pair = (_part(stored[name], base.tensors[name]), _part(of_other[name], other.tensors[name]))
             by_name[name] = _cosine(*pair)
     return by_name
 

@@ -116,8 +116,8 @@ class Combination:
     """``name`` ('' where nothing varies), the values that vary, as the report shows them, and mergekit's parameters."""
 
     name: str
-    varied: dict[str, Any]
-    parameters: dict[str, Any]
+    varied: Mapping[str, Any]
+    parameters: Mapping[str, Any]
 
 
 def combinations(
@@ -188,7 +188,7 @@ def _weights(t: Sequence[float], filters: Mapping[str, Any]) -> Iterator[Combina
                 yield Combination(name, {"filters": label, "t": weight}, {"t": [*conditions, {"value": weight}]})
 
 
-def _conditions(label: str, listed: Any) -> list[dict[str, Any]]:
+def _conditions(label: str, listed: Any) -> Sequence[Mapping[str, Any]]:
     if not isinstance(listed, list) or not listed:
         raise HalaError(f"task.filters.{label}: a list is wanted", FILTERS)
     for condition in listed:

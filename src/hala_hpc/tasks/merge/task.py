@@ -64,9 +64,7 @@ class Options(TaskOptions):
 class Merge:
     """See the module. Models that cannot be merged are refused when the run is planned."""
 
-    stage = "work"
-    loop = ITEMS
-    suffix = ""
+    stage, loop, suffix = "work", ITEMS, ""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -137,10 +135,7 @@ class Merge:
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""
         model, sources = self._recipe.model, self._recipe.task.models
-        bases = list(location.locate(model.name, model.revision).values())
-        if len(bases) != 1:
-            raise HalaError(f"model.name: {model.name} holds {len(bases)} models", "name the folder of one of them")
-        located = [(BASE, BASE, bases[0], model)]
+        located = [(BASE, BASE, location.locate_one(model.name, model.revision), model)]
         located += [(label, key, folder, sources[key]) for label, (key, folder) in location.labelled(sources).items()]
         entries: dict[str, ModelEntry] = {}
         for label, key, folder, named in located:
@@ -172,7 +167,7 @@ class Merge:
                 "seed": options.seed,
             }
 
-    def _config(self, models: Mapping[str, ModelEntry], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _config(self, models: Mapping[str, ModelEntry], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """The configuration for mergekit, with labels in the place of models."""
         options: Options = self._recipe.task
         own = {key: source.parameters for key, source in options.models.items()} | {BASE: options.base_parameters}
@@ -209,7 +204,7 @@ class Merging:
             inputs = {label: merge_inputs.cut(model, vocabulary, folder / label) for label, model in inputs.items()}
         base, others = inputs[BASE], {label: model for label, model in inputs.items() if label != BASE}
         shared = merge_inputs.tensors_to_merge(base, others)
-        tensors = {name: merge_inputs.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
+        tensors = {name: merge_inputs.merged_shape(tensor, vocabulary) for name, tensor in shared.items()}
         config = dict(planned["config"])
         dtype = config.pop("out_dtype")
         item.place.mkdir()
@@ -236,8 +231,7 @@ class Merging:
         if label not in self._inputs:
             folder = Path(model["folder"])
             item.tell(f"reading {label}")
-            if location.digest(folder, lambda _: item.check_stop()) != model["digest"]:
-                raise HalaError(f"{folder} is not what it was when the run was planned", "plan it again, as a new run")
+            location.refuse_changed(folder, model["digest"], item.check_stop)
             self._inputs[label] = merge_inputs.read(label, folder)
         return self._inputs[label]
 

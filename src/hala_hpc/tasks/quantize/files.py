@@ -41,7 +41,7 @@ class Weights:
     ignore: Sequence[str]
 
 
-def quantize_file(weights: Weights, target: Path, device: str, check_stop: Callable[[], None]) -> dict[str, Any]:
+def quantize_file(weights: Weights, target: Path, device: str, check_stop: Callable[[], None]) -> Mapping[str, Any]:
     """Write ``target``: the weights, quantized where they are to be.
 
     Returns the configuration that belongs into the model's ``config.json`` as ``quantization_config``. ``check_stop``
@@ -119,7 +119,7 @@ def measure_errors(
     return lines
 
 
-def _described(converter: Any) -> dict[str, Any]:
+def _described(converter: Any) -> Mapping[str, Any]:
     """The converter's configuration for a model's ``config.json``."""
     from llmcompressor.entrypoints.model_free.save_utils import (
         COMPRESSION_VERSION_NAME,
@@ -134,7 +134,7 @@ def _described(converter: Any) -> dict[str, Any]:
         TRANSFORM_CONFIG_NAME: {},
         **converter.update_config(None).model_dump(),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(config))
+    plain: Mapping[str, Any] = json.loads(json.dumps(config))
     return plain
 
 

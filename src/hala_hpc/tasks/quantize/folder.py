@@ -24,7 +24,7 @@ class PartReport(TypedDict):
     """``report.json`` of a shard: its weights files, how they were quantized, and every tensor of the source."""
 
     files: dict[str, FileFacts]
-    quantization_config: dict[str, Any]
+    quantization_config: Mapping[str, Any]
     source_bytes: int
     scheme: str
     ignore: list[str]

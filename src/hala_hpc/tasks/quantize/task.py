@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -81,9 +81,7 @@ class Options(TaskOptions):
 class Quantize:
     """See the module. What cannot be quantized is refused when the run is planned."""
 
-    stage = "work"
-    loop = ITEMS
-    suffix = ""
+    stage, loop, suffix = "work", ITEMS, ""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -91,17 +89,18 @@ class Quantize:
         self._scheme = schemes.find(options.scheme)
         if not recipe.model.name:
             raise HalaError("model.name: nothing to quantize", "a folder, a finished run or a name on the hub")
+        cause = self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
         needs_texts = self._scheme.calibrated or options.rounding == "gptq"
         if needs_texts and options.method == "files":
             raise HalaError(
-                f"task.method: {self._why(options)} has to see the model run",
+                f"task.method: {cause} has to see the model run",
                 "task.method=whole, which loads all of it",
             )
         self._method = "whole" if needs_texts else options.method.replace("auto", "files")
         texts = options.calibration
         if needs_texts and not (texts.path or texts.hub):
             raise HalaError(
-                f"task.calibration: {self._why(options)} needs texts to run the model on",
+                f"task.calibration: {cause} needs texts to run the model on",
                 "task.calibration.path=FILE or task.calibration.hub=ORG/NAME",
             )
         if not needs_texts and (texts.path or texts.hub):
@@ -112,40 +111,41 @@ class Quantize:
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a model that is quantized already, not whole, or does not fit the scheme."""
-        source = source_of(self._recipe)
+        source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
         config = location.config(source)
         if "quantization_config" in config or "quantization_config" in config.get("text_config", {}):
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
         check.require_files("model.name", source)
-        stored = {path: tensors_of(path) for path in location.weights(source)}
+        paths = location.weights(source)
+        tensors = [tensor for path in paths for tensor in tensors_of(path)]
         options: Options = self._recipe.task
         ignore = schemes.ignored(config) if options.ignore is None else list(options.ignore)
-        self._refuse(stored, ignore)
+        self._refuse(tensors, ignore)
         notes: Counter[str] = Counter()
         if self._scheme.calibrated or options.rounding == "gptq":
             _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
         with ThreadPoolExecutor(READERS) as threads:
-            digests = dict(zip(stored, threads.map(digest_of_weights, stored), strict=True))
-        items = plan_items(self._groups(stored, config), source, stored, ignore, digests)
+            digests = dict(zip(paths, threads.map(digest_of_weights, paths), strict=True))
+        items = plan_items(self._groups(tensors, config), tensors, source, ignore, digests)
         sources = [
-            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in stored
+            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in paths
         ]
         cut = planned("quantize", "files", list(items), sources, assembled=True)
         return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def checker(self, facts: Facts) -> CheckShard:
-        def report(shard: Shard, path: Path) -> ShardReport:
+        def check_shard(shard: Shard, path: Path) -> ShardReport:
             item = cast(QuantizeItem, facts.items[shard.id])
             problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
                 problems += [f"{FINAL}{problem}" for problem in check.unsound(final)]
-            return ShardReport(done=0 if problems else 1, problems=tuple(problems))
+            return check.report(problems)
 
-        return report
+        return check_shard
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Quantizing":
         del plan
@@ -157,8 +157,7 @@ class Quantize:
         with suppress(FileExistsError), files.whole_directory(run.final) as target:
             quant_folder.assemble(run.path, target, Path(plan[0].source), shards)
 
-    def _refuse(self, stored: dict[Path, list[Tensor]], ignore: list[str]) -> None:
-        tensors = [tensor for of_file in stored.values() for tensor in of_file]
+    def _refuse(self, tensors: list[Tensor], ignore: list[str]) -> None:
         if misfits := schemes.misfits(tensors, self._scheme, ignore):
             more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
             raise HalaError(
@@ -168,17 +167,14 @@ class Quantize:
         if not any(schemes.is_quantized(tensor.name, ignore) for tensor in tensors):
             raise HalaError("task.ignore leaves nothing to quantize")
 
-    def _groups(self, stored: dict[Path, list[Tensor]], config: Mapping[str, Any]) -> dict[str, list[str]]:
+    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[str]]:
         """The tensors of each shard, by its name."""
         if self._method == "files":
-            return by_file(stored, self._scheme)
-        names = [tensor.name for of_file in stored.values() for tensor in of_file]
+            return by_file(tensors, self._scheme)
+        names = [tensor.name for tensor in tensors]
         if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
             names = [name for name in names if name != "lm_head.weight"]  # stored twice; a loaded model saves it once
         return {WHOLE: names}
-
-    def _why(self, options: Options) -> str:
-        return self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
 
 
 class Quantizing:
@@ -227,7 +223,7 @@ class Quantizing:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _whole(self, item: Item, weights: Weights) -> dict[str, Any]:
+    def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
         job = whole.Oneshot(
             source=item.shard.source,
@@ -249,19 +245,11 @@ def create(recipe: Recipe) -> Quantize:
     return Quantize(recipe)
 
 
-def source_of(recipe: Recipe) -> Path:
-    """The folder of the model to quantize. Raises HalaError where there is none, or more than one."""
-    models = location.locate(recipe.model.name, recipe.model.revision)
-    if len(models) != 1:
-        raise HalaError(f"model.name: {recipe.model.name} holds {len(models)} models: {', '.join(models)}", "name one")
-    return next(iter(models.values()))
-
-
-def by_file(stored: dict[Path, list[Tensor]], scheme: Scheme) -> dict[str, list[str]]:
+def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:
     """The tensors of each shard, by its file. Weights that share a scale go into the file of the first of them."""
-    place = {tensor.name: path.name for path, tensors in stored.items() for tensor in tensors}
+    place = {tensor.name: tensor.path.name for tensor in tensors}
     first = {other: name for name in place for other in schemes.partners(name, scheme) if other in place}
-    groups: dict[str, list[str]] = {path.name: [] for path in stored}
+    groups: dict[str, list[str]] = {file: [] for file in place.values()}
     for name in place:
         groups[place[first.get(name, name)]].append(name)
     return {file: names for file, names in groups.items() if names}  # all of a file's tensors may have gone to others
@@ -269,19 +257,18 @@ def by_file(stored: dict[Path, list[Tensor]], scheme: Scheme) -> dict[str, list[
 
 def plan_items(
     groups: dict[str, list[str]],
+    tensors: Sequence[Tensor],
     source: Path,
-    stored: dict[Path, list[Tensor]],
     ignore: list[str],
     digests: dict[Path, str],
 ) -> Iterator[Planned]:
     """An item of the plan for each group of tensors, with the files that hold them."""
-    tensors = {tensor.name: (path, tensor) for path, of_file in stored.items() for tensor in of_file}
+    by_name = {tensor.name: tensor for tensor in tensors}
     for name, names in groups.items():
-        paths = sorted(stored if name == WHOLE else {tensors[tensor][0] for tensor in names})
+        paths = sorted(digests if name == WHOLE else {by_name[tensor].path for tensor in names})
         of_files = {path.name: digests[path] for path in paths}
         item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
-        size = sum(tensor.end - tensor.begin for _, tensor in map(tensors.__getitem__, names))
-        yield Planned(dict(item), source, size)
+        yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:

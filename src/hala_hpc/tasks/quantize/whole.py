@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +47,7 @@ class Oneshot:
     calibration: str | None
 
 
-def quantize_model(job: Oneshot, target: Path, kept: Path, check_stop: Callable[[], None]) -> dict[str, Any]:
+def quantize_model(job: Oneshot, target: Path, kept: Path, check_stop: Callable[[], None]) -> Mapping[str, Any]:
     """Make the folder ``target`` with the quantized weights; returns what belongs into the model's ``config.json``.
 
     The log goes to the folder ``kept``. Raises RuntimeError with the log's last lines where the process fails, and
@@ -65,7 +65,7 @@ def quantize_model(job: Oneshot, target: Path, kept: Path, check_stop: Callable[
     if process.returncode != 0:
         last = (kept / LOG).read_text("utf-8", "replace").strip().splitlines()[-LOG_LINES:]
         raise RuntimeError(f"LLM Compressor ended with {process.returncode}: {' / '.join(last)}")
-    config: dict[str, Any] = location.config(target)["quantization_config"]
+    config: Mapping[str, Any] = location.config(target)["quantization_config"]
     return config
 
 
@@ -99,10 +99,10 @@ def run(job: Oneshot, target: Path) -> None:
     # LLM Compressor 0.14 turns Gemma's norms (1 + w) into plain ones and back, which rounds w away near 0.
     vectors = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.ndim < 2}
     modifier = GPTQModifier if job.rounding == "gptq" else QuantizationModifier
-    texts: dict[str, Any] = {}
+    texts: Mapping[str, Any] = {}
     if job.calibration is not None:
         texts = _calibration(json.loads(Path(job.calibration).read_text("utf-8")))
-        texts["tokenizer"] = AutoTokenizer.from_pretrained(job.source)
+        texts = {**texts, "tokenizer": AutoTokenizer.from_pretrained(job.source)}
     oneshot(model=model, recipe=modifier(targets="Linear", scheme=job.scheme, ignore=job.ignore), **texts)
     for name, weight in vectors.items():
         module, _, last = name.rpartition(".")
@@ -110,7 +110,7 @@ def run(job: Oneshot, target: Path) -> None:
     model.save_pretrained(target, save_compressed=True)
 
 
-def _calibration(samples: list[list[int]]) -> dict[str, Any]:
+def _calibration(samples: list[list[int]]) -> Mapping[str, Any]:
     from datasets import Dataset
 
     rows = {"input_ids": samples, "attention_mask": [[1] * len(ids) for ids in samples]}
