@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypedDict
 
 from hala_hpc.config.errors import HalaError
@@ -24,9 +25,9 @@ class FileFacts(TypedDict):
     blake2b: str
 
 
-def describe(paths: Iterable[Path], check_stop: Callable[[], None] = lambda: None) -> dict[str, FileFacts]:
-    """Size and digest of files, by name. ``check_stop`` is called between pieces and may raise."""
-    return {path.name: {"bytes": path.stat().st_size, "blake2b": digest_of(path, check_stop)} for path in sorted(paths)}
+def describe(path: Path, check_stop: Callable[[], None] = lambda: None) -> FileFacts:
+    """Size and digest of a file. ``check_stop`` is called between pieces and may raise."""
+    return {"bytes": path.stat().st_size, "blake2b": digest_of(path, check_stop)}
 
 
 def write_json(path: Path, value: object, indent: int = 1) -> None:
@@ -63,17 +64,15 @@ def finish(
     folder: Path,
     record: Mapping[str, Any],
     render: Callable[[Mapping[str, Any]], str],
-    known: Mapping[str, FileFacts] | None = None,
+    known: Mapping[str, FileFacts] = MappingProxyType({}),
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, FileFacts]:
     """Write the record and the card that ``render`` makes of it, last: the record lists every other file.
 
     ``known`` facts, by file name, are taken as they are: those files are not read again. Returns the listed files.
     """
-    known = known or {}
     paths = sorted(path for path in folder.iterdir() if path.is_file())
-    unknown = describe((path for path in paths if path.name not in known), check_stop)
-    listed = {path.name: known.get(path.name) or unknown[path.name] for path in paths}
+    listed = {path.name: known.get(path.name) or describe(path, check_stop) for path in paths}
     whole = {**record, "files": listed}
     write_json(folder / RECORD, whole, indent=2)
     (folder / CARD).write_text(render(whole), "utf-8")

@@ -34,16 +34,6 @@ class MergedTensor(TypedDict):
     note: NotRequired[str]
 
 
-class Summary(TypedDict):
-    """The tensors of a report counted, and how alike the models were."""
-
-    tensors: int
-    least_cosine: NotRequired[float]
-    median_cosine: NotRequired[float]
-    slerp: NotRequired[int]
-    lerp: NotRequired[int]
-
-
 def template_of(model: Path) -> Any:
     """The chat template of a model folder, whichever file holds it; None where there is none."""
     for name in ("chat_template.jinja", "chat_template.json"):
@@ -177,9 +167,10 @@ def check_merge(shard: Shard, path: Path) -> ShardReport:
     return report(problems)
 
 
-def _summary(lines: list[MergedTensor], method: str) -> Summary:
+def _summary(lines: list[MergedTensor], method: str) -> dict[str, float]:
+    """The tensors counted, and how alike the models were."""
     cosines = [cosine for line in lines for cosine in line["cosine"].values() if cosine is not None]
-    summary = Summary(tensors=len(lines))
+    summary: dict[str, float] = {"tensors": len(lines)}
     if cosines:
         summary |= {"least_cosine": min(cosines), "median_cosine": statistics.median(cosines)}
     if method == "slerp":
@@ -188,7 +179,7 @@ def _summary(lines: list[MergedTensor], method: str) -> Summary:
     return summary
 
 
-def _summary_cells(summary: Summary) -> Iterator[tuple[str, str]]:
+def _summary_cells(summary: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     yield "tensors", card.number(summary["tensors"])
     if "least_cosine" in summary:
         yield "cosine of tensors, least and median", f"{summary['least_cosine']:.6f}, {summary['median_cosine']:.6f}"

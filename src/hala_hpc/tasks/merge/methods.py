@@ -85,9 +85,8 @@ def most_others(method: Method, has_base: bool) -> int | None:
 
     ``has_base``: the recipe's own is the base, not an input like the others.
     """
-    most = [bound - 1 for bound in [method.inputs[1]] if bound is not None]
-    most += [bound - (not has_base) for bound in [method.others[1]] if bound is not None]
-    return min(most, default=None)
+    bounds = ((method.inputs[1], 1), (method.others[1], not has_base))
+    return min((most - own for most, own in bounds if most is not None), default=None)
 
 
 def check_count(name: str, method: Method, others: int, has_base: bool) -> None:

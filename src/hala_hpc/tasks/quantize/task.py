@@ -205,7 +205,7 @@ class Quantizing:
         written = sorted(item.place.glob("*.safetensors"))
         tensors = quant_files.measure_errors(weights, written, config, item.check_stop)
         report: PartReport = {
-            "files": describe(written),
+            "files": {path.name: describe(path) for path in written},
             "quantization_config": config,
             "source_bytes": item.shard.tokens,
             "scheme": self._scheme.name,

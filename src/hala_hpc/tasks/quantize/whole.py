@@ -27,7 +27,6 @@ from hala_hpc.text.control import ControlWords
 
 LOG: Final = "log.txt"
 POLL_SECONDS: Final = 0.5
-GRACE_SECONDS: Final = 10.0
 LOG_LINES: Final = 4
 """The log's last lines, which an error shows."""
 
@@ -61,22 +60,13 @@ def quantize_model(job: Oneshot, target: Path, kept: Path, check_stop: Callable[
                 check_stop()
                 time.sleep(POLL_SECONDS)
         finally:
-            _end(process)
+            process.kill()  # does nothing to one that has ended
+            process.wait()
     if process.returncode != 0:
         last = (kept / LOG).read_text("utf-8", "replace").strip().splitlines()[-LOG_LINES:]
         raise RuntimeError(f"LLM Compressor ended with {process.returncode}: {' / '.join(last)}")
     config: Mapping[str, Any] = location.config(target)["quantization_config"]
     return config
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _end_with(parent: int) -> None:
