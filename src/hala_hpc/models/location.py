@@ -61,7 +61,7 @@ def locate_one(name: str, revision: str | None = None) -> Path:
     return next(iter(models.values()))
 
 
-class Named(Protocol):
+class NamedModel(Protocol):
     """A model as a recipe's section names it."""
 
     name: str
@@ -74,7 +74,7 @@ def refuse_odd(labels: Iterable[str]) -> None:
         raise HalaError(f"task.models: {odd[0]!r} cannot be a label", "letters, digits, -, _ and .; no . in front")
 
 
-def labelled(models: Mapping[str, Named]) -> dict[str, tuple[str, Path]]:
+def labelled(models: Mapping[str, NamedModel]) -> dict[str, tuple[str, Path]]:
     """The folders of ``task.models`` with their keys there, by label: KEY, or KEY-PART of several models in a run.
 
     Raises HalaError for two models of one label, and as ``locate``.

@@ -29,7 +29,7 @@ BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I1
 }
 
 M_MMAP_THRESHOLD: Final = -3
-"""Of mallopt(3): pieces of memory from so many bytes on are mapped by themselves."""
+"""The option of mallopt(3) for the size from which pieces of memory are mapped by themselves."""
 
 
 @dataclass(frozen=True)

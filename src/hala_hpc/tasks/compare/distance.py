@@ -39,7 +39,7 @@ class TokenLogprob:
         return max(self.likely, key=lambda token: (self.likely[token], -token))
 
 
-class Difference(TypedDict):
+class Distance(TypedDict):
     """How far a model is from the base, in nats a token; ``same_first``: the share of tokens with the same choice."""
 
     tokens: int
@@ -51,7 +51,7 @@ class Difference(TypedDict):
     largest_at: dict[str, str | int]
     divergence: float
     same_first: float
-    by_text: NotRequired[dict[str, "Difference"]]
+    by_text: NotRequired[dict[str, "Distance"]]
 
 
 def write(path: Path, places: Sequence[TokenLogprob]) -> None:
@@ -93,7 +93,7 @@ def divergence(base: TokenLogprob, other: TokenLogprob) -> float:
     return max(0.0, float((np.exp(p) * (p - q)).sum()))
 
 
-def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Difference:
+def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Distance:
     """How far ``other`` is from ``base``. Raises ValueError where the two are not of the same tokens."""
     keys = [[(place.text, place.position, place.token) for place in places] for places in (base, other)]
     if keys[0] != keys[1]:
@@ -105,7 +105,7 @@ def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Diff
     return {**whole, "by_text": {text: _difference(pairs) for text, pairs in by_text.items()}}
 
 
-def _difference(pairs: Sequence[tuple[TokenLogprob, TokenLogprob]]) -> Difference:
+def _difference(pairs: Sequence[tuple[TokenLogprob, TokenLogprob]]) -> Distance:
     import numpy as np
 
     logs: Floats = np.array([(base.log_probability, other.log_probability) for base, other in pairs])

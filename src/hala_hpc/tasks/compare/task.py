@@ -52,7 +52,7 @@ class CompareItem(TypedDict):
     base: str
 
 
-class Result(TypedDict):
+class ModelResult(TypedDict):
     """``result.json`` of a shard."""
 
     name: str
@@ -173,7 +173,7 @@ class Comparing:
         item.place.mkdir()
         distance.write(item.place / TOKENS, places)
         options = {key: value for key, value in asdict(self._recipe.engine).items() if value is not None}
-        result = Result(
+        result = ModelResult(
             name=planned["name"],
             weights=planned["weights"],
             bytes=planned["bytes"],
@@ -189,7 +189,7 @@ class Comparing:
 
 
 def create(recipe: Recipe) -> Compare:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Compare(recipe)
 
 

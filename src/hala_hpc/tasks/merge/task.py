@@ -243,7 +243,7 @@ class Merging:
 
 
 def create(recipe: Recipe) -> Merge:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Merge(recipe)
 
 

@@ -241,7 +241,7 @@ class Quantizing:
 
 
 def create(recipe: Recipe) -> Quantize:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Quantize(recipe)
 
 

@@ -122,7 +122,7 @@ class Exporting:
 
 
 def create(recipe: Recipe) -> Export:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Export(recipe)
 
 
