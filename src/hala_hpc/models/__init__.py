@@ -1,1 +1,1 @@
-"""Models as files: what is in a checkpoint, whether it is sound, what became of its tensors."""
+"""Models as files: where they are, what is in them, whether they are sound, how their folders and cards are written."""

@@ -1,10 +1,10 @@
-"""What every model card tells, whatever made the model: gathered from the run, kept in ``hala.json``, in Markdown."""
+"""What every model card says, whatever made the model: gathered from the run, kept in ``hala.json``, in Markdown."""
 
 import json
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from hala_hpc.run import manifest
 SHARD: Final = re.compile(r"/shards/\d+/(\d+)$")
 """The end of a path of a shard's folder (``run.layout``)."""
 PUBLISHED: Final = ("name", "task", "model")
-"""Sections of the recipe that say something of the model; the others name a site, accounts and folders."""
+"""Sections of the recipe that describe the model; the others name a site, accounts and folders."""
 
 
 def provenance(run: Path, packages: Sequence[str]) -> dict[str, Any]:
@@ -36,15 +36,38 @@ def provenance(run: Path, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name in a frozen recipe is a folder of somebody's, and nothing that the hub knows."""
+    """Whether a model's name in a frozen recipe is a folder, which the hub does not know."""
     return name.startswith("/")
 
 
-def heading(title: str, bases: Sequence[str], said: str, **front: Any) -> list[str]:
-    """The lines that a card begins with. ``bases``: models on the hub; ``front``: more for the front matter."""
-    told: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    told |= {"base_model": bases[0] if len(bases) == 1 else list(bases)} if bases else {}
-    return ["---", yaml_of(told | front), "---", f"# {title}", "", said, ""]
+def page(
+    record: Mapping[str, Any],
+    said: str,
+    facts: Iterable[tuple[str, str]],
+    body: Iterable[str],
+    title: str | None = None,
+    bases: Sequence[str] | None = None,
+    **front: Any,
+) -> str:
+    """A model's card: what it is, a table of facts, the lines of ``body``, the recipe and the versions.
+
+    Parameters
+    ----------
+    record : what ``provenance`` gathered, or ``hala.json`` holds.
+    title : the run's name, unless another is given.
+    bases : models on the hub that it was made from; None: the recipe's, where the hub has it.
+    front : more for the front matter.
+    """
+    if bases is None:
+        bases = [] if record["base_is_local"] else [record["base_model"]]
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    matter |= {"base_model": bases[0] if len(bases) == 1 else list(bases)} if bases else {}
+    made_by = ("recipe_digest", "git_commit", "planned_at", "exported_at")
+    origin = [(name.replace("_", " "), str(record[name])) for name in made_by if name in record]
+    lines = ["---", yaml_of(matter | front), "---", f"# {title or record['run']}", "", said, ""]
+    lines += [*table(("", ""), [*facts, *origin]), *body]
+    lines += ["", "## Recipe", "", "```yaml", yaml_of(record["recipe"]), "```", "", "## Versions", ""]
+    return "\n".join([*lines, *(f"- {name} {version}" for name, version in record["versions"].items()), ""])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -53,21 +76,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" if any(cells) else f"|{' |' * len(cells)}" for cells in lines]
 
 
-def ending(record: dict[str, Any]) -> list[str]:
-    """The recipe and the versions, which every card ends with."""
-    lines = ["", "## Recipe", "", "```yaml", yaml_of(record["recipe"]), "```", "", "## Versions", ""]
-    return [*lines, *(f"- {name} {version}" for name, version in record["versions"].items()), ""]
-
-
-def made_by(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Rows of a table: from which recipe, commit and when."""
-    for name in ("recipe_digest", "git_commit", "planned_at", "exported_at"):
-        if name in record:
-            yield name.replace("_", " "), str(record[name])
-
-
 def name_of(folder: Path) -> str:
-    """What a folder is called in public: a model in a run by the run, and which of several; else by its last name."""
+    """A folder's public name: its own; of a model in a run, the run's, and the item's where the run made several."""
     shard = SHARD.search(str(folder))
     run = folder.parents[2] if shard else folder.parent
     if not (run / "manifest.parquet").is_file():
@@ -79,7 +89,7 @@ def name_of(folder: Path) -> str:
 
 
 def without_folders(value: Any) -> Any:
-    """Paths by their names alone: a card is published, and a folder may tell who worked where."""
+    """Replace paths by their names alone: a card is published, and a path may show who worked where."""
     if isinstance(value, dict):
         return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -102,12 +112,12 @@ def yaml_of(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or nothing where there is none that can be read."""
+    """The object in a JSON file; empty where the file is missing or cannot be read."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""Is a model folder sound: every file there and as it was written, every weight a number. Needs numpy only."""
+"""Whether a model folder is sound: every file is there as it was written, every weight is finite. Needs numpy only."""
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +27,14 @@ def require_files(label: str, folder: Path) -> None:
 
 
 def check_model(shard: Shard, path: Path) -> ShardReport:
-    """A published model against what its export recorded (``run.verify``'s checker of a training)."""
+    """Check a published model against what its export recorded (``run.verify``'s checker of a training)."""
     del shard
-    problems = tuple(unsound(path))
+    return report(unsound(path))
+
+
+def report(problems: Iterable[str]) -> ShardReport:
+    """The report of a shard that is one item: done where there are no problems."""
+    problems = tuple(problems)
     return ShardReport(done=0 if problems else 1, problems=problems)
 
 
@@ -55,7 +61,7 @@ def unsound(folder: Path) -> list[str]:
 
 
 def _index_faults(folder: Path, stored: list[str]) -> list[str]:
-    """Every tensor once, and where the index says."""
+    """Whether every tensor is stored once, and the index lists exactly those."""
     faults = [f"{name} is stored twice" for name, times in sorted(Counter(stored).items()) if times > 1]
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -28,12 +28,12 @@ NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
 
 
 def locate(name: str, revision: str | None = None) -> dict[str, Path]:
-    """The model folders that a name stands for, by a label for each ('' where there is one only).
+    """The model folders that a name stands for, each by a label ('' where there is only one).
 
     ``name`` is a folder with a model, a finished run (a training's model, a merge's models, a quantized model), a grid
     of such runs, or a name on the hub whose files are in the cache.
 
-    Raises HalaError where there is none, or the run, or one of the grid, is not finished.
+    Raises HalaError where there is no model, or the run, or a run of the grid, is not finished.
     """
     path = Path(name)
     if (path / GRID).is_file():
@@ -53,7 +53,15 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
         raise HalaError(f"model '{name}' is not in the cache", "`hala prefetch RECIPE` first") from error
 
 
-class Named(Protocol):
+def locate_one(name: str, revision: str | None = None) -> Path:
+    """``locate`` for ``model.name``, which must be a single model. Raises HalaError for several as well."""
+    models = locate(name, revision)
+    if len(models) != 1:
+        raise HalaError(f"model.name: {name} holds {len(models)} models: {', '.join(models)}", "name one")
+    return next(iter(models.values()))
+
+
+class NamedModel(Protocol):
     """A model as a recipe's section names it."""
 
     name: str
@@ -66,35 +74,35 @@ def refuse_odd(labels: Iterable[str]) -> None:
         raise HalaError(f"task.models: {odd[0]!r} cannot be a label", "letters, digits, -, _ and .; no . in front")
 
 
-def labelled(models: Mapping[str, Named]) -> dict[str, tuple[str, Path]]:
-    """The folders of ``task.models``, by label, each with the key that it is of: KEY, or KEY-PART of several in a run.
+def labelled(models: Mapping[str, NamedModel]) -> dict[str, tuple[str, Path]]:
+    """The folders of ``task.models`` with their keys there, by label: KEY, or KEY-PART of several models in a run.
 
-    Raises HalaError for two of one label, and as ``locate``.
+    Raises HalaError for two models of one label, and as ``locate``.
     """
-    found: dict[str, tuple[str, Path]] = {}
+    by_label: dict[str, tuple[str, Path]] = {}
     for key, model in models.items():
         for part, folder in locate(model.name, model.revision).items():
             label = f"{key}-{part}" if part else key
-            if label in found:
+            if label in by_label:
                 raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
-            found[label] = (key, folder)
-    return found
+            by_label[label] = (key, folder)
+    return by_label
 
 
 def config(folder: Path) -> dict[str, Any]:
     """A model's ``config.json``. Raises HalaError where it cannot be read."""
     try:
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise HalaError(f"{folder}/config.json cannot be read: {error}") from error
-    return found
+    return content
 
 
 def weights(folder: Path) -> list[Path]:
     """The safetensors files of a model, by name.
 
-    Raises HalaError where one of its index is missing, or all are, or a file is cut short or lacks what the index says
-    that it holds. Only headers are read.
+    Raises HalaError where files are missing, or one is cut short or lacks a tensor that the index says it holds. Only
+    headers are read.
     """
     index = folder / INDEX
     if index.is_file():
@@ -121,12 +129,18 @@ def weights(folder: Path) -> list[Path]:
 
 
 def sound_digest(folder: Path, count: Callable[[int], None] = lambda _: None) -> str:
-    """``digest``, for a plan. Raises HalaError where a weight is NaN or infinite: nothing sound is made of it."""
+    """``digest``, for a plan. Raises HalaError where a weight is NaN or infinite: no sound model can be made of it."""
     return digest(folder, count, digest_of_weights)
 
 
+def refuse_changed(folder: Path, planned: str, check_stop: Callable[[], None]) -> None:
+    """Raises HalaError where the ``digest`` of a model is not the planned one. ``check_stop`` may raise."""
+    if digest(folder, lambda _: check_stop()) != planned:
+        raise HalaError(f"{folder} changed since the run was planned", "plan a new run")
+
+
 def digest_of_weights(path: Path) -> str:
-    """Digest of one file of weights that are all numbers. Raises HalaError naming file and tensor."""
+    """Digest of one file of weights that are all finite. Raises HalaError naming file and tensor."""
     try:
         return digest_of_finite(path)
     except (OSError, Unreadable) as error:
@@ -138,29 +152,29 @@ def digest(
 ) -> str:
     """Digest (BLAKE2b, 16 bytes, hex) of everything that decides what a model says: weights, configuration, tokenizer.
 
-    Of the contents, not of names, sizes or times: a folder that was written over has another. Reads every byte, about
-    a gigabyte a second and core; ``count`` takes the number of bytes read so far.
+    It depends on contents, not on names, sizes or times, so a folder that was written over has another. Reads every
+    byte, about a gigabyte a second and core; ``count`` takes the number of bytes read so far.
     """
     digests = dict.fromkeys(weights(folder), of_weights)
     others = {path for kind in TEXTS for path in folder.glob(kind)} - {folder / name for name in NOT_OF_THE_MODEL}
     digests |= dict.fromkeys(sorted(others), digest_of)
     hashed, read = hashlib.blake2b(digest_size=16), 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for file, found in zip(digests, threads.map(lambda file: digests[file](file), digests), strict=True):
-            hashed.update(f"{file.name}\0{found}\0".encode())
+        for file, of_file in zip(digests, threads.map(lambda file: digests[file](file), digests), strict=True):
+            hashed.update(f"{file.name}\0{of_file}\0".encode())
             read += file.stat().st_size
             count(read)
     return hashed.hexdigest()
 
 
 def _of_grid(grid: Path) -> dict[str, Path]:
-    """The models of all cells, by the cell; those that are a model as it is among them."""
+    """The models of all cells, by the cell's name, those that stand for a model as it is included."""
     try:
-        told = json.loads((grid / GRID).read_text("utf-8"))["cells"]
-        cells = {str(cell["name"]): cell for cell in told if cell["state"] in ("run", "as_is")}
+        listed = json.loads((grid / GRID).read_text("utf-8"))["cells"]
+        cells = {str(cell["name"]): cell for cell in listed if cell["state"] in ("run", "as_is")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HalaError(f"{grid / GRID} cannot be read: {error}", "name its runs one by one") from error
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     wanting = []
     for name, cell in cells.items():
         try:
@@ -168,13 +182,13 @@ def _of_grid(grid: Path) -> dict[str, Path]:
         except HalaError:
             wanting.append(name)
             continue
-        found |= {f"{name}-{part}" if part else name: path for part, path in models.items()}
+        folders |= {f"{name}-{part}" if part else name: path for part, path in models.items()}
     if wanting:
         raise HalaError(
             f"{grid}: {len(wanting)} of its {len(cells)} cells have no model yet: {', '.join(wanting)}",
             f"`hala status {grid}`; or name the cells that have one, as {grid.name}/CELL",
         )
-    return found
+    return folders
 
 
 def _of_run(run: Path) -> dict[str, Path]:
@@ -186,9 +200,9 @@ def _of_run(run: Path) -> dict[str, Path]:
         raise HalaError(f"{run}: its last step, which puts the model together, is not done", f"`hala resume {run}`")
     outputs = RunDirectory(run, facts.suffix)
     count = max(1, len(facts.items))
-    found = {
+    folders = {
         str(facts.items[shard]["name"]) if count > 1 else "": outputs.shard_output(shard) for shard in range(count)
     }
-    if wanting := [path for path in found.values() if not (path / "config.json").is_file()]:
+    if wanting := [path for path in folders.values() if not (path / "config.json").is_file()]:
         raise HalaError(f"{run}: {len(wanting)} of its {count} models are not there", f"`hala status {run}`")
-    return found
+    return folders

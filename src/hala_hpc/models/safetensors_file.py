@@ -1,7 +1,10 @@
 """Safetensors files, read by their headers and as plain bytes with numpy alone; and as torch's tensors."""
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,26 +28,35 @@ BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I1
     name: 1 for name in EXPONENTS if name.startswith("F8")
 }
 
+M_MMAP_THRESHOLD: Final = -3
+"""The option of mallopt(3) for the size from which pieces of memory are mapped by themselves."""
+
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file; ``begin`` and ``end`` are offsets in the file, in bytes."""
+    """One tensor of the safetensors file ``path``; ``begin`` and ``end`` are offsets in the file, in bytes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    path: Path = Path()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.begin
 
 
 class Unreadable(ValueError):
-    """A weights file that is no whole safetensors file."""
+    """A weights file that is not a whole safetensors file."""
 
 
 class Tensors(Mapping[str, Any]):
-    """Tensors in some safetensors files, by name, as torch's, which has to be there. Each is mapped when asked for.
+    """Tensors in some safetensors files, by name, as torch's, which has to be installed.
 
-    A context: the files stay open in it.
+    A context: the files stay open in it. Each tensor is mapped when it is read.
     """
 
     def __init__(self, *files: Path) -> None:
@@ -94,18 +106,16 @@ def tensors_of(path: Path) -> list[Tensor]:
     tensors = []
     for name, facts in header.items():
         begin, end = facts["data_offsets"]
-        tensors.append(Tensor(name, facts["dtype"], tuple(facts["shape"]), start + begin, start + end))
+        tensors.append(Tensor(name, facts["dtype"], tuple(facts["shape"]), start + begin, start + end, path))
     tensors.sort(key=lambda tensor: tensor.begin)
     following = start
     for tensor in tensors:
-        elements = 1
-        for extent in tensor.shape:
-            elements *= extent
-        if tensor.begin != following or tensor.end - tensor.begin != elements * BYTES.get(tensor.dtype, 0):
+        elements = math.prod(tensor.shape)
+        if tensor.begin != following or tensor.size != elements * BYTES.get(tensor.dtype, 0):
             raise Unreadable(f"{tensor.name}: bytes {tensor.begin} to {tensor.end} do not hold its shape")
         following = tensor.end
     if following != size:
-        raise Unreadable(f"{size} bytes, the header tells of {following}")
+        raise Unreadable(f"{size} bytes, its header describes {following}")
     return tensors
 
 
@@ -119,9 +129,9 @@ def not_finite(path: Path, tensors: list[Tensor]) -> Iterator[str]:
 
 
 def digest_of_finite(path: Path) -> str:
-    """``digest_of`` a safetensors file, and that its weights are numbers, in one read.
+    """``digest_of`` a safetensors file whose weights are all finite, in one read.
 
-    Raises Unreadable for what is no whole safetensors file, and where a weight is a NaN or an infinity.
+    Raises Unreadable for what is not a whole safetensors file, and where a weight is a NaN or an infinity.
     """
     tensors, hashed = tensors_of(path), hashlib.blake2b(digest_size=16)
     faulty = set()
@@ -139,7 +149,7 @@ def digest_of_finite(path: Path) -> str:
 
 def _pieces(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
     """The bytes of a tensor, where the file is at its begin."""
-    left = tensor.end - tensor.begin
+    left = tensor.size
     while left:
         piece = file.read(min(CHUNK, left))
         if not piece:
@@ -156,3 +166,14 @@ def _is_finite(piece: bytes, dtype: str) -> bool:
     kind, mask = EXPONENTS[dtype]
     bits = np.frombuffer(piece, kind)
     return not bool(((bits & np.asarray(mask, kind)) == mask).any())
+
+
+def free_at_once(pieces: int) -> None:
+    """Have glibc return pieces of so many bytes and more when they are freed, in this process and from now on.
+
+    Otherwise it keeps what it may need again: the pieces of tensors added up to 0.6 GB by chance, merging and
+    quantizing a model with files of 0.63 GB. Each returned piece costs two system calls and fresh pages, so ``pieces``
+    should be as large as memory allows: with those of slerp a merge took 38 s, without 22 s (measured).
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, pieces)

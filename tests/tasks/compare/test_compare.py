@@ -15,8 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.compare import distance
-from hala_hpc.tasks.compare.task import tokens_of
-from hala_hpc.tasks.compare.texts import TEXTS
+from hala_hpc.tasks.compare.texts import TEXTS, tokens_of
 from hala_hpc.worker import registry
 from tests.conftest import ROOT, Hala
 from tests.data.chat.tokenizer_kinds import byte_level
@@ -144,12 +143,12 @@ def test_a_plan_has_an_item_a_model(tmp_path: Path) -> None:
             planned(tmp_path, *words)
         return str(told.value)
 
-    assert "which models?" in refused()
+    assert "task.models is missing" in refused()
     assert "two or more" in refused(named[0])
     assert "task.base one of them" in refused(*named, "task.base=c")
     assert "does not return log-probabilities" in refused(*named, "engine.kind=echo")
     assert "do not fit a context of 256" in refused(*named, "engine.max_model_len=256")
-    assert "task.throughput.prompts: too small" in refused(*named, "task.throughput.prompts=0")
+    assert "task.throughput.prompts is too small" in refused(*named, "task.throughput.prompts=0")
     assert "cannot be a label" in refused(named[0], f"task.models.ب/.name={two}")
     several = merged(tmp_path / "merge", [{"name": "Org/base"}], ("x", "y"))
     assert "two models are called 'a-y'" in refused(f"task.models.a.name={several}", f"task.models.a-y.name={two}")

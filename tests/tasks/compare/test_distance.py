@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from hala_hpc.tasks.compare import distance
-from hala_hpc.tasks.compare.distance import Place
+from hala_hpc.tasks.compare.distance import TokenLogprob
 from hala_hpc.tasks.compare.texts import TEXTS
 
 
 def place(
     log_probability: float, likely: dict[int, float], text: str = "a", position: int = 1, token: int = 5
-) -> Place:
-    return Place(text, position, token, log_probability, likely)
+) -> TokenLogprob:
+    return TokenLogprob(text, position, token, log_probability, likely)
 
 
 def distribution(seed: int, size: int = 50) -> np.ndarray:

@@ -49,7 +49,7 @@ def options(name: str, models: list[Path]) -> merge.Options:
     """A recipe's section that any method will take."""
     method = methods.METHODS[name]
     most = methods.most_others(method, method.base == "required")
-    sources = {f"m{number}": merge.Source(str(model)) for number, model in enumerate(models[:most])}
+    sources = {f"m{number}": merge.MergedModel(str(model)) for number, model in enumerate(models[:most])}
     parameters: dict[str, Any] = {"weight": 0.5} if "weight" in method.needed else {}
     parameters |= {"density": 0.5} if "density" in method.each else {}
     return merge.Options(
@@ -70,7 +70,7 @@ def merged(name: str, base: Path, others: list[Path], out: Path) -> list[str]:
     config = dict(asked["config"])
     dtype = config.pop("out_dtype")
     out.mkdir()
-    return list(merging.merge(merging.Asked(config, inputs, "base", tensors, dtype), out))
+    return list(merging.merge(merging.MergeJob(config, inputs, tensors, dtype), out))
 
 
 def refusal(base: Path, other: Path, out: Path) -> str:

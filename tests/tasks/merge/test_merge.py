@@ -22,7 +22,7 @@ from hala_hpc.run import manifest
 from hala_hpc.tasks.merge import inputs
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge.folder import check_merge
-from hala_hpc.tasks.merge.task import Merging, Options, Source
+from hala_hpc.tasks.merge.task import MergedModel, Merging, Options
 from hala_hpc.worker import registry
 from hala_hpc.worker.items.task import Item
 from tests.conftest import ROOT, Hala
@@ -210,11 +210,11 @@ def test_a_model_cut_to_shared_rows_is_a_model_of_its_own(worked: Path) -> None:
     whole = merge_inputs.read("tuned", worked / "plain" / "BF16" / "two")
     cut = merge_inputs.read("tuned", worked / "out" / "cut")
     assert cut.config["vocab_size"] == 10 and cut.tensors.keys() == whole.tensors.keys()
-    for name, (file, tensor) in cut.tensors.items():
-        other_file, other = whole.tensors[name]
+    for name, tensor in cut.tensors.items():
+        other = whole.tensors[name]
         assert tensor.shape == ((10, *other.shape[1:]) if inputs.has_rows(name) else other.shape)
-        size = tensor.end - tensor.begin
-        assert file.read_bytes()[tensor.begin : tensor.end] == other_file.read_bytes()[other.begin :][:size]
+        stored = tensor.path.read_bytes()[tensor.begin : tensor.end]
+        assert stored == other.path.read_bytes()[other.begin :][: tensor.size]
 
 
 @pytest.mark.train
@@ -305,7 +305,7 @@ def test_a_killed_worker_costs_one_merge(pairs: Path, tmp_path: Path, work_pytho
 
 
 def recipe(**options: Any) -> Recipe:
-    options = {"models": {"a": Source("/models/a")}} | options
+    options = {"models": {"a": MergedModel("/models/a")}} | options
     return Recipe(name="m", task=Options(**options), engine=None, model=Model("/models/base"))
 
 
@@ -318,11 +318,11 @@ def recipe(**options: Any) -> Recipe:
         ({"method": "ties"}, "task.parameters.weight: ties needs it"),
         ({"method": "ties", "t": [0.5], "parameters": {"weight": 1}}, "task.t: ties has no t"),
         ({"method": "karcher", "base_parameters": {"weight": 1}}, "task.base_parameters: no parameter 'weight'"),
-        ({"parameters": {"t": 0.5}}, "t is no parameter among others"),
+        ({"parameters": {"t": 0.5}}, "t is not among the other parameters"),
         ({"base_as_model": True}, "the base of slerp is required"),
-        ({"models": {"base": Source("/x")}}, "'base' is what model.name is called"),
-        ({"models": {"../a": Source("/x")}}, "cannot be a label"),
-        ({"models": {"a": Source()}}, "task.models.a.name: no model"),
+        ({"models": {"base": MergedModel("/x")}}, "'base' is what model.name is called"),
+        ({"models": {"../a": MergedModel("/x")}}, "cannot be a label"),
+        ({"models": {"a": MergedModel()}}, "task.models.a.name: no model"),
         ({"t": [0.5, 0.5]}, "two merges would be called"),
     ],
 )
@@ -360,6 +360,6 @@ def test_planning_needs_no_torch(tmp_path: Path) -> None:
 
     place = run / "place"
     asked = Item(made[2], items[2], place, place, lambda: None, lambda _: None)
-    with pytest.raises(HalaError, match="is not what it was when the run was planned"):
+    with pytest.raises(HalaError, match="changed since the run was planned"):
         Merging(run).do(asked)
     assert not place.exists()

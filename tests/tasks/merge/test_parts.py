@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.merge import folder as merge_folder
-from hala_hpc.tasks.merge import grid, methods
 from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import Vocabulary
 from tests.tasks.merge.merge_pairs import Numbers, configure, store
 
@@ -183,20 +183,20 @@ def test_a_padded_vocabulary_is_shared_up_to_the_last_common_token(two: tuple[Pa
 
 
 def names(*arguments: Any) -> list[str]:
-    return [cell.name for cell in grid.cells(*arguments)]
+    return [cell.name for cell in methods.combinations(*arguments)]
 
 
 def test_the_grid_is_every_combination_by_name() -> None:
     late = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"filter": "mlp", "value": 0.7}]
     whole = [*late, {"value": 0.1}]
-    found = list(grid.cells([0.0, 0.125, 1e-5], {"late": late, "whole": whole}, {}, {"eps": 1}))
+    found = list(methods.combinations([0.0, 0.125, 1e-5], {"late": late, "whole": whole}, {}, {"eps": 1}))
     assert [cell.name for cell in found] == [
         *("t0.00", "t0.125", "t1e-05", "late-t0.00", "late-t0.125", "late-t1e-05"),
         "whole",
     ]
     assert found[4].parameters == {"eps": 1, "t": [*late, {"value": 0.125}]}
-    assert found[4].told == {"filters": "late", "t": 0.125}
-    assert found[6].parameters["t"] == whole and "t" not in found[6].told
+    assert found[4].varied == {"filters": "late", "t": 0.125}
+    assert found[6].parameters["t"] == whole and "t" not in found[6].varied
     assert names([], {}, {"density": [0.3, 0.5], "normalize": [True]}, {}) == [
         "density0.30-normalizeTrue", "density0.50-normalizeTrue",
     ]  # fmt: skip
@@ -246,7 +246,7 @@ def test_a_merged_model_that_is_not_sound_is_seen(two: tuple[Path, Path]) -> Non
     base, merged = two
     (base / "generation_config.json").write_text("{}")
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    expected = {name: tensor for name, (_, tensor) in merge_inputs.read("base", base).tensors.items()}
+    expected = merge_inputs.read("base", base).tensors
     lost = list(merge_folder.faults(merged, base, expected))
     assert lost == ["generation_config.json was lost", "the chat template was lost"]
     merge_folder.copy_files(base, base, "bfloat16", merged)

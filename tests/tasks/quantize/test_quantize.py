@@ -269,7 +269,7 @@ def test_what_cannot_be_is_told_at_once(tmp_path: Path) -> None:
     assert "needs no texts" in refused("task.calibration.path=x.jsonl")
     assert "leaves nothing to quantize" in refused('task.ignore=["re:.*"]')
     assert "cannot be cut into groups of 128" in refused("task.scheme=W4A16", source=model(tmp_path / "odd", (1, 96)))
-    assert "no matrix" in refused(source=model(tmp_path / "flat", (96,)))
+    assert "is not a matrix" in refused(source=model(tmp_path / "flat", (96,)))
     again = model(tmp_path / "again", quantization_config={"format": "dense"})
     assert "is quantized already" in refused(source=again)
     weights = source / "model.safetensors"
@@ -300,15 +300,17 @@ def test_a_plan_has_an_item_a_file_and_knows_its_contents(tmp_path: Path) -> Non
 def test_weights_that_share_a_scale_go_into_one_file() -> None:
     """In NVFP4, q, k and v do, whichever files they are in."""
     files = {Path("a"): ["q_proj", "o_proj"], Path("b"): ["k_proj", "v_proj"], Path("c"): ["other"]}
-    stored = {
-        path: [Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (16, 16), 0, 512) for name in names]
+    stored = [
+        Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (16, 16), 0, 512, path)
         for path, names in files.items()
-    }
-    items = list(quantize._by_file(stored, quant_schemes.find("NVFP4A16")))
+        for name in names
+    ]
+    groups = quantize.by_file(stored, quant_schemes.find("NVFP4A16"))
+    items = [item.asked for item in quantize.plan_items(groups, stored, Path(), [], dict.fromkeys(files, ""))]
     short = [[name.split(".")[-2] for name in item["tensors"]] for item in items]
     assert short == [["q_proj", "o_proj", "k_proj", "v_proj"], ["other"]]
     assert [item["files"] for item in items] == [["a", "b"], ["c"]]
-    assert len(list(quantize._by_file(stored, quant_schemes.find(FP8)))) == 3
+    assert len(quantize.by_file(stored, quant_schemes.find(FP8))) == 3
 
 
 @pytest.mark.train

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hala_hpc.models.folder import REPORT
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Section, isolated
 from hala_hpc.report.runs import Run
-from hala_hpc.tasks.merge.folder import REPORT
 from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")

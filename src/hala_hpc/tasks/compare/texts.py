@@ -1,9 +1,20 @@
-"""Texts on which two models are compared when a recipe names none: the project's languages, numbers and code.
+"""The texts on which models are compared, as the tokens that all of them take.
 
-Written for this project, so that they are in no training set, and never changed: reports of years apart compare.
+``TEXTS`` are used when a recipe names none: the project's languages, numbers and code. They were written for this
+project, so that they are in no training set, and never change: reports of years apart compare.
 """
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Data
+from hala_hpc.data import shapes
+from hala_hpc.data.bad_rows import BadRows
+from hala_hpc.data.cut import Watch
+from hala_hpc.data.files import sources
 
 TEXTS: Final = {
     "arabic-library": (
@@ -69,3 +80,61 @@ TEXTS: Final = {
     ),
 }
 """By a name that reports show."""
+
+
+def read(data: Data, count: int, folder: Path, watch: Watch, notes: Counter[str]) -> dict[str, str]:
+    """The texts by name: the project's own, or the first ``count`` rows of the recipe's data that hold any.
+
+    Raises HalaError where no row does.
+    """
+    if not data.path and not data.hub:
+        return dict(TEXTS)
+    rows = zip(range(count), _rows(data, folder, watch, notes), strict=False)
+    texts = {f"row-{number}": text for number, text in rows}
+    if not texts:
+        raise HalaError("data: no row holds a text")
+    return texts
+
+
+def tokens_of(model: Path, texts: Mapping[str, str], length: int) -> dict[str, list[int]]:
+    """The texts as a model's own tokenizer has them, special tokens included, each cut to ``length``.
+
+    Raises HalaError for a model without ``tokenizer.json``.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    except Exception as error:  # it raises nothing more special
+        raise HalaError(f"{model}: no tokenizer.json that can be read: {error}") from error
+    tokenizer.no_truncation()
+    return {name: list(tokenizer.encode(text).ids)[:length] for name, text in texts.items()}
+
+
+def agreed(models: Mapping[str, Path], texts: Mapping[str, str], length: int) -> dict[str, list[int]]:
+    """The tokens that all models take, of texts with at least two. Raises HalaError where they differ."""
+    (first, tokens), *others = ((label, tokens_of(model, texts, length)) for label, model in models.items())
+    for label, of_other in others:
+        if differing := [name for name in tokens if tokens[name] != of_other[name]]:
+            raise HalaError(
+                f"task.models: {first} and {label} make different tokens of the same text ({differing[0]})",
+                "only models of one tokenizer can be compared token by token",
+            )
+    long = {name: ids for name, ids in tokens.items() if len(ids) > 1}
+    if not long:
+        raise HalaError("data: no text has two tokens")
+    return long
+
+
+def _rows(data: Data, folder: Path, watch: Watch, notes: Counter[str]) -> Iterator[str]:
+    bad = BadRows(data.bad_rows, notes, folder, most=1)
+    for source, chunk in sources.read(data, folder / "input", watch.say, bad):
+        shape = shapes.shape_of(data, ["user", "assistant"], chunk.schema())
+        for number, row in zip(chunk.numbers, chunk.rows, strict=True):
+            try:
+                text = "\n\n".join(text for _, text in shape.texts(row))
+            except HalaError as error:
+                bad.add(sources.where(source, number), error)
+                continue
+            if text:
+                yield text

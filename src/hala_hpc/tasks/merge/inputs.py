@@ -1,15 +1,15 @@
-"""Which models can be merged, told before anything is merged: from headers and configurations, without torch.
+"""Which models can be merged, known before anything is merged: from headers and configurations, without torch.
 
-Models whose vocabularies begin alike are merged in the rows that they share: one is padded, or has tokens of its own at
-the end. The merged model has as many rows as the model whose tokenizer it gets, and the rows beyond are that model's,
-unchanged. mergekit is given the models cut to the shared rows, so that its methods see tensors of one shape.
+Models whose vocabularies begin alike, one padded or with tokens of its own at the end, are merged in the rows that they
+share. The merged model has as many rows as the model whose tokenizer it gets, and the rows beyond are that model's,
+unchanged. mergekit gets the models cut to the shared rows, so that its methods see tensors of one shape.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
@@ -18,9 +18,11 @@ from hala_hpc.models.check import require_files
 from hala_hpc.models.location import INDEX
 from hala_hpc.models.safetensors_file import CHUNK, Tensor, tensors_of
 
+BASE: Final = "base"
+"""Label of the recipe's model."""
 FLOATS: Final = ("BF16", "F16", "F32", "F64")
 WHOLE: Final = ("I64", "I32", "I16", "BOOL")
-"""Buffers of numbers that no merge changes. Eight bits are left out: those are weights, quantized."""
+"""Types of buffers, which no merge changes. Eight bits are left out: those are quantized weights."""
 QUANTIZED: Final = ("quantization_config", "compression_config")
 QUANTIZED_FILES: Final = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 HEAD: Final = "lm_head.weight"
@@ -32,41 +34,65 @@ SAME: Final = (
     "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "conv_L_cache", "num_local_experts",
     "num_experts_per_tok",
 )  # fmt: skip
-"""Keys of the configuration that say what the weights are for. What only one of two models says is not compared:
-transformers' versions write more or fewer keys."""
+"""Keys of the configuration that say what the weights are for. A key that only one of two models has is not compared:
+transformers' versions write more or fewer."""
 SHARED: Final = "if one vocabulary is only padded or added to at its end: task.vocabulary=shared"
 SAMPLE: Final = " 1. A sample:\n\n\tnaïve «نصٌّ عربيّ» 12,345 Euskaraz ñ ▁ \u00a0 🙂 def f(x): return x**2\n"
 """Spaces, scripts, digits, code: where tokenizers of one vocabulary still differ."""
 
 
+class ModelEntry(TypedDict):
+    """A model in the plan of a merge. ``of``: its key in the recipe; ``digest``: of its files (``location.digest``)."""
+
+    folder: str
+    name: str
+    revision: str | None
+    of: str
+    digest: str
+
+
+class MergeItem(TypedDict):
+    """A shard's entry in the plan: one merge. ``cell``: what varies; ``config``: mergekit's, with labels for models."""
+
+    name: str
+    method: str
+    cell: Mapping[str, Any]
+    models: dict[str, ModelEntry]
+    config: Mapping[str, Any]
+    files_from: str
+    device: str
+    seed: int
+    vocabulary: NotRequired[dict[str, int]]
+
+
 @dataclass(frozen=True)
 class Input:
-    """A model as the plan sees it: its configuration and, by name, its tensors with the file that each is in."""
+    """A model as the plan sees it: its configuration and, by name, its tensors."""
 
     label: str
     folder: Path
-    config: dict[str, Any]
-    tensors: dict[str, tuple[Path, Tensor]]
+    config: Mapping[str, Any]
+    tensors: dict[str, Tensor]
 
     def files(self) -> list[Path]:
-        """That hold its weights."""
-        return sorted({file for file, _ in self.tensors.values()})
+        """The files that hold its weights."""
+        return sorted({tensor.path for tensor in self.tensors.values()})
 
     def bytes(self) -> int:
-        """Of all weights."""
-        return sum(tensor.end - tensor.begin for _, tensor in self.tensors.values())
+        """The size of all weights."""
+        return sum(tensor.size for tensor in self.tensors.values())
 
 
 def read(label: str, folder: Path) -> Input:
     """A model that can be merged. Raises HalaError for a quantized one, one with files missing or cut short."""
     config = location.config(folder)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    told = [key for key in QUANTIZED if any(part.get(key) for part in parts)]
-    told += [name for name in QUANTIZED_FILES if (folder / name).is_file()]
-    if told:
-        raise _quantized(label, folder, told[0])
+    signs = [key for key in QUANTIZED if any(part.get(key) for part in parts)]
+    signs += [name for name in QUANTIZED_FILES if (folder / name).is_file()]
+    if signs:
+        raise _quantized(label, folder, signs[0])
     require_files(label, folder)
-    tensors: dict[str, tuple[Path, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         files = location.weights(folder)
     except HalaError as error:
@@ -75,26 +101,26 @@ def read(label: str, folder: Path) -> Input:
         for tensor in tensors_of(file):
             if tensor.dtype not in (*FLOATS, *WHOLE):
                 raise _quantized(label, folder, f"{tensor.name} of type {tensor.dtype}")
-            tensors[tensor.name] = (file, tensor)
+            tensors[tensor.name] = tensor
     return Input(label, folder, config, tensors)
 
 
 def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> None:
-    """Raises HalaError, with the reason, for two models that no merge of tensor with tensor makes sense of.
+    """Raises HalaError, with the reason, for two models whose tensors cannot be merged one by one.
 
     ``same_vocabulary`` False: the number of rows of embeddings and head may differ (see ``shared_vocabulary``).
     """
     where = f"{other.label} and {base.label} cannot be merged"
     free = () if same_vocabulary else ("vocab_size",)
     if difference := next(_unlike_configs(base.config, other.config, free), None):
-        raise HalaError(f"{where}: {difference}", "models of one architecture and one size are wanted")
-    for one, two in ((base, other), (other, base)):
-        alone = [name for name in one.tensors if name not in two.tensors and not _is_copied_head(one, name)]
+        raise HalaError(f"{where}: {difference}", "the models must be of one architecture and one size")
+    for model, partner in ((base, other), (other, base)):
+        alone = [name for name in model.tensors if name not in partner.tensors and not _is_copied_head(model, name)]
         if alone:
-            raise HalaError(f"{where}: {plural(len(alone), 'tensor')} in {one.label} only, e.g. {alone[0]}")
-    for name, (_, tensor) in base.tensors.items():
-        shape = other.tensors[name][1].shape if name in other.tensors else tensor.shape
-        free_rows = not same_vocabulary and name.endswith((EMBEDDINGS, HEAD))
+            raise HalaError(f"{where}: {plural(len(alone), 'tensor')} in {model.label} only, e.g. {alone[0]}")
+    for name, tensor in base.tensors.items():
+        shape = other.tensors.get(name, tensor).shape
+        free_rows = not same_vocabulary and has_rows(name)
         if shape[free_rows:] != tensor.shape[free_rows:]:
             raise HalaError(
                 f"{where}: {name} is {_by(tensor.shape)} in {base.label}, {_by(shape)} in {other.label}", SHARED
@@ -104,23 +130,22 @@ def refuse_unlike(base: Input, other: Input, same_vocabulary: bool = True) -> No
 
 
 def tensors_to_merge(base: Input, others: Mapping[str, Input]) -> dict[str, Tensor]:
-    """What the merged model has, in the base's order; a head that some store, as a copy, falls away."""
-    shared = {name: tensor for name, (_, tensor) in base.tensors.items()}
-    return {name: tensor for name, tensor in shared.items() if all(name in other.tensors for other in others.values())}
+    """The merged model's tensors in the base's order, without a head that only some models store, as a copy."""
+    return {
+        name: base.tensors[name] for name in base.tensors if all(name in other.tensors for other in others.values())
+    }
 
 
-def _unlike_configs(base: dict[str, Any], other: dict[str, Any], free: Sequence[str]) -> Iterator[str]:
-    for key in SAME:
-        one, two = base.get(key), other.get(key)
-        if key not in free and one is not None and two is not None and one != two:
-            yield f"{key} is {one} and {two}"
-    one, two = _rotation(base), _rotation(other)
-    for key in ("theta", "type", "factor"):
-        if one.get(key) is not None and two.get(key) is not None and one[key] != two[key]:
-            yield f"rope {key} is {one[key]} and {two[key]}"
+def _unlike_configs(base: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str]) -> Iterator[str]:
+    pairs = [(key, base.get(key), other.get(key)) for key in SAME if key not in free]
+    rotations = _rotation(base), _rotation(other)
+    pairs += [(f"rope {key}", *(rotation[key] for rotation in rotations)) for key in ("theta", "type", "factor")]
+    for key, mine, theirs in pairs:
+        if mine is not None and theirs is not None and mine != theirs:
+            yield f"{key} is {mine} and {theirs}"
 
 
-def _rotation(config: dict[str, Any]) -> dict[str, Any]:
+def _rotation(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rotary embeddings, as transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) write them."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {
@@ -137,33 +162,36 @@ def _is_copied_head(model: Input, name: str) -> bool:
         return False
     import numpy as np
 
-    (one_file, one), (two_file, two) = model.tensors[name], model.tensors[embeddings]
-    if (one.dtype, one.shape) != (two.dtype, two.shape):
+    head, table = model.tensors[name], model.tensors[embeddings]
+    if (head.dtype, head.shape) != (table.dtype, table.shape):
         return False
-    length = one.end - one.begin
-    with one_file.open("rb") as first, two_file.open("rb") as second:
-        first.seek(one.begin)
-        second.seek(two.begin)
-        for at in range(0, length, CHUNK):
-            size = min(CHUNK, length - at)
-            if not np.array_equal(np.fromfile(first, "u1", size), np.fromfile(second, "u1", size)):
+    with head.path.open("rb") as of_head, table.path.open("rb") as of_table:
+        of_head.seek(head.begin)
+        of_table.seek(table.begin)
+        for at in range(0, head.size, CHUNK):
+            size = min(CHUNK, head.size - at)
+            if not np.array_equal(np.fromfile(of_head, "u1", size), np.fromfile(of_table, "u1", size)):
                 return False
     return True
 
 
 def _unlike_tokenizers(base: Input, other: Input, same_vocabulary: bool) -> str:
-    from tokenizers import Tokenizer
-
-    one, two = (Tokenizer.from_file(str(model.folder / "tokenizer.json")) for model in (base, other))
-    words, others = one.get_vocab(), two.get_vocab()
+    tokenizers = [_tokenizer(base), _tokenizer(other)]
+    words, others = (tokenizer.get_vocab() for tokenizer in tokenizers)
     if same_vocabulary and words != others:
         apart = sorted(words.items() ^ others.items(), key=lambda word: (word[1], word[0]))
         return (
             f"different vocabularies: {len({word for word, _ in apart})} of {len(words)} and {len(others)} tokens "
             f"differ, e.g. {apart[0][0]!r} (id {apart[0][1]})"
         )
-    ids = [tokenizer.encode(SAMPLE, add_special_tokens=False).ids for tokenizer in (one, two)]
+    ids = [tokenizer.encode(SAMPLE, add_special_tokens=False).ids for tokenizer in tokenizers]
     return "" if ids[0] == ids[1] else "their tokenizers cut the same text into different tokens"
+
+
+def _tokenizer(model: Input) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(model.folder / "tokenizer.json"))
 
 
 def _quantized(label: str, folder: Path, what: str) -> HalaError:
@@ -194,15 +222,11 @@ def has_rows(name: str) -> bool:
 
 
 def shared_vocabulary(inputs: Mapping[str, Input], donor: str) -> Vocabulary | None:
-    """What the models share; None where all have the same rows for the same tokens.
+    """The rows that the models share; None where all have the same rows for the same tokens.
 
     Raises HalaError where a token has different numbers in two models: rows would have to change places.
     """
-    from tokenizers import Tokenizer
-
-    words = {
-        label: Tokenizer.from_file(str(one.folder / "tokenizer.json")).get_vocab() for label, one in inputs.items()
-    }
+    words = {label: _tokenizer(model).get_vocab() for label, model in inputs.items()}
     first, *others = words
     for label in others:
         moved = sorted(
@@ -212,15 +236,15 @@ def shared_vocabulary(inputs: Mapping[str, Input], donor: str) -> Vocabulary | N
             raise HalaError(
                 f"{label} and {first} cannot be merged: {len(moved)} tokens have other numbers, e.g. {moved[0][0]!r} "
                 f"({words[first][moved[0][0]]} and {moved[0][1]})",
-                "models of one vocabulary are wanted, but for what is added at its end",
+                "the models must share a vocabulary, but for what is added at its end",
             )
-    rows = {label: _rows(one) for label, one in inputs.items()}
+    rows = {label: _rows(model) for label, model in inputs.items()}
     tokens = [{number: token for token, number in vocabulary.items()} for vocabulary in words.values()]
     shared = 0
     while shared < min(rows.values()) and len({vocabulary.get(shared) for vocabulary in tokens}) == 1:
         shared += 1
     if shared == 0:
-        raise HalaError("these models share no token", "models of one vocabulary are wanted")
+        raise HalaError("these models share no token", "the models must share a vocabulary")
     return None if {shared} == set(rows.values()) else Vocabulary(shared, rows[donor])
 
 
@@ -230,8 +254,8 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
 
     size = vocabulary.shared
     cuts = {
-        name: (file, replace(tensor, shape=(size, *tensor.shape[1:]), end=tensor.begin + size * _row_bytes(tensor)))
-        for name, (file, tensor) in model.tensors.items()
+        name: replace(tensor, shape=(size, *tensor.shape[1:]), end=tensor.begin + tensor.size // tensor.shape[0] * size)
+        for name, tensor in model.tensors.items()
         if has_rows(name)
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,21 +266,26 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
             (folder / path.name).symlink_to(path.resolve())
     config = with_rows(model.config, size)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    rows = {name: _rows_of(file, name, slice(size)) for name, (file, _) in cuts.items()}
+    rows = {name: _rows_of(tensor, slice(size)) for name, tensor in cuts.items()}
     save_file(rows, folder / CUT, {"format": "pt"})
-    places = {name: file.name for name, (file, _) in model.tensors.items()} | dict.fromkeys(cuts, CUT)
+    places = {name: tensor.path.name for name, tensor in model.tensors.items()} | dict.fromkeys(cuts, CUT)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
     return Input(model.label, folder, config, model.tensors | cuts)
 
 
-def beyond(donor: Input, name: str, vocabulary: Vocabulary) -> Any:
-    """The donor's own rows of a tensor, after the shared ones: a tensor of torch's, of the type it is stored in."""
-    return _rows_of(donor.tensors[name][0], name, slice(vocabulary.shared, vocabulary.rows))
+def rows_beyond(donor: Input | None, name: str, vocabulary: Vocabulary | None) -> Any:
+    """The donor's own rows of a tensor, after the shared ones; None where there are none.
+
+    A tensor of torch's, of the type it is stored in.
+    """
+    if donor is None or vocabulary is None or not has_rows(name) or vocabulary.rows <= vocabulary.shared:
+        return None
+    return _rows_of(donor.tensors[name], slice(vocabulary.shared, vocabulary.rows))
 
 
-def merged_shape(tensor: Tensor, name: str, vocabulary: Vocabulary | None) -> Tensor:
+def merged_shape(tensor: Tensor, vocabulary: Vocabulary | None) -> Tensor:
     """The tensor as the merged model has it."""
-    if vocabulary is None or not has_rows(name):
+    if vocabulary is None or not has_rows(tensor.name):
         return tensor
     return replace(tensor, shape=(vocabulary.rows, *tensor.shape[1:]))
 
@@ -268,18 +297,14 @@ def with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def _rows(model: Input) -> int:
-    for name, (_, tensor) in model.tensors.items():
+    for name, tensor in model.tensors.items():
         if name.endswith(EMBEDDINGS):
             return tensor.shape[0]
     raise HalaError(f"{model.label}: {model.folder} has no {EMBEDDINGS}", "task.vocabulary=same")
 
 
-def _row_bytes(tensor: Tensor) -> int:
-    return (tensor.end - tensor.begin) // tensor.shape[0]
-
-
-def _rows_of(file: Path, name: str, rows: slice) -> Any:
+def _rows_of(tensor: Tensor, rows: slice) -> Any:
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as opened:
-        return opened.get_slice(name)[rows]
+    with safe_open(tensor.path, "pt") as opened:
+        return opened.get_slice(tensor.name)[rows]

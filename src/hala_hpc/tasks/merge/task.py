@@ -3,9 +3,8 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
@@ -15,23 +14,20 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.merge import folder as merge_folder
-from hala_hpc.tasks.merge import grid as merge_grid
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge import methods
-from hala_hpc.tasks.merge.inputs import Input, Vocabulary
-from hala_hpc.tasks.merge.merging import cosines
+from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
+from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
 from hala_hpc.worker.items.task import Item, Planned
 from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
-BASE: Final = "base"
-"""Label of the recipe's model."""
 PAPER_T: Final = 0.5
 Type = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass
-class Source:
+class MergedModel:
     """A model that is merged into the base. ``parameters``: mergekit's, for this model alone (weight, density, ...)."""
 
     name: str = field(default="", metadata=HUB_OR_PATH)
@@ -50,27 +46,25 @@ class Options(TaskOptions):
 
     kind: str = "merge"
     method: str = "slerp"  # paper
-    models: dict[str, Source] = field(default_factory=dict)  # a label for each
-    t: list[float] = field(default_factory=list)  # of methods that have it; neither t nor filters: 0.5 (paper)
+    models: dict[str, MergedModel] = field(default_factory=dict)  # a label for each
+    t: list[float] = field(default_factory=list)  # for methods that have it; neither t nor filters: 0.5 (paper)
     filters: dict[str, Any] = field(default_factory=dict)  # label: t as mergekit's list of {filter, value}
     grid: dict[str, Any] = field(default_factory=dict)  # other parameters to try: name: list of values
     parameters: dict[str, Any] = field(default_factory=dict)  # mergekit's, for all models and merges, as they stand
-    base_parameters: dict[str, Any] = field(default_factory=dict)  # the base's, of methods that mix it like the others
-    base_as_model: bool = False  # of methods whose base is optional: the recipe's model is one like the others
+    base_parameters: dict[str, Any] = field(default_factory=dict)  # the base's, for methods that mix it like the others
+    base_as_model: bool = False  # for methods whose base is optional: treat the recipe's model like the others
     dtype: Type = "bfloat16"  # of the merged weights
     compute_dtype: Type | None = None  # null: float32
     vocabulary: Literal["same", "shared"] = "same"  # shared: padded or added to at its end; see docs/models.md
     files_from: str | None = None  # label of the model whose tokenizer, template and generation config are kept
     device: str = "cpu"  # or cuda
-    seed: int = 0  # of methods that draw
+    seed: int = 0  # for methods that draw at random
 
 
 class Merge:
     """See the module. Models that cannot be merged are refused when the run is planned."""
 
-    stage = "work"
-    loop = ITEMS
-    suffix = ""
+    stage, loop, suffix = "work", ITEMS, ""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -90,40 +84,39 @@ class Merge:
         self._has_base = needs_base or (self._method.base == "optional" and not options.base_as_model)
         _check_parameters(options, self._method, self._has_base)
         weights = options.t or ([PAPER_T] if "t" in self._method.known() and not options.filters else [])
-        self._cells = list(merge_grid.cells(weights, options.filters, options.grid, options.parameters))
+        self._combinations = list(methods.combinations(weights, options.filters, options.grid, options.parameters))
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for quantized models, for unlike ones, and for files that are missing or cut short."""
         del folder
-        given = self._located()
-        inputs = {label: merge_inputs.read(label, model["folder"]) for label, model in given.items()}
-        for label, one in inputs.items():
+        models = self._located()
+        inputs = {label: merge_inputs.read(label, Path(model["folder"])) for label, model in models.items()}
+        for label, model in inputs.items():
             if label != BASE:
-                merge_inputs.refuse_unlike(inputs[BASE], one, self._recipe.task.vocabulary == "same")
-        told: dict[str, dict[str, Any]] = {}
-        for label, model in given.items():
+                merge_inputs.refuse_unlike(inputs[BASE], model, self._recipe.task.vocabulary == "same")
+        for label, entry in models.items():
             watch.say(f"reading {label}")
-            digest = location.sound_digest(model["folder"], watch.weigh)
-            told[label] = model | {"folder": str(model["folder"]), "digest": digest}
-        donor = _donor(self._recipe.task.files_from, inputs)
-        items = list(self._items(told, donor))
+            entry["digest"] = location.sound_digest(Path(entry["folder"]), watch.weigh)
+        items = list(self._items(models, _donor(self._recipe.task.files_from, inputs)))
         if self._recipe.task.vocabulary == "shared":
-            items = [item | _vocabulary(item, inputs) for item in items]
-        parts = [
-            Planned(
-                item, inputs[list(item["models"])[-1]].folder, sum(inputs[label].bytes() for label in item["models"])
-            )
-            for item in items
-        ]
+            for item in items:
+                mixed = {label: inputs[label] for label in item["models"]}
+                if (shared := merge_inputs.shared_vocabulary(mixed, item["files_from"])) is not None:
+                    item["vocabulary"] = asdict(shared)
+        parts = []
+        for item in items:
+            labels = list(item["models"])
+            cost = sum(inputs[label].bytes() for label in labels)
+            parts.append(Planned(dict(item), inputs[labels[-1]].folder, cost))
         sources = [
-            {"path": str(one.folder), "original": label, "rows": len(one.tensors), "bytes": one.bytes()}
-            for label, one in inputs.items()
+            {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
+            for label, model in inputs.items()
         ]
         return planned("merge", "merges", parts, sources)
 
     def models_on_hub(self) -> list[Model]:
-        """Besides the base, which is the recipe's model."""
-        return [Model(one.name, one.revision) for one in self._recipe.task.models.values()]
+        """The models besides the base, which is the recipe's model."""
+        return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
     def data_on_hub(self) -> list[Data]:
         return []
@@ -139,46 +132,43 @@ class Merge:
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
         """Each merge is a model of its own: nothing is left to do."""
 
-    def _located(self) -> dict[str, dict[str, Any]]:
-        """The model folders by label; a run that holds several models gives several labels."""
+    def _located(self) -> dict[str, ModelEntry]:
+        """The models by label, without digests; a run that holds several models gives several labels."""
         model, sources = self._recipe.model, self._recipe.task.models
-        bases = list(location.locate(model.name, model.revision).values())
-        if len(bases) != 1:
-            raise HalaError(f"model.name: {model.name} holds {len(bases)} models", "name the folder of one of them")
-        found = {BASE: {"folder": bases[0], "name": model.name, "revision": model.revision, "of": BASE}}
-        for label, (key, folder) in location.labelled(sources).items():
-            if label in found:
+        located = [(BASE, BASE, location.locate_one(model.name, model.revision), model)]
+        located += [(label, key, folder, sources[key]) for label, (key, folder) in location.labelled(sources).items()]
+        entries: dict[str, ModelEntry] = {}
+        for label, key, folder, named in located:
+            if label in entries:
                 raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
-            source = sources[key]
-            found[label] = {"folder": folder, "name": source.name, "revision": source.revision, "of": key}
-        folders = [one["folder"] for one in found.values()]
-        if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-            raise HalaError(f"task.models: {twice} is given twice", "a model merged with itself is itself")
-        return found
+            if any(entry["folder"] == str(folder) for entry in entries.values()):
+                raise HalaError(f"task.models: {folder} is given twice", "a model merged with itself is itself")
+            entries[label] = ModelEntry(folder=str(folder), name=named.name, revision=named.revision, of=key, digest="")
+        return entries
 
-    def _items(self, told: dict[str, dict[str, Any]], donor: str) -> Iterator[dict[str, Any]]:
-        """What each shard is asked for."""
+    def _items(self, models: Mapping[str, ModelEntry], donor: str) -> Iterator[MergeItem]:
+        """The plan's entries, one merge each."""
         options: Options = self._recipe.task
-        labels = [label for label in told if label != BASE]
+        labels = [label for label in models if label != BASE]
         takes_one = methods.most_others(self._method, self._has_base) == 1
         groups = [[label] for label in labels] if takes_one and labels else [labels]
-        for others, cell in itertools.product(groups, self._cells):
+        for others, combination in itertools.product(groups, self._combinations):
             methods.check_count(options.method, self._method, len(others), self._has_base)
-            parts = [*(others if len(groups) > 1 else []), *filter(None, [cell.name])]
-            models = {label: told[label] for label in [BASE, *others]}
+            parts = [*(others if len(groups) > 1 else []), *filter(None, [combination.name])]
+            mixed = {label: models[label] for label in [BASE, *others]}
             yield {
                 "name": "-".join(parts) or options.method,
                 "method": options.method,
-                "cell": {"model": others[0] if takes_one and others else None, **cell.told},
-                "models": models,
-                "config": self._config(models, cell.parameters),
+                "cell": {"model": others[0] if takes_one and others else None, **combination.varied},
+                "models": mixed,
+                "config": self._config(mixed, combination.parameters),
                 "files_from": donor,
                 "device": options.device,
                 "seed": options.seed,
             }
 
-    def _config(self, models: Mapping[str, Mapping[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
-        """What mergekit is given, with labels in the place of models."""
+    def _config(self, models: Mapping[str, ModelEntry], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The configuration for mergekit, with labels in the place of models."""
         options: Options = self._recipe.task
         own = {key: source.parameters for key, source in options.models.items()} | {BASE: options.base_parameters}
         listed = [
@@ -196,7 +186,7 @@ class Merge:
 
 
 class Merging:
-    """The worker's side. What is known of a pair of models is kept from cell to cell."""
+    """The worker's side. What is known of a pair of models is kept from merge to merge."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
@@ -205,48 +195,43 @@ class Merging:
 
     def do(self, item: Item) -> dict[str, Any]:
         """Raises HalaError where a model changed since the plan, or mergekit refuses, or the result is not sound."""
-        from hala_hpc.tasks.merge import merging
-
-        asked = item.asked
-        inputs = {label: self._input(label, model, item) for label, model in asked["models"].items()}
-        donor = inputs[asked["files_from"]]
-        vocabulary = Vocabulary(**asked["vocabulary"]) if asked.get("vocabulary") else None
+        planned = cast(MergeItem, item.asked)
+        inputs = {label: self._input(label, entry, item) for label, entry in planned["models"].items()}
+        donor = inputs[planned["files_from"]]
+        vocabulary = Vocabulary(**planned["vocabulary"]) if planned.get("vocabulary") else None
         if vocabulary is not None:
             folder = item.kept / "cut"
-            inputs = {label: merge_inputs.cut(one, vocabulary, folder / label) for label, one in inputs.items()}
-        base, others = inputs[BASE], {label: one for label, one in inputs.items() if label != BASE}
+            inputs = {label: merge_inputs.cut(model, vocabulary, folder / label) for label, model in inputs.items()}
+        base, others = inputs[BASE], {label: model for label, model in inputs.items() if label != BASE}
         shared = merge_inputs.tensors_to_merge(base, others)
-        tensors = {name: merge_inputs.merged_shape(tensor, name, vocabulary) for name, tensor in shared.items()}
-        config = dict(asked["config"])
+        tensors = {name: merge_inputs.merged_shape(tensor, vocabulary) for name, tensor in shared.items()}
+        config = dict(planned["config"])
         dtype = config.pop("out_dtype")
         item.place.mkdir()
-        beyond = partial(_beyond, donor, vocabulary)
-        wanted = merging.Asked(config, inputs, BASE, tensors, dtype, asked["device"], asked["seed"], beyond)
-        made = merging.merge(wanted, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
+        job = MergeJob(config, inputs, tensors, dtype, planned["device"], planned["seed"], donor, vocabulary)
+        parameters = merge(job, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
         rows = vocabulary.rows if vocabulary is not None else None
         merge_folder.copy_files(base.folder, donor.folder, dtype, item.place, rows)
         item.tell("comparing the models")
-        alike = {label: self._alike(base, one, list(made), item) for label, one in others.items()}
+        alike = {label: self._alike(base, model, list(parameters), item) for label, model in others.items()}
         item.tell("checking")
-        kept = {name: tensors[name] for name in made}
-        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, kept, item.check_stop), 8)):
+        merged = {name: tensors[name] for name in parameters}
+        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, merged, item.check_stop), 8)):
             raise HalaError(f"the merged model is not sound: {'; '.join(faults)}")
-        report = merge_folder.report_of(asked, tensors, made, alike)
+        report = merge_folder.report_of(planned, tensors, parameters, alike)
         merge_folder.finish(self._run, item.place, report, item.check_stop)
-        summary: dict[str, Any] = report["summary"]
-        return summary
+        return dict(report["summary"])
 
     def close(self) -> None:
         self._inputs.clear()
         self._cosines.clear()
 
-    def _input(self, label: str, model: Mapping[str, Any], item: Item) -> Input:
-        """A model, the same as when the run was planned. Raises HalaError where it is another by now."""
+    def _input(self, label: str, model: ModelEntry, item: Item) -> Input:
+        """A model, the same as when the run was planned. Raises HalaError where it changed since."""
         if label not in self._inputs:
             folder = Path(model["folder"])
             item.tell(f"reading {label}")
-            if location.digest(folder, lambda _: item.check_stop()) != model["digest"]:
-                raise HalaError(f"{folder} is not what it was when the run was planned", "plan it again, as a new run")
+            location.refuse_changed(folder, model["digest"], item.check_stop)
             self._inputs[label] = merge_inputs.read(label, folder)
         return self._inputs[label]
 
@@ -258,7 +243,7 @@ class Merging:
 
 
 def create(recipe: Recipe) -> Merge:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Merge(recipe)
 
 
@@ -274,31 +259,20 @@ def _check_parameters(options: Options, method: methods.Method, has_base: bool) 
         methods.check_parameters(f"task.models.{label}.parameters", source.parameters, method.each)
     methods.check_parameters("task.base_parameters", options.base_parameters, method.each if mixes_base else ())
     if "t" in options.parameters or "t" in options.grid:
-        raise HalaError("task: t is no parameter among others", "give task.t, a list, or task.filters")
+        raise HalaError("task: t is not among the other parameters", "give task.t, a list, or task.filters")
     if "t" not in known and (options.t or options.filters):
         raise HalaError(f"task.{'t' if options.t else 'filters'}: {name} has no t", "see task.parameters and task.grid")
     own = [source.parameters for source in options.models.values()] + [options.base_parameters] * mixes_base
     for key in method.needed:
-        if key not in ("t", *options.parameters, *options.grid) and not all(key in one for one in own):
+        if key not in ("t", *options.parameters, *options.grid) and not all(key in parameters for parameters in own):
             raise HalaError(f"task.parameters.{key}: {name} needs it", f"or task.models.LABEL.parameters.{key}")
 
 
-def _donor(asked: str | None, inputs: Mapping[str, Input]) -> str:
-    """Whose tokenizer, template and generation config the merge has: the base's, where that has a template."""
-    if asked is not None:
-        if asked not in inputs:
-            raise HalaError(f"task.files_from: no model '{asked}'", f"valid: {', '.join(inputs)}")
-        return asked
-    with_template = [label for label, one in inputs.items() if merge_folder.template_of(one.folder) is not None]
-    return BASE if BASE in with_template or not with_template else with_template[0]
-
-
-def _vocabulary(item: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str, Any]:
-    """The plan's entry for a merge whose models do not have the same rows; empty where they have."""
-    found = merge_inputs.shared_vocabulary({label: inputs[label] for label in item["models"]}, item["files_from"])
-    return {"vocabulary": asdict(found)} if found is not None else {}
-
-
-def _beyond(donor: Input, vocabulary: Vocabulary | None, name: str) -> Any:
-    has_more = vocabulary is not None and merge_inputs.has_rows(name) and vocabulary.rows > vocabulary.shared
-    return merge_inputs.beyond(donor, name, vocabulary) if vocabulary is not None and has_more else None
+def _donor(label: str | None, inputs: Mapping[str, Input]) -> str:
+    """The model that gives tokenizer, template and generation settings: the base, where it has a template."""
+    if label is not None:
+        if label not in inputs:
+            raise HalaError(f"task.files_from: no model '{label}'", f"valid: {', '.join(inputs)}")
+        return label
+    has_template = (label for label, model in inputs.items() if merge_folder.template_of(model.folder) is not None)
+    return next(has_template, BASE)

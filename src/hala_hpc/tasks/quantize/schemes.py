@@ -4,7 +4,7 @@ The schemes are those of compressed-tensors 0.19 (``PRESET_SCHEMES``), by their 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -36,42 +36,36 @@ class Scheme:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """What a quantized module has instead of ``weight``."""
-        found = ["weight_packed" if self.packed else "weight", "weight_scale"]
-        if self.strategy == "tensor_group":
-            found.append("weight_global_scale")
-        elif self.packed and self.number == "int":
-            found.append("weight_shape")
-        if not self.symmetric:
-            found.append("weight_zero_point")
-        if self.calibrated:
-            found.append("input_global_scale" if self.strategy == "tensor_group" else "input_scale")
-        return tuple(found)
+        """The tensors that a quantized module has instead of ``weight``."""
+        is_global = self.strategy == "tensor_group"
+        wanted = {
+            "weight_packed" if self.packed else "weight": True,
+            "weight_scale": True,
+            "weight_global_scale": is_global,
+            "weight_shape": self.packed and self.number == "int",
+            "weight_zero_point": not self.symmetric,
+            "input_global_scale" if is_global else "input_scale": self.calibrated,
+        }
+        return tuple(suffix for suffix, is_there in wanted.items() if is_there)
 
 
-def _packed(name: str, bits: int) -> Scheme:
-    return Scheme(name, "int", bits, "group", 128, packed=True)
-
-
-def _schemes() -> Iterator[Scheme]:
-    yield Scheme("FP8_DYNAMIC", "float", 8, "channel")
-    yield Scheme("FP8_BLOCK", "float", 8, "block", 128)
-    yield Scheme("FP8", "float", 8, "tensor", calibrated=True)
-    yield Scheme("W8A8", "int", 8, "channel")
-    yield Scheme("INT8", "int", 8, "channel")
-    yield Scheme("W4A16_ASYM", "int", 4, "group", 128, symmetric=False, packed=True)
-    yield _packed("W4AFP8", 4)
-    for bits in range(2, 9):
-        yield _packed(f"W{bits}A16", bits)
-    for name in ("MXFP8", "MXFP8A16"):
-        yield Scheme(name, "float", 8, "group", 32, exponents=True)
-    for name in ("MXFP4", "MXFP4A16"):
-        yield Scheme(name, "float", 4, "group", 32, packed=True, exponents=True)
-    yield Scheme("NVFP4A16", "float", 4, "tensor_group", 16, packed=True)
-    yield Scheme("NVFP4", "float", 4, "tensor_group", 16, packed=True, calibrated=True)
-
-
-SCHEMES: Final = {scheme.name: scheme for scheme in _schemes()}
+SCHEMES: Final = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("FP8_DYNAMIC", "float", 8, "channel"),
+        Scheme("FP8_BLOCK", "float", 8, "block", 128),
+        Scheme("FP8", "float", 8, "tensor", calibrated=True),
+        Scheme("W8A8", "int", 8, "channel"),
+        Scheme("INT8", "int", 8, "channel"),
+        Scheme("W4A16_ASYM", "int", 4, "group", 128, symmetric=False, packed=True),
+        Scheme("W4AFP8", "int", 4, "group", 128, packed=True),
+        *(Scheme(f"W{bits}A16", "int", bits, "group", 128, packed=True) for bits in range(2, 9)),
+        *(Scheme(name, "float", 8, "group", 32, exponents=True) for name in ("MXFP8", "MXFP8A16")),
+        *(Scheme(name, "float", 4, "group", 32, packed=True, exponents=True) for name in ("MXFP4", "MXFP4A16")),
+        Scheme("NVFP4A16", "float", 4, "tensor_group", 16, packed=True),
+        Scheme("NVFP4", "float", 4, "tensor_group", 16, packed=True, calibrated=True),
+    )
+}
 
 ALWAYS: Final = (
     r"re:(.*\.)?lm_head$",
@@ -84,7 +78,7 @@ ALWAYS: Final = (
 As the recipes of LLM Compressor have it; the paper says nothing of it.
 """
 BY_ARCHITECTURE: Final = {"lfm2": (r"re:.*conv\.conv$",), "lfm2_moe": (r"re:.*conv\.conv$",)}
-"""By ``model_type``: short convolutions are no matrices."""
+"""By ``model_type``: short convolutions are not matrices."""
 
 FUSED: Final = (
     (re.compile(r"(.+?\.(?:attn|attention|self_attn|self_attention))\.q_proj\.weight"), ("k_proj", "v_proj")),
@@ -125,12 +119,12 @@ def is_quantized(name: str, ignore: Sequence[str]) -> bool:
 
 
 def parts(name: str, scheme: Scheme) -> set[str]:
-    """What a quantized weight becomes."""
+    """The tensors that a quantized weight becomes."""
     return {name.removesuffix("weight") + suffix for suffix in scheme.suffixes}
 
 
 def expected(names: Iterable[str], scheme: Scheme, ignore: Sequence[str]) -> set[str]:
-    """What tensors of the source become, all together."""
+    """All tensors that tensors of the source become."""
     return {part for name in names for part in (parts(name, scheme) if is_quantized(name, ignore) else {name})}
 
 
@@ -139,23 +133,23 @@ def partners(name: str, scheme: Scheme) -> list[str]:
     if scheme.strategy != "tensor_group":
         return []
     for pattern, others in FUSED:
-        if found := pattern.fullmatch(name):
-            return [f"{found[1]}.{other}.weight" for other in others]
+        if match := pattern.fullmatch(name):
+            return [f"{match[1]}.{other}.weight" for other in others]
     return []
 
 
 def misfits(tensors: Iterable[Tensor], scheme: Scheme, ignore: Sequence[str]) -> list[str]:
     """Tensors that the scheme cannot hold, each with the reason."""
-    found = []
+    reasons = []
     for tensor in tensors:
         if not is_quantized(tensor.name, ignore):
             if tensor.name.rpartition(".")[2] in ("gate_up_proj", "down_proj") and len(tensor.shape) == 3:
-                found.append(f"{tensor.name}: experts in one tensor, which would be taken apart")
+                reasons.append(f"{tensor.name}: experts in one tensor, which would be taken apart")
             continue
         if len(tensor.shape) != 2:
-            found.append(f"{tensor.name}: no matrix, its shape is {list(tensor.shape)}")
+            reasons.append(f"{tensor.name}: is not a matrix, its shape is {list(tensor.shape)}")
         elif tensor.dtype not in ("BF16", "F16", "F32"):
-            found.append(f"{tensor.name}: {tensor.dtype} already, not a number with a point")
+            reasons.append(f"{tensor.name}: is {tensor.dtype} already, not a floating-point number")
         elif scheme.group and tensor.shape[1] % scheme.group:
-            found.append(f"{tensor.name}: {tensor.shape[1]} columns cannot be cut into groups of {scheme.group}")
-    return found
+            reasons.append(f"{tensor.name}: {tensor.shape[1]} columns cannot be cut into groups of {scheme.group}")
+    return reasons

@@ -3,13 +3,13 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict, cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
@@ -17,17 +17,19 @@ from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.chat.documents import Kind
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import check, location
+from hala_hpc.models.folder import REPORT, describe, write_json
 from hala_hpc.models.location import digest_of_weights
-from hala_hpc.models.malloc import free_at_once
-from hala_hpc.models.safetensors_file import Tensor, tensors_of
+from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
 from hala_hpc.run import files
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
-from hala_hpc.tasks.quantize import calibration, errors, schemes, whole
 from hala_hpc.tasks.quantize import files as quant_files
 from hala_hpc.tasks.quantize import folder as quant_folder
+from hala_hpc.tasks.quantize import schemes, whole
+from hala_hpc.tasks.quantize.files import Weights
+from hala_hpc.tasks.quantize.folder import PartReport
 from hala_hpc.tasks.quantize.schemes import Scheme
 from hala_hpc.worker.items.task import Item, Planned
 from hala_hpc.worker.items.task import cut as planned
@@ -42,6 +44,16 @@ FREED_BYTES: Final = 1 << 24
 """Smaller than what a weight takes while it is quantized (see ``free_at_once``)."""
 READERS: Final = 8
 """Files hashed at once while a run is planned."""
+
+
+class QuantizeItem(TypedDict):
+    """A shard's entry in the plan: tensors of some files of the source, and those files' digests."""
+
+    name: str
+    files: list[str]
+    tensors: list[str]
+    ignore: list[str]
+    digests: dict[str, str]
 
 
 @dataclass
@@ -69,9 +81,7 @@ class Options(TaskOptions):
 class Quantize:
     """See the module. What cannot be quantized is refused when the run is planned."""
 
-    stage = "work"
-    loop = ITEMS
-    suffix = ""
+    stage, loop, suffix = "work", ITEMS, ""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -79,82 +89,75 @@ class Quantize:
         self._scheme = schemes.find(options.scheme)
         if not recipe.model.name:
             raise HalaError("model.name: nothing to quantize", "a folder, a finished run or a name on the hub")
+        cause = self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
         needs_texts = self._scheme.calibrated or options.rounding == "gptq"
         if needs_texts and options.method == "files":
             raise HalaError(
-                f"task.method: {self._why(options)} has to see the model run",
+                f"task.method: {cause} has to see the model run",
                 "task.method=whole, which loads all of it",
             )
         self._method = "whole" if needs_texts else options.method.replace("auto", "files")
-        given = options.calibration
-        if needs_texts and not (given.path or given.hub):
+        texts = options.calibration
+        if needs_texts and not (texts.path or texts.hub):
             raise HalaError(
-                f"task.calibration: {self._why(options)} needs texts to run the model on",
+                f"task.calibration: {cause} needs texts to run the model on",
                 "task.calibration.path=FILE or task.calibration.hub=ORG/NAME",
             )
-        if not needs_texts and (given.path or given.hub):
+        if not needs_texts and (texts.path or texts.hub):
             raise HalaError(f"task.calibration: {self._scheme.name} needs no texts", "leave it out")
         for key in ("samples", "length"):
-            if getattr(given, key) < 1:
+            if getattr(texts, key) < 1:
                 raise HalaError(f"task.calibration.{key}: must be at least 1")
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a model that is quantized already, not whole, or does not fit the scheme."""
-        source = source_of(self._recipe)
+        source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
         config = location.config(source)
         if "quantization_config" in config or "quantization_config" in config.get("text_config", {}):
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
         check.require_files("model.name", source)
-        stored = {path: tensors_of(path) for path in location.weights(source)}
-        ignore = self._ignored(config)
-        self._refuse(stored, ignore)
+        paths = location.weights(source)
+        tensors = [tensor for path in paths for tensor in tensors_of(path)]
+        options: Options = self._recipe.task
+        ignore = schemes.ignored(config) if options.ignore is None else list(options.ignore)
+        self._refuse(tensors, ignore)
         notes: Counter[str] = Counter()
-        if self._scheme.calibrated or self._recipe.task.rounding == "gptq":
+        if self._scheme.calibrated or options.rounding == "gptq":
             _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
         with ThreadPoolExecutor(READERS) as threads:
-            digests = {
-                path.name: found for path, found in zip(stored, threads.map(digest_of_weights, stored), strict=True)
-            }
-        items = self._whole(stored, config) if self._method == "whole" else _by_file(stored, self._scheme)
-        parts = [_planned(item | {"ignore": ignore, "digests": digests}, source, stored) for item in items]
-        read = [{"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in stored]
-        cut = planned("quantize", "files", parts, read, assembled=True)
+            digests = dict(zip(paths, threads.map(digest_of_weights, paths), strict=True))
+        items = plan_items(self._groups(tensors, config), tensors, source, ignore, digests)
+        sources = [
+            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in paths
+        ]
+        cut = planned("quantize", "files", list(items), sources, assembled=True)
         return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
 
     def checker(self, facts: Facts) -> CheckShard:
-        def report(shard: Shard, path: Path) -> ShardReport:
-            asked = facts.items[shard.id]
-            problems = quant_folder.faults(path, schemes.expected(asked["tensors"], self._scheme, asked["ignore"]))
+        def check_shard(shard: Shard, path: Path) -> ShardReport:
+            item = cast(QuantizeItem, facts.items[shard.id])
+            problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
                 problems += [f"{FINAL}{problem}" for problem in check.unsound(final)]
-            return ShardReport(done=0 if problems else 1, problems=tuple(problems))
+            return check.report(problems)
 
-        return report
+        return check_shard
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Quantizing":
         del plan
-        return Quantizing(self, run, self._recipe.task)
+        return Quantizing(self._scheme, run, self._recipe.task)
 
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
         """Put the whole model together in RUN/final."""
         shards = [run.shard_output(shard) for shard in range(len(plan))]
-        with suppress(FileExistsError), files.whole_directory(run.final) as made:
-            quant_folder.assemble(run.path, made, Path(plan[0].source), self._scheme, shards)
+        with suppress(FileExistsError), files.whole_directory(run.final) as target:
+            quant_folder.assemble(run.path, target, Path(plan[0].source), shards)
 
-    @property
-    def scheme(self) -> Scheme:
-        return self._scheme
-
-    def _ignored(self, config: dict[str, Any]) -> list[str]:
-        given: list[str] | None = self._recipe.task.ignore
-        return schemes.ignored(config) if given is None else list(given)
-
-    def _refuse(self, stored: dict[Path, list[Tensor]], ignore: list[str]) -> None:
-        tensors = [tensor for found in stored.values() for tensor in found]
+    def _refuse(self, tensors: list[Tensor], ignore: list[str]) -> None:
         if misfits := schemes.misfits(tensors, self._scheme, ignore):
             more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
             raise HalaError(
@@ -162,83 +165,75 @@ class Quantize:
                 "another scheme, or name such modules in task.ignore",
             )
         if not any(schemes.is_quantized(tensor.name, ignore) for tensor in tensors):
-            raise HalaError("task.ignore: it leaves nothing to quantize")
+            raise HalaError("task.ignore leaves nothing to quantize")
 
-    def _whole(self, stored: dict[Path, list[Tensor]], config: dict[str, Any]) -> list[dict[str, Any]]:
-        names = [tensor.name for found in stored.values() for tensor in found]
+    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The tensors of each shard, by its name."""
+        if self._method == "files":
+            return by_file(tensors, self._scheme)
+        names = [tensor.name for tensor in tensors]
         if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
             names = [name for name in names if name != "lm_head.weight"]  # stored twice; a loaded model saves it once
-        return [{"name": WHOLE, "files": [path.name for path in stored], "tensors": names}]
-
-    def _why(self, options: Options) -> str:
-        return self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
+        return {WHOLE: names}
 
 
 class Quantizing:
     """One worker's work: nothing is kept from file to file."""
 
-    def __init__(self, task: Quantize, run: RunDirectory, options: Options) -> None:
-        self._task, self._run, self._options = task, run, options
+    def __init__(self, scheme: Scheme, run: RunDirectory, options: Options) -> None:
+        self._scheme, self._run, self._options = scheme, run, options
 
     def do(self, item: Item) -> dict[str, Any]:
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
         free_at_once(FREED_BYTES)
-        asked, source = item.asked, Path(item.shard.source)
+        planned, source = cast(QuantizeItem, item.asked), Path(item.shard.source)
+        paths = [source / name for name in planned["files"]]
+        weights = Weights(paths, planned["tensors"], self._scheme, planned["ignore"])
         item.place.mkdir()
         item.tell("quantizing")
-        is_whole = asked["name"] == WHOLE
-        config = self._all(item, source) if is_whole else self._file(item, source)
+        is_whole = planned["name"] == WHOLE
+        if is_whole:
+            config = self._whole(item, weights)
+        else:
+            device = self._options.device or _device()
+            config = quant_files.quantize_file(weights, item.place / planned["name"], device, item.check_stop)
         item.tell("checking")
-        for name in asked["files"]:
-            if digest_of(source / name, item.check_stop) != asked["digests"][name]:
-                raise HalaError(f"{source / name} changed since the run was planned", "plan a new run")
-        read, written = [source / name for name in asked["files"]], sorted(item.place.glob("*.safetensors"))
-        what = (asked["tensors"], self._task.scheme, asked["ignore"])
-        reports = errors.compare(read, written, *what, config, item.check_stop)
-        if faults := [f"{report.name}: {report.problem}" for report in reports if report.problem]:
-            raise RuntimeError(f"{len(faults)} tensors are not what they should be: {'; '.join(faults[:3])}")
-        numbers = {
+        for path in paths:
+            if digest_of(path, item.check_stop) != planned["digests"][path.name]:
+                raise HalaError(f"{path} changed since the run was planned", "plan a new run")
+        written = sorted(item.place.glob("*.safetensors"))
+        tensors = quant_files.measure_errors(weights, written, config, item.check_stop)
+        report: PartReport = {
+            "files": {path.name: describe(path) for path in written},
+            "quantization_config": config,
             "source_bytes": item.shard.tokens,
-            "scheme": self._task.scheme.name,
-            "ignore": asked["ignore"],
+            "scheme": self._scheme.name,
+            "ignore": planned["ignore"],
             "method": "whole" if is_whole else "files",
             "rounding": self._options.rounding,
             "seconds": round(time.monotonic() - began, 3),
             "llmcompressor": metadata.version("llmcompressor"),
+            "tensors": tensors,
         }
-        report = quant_folder.write_report(item.place, reports, config, numbers)
-        return {
-            "bytes": sum(each["bytes"] for each in report["files"].values()),
-            "source_bytes": item.shard.tokens,
-        }
+        write_json(item.place / REPORT, report)
+        size = sum(facts["bytes"] for facts in report["files"].values())
+        return {"bytes": size, "source_bytes": item.shard.tokens}
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _file(self, item: Item, source: Path) -> dict[str, Any]:
-        asked = item.asked
-        return quant_files.quantize_file(
-            [source / name for name in asked["files"]],
-            asked["tensors"],
-            item.place / asked["name"],
-            self._task.scheme,
-            asked["ignore"],
-            self._options.device or _device(),
-            item.check_stop,
-        )
-
-    def _all(self, item: Item, source: Path) -> dict[str, Any]:
+    def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
-        asked = {
-            "source": str(source),
-            "dtype": TYPES[_type_of(source, item.asked)],
-            "scheme": self._task.scheme.name,
-            "ignore": item.asked["ignore"],
-            "rounding": self._options.rounding,
-            "calibration": str(texts) if texts.is_file() else None,
-        }
-        config = whole.quantize_model(asked, item.place, item.kept, item.check_stop)
+        job = whole.Oneshot(
+            source=item.shard.source,
+            dtype=TYPES[_type_of(weights)],
+            scheme=self._scheme.name,
+            ignore=list(weights.ignore),
+            rounding=self._options.rounding,
+            calibration=str(texts) if texts.is_file() else None,
+        )
+        config = whole.quantize_model(job, item.place, item.kept, item.check_stop)
         for path in item.place.iterdir():  # the source's own are taken
             if path.suffix != ".safetensors":
                 path.unlink()
@@ -246,59 +241,61 @@ class Quantizing:
 
 
 def create(recipe: Recipe) -> Quantize:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Quantize(recipe)
 
 
-def source_of(recipe: Recipe) -> Path:
-    """The folder of the model to quantize. Raises HalaError where there is none, or more than one."""
-    found = location.locate(recipe.model.name, recipe.model.revision)
-    if len(found) != 1:
-        raise HalaError(f"model.name: {recipe.model.name} holds {len(found)} models: {', '.join(found)}", "name one")
-    return next(iter(found.values()))
-
-
-def _by_file(stored: dict[Path, list[Tensor]], scheme: Scheme) -> Iterator[dict[str, Any]]:
-    """An item a file. Weights that share a scale go into the file of the first of them."""
-    place = {tensor.name: path for path, found in stored.items() for tensor in found}
+def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:
+    """The tensors of each shard, by its file. Weights that share a scale go into the file of the first of them."""
+    place = {tensor.name: tensor.path.name for tensor in tensors}
     first = {other: name for name in place for other in schemes.partners(name, scheme) if other in place}
-    for path in stored:
-        names = [name for name in place if place[first.get(name, name)] == path]
-        if names:  # else all of its tensors have gone to others
-            yield {"name": path.name, "files": sorted({place[name].name for name in names}), "tensors": names}
+    groups: dict[str, list[str]] = {file: [] for file in place.values()}
+    for name in place:
+        groups[place[first.get(name, name)]].append(name)
+    return {file: names for file, names in groups.items() if names}  # all of a file's tensors may have gone to others
 
 
-def _planned(item: dict[str, Any], source: Path, stored: dict[Path, list[Tensor]]) -> Planned:
-    sizes = {tensor.name: tensor.end - tensor.begin for found in stored.values() for tensor in found}
-    digests = {name: item["digests"][name] for name in item["files"]}
-    return Planned(item | {"digests": digests}, source, sum(sizes[name] for name in item["tensors"]))
+def plan_items(
+    groups: dict[str, list[str]],
+    tensors: Sequence[Tensor],
+    source: Path,
+    ignore: list[str],
+    digests: dict[Path, str],
+) -> Iterator[Planned]:
+    """An item of the plan for each group of tensors, with the files that hold them."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for name, names in groups.items():
+        paths = sorted(digests if name == WHOLE else {by_name[tensor].path for tensor in names})
+        of_files = {path.name: digests[path] for path in paths}
+        item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
+        yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
-    given: Calibration = recipe.task.calibration
+    options: Calibration = recipe.task.calibration
     target = folder / CALIBRATION
     try:
-        bad = BadRows(given.bad_rows, notes, folder, most=1)
-        asked = (given.kind, given.samples, given.length)
-        found = calibration.samples(recipe.model, given, *asked, target.parent, watch, bad)
+        bad = BadRows(options.bad_rows, notes, folder, most=1)
+        first = (options.kind, options.samples, options.length)
+        ids = whole.samples(recipe.model, options, *first, target.parent, watch, bad)
     except HalaError as error:
         raise HalaError(f"task.calibration: {error.message}", error.hint) from error
     target.parent.mkdir(exist_ok=True)
-    files.write_durably(target, json.dumps(found).encode())
+    files.write_durably(target, json.dumps(ids).encode())
 
 
-def _type_of(source: Path, asked: dict[str, Any]) -> str:
-    """Of the weights that are quantized: the model is loaded in it."""
-    found = {
+def _type_of(weights: Weights) -> str:
+    """The type of the weights that are quantized: the model is loaded in it."""
+    types = {
         tensor.dtype
-        for name in asked["files"]
-        for tensor in tensors_of(source / name)
-        if schemes.is_quantized(tensor.name, asked["ignore"])
+        for path in weights.files
+        for tensor in tensors_of(path)
+        if schemes.is_quantized(tensor.name, weights.ignore)
     }
-    if len(found) > 1:
-        raise HalaError(f"weights of several types, {', '.join(sorted(found))}, cannot be loaded as one model")
-    return found.pop()
+    if len(types) > 1:
+        raise HalaError(f"weights of several types, {', '.join(sorted(types))}, cannot be loaded as one model")
+    return types.pop()
 
 
 def _device() -> str:

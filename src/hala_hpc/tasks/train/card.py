@@ -1,7 +1,7 @@
 """What made a trained model: gathered from its run directory, kept in ``hala.json``, told in the model card."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,25 +80,22 @@ def trained(run: Path, step: int | None = None) -> dict[str, Any]:
     }
 
 
-def render(record: dict[str, Any]) -> str:
+def render(record: Mapping[str, Any]) -> str:
     """The model card, as the hub shows it."""
-    base, training = record["base_model"], record["training"]
-    bases = [] if record["base_is_local"] else [base]
     at = f": its checkpoint after step {record['checkpoint']:,}" if "checkpoint" in record else ""
-    lines = card.heading(record["run"], bases, f"`{base}`, trained further by hala_hpc{at}.")
-    lines += card.table(("", ""), _facts(record, training))
+    said = f"`{record['base_model']}`, trained further by hala_hpc{at}."
     columns = ("dataset", "kind", "weight", "rows", "dropped", "tokens", "sources")
-    lines += ["", "## Data", "", *card.table(columns, map(_dataset_cells, record["datasets"]))]
+    lines = ["", "## Data", "", *card.table(columns, map(_dataset_cells, record["datasets"]))]
     remarks = [*filter(None, map(_warning, record["datasets"]))]
     remarks += [f"{count:,} {note}" for note, count in record.get("notes", {}).items()]
     lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
     if record["report"]:
         counts = ((key.replace("_", " "), card.number(value)) for key, value in record["report"].items())
         lines += ["", *card.table(("prepared", ""), counts)]
-    return "\n".join([*lines, *card.ending(record)])
+    return card.page(record, said, _facts(record), lines)
 
 
-def _facts(record: dict[str, Any], training: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{record['parameters']:,}"
     for name in (
         "steps",
@@ -111,9 +108,8 @@ def _facts(record: dict[str, Any], training: dict[str, Any]) -> Iterator[tuple[s
         "gpus",
         "launches",
     ):
-        if training.get(name) is not None:
-            yield name.replace("_", " "), card.number(training[name])
-    yield from card.made_by(record)
+        if record["training"].get(name) is not None:
+            yield name.replace("_", " "), card.number(record["training"][name])
 
 
 def _datasets(

@@ -5,7 +5,7 @@ The training need not have ended. Its last checkpoint gives the model that the t
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
@@ -35,6 +35,14 @@ class Options(TaskOptions):
     steps: list[int] = field(default_factory=list)  # empty: every checkpoint that is there
 
 
+class ExportItem(TypedDict):
+    """A shard's entry in the plan: a checkpoint of a training's run, by its marker."""
+
+    name: str
+    run: str
+    checkpoint: dict[str, int | float]
+
+
 class Export:
     """See the module."""
 
@@ -43,33 +51,30 @@ class Export:
     def __init__(self, recipe: Recipe) -> None:
         self._run, self._steps = Path(recipe.model.name), list(recipe.task.steps)
         if not recipe.model.name:
-            raise HalaError(
-                "model.name is missing: the run of the training", "the run of a training, for example ../../runs/sft"
-            )
+            raise HalaError("model.name is missing: the run of the training", "for example ../../runs/sft")
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
-        """Raises HalaError for a run that is no training's, and for steps without a complete checkpoint."""
+        """Raises HalaError for a run that is not a training's, and for steps without a complete checkpoint."""
         del folder, watch
         trained = _trained(self._run)
         templates.model_config(trained.model)
         if any((path := Path(trained.model.name)).glob("*.safetensors*")):
             location.weights(path)
-        found = {saved.step: saved for saved in checkpoints.complete(self._run / paths.CHECKPOINTS)}
-        if not found:
+        by_step = {saved.step: saved for saved in checkpoints.complete(self._run / paths.CHECKPOINTS)}
+        if not by_step:
             raise HalaError(f"{self._run}: no complete checkpoint yet", "task.save.steps and .keep of the training")
-        if missing := set(self._steps) - found.keys():
+        if missing := set(self._steps) - by_step.keys():
             raise HalaError(
                 f"task.steps: {self._run.name} has no checkpoint after step {min(missing)}",
-                f"it has those after {', '.join(map(str, sorted(found)))}; the training's task.save.keep keeps more",
+                f"it has those after {', '.join(map(str, sorted(by_step)))}; the training's task.save.keep keeps more",
             )
-        steps = sorted(set(self._steps) or found)
+        steps = sorted(set(self._steps) or by_step)
         width = len(str(steps[-1]))
-        items = [
-            Planned(
-                {"name": f"step-{step:0{width}}", "run": str(self._run), "checkpoint": _told(found[step])}, self._run
-            )
+        entries = [
+            ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=marker_of(by_step[step]))
             for step in steps
         ]
+        items = [Planned(dict(entry), self._run) for entry in entries]
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
         return planned("export", "checkpoints", items, [source])
 
@@ -89,17 +94,18 @@ class Exporting:
     """The worker's side: nothing is kept from checkpoint to checkpoint."""
 
     def do(self, item: Item) -> dict[str, Any]:
-        """Raises HalaError where the checkpoint is gone, or what comes of it is not sound."""
-        run, asked = Path(item.asked["run"]), item.asked["checkpoint"]
-        there = checkpoints.complete(run / paths.CHECKPOINTS)
-        saved = next((one for one in there if _told(one) == asked), None)
+        """Raises HalaError where the checkpoint is gone, or the model made of it is not sound."""
+        planned = cast(ExportItem, item.asked)
+        run, marker = Path(planned["run"]), planned["checkpoint"]
+        complete = checkpoints.complete(run / paths.CHECKPOINTS)
+        saved = next((saved for saved in complete if marker_of(saved) == marker), None)
         if saved is None:
             raise HalaError(
-                f"{run}: its checkpoint after step {asked['step']} is gone", "the training's task.save.keep keeps more"
+                f"{run}: its checkpoint after step {marker['step']} is gone", "the training's task.save.keep keeps more"
             )
         item.tell("checking the checkpoint")
-        if wrong := checkpoints.faults_of(saved.path):
-            raise HalaError(f"{saved.path} is damaged: {'; '.join(wrong[:3])}", "export another step")
+        if faults := checkpoints.faults_of(saved.path):
+            raise HalaError(f"{saved.path} is damaged: {'; '.join(faults[:3])}", "export another step")
         trained = _trained(run)
         kept_tokenizer = train.prepare_runs(run, trained)[0] / prepare.TOKENIZER
         item.tell("reading the checkpoint")
@@ -112,11 +118,11 @@ class Exporting:
         return {"step": saved.step}
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Nothing is held."""
 
 
 def create(recipe: Recipe) -> Export:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for invalid options."""
     return Export(recipe)
 
 
@@ -124,16 +130,14 @@ def _trained(run: Path) -> Recipe:
     """The frozen recipe of a training. Raises HalaError where there is none."""
     if not (run / "recipe.yaml").is_file():
         raise HalaError(
-            f"model.name: {run} is no run", "the folder of a training's run is wanted: `hala runs` lists them"
+            f"model.name: {run} is not a run", "give the folder of a training's run: `hala runs` lists them"
         )
     recipe = thaw(run / "recipe.yaml", registry.options_of)
     if recipe.task.kind != "train":
-        raise HalaError(
-            f"model.name: {run} is a run of kind {recipe.task.kind}", "the folder of a training's run is wanted"
-        )
+        raise HalaError(f"model.name: {run} is a run of kind {recipe.task.kind}", "give the folder of a training's run")
     return recipe
 
 
-def _told(saved: Saved) -> dict[str, Any]:
-    """What its marker says: another checkpoint after the same step was made in another time."""
+def marker_of(saved: Saved) -> dict[str, int | float]:
+    """The checkpoint's marker, which differs from that of another checkpoint after the same step."""
     return {key: value for key, value in asdict(saved).items() if key != "path"}
