@@ -12,6 +12,7 @@ from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:
     from hala_hpc.run.status import Status
+    from hala_hpc.tasks.train.checkpoint.checkpoints import Fallback
     from hala_hpc.tasks.train.progress import Progress
 
 
@@ -97,7 +98,7 @@ def failure(found: TrainingState) -> str | None:
     return f"stopped for good{where}: {told.get('reason')}"
 
 
-def _fallback(told: dict[str, Any]) -> str:
+def _fallback(told: "Fallback") -> str:
     """Why steps are done again that were done."""
     import rich.markup
 

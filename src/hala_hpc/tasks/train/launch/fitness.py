@@ -16,7 +16,6 @@ from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import preflight
 from hala_hpc.tasks.train.launch import step as train_step
-from hala_hpc.tasks.train.launch.launcher import variables
 from hala_hpc.tasks.train.launch.preflight import Report
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.worker.context import say
@@ -154,7 +153,7 @@ def check(run: Path, name: str, where: Allocation, slowest: float, should_stop: 
     began = time.monotonic()
     log = run / paths.RANK_LOGS / f"{name}.preflight.log"
     words = ["-m", "hala_hpc.tasks.train.launch.preflight", str(run)]
-    step = train_step.start(where, words, variables(name, where), where.ranks_per_node, log)
+    step = train_step.start(where, name, words, where.ranks_per_node, log)
     while step.ended() is None and time.monotonic() - began < PREFLIGHT_SECONDS and not should_stop():
         time.sleep(0.1)
     if step.ended() is None:

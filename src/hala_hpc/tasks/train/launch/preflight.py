@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.launch.place import RankPlace, place
 
 PACKAGES: Final = ("torch", "transformers", "accelerate", "trl", "deepspeed", "hala-hpc")
 """Whose versions must be the same on all nodes."""
@@ -56,21 +57,17 @@ class Report:
 def main() -> int:
     """One rank of the preflight. Its exit code says nothing: what was found is in the reports."""
     run = Path(sys.argv[1])
-    rank, world, local = (int(_first(*names)) for names in RANK_VARIABLES)
-    each = int(os.environ["HALA_RANKS_PER_NODE"])
-    target = folder(run, os.environ["HALA_LAUNCH"])
-    report = facts(run, target, rank)
+    here = place()
+    target = folder(run, here.launch)
+    report = facts(run, target, here.rank)
     keep(target, report)
     try:
-        measure(report, target, rank, world, local, each)
-    except Exception as error:  # noqa: BLE001 (whatever it is: to tell it is what we are here for)
+        measure(report, target, here)
+    except Exception as error:  # noqa: BLE001 (whatever it is: this program is there to report it)
         report.error = f"{type(error).__name__}: {error}"[:500]
     keep(target, report)
     sys.stdout.flush()
     os._exit(0)  # a broken process group may hang at an orderly end
-
-
-RANK_VARIABLES: Final = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
 
 
 def folder(run: Path, launch: str) -> Path:
@@ -108,28 +105,28 @@ def facts(run: Path, target: Path, rank: int) -> Report:
     return report
 
 
-def measure(report: Report, target: Path, rank: int, world: int, local: int, each: int) -> None:
+def measure(report: Report, target: Path, here: RankPlace) -> None:
     """Time the all-reduces, keeping each result at once. Raises RuntimeError where ranks do not find together."""
     import torch
     import torch.distributed as dist
 
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local)
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(local)})
+        torch.cuda.set_device(here.local_rank)
     limit = timedelta(seconds=JOIN_SECONDS)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit, rank=rank, world_size=world)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit, rank=here.rank, world_size=here.world)
     tensor = torch.ones((GPU_BYTES if on_gpu else CPU_BYTES) // 4, device="cuda" if on_gpu else "cpu")
-    node, nodes = rank // each, world // each
+    ranks_per_node = here.ranks_per_node
+    node, nodes = here.rank // ranks_per_node, here.world // ranks_per_node
 
     def among(*members: int) -> float:
-        ranks = [index * each + local for index in sorted(members) for local in range(each)]
+        ranks = [index * ranks_per_node + local for index in sorted(members) for local in range(ranks_per_node)]
         # Other nodes are at other groups at the same time. torch names such a group by its ranks and by how many groups
         # this rank knows: so all ranks must make as many, or they wait for each other for ever.
         group = dist.new_group(ranks, use_local_synchronization=True)
         return _bandwidth(tensor, group, len(ranks)) if len(ranks) > 1 else 0.0
 
-    if each > 1:
+    if ranks_per_node > 1:
         report.inside = among(node)
         keep(target, report)
     for pairs in rounds(nodes):
@@ -138,8 +135,8 @@ def measure(report: Report, target: Path, rank: int, world: int, local: int, eac
         if len(pair) > 1:
             report.pairs["-".join(map(str, pair))] = bandwidth
             keep(target, report)
-    if world > 1:
-        report.all = _bandwidth(tensor, None, world)
+    if here.world > 1:
+        report.all = _bandwidth(tensor, None, here.world)
         keep(target, report)
         dist.barrier()
 
@@ -209,10 +206,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def _first(*names: str) -> str:
-    return next(os.environ[name] for name in names if name in os.environ)
 
 
 if __name__ == "__main__":
