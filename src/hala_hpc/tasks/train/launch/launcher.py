@@ -59,6 +59,10 @@ class Orders:
     tend: Callable[[], None]  # now and then
 
 
+Trouble = tuple[str, dict[int, float]]
+"""What is wrong, and the ranks that are silent, with for how many seconds."""
+
+
 class Watched:
     """The ranks of one launch, from their start to their end."""
 
@@ -92,7 +96,7 @@ class Watched:
 
     # --- hung -----------------------------------------------------------------------------------------------------
 
-    def _trouble(self) -> "Trouble | None":
+    def _trouble(self) -> Trouble | None:
         """What looks like a hung training, if it does."""
         now, before = time.monotonic(), self._looked
         self._looked = now
@@ -108,27 +112,26 @@ class Watched:
         # A file server that is away makes all ranks quiet: only one that is more so than others is at fault.
         silent = {r: s for r, s in quiet.items() if s - min(quiet.values()) > self._watch.stall_seconds}
         if silent:
-            return Trouble(f"no heartbeat of rank {max(silent, key=lambda r: silent[r])}", silent)
+            return f"no heartbeat of rank {max(silent, key=lambda r: silent[r])}", silent
         latest = signs.step_seconds(self._run, self._name)
         patience = signs.patience(self._watch, latest, [heartbeat.phase for heartbeat in heartbeats.values()])
         if now - self._since > patience:
-            return Trouble(f"no step has ended for {now - self._since:.0f} s", silent)
+            return f"no step has ended for {now - self._since:.0f} s", silent
         return None
 
-    def _hung(self, trouble: "Trouble") -> Ended:
+    def _hung(self, trouble: Trouble) -> Ended:
         """Find out who is to blame, leave stacks and word of it, and end all ranks."""
-        where = self._where
+        (what, silent), where = trouble, self._where
         words = ["-m", "hala_hpc.tasks.train.launch.stacks", str(self._run)]
         log = self._run / paths.RANK_LOGS / f"{self._name}.stacks.log"
         step.finish(step.start(where, self._name, words, 1, log), STACKS_SECONDS)
         seen = [rank for node in range(len(where.nodes)) for rank in stacks.read(self._run, self._name, node)]
-        rank, why = stacks.culprit(seen, trouble.silent, where.world)
+        rank, why = stacks.culprit(seen, silent, where.world)
         node = where.node_of(rank) if rank is not None else None
-        blame = f"rank {rank} on {node}: {why}" if rank is not None else why
-        files = str(self._run / paths.STACKS / f"{self._name}-*.txt")
-        self._ledger.write("stalled", launch=self._name, rank=rank, node=node, error=f"{trouble.what}; {blame}")
-        say(f"the training hangs: {trouble.what}; {blame}; stacks: {files}")
-        return self._kill(Ended(How.HUNG, f"{trouble.what}; {blame}", node))
+        reason = f"{what}; rank {rank} on {node}: {why}" if rank is not None else f"{what}; {why}"
+        self._ledger.write("stalled", launch=self._name, rank=rank, node=node, error=reason)
+        say(f"the training hangs: {reason}; stacks: {self._run / paths.STACKS / self._name}-*.txt")
+        return self._kill(Ended(How.HUNG, reason, node))
 
     def _kill(self, ended: Ended) -> Ended:
         self._step.kill()
@@ -162,14 +165,6 @@ class Watched:
         return Ended(
             How.CRASHED, f"rank {first.rank} on {node} {how}; see {log}", node if -first.code in BLAMED else None
         )
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What is wrong, and the ranks that are silent, with for how many seconds."""
-
-    what: str
-    silent: dict[int, float]
 
 
 def _crashed(ends: list[End]) -> list[End]:

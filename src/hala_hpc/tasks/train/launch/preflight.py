@@ -5,7 +5,6 @@ talks to anybody, so a node that never answers is known by its silence; then all
 between neighbours, and between all.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -33,7 +32,7 @@ JOIN_SECONDS: Final = 40.0
 
 @dataclass
 class Report:
-    """What one rank found. Bandwidths are bus bandwidths in GB/s, None where the all-reduce did not come to an end.
+    """What one rank measured. Bandwidths are bus bandwidths in GB/s, None where the all-reduce did not come to an end.
 
     Bus bandwidth is 2 (n - 1) / n x bytes / seconds, as nccl-tests has it: comparable whatever the number of ranks n.
     """
@@ -55,7 +54,7 @@ class Report:
 
 
 def main() -> int:
-    """One rank of the preflight. Its exit code says nothing: what was found is in the reports."""
+    """One rank of the preflight. Its exit code says nothing: the results are in the reports."""
     run = Path(sys.argv[1])
     here = place()
     target = folder(run, here.launch)
@@ -83,12 +82,8 @@ def keep(target: Path, report: Report) -> None:
 
 def read(run: Path, launch: str) -> dict[int, Report]:
     """The reports that were written, by rank."""
-    found = {}
-    for path in folder(run, launch).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            report = Report(**json.loads(path.read_bytes()))
-            found[report.rank] = report
-    return found
+    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    return {report["rank"]: Report(**report) for report in read}
 
 
 def facts(run: Path, target: Path, rank: int) -> Report:

@@ -139,16 +139,13 @@ def start(where: Allocation, launch: str, words: Sequence[str], tasks_per_node: 
 
 def finish(step: Step, seconds: float) -> int | None:
     """Wait so long for a step to end by itself, then kill it. None where not even that ended it."""
-    code = _await(step, seconds)
-    if code is None:
-        step.kill()
-        code = _await(step, KILL_SECONDS)
-    return code
-
-
-def _await(step: Step, seconds: float) -> int | None:
-    deadline = time.monotonic() + seconds
-    while (code := step.ended()) is None and time.monotonic() < deadline:
+    deadline, is_killed = time.monotonic() + seconds, False
+    while (code := step.ended()) is None:
+        if time.monotonic() >= deadline:
+            if is_killed:
+                break
+            step.kill()
+            deadline, is_killed = time.monotonic() + KILL_SECONDS, True
         time.sleep(0.1)
     return code
 

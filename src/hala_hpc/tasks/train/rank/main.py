@@ -58,21 +58,20 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of DeepSpeed's calls
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     options: Options = recipe.task
-    _start_distributed(options.deepspeed.stage)
+    _start_distributed(options.deepspeed.stage, here)
     order = index.load(path / paths.INDEX)
-    split = layout(options, here.world)
     # As it was when the data was prepared, with the template of then.
     kept_tokenizer = train.prepare_runs(path, recipe)[0] / prepare.TOKENIZER
     tokenizer = templates.load_tokenizer(Model(name=str(kept_tokenizer)))
     # Before the model: this is how transformers learns that its weights are to be spread (ZeRO-3).
-    arguments = _settings(options, path / paths.CHECKPOINTS, split, order.steps)
+    arguments = _settings(options, path / paths.CHECKPOINTS, layout(options, here.world), order.steps)
     model = _load(recipe, on_deepspeed=options.deepspeed.stage > 0)
     kept = copy.deepcopy((model.config, model.generation_config))
     saving = Saving(options.save, order.steps, here.end_time)
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, options.save.keep)
     writer = metrics.Writer(path, here.launch, options.report_to, recipe.name) if here.is_first else None
     saved = _resume_point(checkpoints, here)
-    data = _data(path, recipe, order, split, here, model, tokenizer, saved.step if saved else 0)
+    data = _data(path, recipe, order, here, model, tokenizer, saved.step if saved else 0)
     trainer = HalaTrainer(
         options,
         data,
@@ -105,7 +104,6 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
 def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTConfig:
     """TRL's configuration. To be made before the model is loaded: it tells transformers of ZeRO-3."""
     on_gpu = torch.cuda.is_available()
-    is_bf16 = options.precision == "bfloat16"
     optimizer = options.optimizer
     return SFTConfig(
         output_dir=str(folder),
@@ -120,7 +118,7 @@ def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTC
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_grad_norm,
         neftune_noise_alpha=options.neftune,
-        bf16=is_bf16,
+        bf16=options.precision == "bfloat16",
         use_cpu=not on_gpu,
         ddp_backend=None if on_gpu else "gloo",
         deepspeed=options.deepspeed.settings(),
@@ -159,12 +157,12 @@ def _form_of(model: Any, is_packed: bool) -> tuple[str, bool]:
     return "flat" if flat else "positions", is_convolutional(model.config.to_dict())
 
 
-def _start_distributed(stage: int) -> None:
+def _start_distributed(stage: int, here: RankPlace) -> None:
     """Meet the other ranks. On the CPU DeepSpeed must know of gloo before it is used."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    waits = timedelta(hours=2)  # the first rank may write a large model alone
+        torch.cuda.set_device(here.local_rank)
+    timeout = timedelta(hours=2)  # the first rank may write a large model alone
     if stage:
         if not on_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -174,27 +172,22 @@ def _start_distributed(stage: int) -> None:
             # It would compile an all-reduce of its own here, under a lock in the user's cache that a kill leaves
             # behind: every later training would wait for it for ever. gloo does as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=waits, verbose=False)
-    elif int(os.environ["WORLD_SIZE"]) > 1:
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=waits)
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout, verbose=False)
+    elif here.world > 1:
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
 
 
 def _data(
-    path: Path,
-    recipe: Recipe,
-    order: index.Index,
-    split: Layout,
-    here: RankPlace,
-    model: Any,
-    tokenizer: Any,
-    done: int,
+    path: Path, recipe: Recipe, order: index.Index, here: RankPlace, model: Any, tokenizer: Any, done: int
 ) -> Data:
+    split = layout(recipe.task, here.world)
     prepared = Prepared(train.prepare_runs(path, recipe))
     form, conv = _form_of(model, order.report["packed"])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    batches = Batches(prepared, order, split, here.rank, pad, form, conv)
+    collate = Collate(prepared, pad, form, conv)
+    batches = Batches(order, split, here.rank, collate)
     loader = Loader(batches, done * split.accumulation, recipe.task.loader_workers, torch.cuda.is_available())
-    return Data(prepared, order, loader, Collate(prepared, pad, form, conv), here.rank, here.world)
+    return Data(prepared, order, loader, collate, here)
 
 
 def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:

@@ -22,7 +22,7 @@ from trl import SFTTrainer
 from hala_hpc.tasks.train.checkpoint import zero
 from hala_hpc.tasks.train.checkpoint.checkpoints import MARKER, Checkpoints, Saved, digests_of
 from hala_hpc.tasks.train.estimate.architecture import mfu
-from hala_hpc.tasks.train.launch.place import SIGNALS
+from hala_hpc.tasks.train.launch.place import SIGNALS, RankPlace
 from hala_hpc.tasks.train.launch.signs import HeartbeatWriter
 from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.options import Options, Save, Schedule
@@ -54,8 +54,7 @@ class Data:
     index: Index
     loader: Loader
     collate: Collate
-    rank: int
-    world: int
+    here: RankPlace
 
 
 class Saving(TrainerCallback):
@@ -158,7 +157,7 @@ class HalaTrainer(SFTTrainer):
         items = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = -outputs.log_probs.sum() / torch.as_tensor(items).clamp(min=1)
         # DDP and DeepSpeed average gradients over ranks, and the items are those of all ranks.
-        return loss * self.data.world if num_items_in_batch is not None else loss
+        return loss * self.data.here.world if num_items_in_batch is not None else loss
 
     def training_step(self, *arguments: Any, **named: Any) -> Any:
         began = time.monotonic()
@@ -206,8 +205,8 @@ class HalaTrainer(SFTTrainer):
             "tokens": tokens,
             "useful_tokens": useful,
             "tokens_per_second": rate,
-            "tokens_per_second_per_gpu": rate / self.data.world,
-            "mfu": mfu(rate, self._flops_per_token, device_name(), self.data.world),
+            "tokens_per_second_per_gpu": rate / self.data.here.world,
+            "mfu": mfu(rate, self._flops_per_token, device_name(), self.data.here.world),
             "memory_gb": memory_gb(),
             "seconds": seconds,
             "phases": dict(self._phases),
@@ -231,13 +230,13 @@ class HalaTrainer(SFTTrainer):
         total = torch.zeros(2, dtype=torch.float64)
         self.model_wrapped.eval()
         with torch.no_grad():
-            for first in range(0, len(held), many * data.world):
-                mine = held[first + data.rank * many : first + (data.rank + 1) * many]
+            for first in range(0, len(held), many * data.here.world):
+                mine = held[first + data.here.rank * many : first + (data.here.rank + 1) * many]
                 inputs = self._prepare_inputs(data.collate(mine, many))
                 outputs = self.model_wrapped(**inputs, use_cache=False, fused_lm_head=True)
                 total += torch.stack([-outputs.log_probs.sum(), outputs.label_mask.sum()]).cpu()
         self.model_wrapped.train()
-        if data.world > 1:
+        if data.here.world > 1:
             total = total.to(self.args.device)
             dist.all_reduce(total)
         if self._write is not None:
@@ -264,7 +263,7 @@ class HalaTrainer(SFTTrainer):
             known = self._digests(folder)
             if self.is_world_process_zero():
                 stage, seconds = self.options.deepspeed.stage, time.monotonic() - began
-                self.checkpoints.mark(step, self.data.world, stage, seconds, known)
+                self.checkpoints.mark(step, self.data.here.world, stage, seconds, known)
             self._barrier()
         seconds = time.monotonic() - began
         self.saving.saved(seconds)
@@ -273,21 +272,22 @@ class HalaTrainer(SFTTrainer):
 
     def _digests(self, folder: Path) -> dict[str, str]:
         """Of all files of a checkpoint; each rank reads its share."""
-        mine, world = digests_of(folder, self.data.rank, self.data.world), self.data.world
-        if world == 1:
+        here = self.data.here
+        mine = digests_of(folder, here.rank, here.world)
+        if here.world == 1:
             return mine
-        parts: list[Any] = [None] * world
+        parts: list[Any] = [None] * here.world
         dist.all_gather_object(parts, mine)
         return {name: digest for part in parts for name, digest in part.items()}
 
     def _barrier(self) -> None:
-        if self.data.world > 1:
+        if self.data.here.world > 1:
             dist.barrier()
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """DeepSpeed loads only what as many ranks wrote; for others the checkpoint is read parameter by parameter."""
         saved = self._resumed
-        if saved is None or not saved.stage or saved.world == self.data.world:
+        if saved is None or not saved.stage or saved.world == self.data.here.world:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         zero.restore(self.model_wrapped, zero.read(saved.path / f"global_step{saved.step}"))
