@@ -19,7 +19,7 @@ RANK_LOGS: Final = "logs/ranks"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file; None where there is none that can be read."""
+    """A small JSON file; None where it is missing or cannot be read."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

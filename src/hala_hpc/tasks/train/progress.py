@@ -14,14 +14,14 @@ from hala_hpc.tasks.train.checkpoint.checkpoints import Fallback
 from hala_hpc.tasks.train.metrics import StepMetrics
 
 TAIL: Final = 32 * 1024
-"""Bytes of the newest metrics that rates are taken over: some dozens of steps."""
+"""Bytes of the newest metrics that give the rates: some dozens of steps."""
 WHOLE: Final = 128 * 1024
 """Metrics of a launch up to this size are read whole for the curve; of longer ones lines are picked, evenly spread."""
 PICKED: Final = 200
 EVALUATIONS: Final = 8 * 1024 * 1024
-"""So far back is looked for the last evaluation."""
+"""How far back the last evaluation is searched for."""
 WIDTH: Final = 60
-"""Of the curve, in characters."""
+"""The width of the curve, in characters."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 GAP: Final = " "
 

@@ -22,11 +22,11 @@ from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
 
 NAME = re.compile(r"[\w-]{1,60}")
-"""Of a dataset in the mixture: it becomes a folder."""
+"""The name of a dataset in the mixture: it becomes a folder."""
 
 
 class Train:
-    """See the module. What can be refused is refused here, before a GPU is asked for."""
+    """A training. What can be refused is refused here, before a GPU is allocated."""
 
     stage = "work"
     loop = "hala_hpc.tasks.train.launch.loop"
@@ -48,7 +48,7 @@ class Train:
             if value <= 0:
                 raise HalaError(f"task.{key}: must be more than 0")
         if len(options.optimizer.betas) != 2:
-            raise HalaError("task.optimizer.betas: two numbers are wanted", "for example [0.9, 0.95]")
+            raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
         layout(options, world_of(recipe.site))
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
@@ -112,7 +112,7 @@ class Train:
 
 
 def create(recipe: Recipe) -> Train:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for options that cannot work."""
     return Train(recipe)
 
 
@@ -138,17 +138,17 @@ def prepare_runs(run: Path, recipe: Recipe) -> list[Path]:
 
 
 def _shared(recipe: Recipe, name: str) -> Path:
-    """Where trainings share a dataset's tokens: the name tells what they are made from, contents included."""
+    """Where trainings share a dataset's tokens: the name is a digest of what they are made from, contents included."""
     nested = prepare_recipe(recipe, name)
-    said: list[Any] = [asdict(nested.task), asdict(nested.data), asdict(nested.model)]
-    for section in said:
+    parts: list[Any] = [asdict(nested.task), asdict(nested.data), asdict(nested.model)]
+    for section in parts:
         section.pop("licence", None)  # it changes no token
     read = sources.resolve(nested.data)
     read += [Path(nested.task.chat_template)] if nested.task.chat_template else []
     read += sorted(Path(nested.model.tokenizer or nested.model.name).glob("tokenizer*"))
-    said += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
-    # Of a model on the hub no file is named above: its tokenizer as it is now in the cache, whatever it is called.
+    parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
+    # A model on the hub has no file above: its tokenizer counts as it is now in the cache, whatever its name.
     tokenizer = templates.load_tokenizer(recipe.model)
-    said += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
-    digest = hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()
+    parts += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     return Path(recipe.task.prepared) / f"{name}-{digest}"

@@ -1,7 +1,7 @@
 """Checkpoints that are complete, ours and as they were written, or not used.
 
 A checkpoint counts only with its marker, which the first rank writes after all ranks have written and flushed theirs.
-``run.digests`` tells whether a byte of its files has changed since, the marker's own seal the same of the marker.
+``run.digests`` shows whether a byte of its files has changed since; the marker's own seal, whether the marker has.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def complete(folder: Path) -> list[Saved]:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest one with a marker, whatever it says; -1 where there is none."""
+    """The step of the newest one with a marker, whatever it says; -1 without any."""
     return next((int(_step(path)) for path in _marked(folder)), -1)
 
 

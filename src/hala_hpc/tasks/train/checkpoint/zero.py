@@ -14,7 +14,7 @@ from hala_hpc.config.schema import Model
 from hala_hpc.tasks.train.checkpoint.checkpoints import Saved
 
 STATES: Final = ("fp32", "exp_avg", "exp_avg_sq")
-"""Of each parameter: the master weight and Adam's two moments, all float32."""
+"""The master weight of a parameter and Adam's two moments, all float32."""
 
 
 States = dict[str, Any]
@@ -23,7 +23,7 @@ States = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Of so many ranks: each one's optimizer file, and what the first rank's model file says."""
+    """The optimizer file of each rank, and the first rank's model file."""
 
     ranks: list[Mapping[str, Any]]
     model: Mapping[str, Any]
@@ -158,7 +158,7 @@ def consolidated(saved: Saved, base: Model, check_stop: Callable[[], None]) -> t
 
     Parameters
     ----------
-    base : what the training began from; it tells configuration and generation config.
+    base : what the training began from; it gives configuration and generation config.
     check_stop : called before each weight; may raise.
 
     Raises

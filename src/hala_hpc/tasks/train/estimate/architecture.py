@@ -12,9 +12,9 @@ from hala_hpc.config.errors import HalaError, did_you_mean
 class Family:
     """What the config of a family leaves to transformers' code.
 
-    ``qkv_bias`` of query, key and value where the config does not say; ``norms`` in a layer; ``tied`` unless the config
-    says otherwise; ``norm_bytes`` kept of a number by each norm, where its float32 arithmetic keeps more than others';
-    ``is_fusible``: liger-kernel replaces its norms and MLP.
+    ``qkv_bias`` of query, key and value where the config does not say; ``norms`` in a layer, vectors of ``hidden``;
+    ``tied`` unless the config says otherwise; ``norm_bytes`` kept of a number by each norm, where its float32
+    arithmetic keeps more than others'; ``is_fusible``: liger-kernel replaces its norms and MLP.
     """
 
     qkv_bias: bool | None = None
@@ -41,10 +41,10 @@ NEEDED: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attentio
 class Architecture:
     """A dense decoder. ``intermediate`` is the real width of the MLP; ``convolutions`` are layers without attention.
 
-    ``kernel`` is the length of the short convolution (lfm2); ``norms`` are vectors of ``hidden`` per layer.
+    ``kernel`` is the length of the short convolution (lfm2).
     """
 
-    family: str
+    family: Family
     vocabulary: int
     hidden: int
     intermediate: int
@@ -54,8 +54,6 @@ class Architecture:
     kv_heads: int
     head_size: int
     tied: bool
-    norms: int = 2
-    head_norms: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -91,7 +89,7 @@ def read(config: Mapping[str, Any]) -> Architecture:
     vocabulary, hidden, layers, heads = (int(config[key]) for key in NEEDED)
     bias = bool(config.get("attention_bias", False))
     return Architecture(
-        family=name,
+        family=family,
         vocabulary=vocabulary,
         hidden=hidden,
         intermediate=_intermediate(config),
@@ -101,8 +99,6 @@ def read(config: Mapping[str, Any]) -> Architecture:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_size=int(config.get("head_dim") or hidden // heads),
         tied=bool(config.get("tie_word_embeddings", config.get("tie_embedding", family.tied))),
-        norms=family.norms,
-        head_norms=family.head_norms,
         qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=bias and family.qkv_bias is None,
         mlp_bias=bool(config.get("mlp_bias", False)),
@@ -156,14 +152,14 @@ def count(model: Architecture) -> Parameters:
     embedding = model.vocabulary * model.hidden
     head = 0 if model.tied else embedding
     layers = model.attentions * _attention(model) + model.convolutions * _convolution(model)
-    layers += model.layers * (_mlp(model) + model.norms * model.hidden)
+    layers += model.layers * (_mlp(model) + model.family.norms * model.hidden)
     return Parameters(embedding + head + layers + model.hidden, embedding, head)  # and the last norm
 
 
 def _attention(model: Architecture) -> int:
     matrices = model.hidden * (2 * model.queries + 2 * model.keys)
     biases = model.qkv_bias * (model.queries + 2 * model.keys) + model.output_bias * model.hidden
-    return matrices + biases + 2 * model.head_norms * model.head_size
+    return matrices + biases + 2 * model.family.head_norms * model.head_size
 
 
 def _convolution(model: Architecture) -> int:
@@ -211,7 +207,7 @@ Keys are words of the name that the driver gives, e.g. "NVIDIA H100 80GB HBM3" (
 def peak_flops(gpu: str) -> float | None:
     """Peak bf16 FLOP/s of a device by the driver's name for it; None for one that is not in the table (a CPU)."""
     words = set(re.split(r"[\s-]+", gpu))
-    if "MIG" in words:  # a slice, of which the name does not tell how much of the device it is
+    if "MIG" in words:  # a slice: the name does not say how much of the device it is
         return None
     known = [name for name in PEAK_BF16 if set(name.split()) <= words]
     return PEAK_BF16[max(known, key=lambda name: len(name.split()))] if known else None

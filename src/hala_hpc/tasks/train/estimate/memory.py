@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hala_hpc.tasks.train.estimate import architecture
-from hala_hpc.tasks.train.estimate.architecture import FAMILIES, Architecture
+from hala_hpc.tasks.train.estimate.architecture import Architecture
 from hala_hpc.tasks.train.options import Options, layout
 
 
@@ -31,18 +31,22 @@ class Setting:
 
 def _common(model: Architecture, setting: Setting) -> float:
     """Norms and MLP, which every layer has."""
-    if model.norms == 1:  # attention and MLP side by side read the same norm
+    if model.family.norms == 1:  # attention and MLP side by side read the same norm
         norms = _norm(model, setting, 5)
     else:
         reads = 3 if model.convolutions < model.layers else 1
-        norms = _norm(model, setting, reads) + _norm(model, setting, 2) + (model.norms - 2) * _norm(model, setting, 0)
+        norms = (
+            _norm(model, setting, reads)
+            + _norm(model, setting, 2)
+            + (model.family.norms - 2) * _norm(model, setting, 0)
+        )
     return norms + (3 if setting.fused else 4) * setting.width * model.intermediate
 
 
 def _norm(model: Architecture, setting: Setting, readers: int) -> float:
     """One norm, and its output as far as matrix products read it; autocast makes a copy for each of ``readers``."""
     # Without fusion: the input in float32, and what is multiplied by the weight.
-    kept = setting.stream if setting.fused else max(4 + setting.stream, FAMILIES[model.family].norm_bytes)
+    kept = setting.stream if setting.fused else max(4 + setting.stream, model.family.norm_bytes)
     return model.hidden * (kept + (2 * readers if setting.autocast else setting.width * (readers > 0)))
 
 
@@ -54,7 +58,7 @@ def _attention(model: Architecture, setting: Setting, length: int) -> float:
         kept = width * (4 * model.queries + length) + 4 * model.heads
     else:
         kept = width * (2 * model.queries + 2 * model.keys) + 4 * model.heads
-    return kept + (4 + width) * (model.queries + model.keys) * model.head_norms
+    return kept + (4 + width) * (model.queries + model.keys) * model.family.head_norms
 
 
 USABLE = 0.9
@@ -112,7 +116,7 @@ def estimate(
         attention=options.attention or attention or ("eager" if model.softcap else "sdpa"),
         autocast=is_mixed and not stage,
         width=2 if is_mixed else 4,
-        fused="liger" in options.kernels and FAMILIES[model.family].is_fusible,
+        fused="liger" in options.kernels and model.family.is_fusible,
     )
     total = architecture.count(model).total
     kept = _activations(model, setting, options, tokens)

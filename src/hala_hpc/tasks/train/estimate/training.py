@@ -18,7 +18,7 @@ from hala_hpc.tasks.train.prepare import expected
 
 GPU: Final = "H100"
 GPU_BYTES: Final = 80 * 1024**3
-"""Of the GPUs that the table assumes where ``site.slurm.gpu_memory_gb`` is not set: an A100 or H100 of 80 GB."""
+"""The memory of a GPU where ``site.slurm.gpu_memory_gb`` is not set: an A100 or H100 of 80 GB."""
 HARDWARE: Final = ((1, 8), (2, 8), (4, 8))
 """Nodes and GPUs on each, beside what the site has."""
 MFU: Final = 0.4
@@ -159,7 +159,7 @@ def _datasets(recipe: Recipe, planned: Path) -> list[dict[str, Any]]:
 
 
 def _sequences(dataset: Mapping[str, Any], length: int) -> float:
-    """Of a dataset that is not packed: its rows, or the pieces of its texts."""
+    """Sequences of a dataset that is not packed: its rows, or the pieces of its texts."""
     rows = float(dataset["used"])
     return max(rows, dataset["tokens"] / length) if dataset["kind"] == "text" else rows
 

@@ -27,7 +27,7 @@ RUN_GB: Final = 1.0
 CLOCK_SECONDS: Final = 30.0
 """A clock that is further off misses the end of the job, before which the training is to be saved (ours)."""
 FREE_SHARE: Final = 0.9
-"""Of a GPU's memory before anything is loaded; less means that somebody else's process is there."""
+"""Share of a GPU's memory before anything is loaded; less means that somebody else's process is there."""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class Watched:
 
 
 def _crashed(ends: list[End]) -> list[End]:
-    """Ranks that ended the others: srun sends SIGTERM to the rest when one crashes, which is no crash of theirs."""
+    """Ranks that ended the others: srun sends SIGTERM to the rest when one crashes: those did not crash."""
     return [end for end in ends if end.code not in PLANNED and -end.code not in SIGNALS]
 
 

@@ -1,4 +1,4 @@
-"""What a process of a launch is told by its environment, which signals stop it, and what a rank's exit code says.
+"""The place of a process in a launch, by its environment; the signals that stop a rank, and its exit codes.
 
 Light: it is imported before anything that could fail.
 """

@@ -24,7 +24,7 @@ from hala_hpc.tasks.train.launch.place import RankPlace, place
 PACKAGES: Final = ("torch", "transformers", "accelerate", "trl", "deepspeed", "hala-hpc")
 """Whose versions must be the same on all nodes."""
 GPU_BYTES, CPU_BYTES = 256 * 2**20, 4 * 2**20
-"""Of one all-reduce: large enough that bandwidth counts, not latency (ours)."""
+"""The size of one all-reduce: large enough that bandwidth counts, not latency (ours)."""
 ROUNDS: Final = 5
 JOIN_SECONDS: Final = 40.0
 """How long ranks wait for each other."""

@@ -152,7 +152,7 @@ def _check(prepared: Prepared, options: Options) -> None:
 
 
 VERSION: Final = 1
-"""Of the order: raised when the same recipe and data would give another."""
+"""Raised when the same recipe and data would give another order."""
 
 
 class PreparedDataset(TypedDict):

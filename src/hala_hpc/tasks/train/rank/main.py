@@ -102,7 +102,7 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
 
 
 def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTConfig:
-    """TRL's configuration. To be made before the model is loaded: it tells transformers of ZeRO-3."""
+    """TRL's configuration. To be made before the model is loaded: transformers learns of ZeRO-3 from it."""
     on_gpu = torch.cuda.is_available()
     optimizer = options.optimizer
     return SFTConfig(
@@ -259,7 +259,7 @@ def _say(text: str) -> None:
 def _end(writer: Any, code: int) -> int:
     """Leave together: a rank that is gone first would make the others fail.
 
-    A further signal must not end the process before its exit code tells how it ended.
+    A further signal must not end the process before its exit code does.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

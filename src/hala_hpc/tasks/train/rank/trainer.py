@@ -189,7 +189,7 @@ class HalaTrainer(SFTTrainer):
         self._refuse_leap(step, logs["loss"])
         if self.options.evaluation.rows and (step % self.options.evaluation.steps == 0 or step == self.state.max_steps):
             self._evaluate_held_out(step)
-        self._step_began += time.monotonic() - now  # the evaluation is no part of a step
+        self._step_began += time.monotonic() - now  # the evaluation is not part of a step
 
     def _line(self, step: int, seconds: float, logs: dict[str, float]) -> StepMetrics:
         pieces = [piece for sequence in self.data.index.step(step - 1) for piece in sequence]
