@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger
@@ -47,36 +47,54 @@ def judge(reports: Mapping[int, Report], nodes: Sequence[str], ranks_per_node: i
     reports : by rank, as far as they came; ``ranks_per_node`` ranks run on each of ``nodes``.
     slowest : a node with less than this share of the median bandwidth is slow.
     """
-    numbers = range(len(nodes))
-    ranks = [range(node * ranks_per_node, (node + 1) * ranks_per_node) for node in numbers]
-    by_node = [[reports[rank] for rank in ranks[node] if rank in reports] for node in numbers]
-    kinds = [_kind(node[0]) if node else None for node in by_node]
-    known = [kind for kind in kinds if kind is not None]
-    usual = max(known, key=known.count, default=None)
-    is_inside = [len(node) == ranks_per_node and all(r.inside is not None for r in node) for node in by_node]
-    is_paired = [any(report.pairs for report in node) for node in by_node]
-    first = [reports.get(node * ranks_per_node) for node in numbers]
-    slow = _slow("inside the node", {i: r.inside for i, r in enumerate(first) if r and r.inside is not None}, slowest)
-    fastest = {i: max(r.pairs.values()) for i, r in enumerate(first) if r and r.pairs}
-    slow = _slow("with its neighbours", fastest, slowest) | slow
-    bad = []
-    for number, node in enumerate(by_node):
-        reason = None
-        if len(node) < ranks_per_node:
-            reason = f"{len(node)} of {ranks_per_node} ranks answered"
-        elif faults := [fault for report in node if (fault := _own_fault(report, ranks_per_node)) is not None]:
-            reason = faults[0]
-        elif usual is not None and (kind := kinds[number]) is not None and kind != usual:
-            reason = f"differs from most nodes: {_difference(kind, usual)}"
-        elif ranks_per_node > 1 and any(is_inside) and not is_inside[number]:
-            reason = "the all-reduce inside the node failed"
-        elif any(is_paired) and not is_paired[number]:
-            reason = "no all-reduce with a neighbour came to an end"
-        if reason is not None:
-            bad.append(Bad(nodes[number], reason))
-        elif number in slow:
-            bad.append(Bad(nodes[number], slow[number], is_slow=True))
-    return bad
+    by_node = [
+        [reports[rank] for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node) if rank in reports]
+        for node in range(len(nodes))
+    ]
+    kinds = [_kind(node[0]) for node in by_node if node]
+    others = Others(
+        max(kinds, key=kinds.count, default=None),
+        ranks_per_node > 1 and any(_is_inside(node, ranks_per_node) for node in by_node),
+        any(report.pairs for node in by_node for report in node),
+    )
+    faults = {number: _fault(node, others, ranks_per_node) for number, node in enumerate(by_node)}
+    first = {number: report for number in range(len(nodes)) if (report := reports.get(number * ranks_per_node))}
+    pairs = {number: max(report.pairs.values()) for number, report in first.items() if report.pairs}
+    inside = {number: report.inside for number, report in first.items() if report.inside is not None}
+    slow = _slow("with its neighbours", pairs, slowest) | _slow("inside the node", inside, slowest)
+    reasons = ((number, faults[number] or slow.get(number)) for number in range(len(nodes)))
+    return [Bad(nodes[number], reason, not faults[number]) for number, reason in reasons if reason]
+
+
+Kind = tuple[dict[str, str], list[str], list[int]]
+"""Versions, GPUs and their memory: they must be those of most nodes."""
+
+
+class Others(NamedTuple):
+    """What most nodes are, and whether all-reduces came to an end on any: inside the node, with a neighbour."""
+
+    kind: Kind | None
+    is_inside: bool
+    is_paired: bool
+
+
+def _fault(node: Sequence[Report], others: Others, ranks: int) -> str | None:
+    """The first thing that is wrong with a node, whatever its speed."""
+    if len(node) < ranks:
+        return f"{len(node)} of {ranks} ranks answered"
+    if own := next(filter(None, (_own_fault(report, ranks) for report in node)), None):
+        return own
+    if others.kind is not None and (kind := _kind(node[0])) != others.kind:
+        return f"differs from most nodes: {_difference(kind, others.kind)}"
+    if others.is_inside and not _is_inside(node, ranks):
+        return "the all-reduce inside the node failed"
+    if others.is_paired and not any(report.pairs for report in node):
+        return "no all-reduce with a neighbour came to an end"
+    return None
+
+
+def _is_inside(node: Sequence[Report], ranks: int) -> bool:
+    return len(node) == ranks and all(report.inside is not None for report in node)
 
 
 def _own_fault(report: Report, ranks: int) -> str | None:
@@ -94,10 +112,6 @@ def _own_fault(report: Report, ranks: int) -> str | None:
     if abs(report.clock_seconds) > CLOCK_SECONDS:
         return f"its clock is {report.clock_seconds:+.0f} s off the file server's"
     return None
-
-
-Kind = tuple[dict[str, str], list[str], list[int]]
-"""Versions, GPUs and their memory: they must be those of most nodes."""
 
 
 def _kind(report: Report) -> Kind:

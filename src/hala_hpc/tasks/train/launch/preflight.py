@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from hala_hpc.run.files import write_durably
+from hala_hpc.run import files
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch.place import RankPlace, place
 
@@ -77,7 +77,7 @@ def folder(run: Path, launch: str) -> Path:
 def keep(target: Path, report: Report) -> None:
     """Write the report of a rank, whole or not at all."""
     target.mkdir(parents=True, exist_ok=True)
-    write_durably(target / f"{report.rank}.json", json.dumps(asdict(report)).encode())
+    files.write_durably(target / f"{report.rank}.json", json.dumps(asdict(report)).encode())
 
 
 def read(run: Path, launch: str) -> dict[int, Report]:
@@ -88,11 +88,14 @@ def read(run: Path, launch: str) -> dict[int, Report]:
 
 def facts(run: Path, target: Path, rank: int) -> Report:
     """What this rank's node has. Loads torch."""
-    report = Report(rank, platform.node())
-    report.versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    report.run_free_gb = _free_gb(run)
-    report.scratch_free_gb = _free_gb(Path(os.environ.get("TMPDIR", "/tmp")))
-    report.clock_seconds = _clock(target, rank)
+    report = Report(
+        rank,
+        platform.node(),
+        run_free_gb=_free_gb(run),
+        scratch_free_gb=_free_gb(Path(os.environ.get("TMPDIR", "/tmp"))),
+        clock_seconds=_clock(target),
+        versions={name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    )
     try:
         _look_at_gpus(report)
     except RuntimeError as error:
@@ -181,15 +184,10 @@ def _look_at_gpus(report: Report) -> None:
         report.gpu_error = "torch finds no GPU"
 
 
-def _clock(target: Path, rank: int) -> float:
+def _clock(target: Path) -> float:
     """How far this node's clock is ahead of the file server's, in seconds."""
     target.mkdir(parents=True, exist_ok=True)
-    probe = target / f".clock-{rank}"
-    probe.write_bytes(b"now")
-    try:
-        return round(time.time() - probe.stat().st_mtime, 2)
-    finally:
-        probe.unlink(missing_ok=True)
+    return round(time.time() - files.now_in(target), 2)
 
 
 def _free_gb(path: Path) -> float:
