@@ -38,7 +38,7 @@ def kill_and_preempt(broken: Path, cluster: Cluster, rank: int) -> None:
     """Kill -9 for one rank after the first checkpoint, then nodes for somebody more urgent after the second."""
     ranks = rank + 1
     wait_for(at_step(broken, 5, ranks=ranks), 300)
-    os.kill(signs.beacons(broken, events(broken, "launched")[0]["launch"])[rank].pid, signal.SIGKILL)
+    os.kill(signs.heartbeats(broken, events(broken, "launched")[0]["launch"])[rank].pid, signal.SIGKILL)
     wait_for(at_step(broken, 7, launches=2, ranks=ranks), 300)
     cluster.run("sbatch", "-p", "urgent", "-N4", "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
 

@@ -141,7 +141,7 @@ def at_step(run: Path, step: int, launches: int = 1, ranks: int = 4) -> Callable
         names = [event["launch"] for event in events(run, "launched")]
         if len(names) < launches:
             return False
-        found = signs.beacons(run, names[-1])
+        found = signs.heartbeats(run, names[-1])
         return len(found) == ranks and min(beacon.step for beacon in found.values()) >= step
 
     return look
@@ -290,7 +290,7 @@ def test_a_stopped_rank_is_named_and_the_run_ends_trained(
     assert len(submitted["jobs"]) == 2
     wait_for(at_step(run, 3, ranks=2), 280)
     (first,) = events(run, "launched")
-    pid = signs.beacons(run, first["launch"])[1].pid
+    pid = signs.heartbeats(run, first["launch"])[1].pid
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: events(run, "stalled"), 120)
     (stalled,) = events(run, "stalled")

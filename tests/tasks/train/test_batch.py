@@ -32,10 +32,10 @@ def test_tokens_are_sequences_of_the_full_length() -> None:
     [
         ({}, "either sequences or tokens"),
         ({"sequences": 8, "tokens": 4096}, "either sequences or tokens"),
-        ({"sequences": 0}, "no batch"),
-        ({"tokens": 5000}, "no multiple"),
+        ({"sequences": 0}, "batch.sequences: 0 must be at least 1"),
+        ({"tokens": 5000}, "not a multiple"),
         ({"sequences": 12}, "do not divide by 8 GPUs"),
-        ({"sequences": 8, "per_device": 0}, "no batch"),
+        ({"sequences": 8, "per_device": 0}, "per_device: 0 must be at least 1"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(batch: dict[str, int], told: str) -> None:

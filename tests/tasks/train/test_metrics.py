@@ -139,7 +139,7 @@ for step in (1, 2):
 writer.close()
 """
     done = subprocess.run([work_python, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.count("no more TensorBoard: ") == 1
+    assert done.stderr.count("no more tensorboard: ") == 1
     assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2]
 
 

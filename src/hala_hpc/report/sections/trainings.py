@@ -1,7 +1,7 @@
 """Trainings: their totals in one table, their curves in the same plots."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,8 @@ CURVES: Final = {
 """Besides the loss: key of a step's line, and its title."""
 HELD_OUT: Final = "held out"
 
-Line = dict[str, Any]
+Lines = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Of each run, its steps."""
 
 
 def section(runs: Sequence[Run]) -> Section:
@@ -35,21 +36,21 @@ def section(runs: Sequence[Run]) -> Section:
     return Section("training", "Training", text, (_totals(runs, lines),), shown)
 
 
-def _totals(runs: Sequence[Run], lines: dict[str, list[Line]]) -> table.Table:
+def _totals(runs: Sequence[Run], lines: Lines) -> table.Table:
     columns = ["run", "steps", "tokens", "last loss", "held out", "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
     rows: list[list[table.Cell | table.Value]] = []
     for run in runs:
-        told = card.trained(run.path)
+        totals: Mapping[str, Any] = card.trained(run.path)
         steps = [line for line in lines[run.name] if "loss" in line]
         rows.append(
             [
                 run.name,
-                *(told.get(key) for key in ("steps", "tokens")),
-                *(table.Cell(told.get(key), digits=4) for key in ("final_loss", "eval_loss")),
-                *(table.Cell(told.get(key)) for key in ("hours", "gpu_hours")),
-                table.Cell(_mean(steps, "tokens_per_second"), digits=0),
-                _mean(steps, "mfu"),
-                told.get("launches"),
+                *(totals.get(key) for key in ("steps", "tokens")),
+                *(table.Cell(totals.get(key), digits=4) for key in ("final_loss", "eval_loss")),
+                *(table.Cell(totals.get(key)) for key in ("hours", "gpu_hours")),
+                table.Cell(metrics.mean_by_time(steps, "tokens_per_second"), digits=0),
+                metrics.mean_by_time(steps, "mfu"),
+                totals.get("launches"),
             ]
         )
     note = (
@@ -58,7 +59,7 @@ def _totals(runs: Sequence[Run], lines: dict[str, list[Line]]) -> table.Table:
     return table.of("trainings", "Trainings", columns, rows, note)
 
 
-def _loss(lines: dict[str, list[Line]]) -> Plot | None:
+def _loss(lines: Lines) -> Plot | None:
     rows: list[dict[str, Any]] = []
     for name, steps in lines.items():
         for key, curve in (("loss", name), ("eval_loss", f"{name}, {HELD_OUT}")):
@@ -71,7 +72,7 @@ def _loss(lines: dict[str, list[Line]]) -> Plot | None:
     return Plot("training-loss", "Loss", says, plots.lines(rows, "step", "loss", "run", ("step", "loss")))
 
 
-def _curve(lines: dict[str, list[Line]], key: str, title: str) -> Plot | None:
+def _curve(lines: Lines, key: str, title: str) -> Plot | None:
     rows = [
         {"step": step, title: value, "run": name}
         for name, steps in lines.items()
@@ -84,19 +85,13 @@ def _curve(lines: dict[str, list[Line]], key: str, title: str) -> Plot | None:
     return Plot(name, title[0].upper() + title[1:], says, plots.lines(rows, "step", title, "run", ("step", title)))
 
 
-def _thinned(steps: Sequence[Line], key: str) -> list[tuple[float, float]]:
+def _thinned(steps: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """Means of step and value over at most POINTS neighbourhoods; a value that is no number is left out."""
     known = [(line["step"], line[key]) for line in steps if _is_finite(line.get(key))]
     if len(known) <= POINTS:
         return [(float(step), float(value)) for step, value in known]
     parts = np.array_split(np.array(known, float), POINTS)
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
-
-
-def _mean(steps: Sequence[Line], key: str) -> float | None:
-    known = [(line[key], line["seconds"]) for line in steps if _is_finite(line.get(key)) and line.get("seconds")]
-    seconds = sum(took for _, took in known)
-    return sum(value * took for value, took in known) / seconds if seconds else None
 
 
 def _is_finite(value: Any) -> bool:

@@ -1,13 +1,14 @@
-"""What made a trained model: gathered from its run directory, kept in ``hala.json``, told in the model card."""
+"""What made a trained model: gathered from its run directory, kept in ``hala.json``, shown in the model card."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from hala_hpc.models import card
 from hala_hpc.run import manifest
 from hala_hpc.tasks.train import metrics, paths
+from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.prepare.expected import Expected
 
 PACKAGES: Final = (
@@ -20,34 +21,64 @@ PACKAGES: Final = (
     "liger-kernel",
     "flash-attn",
 )
-"""Whose versions are told, where they are installed."""
+"""Whose versions are listed, where they are installed."""
+
+
+class Trained(TypedDict, total=False):
+    """Totals over the metrics; empty before the first step."""
+
+    steps: int
+    tokens: int
+    useful_tokens: int
+    final_loss: float | None
+    eval_loss: float | None
+    hours: float
+    gpu_hours: float
+    gpus: int
+    launches: int
+
+
+class SourceRecord(TypedDict):
+    """A file of a dataset, and how many of its rows are in the plan."""
+
+    file: str
+    rows: int
+
+
+class DatasetRecord(TypedDict, total=False):
+    """One part of the mixture: its files from the plan, the other numbers from the report (``PreparedDataset``)."""
+
+    name: str
+    kind: str
+    weight: float
+    hub: str | None
+    rows: int
+    tokens: int
+    dropped_rows: int
+    dropped: dict[str, int]
+    sources: list[SourceRecord]
 
 
 def provenance(run: Path, step: int | None = None) -> dict[str, Any]:
-    """Everything that ``render`` tells, but what the export adds: ``parameters`` and ``files``.
+    """Everything that ``render`` shows, but what the export adds: ``parameters`` and ``files``.
 
     ``step``: the last one that made the model, of a checkpoint (None: the whole training).
     """
-    found = card.provenance(run, PACKAGES)
+    record = card.provenance(run, PACKAGES)
     facts = manifest.read(run / "manifest.parquet").facts
-    sources = facts.sources
     report = card.read_json(run / paths.INDEX / "report.json")
-    datasets = _datasets(found["recipe"]["task"], sources, report.get("datasets", {}))
-    counts = {key: value for key, value in report.items() if _is_count(value)}
     checkpoint = {} if step is None else {"checkpoint": step}
-    return (
-        found
-        | checkpoint
-        | {
-            "training": trained(run, step),
-            "datasets": datasets,
-            "report": counts,
-            "notes": facts.notes,
-        }
-    )
+    return {
+        **record,
+        **checkpoint,
+        "training": trained(run, step),
+        "datasets": _datasets(record["recipe"]["task"]["datasets"], facts.sources, report.get("datasets", {})),
+        "report": {key: value for key, value in report.items() if metrics.is_number(value)},
+        "notes": facts.notes,
+    }
 
 
-def trained(run: Path, step: int | None = None) -> dict[str, Any]:
+def trained(run: Path, step: int | None = None) -> Trained:
     """Totals over the metrics, up to ``step``: steps, tokens, last losses, hours from step to step, and GPU-hours.
 
     Tokens are those that made the model. Hours are from each launch's first step to its last: with evaluations and
@@ -63,9 +94,9 @@ def trained(run: Path, step: int | None = None) -> dict[str, Any]:
     for path in metrics.files(run):
         ended = [line for line in metrics.lines(path.read_bytes()) if "loss" in line and line["step"] <= until]
         if ended:
-            took = (ended[-1]["time"] - ended[0]["time"] + (ended[0].get("seconds") or 0.0)) / 3600
-            hours += took
-            gpu_hours += took * _gpus(ended[-1])
+            launch_hours = (ended[-1]["time"] - ended[0]["time"] + (ended[0].get("seconds") or 0.0)) / 3600
+            hours += launch_hours
+            gpu_hours += launch_hours * _gpus(ended[-1])
             launches += 1
     return {
         "steps": steps[-1]["step"],
@@ -95,62 +126,52 @@ def render(record: Mapping[str, Any]) -> str:
     return card.page(record, said, _facts(record), lines)
 
 
-def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(record: dict[str, Any], training: Trained) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{record['parameters']:,}"
-    for name in (
-        "steps",
-        "tokens",
-        "useful_tokens",
-        "final_loss",
-        "eval_loss",
-        "hours",
-        "gpu_hours",
-        "gpus",
-        "launches",
-    ):
-        if record["training"].get(name) is not None:
-            yield name.replace("_", " "), card.number(record["training"][name])
+    for name, value in training.items():
+        if value is not None:
+            yield name.replace("_", " "), card.number(value)
+    yield from card.made_by(record)
 
 
 def _datasets(
-    task: dict[str, Any], sources: list[dict[str, Any]], told: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Each part of the mixture: its files from the plan, its rows and tokens from the report."""
-    found = []
-    for name, asked in task["datasets"].items():
-        mine = [source for source in sources if source.get("dataset") == name]
-        listed = [{"file": Path(source["original"]).name, "rows": source["rows"]} for source in mine]
-        what = {"kind": asked["kind"], "weight": asked["weight"], "hub": asked.get("hub")}
-        found.append({"name": name, **what, **told.get(name, {}), "sources": listed})
-    return found
+    mixture: Mapping[str, Any], sources: Iterable[Mapping[str, Any]], prepared: Mapping[str, DatasetRecord]
+) -> list[DatasetRecord]:
+    return [
+        {
+            "name": name,
+            "kind": dataset["kind"],
+            "weight": dataset["weight"],
+            "hub": dataset.get("hub"),
+            **prepared.get(name, {}),
+            "sources": [
+                {"file": Path(source["original"]).name, "rows": source["rows"]}
+                for source in sources
+                if source.get("dataset") == name
+            ],
+        }
+        for name, dataset in mixture.items()
+    ]
 
 
-def _dataset_cells(dataset: dict[str, Any]) -> tuple[str, ...]:
-    sources = ", ".join(f"`{source['file']}` ({source['rows']:,})" for source in dataset["sources"][:5])
-    more = len(dataset["sources"]) - 5
-    where = f"{dataset['hub']}: {sources}" if dataset["hub"] else sources
-    rows, dropped, tokens = (card.number(dataset.get(key)) for key in ("rows", "dropped_rows", "tokens"))
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dataset.get("dropped", {}).items()))
-    counts = (rows, dropped + (f" ({reasons})" if reasons else ""), tokens)
-    return (
-        dataset["name"],
-        dataset["kind"],
-        f"{dataset['weight']:g}",
-        *counts,
-        where + (f", … {more} more" if more > 0 else ""),
-    )
+def _dataset_cells(dataset: DatasetRecord) -> tuple[str, ...]:
+    where = ", ".join(f"`{source['file']}` ({source['rows']:,})" for source in dataset["sources"][:5])
+    where = f"{dataset['hub']}: {where}" if dataset["hub"] else where
+    if (more := len(dataset["sources"]) - 5) > 0:
+        where += f", … {more} more"
+    dropped = card.number(dataset.get("dropped_rows"))
+    if reasons := ", ".join(f"{count:,} {reason}" for reason, count in sorted(dataset.get("dropped", {}).items())):
+        dropped += f" ({reasons})"
+    rows, tokens = card.number(dataset.get("rows")), card.number(dataset.get("tokens"))
+    return dataset["name"], dataset["kind"], f"{dataset['weight']:g}", rows, dropped, tokens, where
 
 
-def _warning(dataset: dict[str, Any]) -> str:
-    """Of a dataset of which a large part was dropped."""
-    told = Expected(dataset.get("rows") or 0, dataset.get("dropped", {}))
-    return f"**Only {told.used:,} of {told.rows:,} rows of {dataset['name']} were used.**" if told.is_loud else ""
+def _warning(dataset: DatasetRecord) -> str:
+    """A line on a dataset of which a large part was dropped."""
+    rows = Expected(dataset.get("rows") or 0, dataset.get("dropped", {}))
+    return f"**Only {rows.used:,} of {rows.rows:,} rows of {dataset['name']} were used.**" if rows.is_loud else ""
 
 
-def _gpus(line: dict[str, Any]) -> int:
-    each, together = line.get("tokens_per_second_per_gpu"), line.get("tokens_per_second")
-    return max(1, round(together / each)) if each and together else 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _gpus(line: StepMetrics) -> int:
+    per_gpu, together = line.get("tokens_per_second_per_gpu"), line.get("tokens_per_second")
+    return max(1, round(together / per_gpu)) if per_gpu and together else 1

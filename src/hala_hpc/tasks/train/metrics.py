@@ -1,4 +1,4 @@
-"""What a training measures of itself: one JSON line per optimizer step, and the same for TensorBoard and others."""
+"""What a training measures: one JSON line per optimizer step, and the same for TensorBoard and others."""
 
 import contextlib
 import importlib
@@ -7,9 +7,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.run.files import fsync
@@ -18,84 +18,82 @@ PROJECT = "hala_hpc"
 """The project that a run is filed under."""
 
 
-class Reporter(Protocol):
-    """Takes the scalars of a step."""
+class StepMetrics(TypedDict, total=False):
+    """What is written of a step, or of an evaluation after it (``eval_loss`` alone). Seconds, and unix time."""
 
-    def log(self, step: int, scalars: dict[str, float]) -> None: ...
+    step: Required[int]
+    time: float
+    launch: int
+    loss: float | None
+    eval_loss: float | None
+    grad_norm: float | None
+    learning_rate: float
+    epoch: float | None
+    tokens: int
+    useful_tokens: int
+    tokens_per_second: float
+    tokens_per_second_per_gpu: float
+    mfu: float | None
+    memory_gb: float
+    seconds: float
+    phases: dict[str, float]
 
-    def close(self) -> None: ...
+
+class Reporter(NamedTuple):
+    """``log`` takes a step and its scalars."""
+
+    log: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse names that are no reporter's. Whether a package is installed only the work environment knows."""
+    """Refuse names of unknown reporters. Whether a package is installed only the work environment knows."""
     for name in names:
         if name not in REPORTERS:
             raise HalaError(f"task.report_to: '{name}' is unknown", did_you_mean(name, REPORTERS))
 
 
-def start_reporters(run: Path, names: Sequence[str], recipe_name: str) -> list[Reporter]:
-    """The reporters of a launch. Raises HalaError for one that is unknown or not installed."""
-    check(names)
-    return [REPORTERS[name](run, recipe_name) for name in names]
-
-
-class TensorBoard:
+def _tensorboard(run: Path, _: str) -> Reporter:
     """Event files in ``RUN/tensorboard``, one per launch."""
+    new = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter
+    writers: list[Any] = []
 
-    def __init__(self, run: Path, recipe_name: str) -> None:
-        del recipe_name
-        self._folder = run / "tensorboard"
-        self._new = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._writer: Any = None
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        if self._writer is None:  # what an earlier launch wrote of this step and later ones is hidden from the charts
-            self._writer = self._new(str(self._folder), purge_step=step, flush_secs=10)
+    def log(step: int, scalars: dict[str, float]) -> None:
+        if not writers:  # what an earlier launch wrote of this step and later ones is hidden from the charts
+            writers.append(new(str(run / "tensorboard"), purge_step=step, flush_secs=10))
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            writers[0].add_scalar(name, value, step)
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def close() -> None:
+        for writer in writers:
+            writer.close()
+
+    return Reporter(log, close)
 
 
-class WeightsAndBiases:
+def _wandb(run: Path, recipe_name: str) -> Reporter:
     """Offline: files in ``RUN/wandb``, for ``wandb sync`` where there is internet."""
-
-    def __init__(self, run: Path, recipe_name: str) -> None:
-        os.environ.setdefault("WANDB_MODE", "offline")
-        self._package = _package("wandb", "wandb")
-        self._run = self._package.init(project=PROJECT, group=recipe_name, name=recipe_name, dir=str(run))
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        # As a chart's axis, not wandb's own step, which may not go back after a resume.
-        self._run.log({**scalars, "step": step})
-
-    def close(self) -> None:
-        self._run.finish()
+    os.environ.setdefault("WANDB_MODE", "offline")
+    opened = _package("wandb", "wandb").init(project=PROJECT, group=recipe_name, name=recipe_name, dir=str(run))
+    # The step as a chart's axis, not wandb's own step, which may not go back after a resume.
+    return Reporter(lambda step, scalars: opened.log({**scalars, "step": step}), opened.finish)
 
 
-class Trackio:
+def _trackio(run: Path, recipe_name: str) -> Reporter:
     """A database in ``RUN/trackio``, for ``trackio show``."""
-
-    def __init__(self, run: Path, recipe_name: str) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(run / "trackio"))
-        self._package = _package("trackio", "trackio")
-        self._package.init(project=PROJECT, name=recipe_name, resume="allow", embed=False)
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        self._package.log(scalars, step=step)
-
-    def close(self) -> None:
-        self._package.finish()
+    os.environ.setdefault("TRACKIO_DIR", str(run / "trackio"))
+    package = _package("trackio", "trackio")
+    package.init(project=PROJECT, name=recipe_name, resume="allow", embed=False)
+    return Reporter(lambda step, scalars: package.log(scalars, step=step), package.finish)
 
 
-REPORTERS: dict[str, Callable[[Path, str], Reporter]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "trackio": Trackio,
+REPORTERS: Final[Mapping[str, Callable[[Path, str], Reporter]]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
 }
-"""By the name that ``task.report_to`` has."""
+"""By the name that ``task.report_to`` has. Ours, not those of transformers.integrations: an error in one of theirs ends
+the training, and they do not purge steps that are done again."""
 
 
 def _package(module: str, name: str) -> Any:
@@ -112,6 +110,11 @@ LAUNCH: Final = "launch"
 """Key of every line: the number of the launch that wrote it, counted from 0. File times are lost by copying."""
 
 
+def file_of(run: Path, launch: str) -> Path:
+    """The lines of one launch."""
+    return run / FOLDER / f"{launch}.jsonl"
+
+
 class Writer:
     """Rank 0's metrics of one launch. Nothing that fails here ends a training: a full disk leaves a gap."""
 
@@ -120,45 +123,46 @@ class Writer:
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._number = sum(1 for _ in folder.glob("*.jsonl"))
-        self._reporters: list[Reporter] = start_reporters(run, report_to, recipe_name)
-        self._descriptor = os.open(folder / f"{launch}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        check(report_to)
+        self._reporters = {name: REPORTERS[name](run, recipe_name) for name in report_to}
+        self._descriptor = os.open(file_of(run, launch), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._is_torn = False
         fsync(folder)
 
-    def write(self, **line: Any) -> None:
-        """Append one line; ``step`` is needed, ``time`` is added. Numbers that are none (NaN) become null."""
+    def write(self, **line: Unpack[StepMetrics]) -> None:
+        """Append one line; ``time`` is added where it is missing. Numbers that are not finite become null."""
         plain = _plain({"time": round(time.time(), 3), **line, LAUNCH: self._number})
         data = b"\n" * self._is_torn + json.dumps(plain, ensure_ascii=False).encode() + b"\n"
         self._is_torn = True  # a line that broke off (full disk) must not swallow the one after it
         with contextlib.suppress(OSError):
             self._is_torn = os.write(self._descriptor, data) < len(data)
-        self._report(lambda reporter: reporter.log(int(line["step"]), scalars(line)))
+        self._report(lambda reporter: reporter.log(line["step"], scalars(line)))
 
     def close(self) -> None:
         os.close(self._descriptor)
         self._report(lambda reporter: reporter.close())
 
     def _report(self, act: Callable[[Reporter], None]) -> None:
-        for reporter in list(self._reporters):
+        for name, reporter in tuple(self._reporters.items()):
             try:
                 act(reporter)
             except Exception as error:  # noqa: BLE001  charts are others' code, and never worth a training
-                sys.stderr.write(f"hala: no more {type(reporter).__name__}: {type(error).__name__}: {error}\n")
-                self._reporters.remove(reporter)
+                sys.stderr.write(f"hala: no more {name}: {type(error).__name__}: {error}\n")
+                del self._reporters[name]
 
 
-def read(run: Path) -> list[dict[str, Any]]:
+def read(run: Path) -> list[StepMetrics]:
     """Every step's line, by step, an evaluation merged into the line of its step."""
-    merged: dict[int, dict[str, Any]] = {}
+    merged: dict[int, StepMetrics] = {}
     for path in files(run):
-        mine: dict[int, dict[str, Any]] = {}
+        by_step: dict[int, StepMetrics] = {}
         for line in lines(path.read_bytes()):
             # An evaluation's own time must not replace that of its step.
-            mine[line["step"]] = line | mine.get(line["step"], {})
-        if trained := [step for step, line in mine.items() if "loss" in line]:
+            by_step[line["step"]] = line | by_step.get(line["step"], line)
+        if trained := [step for step, line in by_step.items() if "loss" in line]:
             merged = {step: line for step, line in merged.items() if step < min(trained)}
-        for step, line in mine.items():
-            merged[step] = merged.get(step, {}) | line
+        for step, line in by_step.items():
+            merged[step] = merged.get(step, line) | line
     return [merged[step] for step in sorted(merged)]
 
 
@@ -167,37 +171,56 @@ def files(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("*.jsonl"), key=lambda path: (_launch_of(path), path.stat().st_mtime))
 
 
-def lines(data: bytes) -> list[dict[str, Any]]:
+def lines(data: bytes) -> list[StepMetrics]:
     """The whole lines in ``data``; torn ones are passed over."""
-    found = []
+    whole: list[StepMetrics] = []
     for raw in data.splitlines():
         with contextlib.suppress(ValueError):
             line = json.loads(raw)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
-                found.append(line)
-    return found
+                whole.append(line)  # type: ignore[arg-type]
+    return whole
 
 
-def scalars(line: dict[str, Any]) -> dict[str, float]:
+def tail(path: Path, most: int) -> list[StepMetrics]:
+    """The whole lines in the last so many bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return lines(file.read())
+
+
+def mean_by_time(steps: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a number over steps, each step weighed by its seconds; null and missing numbers are left out."""
+    known = [(line[key], line["seconds"]) for line in steps if _is_finite(line.get(key)) and line.get("seconds")]
+    seconds = sum(weight for _, weight in known)
+    return float(sum(value * weight for value, weight in known) / seconds) if seconds else None
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line by the names that charts have: ``train/loss``, ``eval/loss``, ``phases/data``."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in line.items():
         if isinstance(value, dict):
-            found |= {f"{key}/{name}": float(inner) for name, inner in value.items() if _is_number(inner)}
-        elif _is_number(value) and key not in ("step", "time", LAUNCH):
+            numbers |= {f"{key}/{name}": float(inner) for name, inner in value.items() if is_number(inner)}
+        elif is_number(value) and key not in ("step", "time", LAUNCH):
             group, name = ("eval", key.removeprefix("eval_")) if key.startswith("eval_") else ("train", key)
-            found[f"{group}/{name}"] = float(value)
-    return found
+            numbers[f"{group}/{name}"] = float(value)
+    return numbers
 
 
 def _launch_of(path: Path) -> int:
     with path.open("rb") as file:
         opening = lines(file.read(4096))
-    return int(opening[0].get(LAUNCH, 0)) if opening else 0
+    return opening[0].get(LAUNCH, 0) if opening else 0
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number; truth values are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

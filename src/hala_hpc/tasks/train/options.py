@@ -1,7 +1,8 @@
-"""What a recipe may say of a training (the ``task:`` section of ``kind: train``), and what of it a model allows."""
+"""The options of a training (the ``task:`` section of ``kind: train``), and which of them a model allows."""
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,9 +95,9 @@ class Save:
 
 @dataclass
 class Watch:
-    """When a training is taken for hung or ill."""
+    """When a training is taken for hung or diverging."""
 
-    stall_factor: float = 10.0  # no step has ended for so many times the usual
+    stall_factor: float = 10.0  # so many times the usual seconds without the end of a step
     stall_seconds: float = 120.0  # but never sooner than this
     start_seconds: float = 1800.0  # loading, compiling and the first step may take so long
     restarts: int = 5  # without a checkpoint made in between: then a person has to look
@@ -152,16 +153,16 @@ CAPPED = "attn_logit_softcapping"
 """Key of the config of models (Gemma 2) whose attention scores are capped, which ``sdpa`` leaves out in silence."""
 
 
-def attention_of(config: dict[str, Any], asked: str | None) -> str | None:
+def attention_of(config: Mapping[str, Any], attention: str | None) -> str | None:
     """Transformers' ``attn_implementation``; None leaves it to the model. Raises HalaError for one that is wrong."""
     if not config.get(CAPPED):
-        return asked
-    if asked == "sdpa":
+        return attention
+    if attention == "sdpa":
         raise HalaError(
             f"task.attention: sdpa leaves out what {config.get('model_type')} does to its scores (soft-capping)",
             "eager, flash_attention_2 or flex_attention",
         )
-    return asked or "eager"
+    return attention or "eager"
 
 
 CONVOLUTIONAL = ("lfm2", "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "granitemoehybrid", "falcon_h1")
@@ -170,20 +171,21 @@ KERNEL = "causal_conv1d"
 """The package whose convolution takes ``seq_idx``; for LFM2 (transformers 5.17) it is enough."""
 
 
-def is_convolutional(config: dict[str, Any]) -> bool:
+def is_convolutional(config: Mapping[str, Any]) -> bool:
     """By the ``config.json`` of a model."""
     return config.get("model_type") in CONVOLUTIONAL or "conv" in (config.get("layer_types") or ())
 
 
-def can_pack(config: dict[str, Any], on_gpu: bool, has_kernel: bool | None = None) -> bool:
+def can_pack(config: Mapping[str, Any], on_gpu: bool, has_kernel: bool | None = None) -> bool:
     """Whether documents may share a sequence: attention tells them apart by their positions, convolutions do not.
 
     ``has_kernel`` is whether ``KERNEL`` is there where the training runs; null looks here.
     """
     if not is_convolutional(config):
         return True
-    found = importlib.util.find_spec(KERNEL) is not None if has_kernel is None else has_kernel
-    return config.get("model_type") == "lfm2" and on_gpu and found
+    if has_kernel is None:
+        has_kernel = importlib.util.find_spec(KERNEL) is not None
+    return config.get("model_type") == "lfm2" and on_gpu and has_kernel
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Layout:
 
     @property
     def sequences(self) -> int:
-        """Of one optimizer step, over all GPUs."""
+        """Sequences of one optimizer step, over all GPUs."""
         return self.world * self.per_device * self.accumulation
 
 
@@ -207,20 +209,20 @@ def global_batch(options: Options) -> int:
         raise HalaError("task.batch: give either sequences or tokens", "for example task.batch.sequences=256")
     if batch.sequences is not None:
         if batch.sequences < 1:
-            raise HalaError(f"task.batch.sequences: {batch.sequences} is no batch", "at least 1")
+            raise HalaError(f"task.batch.sequences: {batch.sequences} must be at least 1")
         return batch.sequences
     assert batch.tokens is not None
     sequences, rest = divmod(batch.tokens, options.sequence_length)
     if rest or not sequences:
         raise HalaError(
-            f"task.batch.tokens: {batch.tokens} is no multiple of task.sequence_length, {options.sequence_length}",
+            f"task.batch.tokens: {batch.tokens} is not a multiple of task.sequence_length, {options.sequence_length}",
             f"for example {max(1, round(batch.tokens / options.sequence_length)) * options.sequence_length}",
         )
     return sequences
 
 
 def steps_of(sequences: int, batch: int) -> int:
-    """Optimizer steps of so many sequences: the last may be shorter than the others."""
+    """Optimizer steps of so many sequences; the last may be shorter than the others."""
     return -(-sequences // batch)
 
 
@@ -231,7 +233,7 @@ def layout(options: Options, world: int) -> Layout:
     """
     sequences, most = global_batch(options), options.batch.per_device
     if most < 1:
-        raise HalaError(f"task.batch.per_device: {most} is no batch", "at least 1")
+        raise HalaError(f"task.batch.per_device: {most} must be at least 1")
     if sequences % world:
         below, above = sequences // world * world, (sequences // world + 1) * world
         raise HalaError(

@@ -1,6 +1,8 @@
-"""Where things of a training stand in its run directory."""
+"""Where the files of a training stand in its run directory, and how the small ones are read."""
 
-from typing import Final
+import json
+from pathlib import Path
+from typing import Any, Final
 
 INDEX: Final = "training/index"
 CHECKPOINTS: Final = "training/checkpoints"
@@ -14,3 +16,12 @@ STACKS: Final = "training/stacks"
 PREFLIGHT: Final = "training/preflight"
 """What each launch found out about its nodes."""
 RANK_LOGS: Final = "logs/ranks"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON file; None where it is missing or cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

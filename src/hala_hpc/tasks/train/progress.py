@@ -1,28 +1,39 @@
 """How far a training is, read from its run directory: the ends of a few small files, so that status stays quick."""
 
 import contextlib
-import json
 import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict, cast
 
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.checkpoint import checkpoints
+from hala_hpc.tasks.train.checkpoint.checkpoints import Fallback
+from hala_hpc.tasks.train.metrics import StepMetrics
 
 TAIL: Final = 32 * 1024
-"""Bytes of the newest metrics that rates are taken over: some dozens of steps."""
+"""Bytes of the newest metrics that give the rates: some dozens of steps."""
 WHOLE: Final = 128 * 1024
 """Metrics of a launch up to this size are read whole for the curve; of longer ones lines are picked, evenly spread."""
 PICKED: Final = 200
 EVALUATIONS: Final = 8 * 1024 * 1024
-"""So far back is looked for the last evaluation."""
+"""How far back the last evaluation is searched for."""
 WIDTH: Final = 60
-"""Of the curve, in characters."""
+"""The width of the curve, in characters."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 GAP: Final = " "
+
+
+class Failure(TypedDict):
+    """Why a training stopped for good; where its loss did, after which step, and what was in that batch."""
+
+    reason: str
+    time: float
+    step: NotRequired[int]
+    sequences: NotRequired[list[list[int]]]
+    rows: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,7 @@ class Progress:
 
     ``phase`` is what the first rank said last: starting, data, forward and backward, optimizer, saving, exporting.
     ``seconds_left`` is to the last step, if it goes on as it does. ``curve`` is the loss from the first step on, in
-    block characters. ``checkpoint`` is the step of the newest complete one. ``failure`` tells why it stopped for good,
-    ``fallback`` after which step it last had to go on because newer checkpoints were damaged.
+    block characters. ``checkpoint`` is the step of the newest complete one.
     """
 
     step: int
@@ -54,8 +64,8 @@ class Progress:
     checkpoint: int | None
     checkpoint_age: float | None
     launches: int
-    failure: dict[str, Any] | None
-    fallback: dict[str, Any] | None
+    failure: Failure | None
+    fallback: Fallback | None
 
 
 def read(run: Path, now: float | None = None) -> Progress | None:
@@ -63,36 +73,43 @@ def read(run: Path, now: float | None = None) -> Progress | None:
 
     ``now``: the file server's time, for ages.
     """
-    report = _json(run / paths.INDEX / "report.json")
+    report = paths.read_json(run / paths.INDEX / "report.json")
     files = metrics.files(run)
     if report is None and not files:
         return None
-    newest = _tail(files[-1], TAIL) if files else []
+    newest = metrics.tail(files[-1], TAIL) if files else []
     trained = [line for line in newest if "loss" in line]
     if not trained and len(files) > 1:  # a launch that has ended no step yet: what the one before did
-        trained = [line for line in _tail(files[-2], TAIL) if "loss" in line]
-    last: dict[str, Any] = trained[-1] if trained else {}
+        trained = [line for line in metrics.tail(files[-2], TAIL) if "loss" in line]
+    last: StepMetrics = trained[-1] if trained else {"step": 0}
+    # The first step of a launch compiles and warms up: it counts only if alone.
+    timed = trained[1:] or trained
     steps = report["steps"] if report else None
     pace = _pace(trained)
-    evaluation = next((found for path in reversed(files) if (found := _last_evaluation(path))), {})
+    evaluation = next((line for path in reversed(files) if (line := _last_evaluation(path))), None)
     checkpoint, saved_at = _checkpoint(run)
     return Progress(
-        step=last.get("step", 0),
+        step=last["step"],
         steps=steps,
         phase=_phase(run),
-        **{key: last.get(key) for key in ("epoch", "loss", "grad_norm", "learning_rate", "mfu", "memory_gb")},
-        eval_loss=evaluation.get("eval_loss"),
-        eval_step=evaluation.get("step"),
-        tokens_per_second=_rate(trained, "tokens_per_second"),
-        tokens_per_second_per_gpu=_rate(trained, "tokens_per_second_per_gpu"),
+        epoch=last.get("epoch"),
+        loss=last.get("loss"),
+        grad_norm=last.get("grad_norm"),
+        learning_rate=last.get("learning_rate"),
+        mfu=last.get("mfu"),
+        memory_gb=last.get("memory_gb"),
+        eval_loss=evaluation.get("eval_loss") if evaluation else None,
+        eval_step=evaluation["step"] if evaluation else None,
+        tokens_per_second=metrics.mean_by_time(timed, "tokens_per_second"),
+        tokens_per_second_per_gpu=metrics.mean_by_time(timed, "tokens_per_second_per_gpu"),
         seconds_per_step=pace,
-        seconds_left=(steps - last.get("step", 0)) * pace if steps is not None and pace is not None else None,
+        seconds_left=(steps - last["step"]) * pace if steps is not None and pace is not None else None,
         curve=curve(_losses(files), WIDTH),
         checkpoint=checkpoint,
         checkpoint_age=max(0.0, (time.time() if now is None else now) - saved_at) if saved_at is not None else None,
         launches=len(files),
-        failure=_json(run / paths.FAILURE),
-        fallback=_json(run / paths.CHECKPOINTS / checkpoints.FALLBACK),
+        failure=cast(Failure | None, paths.read_json(run / paths.FAILURE)),
+        fallback=cast(Fallback | None, paths.read_json(run / paths.CHECKPOINTS / checkpoints.FALLBACK)),
     )
 
 
@@ -113,89 +130,65 @@ def curve(points: Sequence[tuple[int, float]], width: int) -> str:
 
 def _losses(files: Sequence[Path]) -> list[tuple[int, float]]:
     """Losses by step, evenly picked; of a step that was done again, the later one."""
-    found: list[tuple[int, float]] = []
+    losses: list[tuple[int, float]] = []
     for path in files:
-        points = [(line["step"], line["loss"]) for line in _picked(path) if line.get("loss") is not None]
+        points = [(line["step"], loss) for line in _picked(path) if (loss := line.get("loss")) is not None]
         if points:
-            found = [point for point in found if point[0] < points[0][0]] + points
-    return found
+            losses = [point for point in losses if point[0] < points[0][0]] + points
+    return losses
 
 
-def _picked(path: Path) -> list[dict[str, Any]]:
+def _picked(path: Path) -> list[StepMetrics]:
     """The first and last lines of a file and some between, evenly spread over its bytes; all of a small one."""
     size = path.stat().st_size
     if size <= WHOLE:
         return metrics.lines(path.read_bytes())
-    found: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, StepMetrics] = {}
     with path.open("rb") as file:
         for number in range(PICKED):
             file.seek(number * (size - TAIL) // PICKED)
             if number:
                 file.readline()  # most likely in the middle of one
             for line in metrics.lines(file.readline() + file.readline()):  # lines may be empty
-                found[line["step"]] = line
-    found |= {line["step"]: line for line in _tail(path, TAIL) if "loss" in line}
-    return [found[step] for step in sorted(found)]
+                by_step[line["step"]] = line
+    by_step |= {line["step"]: line for line in metrics.tail(path, TAIL) if "loss" in line}
+    return [by_step[step] for step in sorted(by_step)]
 
 
-def _tail(path: Path, most: int) -> list[dict[str, Any]]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - most))
-        return metrics.lines(file.read())
-
-
-def _last_evaluation(path: Path) -> dict[str, Any]:
+def _last_evaluation(path: Path) -> StepMetrics | None:
     """The newest line with an evaluation's loss, searched from the end without parsing what is between."""
     if not path.stat().st_size:
-        return {}
+        return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.rfind(b'"eval_loss"', max(0, len(data) - EVALUATIONS))
         if at < 0:
-            return {}
+            return None
         end = data.find(b"\n", at)
-        found = metrics.lines(data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)])
-    return found[-1] if found else {}
+        lines = metrics.lines(data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)])
+    return lines[-1] if lines else None
 
 
-def _pace(trained: Sequence[dict[str, Any]]) -> float | None:
+def _pace(trained: Sequence[StepMetrics]) -> float | None:
     """Seconds from step to step, saves and evaluations included, over the steps given."""
     if not trained:
         return None
     first, last = trained[0], trained[-1]
     if first["step"] == last["step"]:
-        seconds: float | None = last.get("seconds")
-        return seconds
-    return float((last["time"] - first["time"]) / (last["step"] - first["step"]))
-
-
-def _rate(trained: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Mean rate, each step by its time. The first step of a launch compiles and warms up: it counts only if alone."""
-    weighed = [(line[key], line["seconds"]) for line in trained[1:] or trained if line.get(key) and line.get("seconds")]
-    seconds = sum(one for _, one in weighed)
-    return float(sum(rate * one for rate, one in weighed) / seconds) if seconds else None
+        return last.get("seconds")
+    return (last["time"] - first["time"]) / (last["step"] - first["step"])
 
 
 def _checkpoint(run: Path) -> tuple[int | None, float | None]:
     """Step of the newest complete checkpoint, and when it was declared complete."""
-    newest: tuple[int | None, float | None] = (None, None)
-    for marker in (run / paths.CHECKPOINTS).glob("checkpoint-*/complete.json"):
-        step = marker.parent.name.rpartition("-")[2]
+    folder = run / paths.CHECKPOINTS
+    if (step := checkpoints.newest_step(folder)) >= 0:
         with contextlib.suppress(OSError):  # dropped this moment
-            if step.isdigit() and (newest[0] is None or int(step) > newest[0]):
-                newest = int(step), marker.stat().st_mtime
-    return newest
+            return step, (folder / f"{checkpoints.PREFIX}{step}" / checkpoints.MARKER).stat().st_mtime
+    return None, None
 
 
 def _phase(run: Path) -> str | None:
     """What the first rank of the newest launch said last."""
-    beacons = sorted((run / paths.RANKS).glob("*/0.json"), key=lambda path: path.stat().st_mtime)
-    said = _json(beacons[-1]) if beacons else None
-    return str(said["phase"]) if said and "phase" in said else None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    heartbeats = sorted((run / paths.RANKS).glob("*/0.json"), key=lambda path: path.stat().st_mtime)
+    newest = paths.read_json(heartbeats[-1]) if heartbeats else None
+    return str(newest["phase"]) if newest and "phase" in newest else None

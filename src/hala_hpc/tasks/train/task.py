@@ -11,7 +11,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model, Recipe, Site
 from hala_hpc.data.chat import templates
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.data.files import sources
+from hala_hpc.data.files import sources as data_files
 from hala_hpc.models import check, location
 from hala_hpc.run import create as runs
 from hala_hpc.run import manifest
@@ -22,11 +22,11 @@ from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
 
 NAME = re.compile(r"[\w-]{1,60}")
-"""Of a dataset in the mixture: it becomes a folder."""
+"""The name of a dataset in the mixture: it becomes a folder."""
 
 
 class Train:
-    """See the module. What can be refused is refused here, before a GPU is asked for."""
+    """A training. What can be refused is refused here, before a GPU is allocated."""
 
     stage = "work"
     loop = "hala_hpc.tasks.train.launch.loop"
@@ -48,7 +48,7 @@ class Train:
             if value <= 0:
                 raise HalaError(f"task.{key}: must be more than 0")
         if len(options.optimizer.betas) != 2:
-            raise HalaError("task.optimizer.betas: two numbers are wanted", "for example [0.9, 0.95]")
+            raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
         layout(options, world_of(recipe.site))
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
@@ -66,20 +66,18 @@ class Train:
             )
         tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)
         templates.check(tokenizer, {dataset.kind for dataset in options.datasets.values()})
-        read: list[dict[str, Any]] = []
-        hashed = hashlib.blake2b(digest_size=16)
-        notes: dict[str, int] = {}
-        rows = characters = tokens = 0
-        for name, target in zip(options.datasets, prepare_runs(folder, recipe), strict=True):
-            plan = self._plan_dataset(name, target, watch)
-            read += [source | {"dataset": name} for source in plan.facts.sources]
-            hashed.update("".join([name, *map(str, plan.column("digest"))]).encode())
-            rows += plan.facts.rows
-            characters += plan.facts.characters
-            tokens += expected.of(plan.facts).tokens
-            notes |= {f"{note} ({name})": count for note, count in plan.facts.notes.items()}
-        shard = Shard(0, "train", recipe.model.name, 0, 0, 1, characters, tokens, hashed.hexdigest())
-        return Cut([shard], Facts("", 1, rows, characters, tokens, read, unit="models", notes=notes))
+        targets = zip(options.datasets, prepare_runs(folder, recipe), strict=True)
+        plans = {name: self._plan_dataset(name, target, watch) for name, target in targets}
+        digests = (part for name, plan in plans.items() for part in (name, *map(str, plan.column("digest"))))
+        digest = hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+        facts = {name: plan.facts for name, plan in plans.items()}
+        rows = sum(part.rows for part in facts.values())
+        characters = sum(part.characters for part in facts.values())
+        tokens = sum(expected.of(part).tokens for part in facts.values())
+        sources = [source | {"dataset": name} for name, part in facts.items() for source in part.sources]
+        notes = {f"{note} ({name})": count for name, part in facts.items() for note, count in part.notes.items()}
+        shard = Shard(0, "train", recipe.model.name, 0, 0, 1, characters, tokens, digest)
+        return Cut([shard], Facts("", 1, rows, characters, tokens, sources, unit="models", notes=notes))
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
@@ -98,7 +96,7 @@ class Train:
             target.symlink_to(_shared(self._recipe, name))
             target = target.readlink()
         if not target.exists():
-            nested = prepare_recipe(self._recipe, name)
+            nested = prepare.recipe_for(self._recipe, name, self._recipe.task.datasets[name])
 
             def fill(folder: Path) -> tuple[list[Shard], Facts]:
                 cut = prepare.create(nested).plan(folder, watch)
@@ -112,7 +110,7 @@ class Train:
 
 
 def create(recipe: Recipe) -> Train:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for options that cannot work."""
     return Train(recipe)
 
 
@@ -126,11 +124,6 @@ def ranks_per_node(site: Site) -> int:
     return site.slurm.ranks_per_node or max(1, site.slurm.gpus_per_worker)
 
 
-def prepare_recipe(recipe: Recipe, name: str) -> Recipe:
-    """The recipe of the run that prepares one dataset of the mixture."""
-    return prepare.recipe_for(recipe, name, recipe.task.datasets[name])
-
-
 def prepare_runs(run: Path, recipe: Recipe) -> list[Path]:
     """The runs that hold each dataset's tokens, in the order of the recipe; elsewhere where trainings share them."""
     places = [run / "prepare" / name for name in recipe.task.datasets]
@@ -138,17 +131,17 @@ def prepare_runs(run: Path, recipe: Recipe) -> list[Path]:
 
 
 def _shared(recipe: Recipe, name: str) -> Path:
-    """Where trainings share a dataset's tokens: the name tells what they are made from, contents included."""
-    nested = prepare_recipe(recipe, name)
-    said: list[Any] = [asdict(nested.task), asdict(nested.data), asdict(nested.model)]
-    for section in said:
+    """Where trainings share a dataset's tokens: the name is a digest of what they are made from, contents included."""
+    nested = prepare.recipe_for(recipe, name, recipe.task.datasets[name])
+    parts: list[Any] = [asdict(nested.task), asdict(nested.data), asdict(nested.model)]
+    for section in parts:
         section.pop("licence", None)  # it changes no token
-    read = sources.resolve(nested.data)
+    read = data_files.resolve(nested.data)
     read += [Path(nested.task.chat_template)] if nested.task.chat_template else []
     read += sorted(Path(nested.model.tokenizer or nested.model.name).glob("tokenizer*"))
-    said += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
-    # Of a model on the hub no file is named above: its tokenizer as it is now in the cache, whatever it is called.
+    parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file in read for stat in [file.stat()]]
+    # A model on the hub has no file above: its tokenizer counts as it is now in the cache, whatever its name.
     tokenizer = templates.load_tokenizer(recipe.model)
-    said += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
-    digest = hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()
+    parts += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template)]
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     return Path(recipe.task.prepared) / f"{name}-{digest}"

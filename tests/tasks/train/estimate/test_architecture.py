@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hala_hpc.config.errors import HalaError
@@ -87,19 +86,3 @@ def test_an_unknown_family_is_refused_by_name() -> None:
         architecture.read({"model_type": "mamba9"})
     with pytest.raises(HalaError, match="no 'hidden_size'"):
         architecture.read({"model_type": "llama", "vocab_size": 3})
-
-
-def test_safetensors_headers_are_counted_without_their_weights(tmp_path: Path) -> None:
-    tensors = {"model.embed_tokens.weight": [10, 4], "model.norm.weight": [4], "lm_head.weight": [10, 4]}
-    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in tensors.items()}
-    text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(len(text).to_bytes(8, "little") + text + np.zeros(84, np.float32).tobytes())
-    found = architecture.in_folder(tmp_path)
-    assert (found.total, found.embedding, found.head, found.tied) == (84, 40, 40, False)
-    file.write_bytes(b"not at all a file of tensors")
-    with pytest.raises(HalaError, match="not a safetensors file"):
-        architecture.in_folder(tmp_path)
-    file.unlink()
-    with pytest.raises(HalaError, match="no safetensors files"):
-        architecture.in_folder(tmp_path)

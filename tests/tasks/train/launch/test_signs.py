@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from hala_hpc.tasks.train import metrics, paths
+from hala_hpc.tasks.train.checkpoint import checkpoints
 from hala_hpc.tasks.train.launch import signs
 from hala_hpc.tasks.train.launch.signs import End
 from hala_hpc.tasks.train.options import Watch
@@ -31,24 +32,24 @@ def test_seconds_of_steps_survive_torn_lines_and_other_lines(tmp_path: Path) -> 
     assert signs.steps_ended(tmp_path, "other") == 0
 
 
-def test_beacons_and_ends(tmp_path: Path) -> None:
+def test_heartbeats_and_ends(tmp_path: Path) -> None:
     folder = signs.folder(tmp_path, "one")
     folder.mkdir(parents=True)
     told = {"rank": 3, "host": "n1", "pid": 7, "step": 5, "phase": "data", "time": 1.5}
     (folder / "3.json").write_text(json.dumps(told))
     (folder / "4.json").write_text('{"rank": 4, "ho')
-    assert signs.beacons(tmp_path, "one") == {3: signs.Beacon(**told)}  # type: ignore[arg-type]
+    assert signs.heartbeats(tmp_path, "one") == {3: signs.RankHeartbeat(**told)}  # type: ignore[arg-type]
     signs.write_end(tmp_path, "one", End(1, -9))
     signs.write_end(tmp_path, "one", End(0, 85))
     assert [(end.rank, end.code) for end in signs.ends(tmp_path, "one", 2)] == [(1, -9), (0, 85)], "in order of time"
-    assert signs.beacons(tmp_path, "other") == {} and signs.ends_so_far(tmp_path, "other") == []
+    assert signs.heartbeats(tmp_path, "other") == {} and signs.ends_so_far(tmp_path, "other") == []
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
-    assert signs.newest_checkpoint(tmp_path) == -1
+    assert checkpoints.newest_step(tmp_path / paths.CHECKPOINTS) == -1
     for step, is_complete in ((5, True), (10, True), (15, False)):
         folder = tmp_path / paths.CHECKPOINTS / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         if is_complete:
             (folder / "complete.json").touch()
-    assert signs.newest_checkpoint(tmp_path) == 10
+    assert checkpoints.newest_step(tmp_path / paths.CHECKPOINTS) == 10

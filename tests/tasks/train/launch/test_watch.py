@@ -14,6 +14,8 @@ import pytest
 
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.ledger import read as events
+from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.checkpoint import checkpoints
 from hala_hpc.tasks.train.launch import launcher as train_launch
 from hala_hpc.tasks.train.launch import signs, stacks
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
@@ -55,8 +57,8 @@ def see_through(
 
 def pid_of(run: Path, rank: int, step: int = 1, name: str = "one") -> int:
     """Of the rank, once it is at this step."""
-    wait_until(lambda: (found := signs.beacons(run, name).get(rank)) is not None and found.step >= step)
-    return signs.beacons(run, name)[rank].pid
+    wait_until(lambda: (found := signs.heartbeats(run, name).get(rank)) is not None and found.step >= step)
+    return signs.heartbeats(run, name)[rank].pid
 
 
 def assert_gone(*pids: int) -> None:
@@ -79,7 +81,7 @@ def test_a_stop_reaches_all_ranks_and_none_is_killed_while_it_saves(run: Path) -
     pid_of(run, 2)
     assert see_through(watched, should_stop=lambda: True) == Ended(How.STOPPED)
     assert sorted((end.rank, end.code) for end in signs.ends_so_far(run, "one")) == [(0, 85), (1, 85), (2, 85)]
-    assert signs.newest_checkpoint(run) >= 1
+    assert checkpoints.newest_step(run / paths.CHECKPOINTS) >= 1
 
 
 def test_ranks_may_stop_by_themselves(run: Path) -> None:

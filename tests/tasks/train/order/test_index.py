@@ -184,7 +184,7 @@ def test_it_is_made_once_and_of_nothing_else(prepared: Prepared, tmp_path: Path)
     with pytest.raises(HalaError, match="of another recipe or of other data"):
         index.build(prepared, options(sequences=16), True, target)
     (target / "training_items.npy").write_bytes(b"")
-    with pytest.raises(HalaError, match="no index of a training"):
+    with pytest.raises(HalaError, match="is not an index of a training"):
         index.load(target)
 
 

@@ -10,7 +10,7 @@ from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.options import layout
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.rank.batches import IGNORED, Batches
+from hala_hpc.tasks.train.rank.batches import IGNORED, Batches, Collate
 from hala_hpc.worker import registry
 
 run = Path(sys.argv[1])
@@ -20,7 +20,7 @@ form = "positions" if order.report["packed"] else "padded"
 seen: dict[int, list[list[list[int]]]] = {}
 for world in (1, 2, 4):
     spread = layout(recipe.task, world)
-    ranks = [Batches(prepared, order, spread, rank, 0, form, conv=False) for rank in range(world)]
+    ranks = [Batches(order, spread, rank, Collate(prepared, 0, form, conv=False)) for rank in range(world)]
     seen[world] = []
     for step in range(order.steps):
         learned = []

@@ -1,7 +1,7 @@
 """Checkpoints that are complete, ours and as they were written, or not used.
 
 A checkpoint counts only with its marker, which the first rank writes after all ranks have written and flushed theirs.
-``run.digests`` tells whether a byte of its files has changed since, the marker's own seal the same of the marker.
+``run.digests`` shows whether a byte of its files has changed since; the marker's own seal, whether the marker has.
 """
 
 import hashlib
@@ -10,10 +10,10 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import digests
@@ -22,7 +22,7 @@ from hala_hpc.run.files import fsync_tree, remove_tree, write_durably
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
 FALLBACK: Final = "fallback.json"
-"""Beside the checkpoints: from which one a training last went on, and which newer ones were damaged, and how."""
+"""Beside the checkpoints, a ``Fallback``."""
 OF_RANK: Final = re.compile(r"(?:zero_pp_rank|rng_state)_(\d+)")
 """Files that one rank writes: it finds them in its own node's memory."""
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -30,7 +30,7 @@ OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 @dataclass(frozen=True)
 class Saved:
-    """What the marker says: after which step, by how many ranks, in how many seconds."""
+    """What the marker says: after which step it was saved, by how many ranks, in how many seconds."""
 
     path: Path
     step: int
@@ -39,12 +39,20 @@ class Saved:
     seconds: float
 
 
+class Fallback(TypedDict):
+    """From which step a training last went on, and which newer checkpoints were damaged, and how."""
+
+    step: int
+    damaged: dict[str, str]
+    time: float
+
+
 def complete(folder: Path) -> list[Saved]:
     """All complete ones, newest first; without those whose marker is damaged.
 
     Raises HalaError for one that anybody else has made or may change: loading runs what is in it.
     """
-    found = []
+    whole = []
     for path in folder.glob(f"{PREFIX}*"):
         try:
             marker = (path / MARKER).read_bytes()
@@ -52,25 +60,26 @@ def complete(folder: Path) -> list[Saved]:
             continue
         _refuse_others(path)
         if (saved := _read(path, marker)) is not None:
-            found.append(saved)
-    return sorted(found, key=lambda one: -one.step)
+            whole.append(saved)
+    return sorted(whole, key=lambda saved: -saved.step)
 
 
-def digests_of(path: Path, rank: int = 0, world: int = 1) -> dict[str, str]:
-    """Digest of each file of a checkpoint that falls to one of the ranks: best those that it wrote itself."""
+def newest_step(folder: Path) -> int:
+    """The step of the newest one with a marker, whatever it says; -1 without any."""
+    return next((int(_step(path)) for path in _marked(folder)), -1)
+
+
+def digests_of(path: Path, own: int = 0, world: int = 1) -> dict[str, str]:
+    """Digests of the files of a checkpoint that fall to one of the ranks: best those that it wrote itself."""
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    owners = [int(one[1]) if (one := OF_RANK.search(name)) else at for at, name in enumerate(names)]
-    mine = (name for name, owner in zip(names, owners, strict=True) if owner % world == rank)
+    owners = [int(rank[1]) if (rank := OF_RANK.search(name)) else at for at, name in enumerate(names)]
+    mine = (name for name, owner in zip(names, owners, strict=True) if owner % world == own)
     return {name: digests.digest_of(path / name) for name in mine}
 
 
 def faults(folder: Path) -> dict[Path, list[str]]:
     """The checkpoints that are not what was written, and how; reads every byte. Older ones without digests pass."""
-    found = {}
-    for path in _marked(folder):
-        if told := faults_of(path):
-            found[path] = told
-    return found
+    return {path: wrong for path in _marked(folder) if (wrong := faults_of(path))}
 
 
 def faults_of(path: Path) -> list[str]:
@@ -78,10 +87,10 @@ def faults_of(path: Path) -> list[str]:
     marker = (path / MARKER).read_bytes()
     if _read(path, marker) is None:
         return [f"{MARKER} is not what was written"]
-    told = digests.faults(path)
-    if told is None:  # an older one, or one that has lost its list
+    wrong = digests.faults(path)
+    if wrong is None:  # an older one, or one that has lost its list
         return [f"{digests.NAME} is missing"] if "seal" in json.loads(marker) else []
-    return told
+    return wrong
 
 
 def _marked(folder: Path) -> list[Path]:
@@ -97,30 +106,30 @@ def _step(path: Path) -> str:
 def _read(path: Path, marker: bytes) -> Saved | None:
     """None where the marker is not what was written."""
     try:
-        said = json.loads(marker)
-        if "seal" in said and said.pop("seal") != _seal(said):
+        record = json.loads(marker)
+        if "seal" in record and record.pop("seal") != _seal(record):
             return None
-        return Saved(path, **said)
+        return Saved(path, **record)
     except (ValueError, TypeError, AttributeError):
         return None
 
 
-def _seal(said: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _seal(record: Mapping[str, int | float]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _refuse_others(path: Path) -> None:
     """Raises HalaError where a file is somebody else's, or somebody else may write to it."""
-    for one in (path.parent, path, *path.rglob("*")):
+    for file in (path.parent, path, *path.rglob("*")):
         try:
-            about = one.lstat()
+            about = file.lstat()
         except FileNotFoundError:  # it is being dropped
             continue
         if about.st_uid != os.getuid():
-            raise HalaError(f"{one}: belongs to another user, and loading it would run what is in it")
+            raise HalaError(f"{file}: belongs to another user, and loading it would run what is in it")
         if about.st_mode & OTHERS_WRITE and not stat.S_ISLNK(about.st_mode):
             raise HalaError(
-                f"{one}: other users may write to it, and loading it would run what is in it",
+                f"{file}: other users may write to it, and loading it would run what is in it",
                 f"if it is as you left it: chmod -R go-w {path.parent}",
             )
 
@@ -146,9 +155,9 @@ class Checkpoints:
         return moved
 
     def newest_whole(self, say: Callable[[str], None]) -> Saved | None:
-        """The newest that is what was written; newer ones that are not are set aside, told of, and noted for status.
+        """The newest that is what was written; damaged newer ones are set aside, said, and noted for status.
 
-        Raises HalaError where there are some, and none is whole.
+        Raises HalaError where all are damaged.
         """
         complete(self.folder)  # refuses what is not ours
         damaged: dict[str, str] = {}
@@ -160,12 +169,12 @@ class Checkpoints:
         else:
             if damaged:
                 raise HalaError(
-                    f"{self.folder}: no checkpoint is what was written ({', '.join(damaged)})",
+                    f"{self.folder}: every checkpoint is damaged ({', '.join(damaged)})",
                     "put them back from a copy; or remove them, and the training begins anew",
                 )
             return None
         if damaged:  # noted before they are set aside: a kill in between must not hide it
-            note = {"step": int(_step(path)), "damaged": damaged, "time": time.time()}
+            note: Fallback = {"step": int(_step(path)), "damaged": damaged, "time": time.time()}
             write_durably(self.folder / FALLBACK, json.dumps(note).encode())
         for name in damaged:
             (self.folder / name / MARKER).unlink()
@@ -178,15 +187,13 @@ class Checkpoints:
         ``known``: what ``digests_of`` gave to the ranks.
         """
         path = self.path(step)
-        for one in (self.folder, path, *path.rglob("*")):
-            one.chmod(one.stat().st_mode & ~OTHERS_WRITE)
+        for file in (self.folder, path, *path.rglob("*")):
+            file.chmod(file.stat().st_mode & ~OTHERS_WRITE)
         saved = Saved(path, step, world, stage, round(seconds, 3))
         digests.write(path, known)
-        fsync_tree(saved.path)
-        said = asdict(saved)
-        del said["path"]
-        said["seal"] = _seal(said)
-        write_durably(saved.path / MARKER, json.dumps(said).encode())
+        fsync_tree(path)
+        record = {key: value for key, value in asdict(saved).items() if key != "path"}
+        write_durably(path / MARKER, json.dumps(record | {"seal": _seal(record)}).encode())
         for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts
             remove_tree(old.path)

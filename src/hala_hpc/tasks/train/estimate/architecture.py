@@ -1,32 +1,50 @@
 """What a model's ``config.json`` says of its form: how many weights that is, and how much of a GPU training it uses."""
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 
-BIASED = {"qwen2": (True, False)}
-"""Biases of (query, key and value; output) where the config does not say: read from transformers' models."""
-NORMS = {"gemma2": 4, "cohere2": 1}
-"""Norms in a layer, where they are not two."""
-TIED = ("gemma2", "cohere2", "lfm2")
-"""Families whose input embedding is also the output projection unless the config says otherwise."""
-KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "cohere2", "lfm2")
+
+@dataclass(frozen=True)
+class Family:
+    """What the config of a family leaves to transformers' code.
+
+    ``qkv_bias`` of query, key and value where the config does not say; ``norms`` in a layer, vectors of ``hidden``;
+    ``tied`` unless the config says otherwise; ``norm_bytes`` kept of a number by each norm, where its float32
+    arithmetic keeps more than others'; ``is_fusible``: liger-kernel replaces its norms and MLP.
+    """
+
+    qkv_bias: bool | None = None
+    norms: int = 2
+    head_norms: bool = False
+    tied: bool = False
+    norm_bytes: int = 0
+    is_fusible: bool = True
+
+
+FAMILIES: Final = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(head_norms=True),
+    "gemma2": Family(norms=4, tied=True, norm_bytes=8),
+    "cohere2": Family(norms=1, tied=True, norm_bytes=12, is_fusible=False),
+    "lfm2": Family(head_norms=True, tied=True, is_fusible=False),
+}
+NEEDED: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A dense decoder. ``intermediate`` is the real width of the MLP; ``convolutions`` are layers without attention.
 
-    ``kernel`` is the length of the short convolution (lfm2); ``norms`` are vectors of ``hidden`` per layer.
+    ``kernel`` is the length of the short convolution (lfm2).
     """
 
-    family: str
+    family: Family
     vocabulary: int
     hidden: int
     intermediate: int
@@ -36,8 +54,6 @@ class Architecture:
     kv_heads: int
     head_size: int
     tied: bool
-    norms: int = 2
-    head_norms: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -63,37 +79,32 @@ class Architecture:
 
 def read(config: Mapping[str, Any]) -> Architecture:
     """The form of a model, from its config. Raises HalaError for a family that is not known here."""
-    family = str(config.get("model_type"))
-    if family not in KNOWN:
-        raise HalaError(f"model: the memory of a '{family}' is not known", did_you_mean(family, KNOWN))
-    missing = [
-        key for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads") if key not in config
-    ]
-    if missing:
-        raise HalaError(f"model: its config.json has no '{missing[0]}'")
-    heads, hidden, layers = (int(config[key]) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+    name = str(config.get("model_type"))
+    if name not in FAMILIES:
+        raise HalaError(f"model: the memory of a '{name}' is not known", did_you_mean(name, FAMILIES))
+    for key in NEEDED:
+        if key not in config:
+            raise HalaError(f"model: its config.json has no '{key}'")
+    family, is_lfm2 = FAMILIES[name], name == "lfm2"
+    vocabulary, hidden, layers, heads = (int(config[key]) for key in NEEDED)
     bias = bool(config.get("attention_bias", False))
-    qkv_bias, output_bias = BIASED.get(family, (bias, bias))
-    tied = config.get("tie_word_embeddings", config.get("tie_embedding", family in TIED))
     return Architecture(
         family=family,
-        vocabulary=int(config["vocab_size"]),
+        vocabulary=vocabulary,
         hidden=hidden,
         intermediate=_intermediate(config),
         layers=layers,
-        convolutions=_convolutions(config, layers) if family == "lfm2" else 0,
+        convolutions=_convolutions(config, layers) if is_lfm2 else 0,
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_size=int(config.get("head_dim") or hidden // heads),
-        tied=bool(tied),
-        norms=NORMS.get(family, 2),
-        head_norms=family in ("qwen3", "lfm2"),
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
+        tied=bool(config.get("tie_word_embeddings", config.get("tie_embedding", family.tied))),
+        qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
+        output_bias=bias and family.qkv_bias is None,
         mlp_bias=bool(config.get("mlp_bias", False)),
         conv_bias=bool(config.get("conv_bias", False)),
-        kernel=int(config.get("conv_L_cache", 3)) if family == "lfm2" else 0,
-        softcap=config.get("attn_logit_softcapping", 50.0) is not None if family == "gemma2" else False,
+        kernel=int(config.get("conv_L_cache", 3)) if is_lfm2 else 0,
+        softcap=name == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None,
     )
 
 
@@ -115,12 +126,6 @@ def _convolutions(config: Mapping[str, Any], layers: int) -> int:
         return sum(kind == "conv" for kind in config["layer_types"])
     attentions = config.get("full_attn_idxs")
     return layers - len(attentions) if attentions is not None else 0
-
-
-HEADER_BYTES = 8
-"""A safetensors file begins with the length of its JSON header, a little-endian unsigned 64-bit number."""
-MOST_HEADER = 100_000_000
-"""The format's own limit of a header; anything above is no safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -147,44 +152,14 @@ def count(model: Architecture) -> Parameters:
     embedding = model.vocabulary * model.hidden
     head = 0 if model.tied else embedding
     layers = model.attentions * _attention(model) + model.convolutions * _convolution(model)
-    layers += model.layers * (_mlp(model) + model.norms * model.hidden)
+    layers += model.layers * (_mlp(model) + model.family.norms * model.hidden)
     return Parameters(embedding + head + layers + model.hidden, embedding, head)  # and the last norm
-
-
-def largest_layer(model: Architecture) -> int:
-    """Weights of the layer that has most: what is gathered at once with activation checkpointing under ZeRO-3."""
-    inner = max(_attention(model) if model.attentions else 0, _convolution(model) if model.convolutions else 0)
-    return inner + _mlp(model) + model.norms * model.hidden
-
-
-def in_folder(folder: Path) -> Parameters:
-    """Weights in the safetensors files of a folder, for models whose form is not known. Raises HalaError."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise HalaError(f"{folder}: no safetensors files in it")
-    sizes: dict[str, int] = {}
-    for file in files:
-        sizes |= {name: math.prod(shape) for name, shape in shapes(file).items()}
-    embedding = sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight"))
-    head = sum(size for name, size in sizes.items() if name.endswith("lm_head.weight"))
-    return Parameters(sum(sizes.values()), embedding, head)
-
-
-def shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a safetensors file, by name. Raises HalaError for a file that is none."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(HEADER_BYTES), "little")
-            header = json.loads(opened.read(length) if length <= MOST_HEADER else b"")
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise HalaError(f"{file}: not a safetensors file") from error
 
 
 def _attention(model: Architecture) -> int:
     matrices = model.hidden * (2 * model.queries + 2 * model.keys)
     biases = model.qkv_bias * (model.queries + 2 * model.keys) + model.output_bias * model.hidden
-    return matrices + biases + 2 * model.head_norms * model.head_size
+    return matrices + biases + 2 * model.family.head_norms * model.head_size
 
 
 def _convolution(model: Architecture) -> int:
@@ -232,7 +207,7 @@ Keys are words of the name that the driver gives, e.g. "NVIDIA H100 80GB HBM3" (
 def peak_flops(gpu: str) -> float | None:
     """Peak bf16 FLOP/s of a device by the driver's name for it; None for one that is not in the table (a CPU)."""
     words = set(re.split(r"[\s-]+", gpu))
-    if "MIG" in words:  # a slice, of which the name does not tell how much of the device it is
+    if "MIG" in words:  # a slice: the name does not say how much of the device it is
         return None
     known = [name for name in PEAK_BF16 if set(name.split()) <= words]
     return PEAK_BF16[max(known, key=lambda name: len(name.split()))] if known else None

@@ -8,23 +8,20 @@ from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate.architecture import Architecture
 from hala_hpc.tasks.train.options import Options, layout
 
-FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
-"""Families whose norms and MLP liger-kernel replaces; it then saves a norm's input, and gate and up of an MLP."""
-
 
 @dataclass(frozen=True)
 class Setting:
     """How the layers run.
 
-    ``attention`` is eager, sdpa or another of transformers' names, for kernels that need no mask. ``autocast``: weights
-    and the residual stream are float32 and matrix products bfloat16, else all is of ``width`` bytes. ``liger``: fused
-    kernels.
+    ``attention`` is eager, sdpa or another of transformers' names, for kernels that need no mask. Matrix products are
+    of numbers of ``width`` bytes, and so is all else, but for ``autocast``: then weights and the residual stream are
+    float32. ``fused``: liger's kernels replace norms and MLP; they keep a norm's input, and gate and up of an MLP.
     """
 
     attention: str
-    autocast: bool = False
-    width: int = 2
-    liger: bool = False
+    autocast: bool
+    width: int
+    fused: bool
 
     @property
     def stream(self) -> int:
@@ -32,69 +29,36 @@ class Setting:
         return 4 if self.autocast else self.width
 
 
-def per_token(model: Architecture, setting: Setting, length: int) -> float:
-    """Bytes per token of all layers together, the embedding and the last norm; sequences are ``length`` tokens long."""
-    attention = _attention(model, setting, length) if model.attentions else 0.0
-    convolution = _convolution(model, setting) if model.convolutions else 0.0
-    layers = model.attentions * attention + model.convolutions * convolution + model.layers * _common(model, setting)
-    mask = length if setting.attention in ("eager", "sdpa") else 0  # one, of truth values, for all layers
-    return layers + mask + _norm(model, setting, 0) + setting.stream * model.hidden
-
-
-def per_token_of_one_layer(model: Architecture, setting: Setting, length: int) -> float:
-    """Bytes per token of the largest layer: what is computed anew at once with activation checkpointing."""
-    attention = _attention(model, setting, length) if model.attentions else 0.0
-    convolution = _convolution(model, setting) if model.convolutions else 0.0
-    return max(attention, convolution) + _common(model, setting)
-
-
 def _common(model: Architecture, setting: Setting) -> float:
     """Norms and MLP, which every layer has."""
-    if model.norms == 1:  # attention and MLP side by side read the same norm
+    if model.family.norms == 1:  # attention and MLP side by side read the same norm
         norms = _norm(model, setting, 5)
     else:
         reads = 3 if model.convolutions < model.layers else 1
-        norms = _norm(model, setting, reads) + _norm(model, setting, 2) + (model.norms - 2) * _norm(model, setting, 0)
-    width = 2 if setting.autocast else setting.width
-    return norms + (3 if _is_fused(model, setting) else 4) * width * model.intermediate
+        norms = (
+            _norm(model, setting, reads)
+            + _norm(model, setting, 2)
+            + (model.family.norms - 2) * _norm(model, setting, 0)
+        )
+    return norms + (3 if setting.fused else 4) * setting.width * model.intermediate
 
 
 def _norm(model: Architecture, setting: Setting, readers: int) -> float:
     """One norm, and its output as far as matrix products read it; autocast makes a copy for each of ``readers``."""
-    hidden, stream = model.hidden, setting.stream
-    if _is_fused(model, setting):
-        kept = stream * hidden
-    elif model.family == "cohere2":
-        kept = 12 * hidden  # float32: less its mean, that times the deviation, and the input
-    elif model.family == "gemma2" or setting.autocast or setting.width == 4:
-        kept = 8 * hidden  # float32: the input, and what is multiplied by the weight
-    else:
-        kept = (4 + setting.width) * hidden  # the input in float32, and what is multiplied by the weight
-    if setting.autocast:
-        return kept + 2 * readers * hidden
-    return kept + (setting.width * hidden if readers else 0)
+    # Without fusion: the input in float32, and what is multiplied by the weight.
+    kept = setting.stream if setting.fused else max(4 + setting.stream, model.family.norm_bytes)
+    return model.hidden * (kept + (2 * readers if setting.autocast else setting.width * (readers > 0)))
 
 
 def _attention(model: Architecture, setting: Setting, length: int) -> float:
-    width = 2 if setting.autocast else setting.width
+    width = setting.width
     if setting.attention == "eager":
-        scores = (4 + width + (width if model.softcap else 0)) * model.heads * length
-        kept = width * 4 * model.queries + scores
+        kept = width * 4 * model.queries + (4 + width + width * model.softcap) * model.heads * length
     elif setting.attention == "sdpa":  # with a mask, which becomes numbers in each layer, keys are repeated per head
         kept = width * (4 * model.queries + length) + 4 * model.heads
     else:
         kept = width * (2 * model.queries + 2 * model.keys) + 4 * model.heads
-    head_norms = (4 + width) * (model.queries + model.keys) if model.head_norms else 0
-    return kept + head_norms
-
-
-def _convolution(model: Architecture, setting: Setting) -> float:
-    """lfm2: three gates, their product, the convolution's result and the product with the last gate."""
-    return (2 if setting.autocast else setting.width) * 6 * model.hidden
-
-
-def _is_fused(model: Architecture, setting: Setting) -> bool:
-    return setting.liger and model.family in FUSED
+    return kept + (4 + width) * (model.queries + model.keys) * model.family.head_norms
 
 
 USABLE = 0.9
@@ -152,13 +116,13 @@ def estimate(
         attention=options.attention or attention or ("eager" if model.softcap else "sdpa"),
         autocast=is_mixed and not stage,
         width=2 if is_mixed else 4,
-        liger="liger" in options.kernels,
+        fused="liger" in options.kernels and model.family.is_fusible,
     )
     total = architecture.count(model).total
     kept = _activations(model, setting, options, tokens)
     settings = options.deepspeed.settings() if settings is None else settings
     zero = settings.get("zero_optimization", {}) if stage and settings else {}
-    held = _states(total, stage, 2 if is_mixed else 4, world)
+    held = _states(total, stage, setting.width, world)
     backward, step = _working(model, setting, stage, zero, world, tokens)
     return Memory(*held, activations=kept, working=max(backward, step - kept))
 
@@ -175,11 +139,19 @@ def _states(total: int, stage: int, width: int, world: int) -> tuple[int, int, i
 
 
 def _activations(model: Architecture, setting: Setting, options: Options, tokens: int) -> int:
+    """What the forward pass keeps; with activation checkpointing the layers' inputs, and the largest layer anew."""
     length = options.sequence_length
+    attention = _attention(model, setting, length) if model.attentions else 0.0
+    # Three gates, their product, the convolution's result and the product with the last gate.
+    convolution = 6 * setting.width * model.hidden if model.convolutions else 0.0
+    both = _common(model, setting)
     if options.activation_checkpointing:
-        inputs = (model.layers + 1) * setting.stream * model.hidden
-        return _cast(model, setting) + round(tokens * (inputs + per_token_of_one_layer(model, setting, length)))
-    return _cast(model, setting) + round(tokens * per_token(model, setting, length))
+        kept = (model.layers + 1) * setting.stream * model.hidden + max(attention, convolution) + both
+    else:
+        kept = model.attentions * attention + model.convolutions * convolution + model.layers * both
+        kept += length if setting.attention in ("eager", "sdpa") else 0  # a mask of truth values, for all layers
+        kept += _norm(model, setting, 0) + setting.stream * model.hidden  # the last norm and the embedding
+    return _cast(model, setting) + round(tokens * kept)
 
 
 def _cast(model: Architecture, setting: Setting) -> int:

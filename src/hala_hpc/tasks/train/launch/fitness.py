@@ -2,11 +2,12 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger
@@ -16,7 +17,6 @@ from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import preflight
 from hala_hpc.tasks.train.launch import step as train_step
-from hala_hpc.tasks.train.launch.launcher import variables
 from hala_hpc.tasks.train.launch.preflight import Report
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.worker.context import say
@@ -27,7 +27,7 @@ RUN_GB: Final = 1.0
 CLOCK_SECONDS: Final = 30.0
 """A clock that is further off misses the end of the job, before which the training is to be saved (ours)."""
 FREE_SHARE: Final = 0.9
-"""Of a GPU's memory before anything is loaded; less means that somebody else's process is there."""
+"""Share of a GPU's memory before anything is loaded; less means that somebody else's process is there."""
 
 
 @dataclass(frozen=True)
@@ -39,47 +39,69 @@ class Bad:
     is_slow: bool = False
 
 
-def judge(reports: Mapping[int, Report], nodes: Sequence[str], each: int, slowest: float) -> list[Bad]:
+def judge(reports: Mapping[int, Report], nodes: Sequence[str], ranks_per_node: int, slowest: float) -> list[Bad]:
     """Bad nodes, each with the first thing that is wrong with it.
 
     Parameters
     ----------
-    reports : by rank, as far as they came; ``each`` ranks run on each of ``nodes``.
+    reports : by rank, as far as they came; ``ranks_per_node`` ranks run on each of ``nodes``.
     slowest : a node with less than this share of the median bandwidth is slow.
     """
-    by_node = [[reports.get(index * each + local) for local in range(each)] for index in range(len(nodes))]
-    found: dict[int, Bad] = {}
-    for checks in (_silent, _broken, _unlike, _cut_off):
-        for index, reason in checks(by_node, each).items():
-            found.setdefault(index, Bad(nodes[index], reason))
-    for index, reason in _slow(by_node, slowest).items():
-        found.setdefault(index, Bad(nodes[index], reason, is_slow=True))
-    return [found[index] for index in sorted(found)]
+    by_node = [
+        [reports[rank] for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node) if rank in reports]
+        for node in range(len(nodes))
+    ]
+    kinds = [_kind(node[0]) for node in by_node if node]
+    others = Others(
+        max(kinds, key=kinds.count, default=None),
+        ranks_per_node > 1 and any(_is_inside(node, ranks_per_node) for node in by_node),
+        any(report.pairs for node in by_node for report in node),
+    )
+    faults = {number: _fault(node, others, ranks_per_node) for number, node in enumerate(by_node)}
+    first = {number: report for number in range(len(nodes)) if (report := reports.get(number * ranks_per_node))}
+    pairs = {number: max(report.pairs.values()) for number, report in first.items() if report.pairs}
+    inside = {number: report.inside for number, report in first.items() if report.inside is not None}
+    slow = _slow("with its neighbours", pairs, slowest) | _slow("inside the node", inside, slowest)
+    reasons = ((number, faults[number] or slow.get(number)) for number in range(len(nodes)))
+    return [Bad(nodes[number], reason, not faults[number]) for number, reason in reasons if reason]
 
 
-ByNode = Sequence[Sequence[Report | None]]
-Reasons = dict[int, str]
+Kind = tuple[dict[str, str], list[str], list[int]]
+"""Versions, GPUs and their memory: they must be those of most nodes."""
 
 
-def _silent(by_node: ByNode, each: int) -> Reasons:
-    answers = [sum(report is not None for report in node) for node in by_node]
-    return {index: f"{count} of {each} ranks answered" for index, count in enumerate(answers) if count < each}
+class Others(NamedTuple):
+    """What most nodes are, and whether all-reduces came to an end on any: inside the node, with a neighbour."""
+
+    kind: Kind | None
+    is_inside: bool
+    is_paired: bool
 
 
-def _broken(by_node: ByNode, each: int) -> Reasons:
-    reasons: Reasons = {}
-    for index, node in enumerate(by_node):
-        for report in filter(None, node):
-            if (reason := _own_fault(report, each)) is not None:
-                reasons.setdefault(index, reason)
-    return reasons
+def _fault(node: Sequence[Report], others: Others, ranks: int) -> str | None:
+    """The first thing that is wrong with a node, whatever its speed."""
+    if len(node) < ranks:
+        return f"{len(node)} of {ranks} ranks answered"
+    if own := next(filter(None, (_own_fault(report, ranks) for report in node)), None):
+        return own
+    if others.kind is not None and (kind := _kind(node[0])) != others.kind:
+        return f"differs from most nodes: {_difference(kind, others.kind)}"
+    if others.is_inside and not _is_inside(node, ranks):
+        return "the all-reduce inside the node failed"
+    if others.is_paired and not any(report.pairs for report in node):
+        return "no all-reduce with a neighbour came to an end"
+    return None
 
 
-def _own_fault(report: Report, each: int) -> str | None:
+def _is_inside(node: Sequence[Report], ranks: int) -> bool:
+    return len(node) == ranks and all(report.inside is not None for report in node)
+
+
+def _own_fault(report: Report, ranks: int) -> str | None:
     if report.gpu_error:
         return report.gpu_error
-    if report.gpus and len(report.gpus) < each:
-        return f"{len(report.gpus)} GPUs for {each} ranks"
+    if report.gpus and len(report.gpus) < ranks:
+        return f"{len(report.gpus)} GPUs for {ranks} ranks"
     for name, total, free in zip(report.gpus, report.gpu_gb, report.gpu_free_gb, strict=True):
         if free < FREE_SHARE * total:
             return f"of a {name}'s {total:.0f} GB only {free:.0f} are free"
@@ -92,55 +114,24 @@ def _own_fault(report: Report, each: int) -> str | None:
     return None
 
 
-def _unlike(by_node: ByNode, _: int) -> Reasons:
-    """Versions and GPUs must be those of most nodes."""
-    kinds = [
-        next(((tuple(sorted(r.versions.items())), tuple(r.gpus), tuple(map(round, r.gpu_gb))) for r in node if r), None)
-        for node in by_node
-    ]
-    known = [kind for kind in kinds if kind is not None]
-    usual = max(known, key=known.count, default=None)
-    return {
-        index: f"differs from most nodes: {_difference(kind, usual)}"
-        for index, kind in enumerate(kinds)
-        if kind is not None and usual is not None and kind != usual
-    }
+def _kind(report: Report) -> Kind:
+    return report.versions, report.gpus, list(map(round, report.gpu_gb))
 
 
-def _difference(kind: tuple[object, ...], usual: tuple[object, ...]) -> str:
-    ours, theirs = (dict(one[0]) for one in (kind, usual))  # type: ignore[call-overload]
-    changed = [f"{name} {ours.get(name)} (not {theirs.get(name)})" for name in theirs if ours.get(name) != theirs[name]]
+def _difference(kind: Kind, usual: Kind) -> str:
+    ours, theirs = kind[0], usual[0]
+    changed = [f"{name} {ours.get(name)} (not {theirs[name]})" for name in theirs if ours.get(name) != theirs[name]]
     return ", ".join(changed) or f"GPUs {kind[1:]} (not {usual[1:]})"
 
 
-def _cut_off(by_node: ByNode, each: int) -> Reasons:
-    """Nodes whose all-reduces did not end, where others' did."""
-    reasons: Reasons = {}
-    inside = [all(r is not None and r.inside is not None for r in node) for node in by_node]
-    if each > 1 and any(inside):
-        reasons |= {index: "the all-reduce inside the node failed" for index, done in enumerate(inside) if not done}
-    paired = [any(r is not None and r.pairs for r in node) for node in by_node]
-    if any(paired):
-        reasons |= {
-            index: "no all-reduce with a neighbour came to an end"
-            for index, done in enumerate(paired)
-            if not done and index not in reasons
-        }
-    return reasons
-
-
-def _slow(by_node: ByNode, slowest: float) -> Reasons:
-    reasons: Reasons = {}
-    inside = {i: r.inside for i, node in enumerate(by_node) if (r := node[0]) and r.inside is not None}
-    pairs = {i: max(r.pairs.values()) for i, node in enumerate(by_node) if (r := node[0]) and r.pairs}
-    for what, measured in (("inside the node", inside), ("with its neighbours", pairs)):
-        if len(measured) < 2:
-            continue
-        usual = median(measured.values())
-        for index, bandwidth in measured.items():
-            if bandwidth < slowest * usual:
-                reasons.setdefault(index, f"all-reduce {what}: {bandwidth:.2f} GB/s, where {usual:.2f} is usual")
-    return reasons
+def _slow(what: str, measured: Mapping[int, float], slowest: float) -> dict[int, str]:
+    """Why nodes are slow, by their number."""
+    usual = median(measured.values()) if len(measured) > 1 else 0.0
+    return {
+        node: f"all-reduce {what}: {bandwidth:.2f} GB/s, where {usual:.2f} is usual"
+        for node, bandwidth in measured.items()
+        if bandwidth < slowest * usual
+    }
 
 
 PREFLIGHT_SECONDS = 90.0
@@ -150,11 +141,11 @@ MOST_FAULTS = 2
 
 
 def check(run: Path, name: str, where: Allocation, slowest: float, should_stop: Callable[[], bool]) -> list[Bad]:
-    """Run the preflight; bad nodes, none where it was stopped. Its findings stay in ``training/preflight``."""
+    """Run the preflight; bad nodes, or nothing where it was stopped. Its reports stay in ``training/preflight``."""
     began = time.monotonic()
     log = run / paths.RANK_LOGS / f"{name}.preflight.log"
     words = ["-m", "hala_hpc.tasks.train.launch.preflight", str(run)]
-    step = train_step.start(where, words, variables(name, where), where.ranks_per_node, log)
+    step = train_step.start(where, name, words, where.ranks_per_node, log)
     while step.ended() is None and time.monotonic() - began < PREFLIGHT_SECONDS and not should_stop():
         time.sleep(0.1)
     if step.ended() is None:
@@ -163,12 +154,9 @@ def check(run: Path, name: str, where: Allocation, slowest: float, should_stop: 
         return []
     reports = preflight.read(run, name)
     bad = judge(reports, where.nodes, where.ranks_per_node, slowest)
-    told = {
-        "nodes": where.nodes,
-        "bad": [asdict(one) for one in bad],
-        "ranks": [asdict(reports[r]) for r in sorted(reports)],
-    }
-    write_durably(run / paths.PREFLIGHT / f"{name}.json", json.dumps(told, indent=1).encode())
+    ranks = [asdict(reports[rank]) for rank in sorted(reports)]
+    summary = {"nodes": where.nodes, "bad": list(map(asdict, bad)), "ranks": ranks}
+    write_durably(run / paths.PREFLIGHT / f"{name}.json", json.dumps(summary, indent=1).encode())
     remove_tree(preflight.folder(run, name))
     first = reports.get(0)
     speed = f"all-reduce {first.all} GB/s" if first is not None and first.all is not None else "no all-reduce of all"
@@ -183,24 +171,19 @@ def leave_out(where: Allocation, bad: Sequence[Bad], history: Ledger) -> bool:
 
     False where they are slow only, and there are no others. Raises HalaError where it cannot go on.
     """
-    for one in bad:
-        history.write("excluded", node=one.node, reason=one.reason)
-        say(f"node {one.node} is {'slow' if one.is_slow else 'bad'}: {one.reason}")
-    names = [one.node for one in bad]
-    if where.job is not None and slurm.can_do_without(where.job, names):
+    for item in bad:
+        history.write("excluded", node=item.node, reason=item.reason)
+        say(f"node {item.node} is {'slow' if item.is_slow else 'bad'}: {item.reason}")
+    if where.job is not None and slurm.can_do_without(where.job, [item.node for item in bad]):
         return True
-    if all(one.is_slow for one in bad):
+    if all(item.is_slow for item in bad):
         say("there are no other nodes: going on with these")
         return False
-    why = "; ".join(f"{one.node}: {one.reason}" for one in bad)
+    why = "; ".join(f"{item.node}: {item.reason}" for item in bad)
     raise HalaError(f"bad nodes, and no others to go to: {why}", "mend them, then `hala resume`")
 
 
 def faults(run: Path) -> dict[str, int]:
-    """How often each node held up or broke this training, as all ledgers tell."""
-    counts: dict[str, int] = {}
-    for file in (run / "ledger").glob("*.jsonl"):
-        for event in ledger.read(file):
-            if event["event"] in ("stalled", "crashed") and event.get("node"):
-                counts[event["node"]] = counts.get(event["node"], 0) + 1
-    return counts
+    """How often each node held up or broke this training, by all ledgers."""
+    events = (event for file in (run / "ledger").glob("*.jsonl") for event in ledger.read(file))
+    return Counter(e["node"] for e in events if e["event"] in ("stalled", "crashed") and e.get("node"))

@@ -18,7 +18,8 @@ from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import options, paths
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.launch import fitness, signs
+from hala_hpc.tasks.train.checkpoint import checkpoints
+from hala_hpc.tasks.train.launch import fitness
 from hala_hpc.tasks.train.launch.fitness import Bad
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
 from hala_hpc.tasks.train.launch.step import Allocation, allocation
@@ -58,7 +59,7 @@ class Launcher:
         self._is_ours = True
         self._launches = 0
         self._restarts = 0
-        self._reached = signs.newest_checkpoint(self._run)
+        self._reached = checkpoints.newest_step(self._run / paths.CHECKPOINTS)
         self._leaving: list[str] = []  # nodes that the job is to go on without
 
     def work(self) -> Outcome:
@@ -177,7 +178,7 @@ class Launcher:
 
     def _tend(self) -> None:
         """A new checkpoint: attempts and restarts before it no longer count."""
-        if (newest := signs.newest_checkpoint(self._run)) <= self._reached:
+        if (newest := checkpoints.newest_step(self._run / paths.CHECKPOINTS)) <= self._reached:
             return
         self._reached, self._restarts = newest, 0
         with self._lock:

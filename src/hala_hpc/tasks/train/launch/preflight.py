@@ -5,7 +5,6 @@ talks to anybody, so a node that never answers is known by its silence; then all
 between neighbours, and between all.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -18,13 +17,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from hala_hpc.run.files import write_durably
+from hala_hpc.run import files
 from hala_hpc.tasks.train import paths
+from hala_hpc.tasks.train.launch.place import RankPlace, place
 
 PACKAGES: Final = ("torch", "transformers", "accelerate", "trl", "deepspeed", "hala-hpc")
 """Whose versions must be the same on all nodes."""
 GPU_BYTES, CPU_BYTES = 256 * 2**20, 4 * 2**20
-"""Of one all-reduce: large enough that bandwidth counts, not latency (ours)."""
+"""The size of one all-reduce: large enough that bandwidth counts, not latency (ours)."""
 ROUNDS: Final = 5
 JOIN_SECONDS: Final = 40.0
 """How long ranks wait for each other."""
@@ -32,7 +32,7 @@ JOIN_SECONDS: Final = 40.0
 
 @dataclass
 class Report:
-    """What one rank found. Bandwidths are bus bandwidths in GB/s, None where the all-reduce did not come to an end.
+    """What one rank measured. Bandwidths are bus bandwidths in GB/s, None where the all-reduce did not come to an end.
 
     Bus bandwidth is 2 (n - 1) / n x bytes / seconds, as nccl-tests has it: comparable whatever the number of ranks n.
     """
@@ -54,23 +54,19 @@ class Report:
 
 
 def main() -> int:
-    """One rank of the preflight. Its exit code says nothing: what was found is in the reports."""
+    """One rank of the preflight. Its exit code says nothing: the results are in the reports."""
     run = Path(sys.argv[1])
-    rank, world, local = (int(_first(*names)) for names in RANK_VARIABLES)
-    each = int(os.environ["HALA_RANKS_PER_NODE"])
-    target = folder(run, os.environ["HALA_LAUNCH"])
-    report = facts(run, target, rank)
+    here = place()
+    target = folder(run, here.launch)
+    report = facts(run, target, here.rank)
     keep(target, report)
     try:
-        measure(report, target, rank, world, local, each)
-    except Exception as error:  # noqa: BLE001 (whatever it is: to tell it is what we are here for)
+        measure(report, target, here)
+    except Exception as error:  # noqa: BLE001 (whatever it is: this program is there to report it)
         report.error = f"{type(error).__name__}: {error}"[:500]
     keep(target, report)
     sys.stdout.flush()
     os._exit(0)  # a broken process group may hang at an orderly end
-
-
-RANK_VARIABLES: Final = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
 
 
 def folder(run: Path, launch: str) -> Path:
@@ -81,26 +77,25 @@ def folder(run: Path, launch: str) -> Path:
 def keep(target: Path, report: Report) -> None:
     """Write the report of a rank, whole or not at all."""
     target.mkdir(parents=True, exist_ok=True)
-    write_durably(target / f"{report.rank}.json", json.dumps(asdict(report)).encode())
+    files.write_durably(target / f"{report.rank}.json", json.dumps(asdict(report)).encode())
 
 
 def read(run: Path, launch: str) -> dict[int, Report]:
     """The reports that were written, by rank."""
-    found = {}
-    for path in folder(run, launch).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            report = Report(**json.loads(path.read_bytes()))
-            found[report.rank] = report
-    return found
+    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    return {report["rank"]: Report(**report) for report in read}
 
 
 def facts(run: Path, target: Path, rank: int) -> Report:
     """What this rank's node has. Loads torch."""
-    report = Report(rank, platform.node())
-    report.versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    report.run_free_gb = _free_gb(run)
-    report.scratch_free_gb = _free_gb(Path(os.environ.get("TMPDIR", "/tmp")))
-    report.clock_seconds = _clock(target, rank)
+    report = Report(
+        rank,
+        platform.node(),
+        run_free_gb=_free_gb(run),
+        scratch_free_gb=_free_gb(Path(os.environ.get("TMPDIR", "/tmp"))),
+        clock_seconds=_clock(target),
+        versions={name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    )
     try:
         _look_at_gpus(report)
     except RuntimeError as error:
@@ -108,28 +103,28 @@ def facts(run: Path, target: Path, rank: int) -> Report:
     return report
 
 
-def measure(report: Report, target: Path, rank: int, world: int, local: int, each: int) -> None:
+def measure(report: Report, target: Path, here: RankPlace) -> None:
     """Time the all-reduces, keeping each result at once. Raises RuntimeError where ranks do not find together."""
     import torch
     import torch.distributed as dist
 
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local)
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(local)})
+        torch.cuda.set_device(here.local_rank)
     limit = timedelta(seconds=JOIN_SECONDS)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit, rank=rank, world_size=world)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit, rank=here.rank, world_size=here.world)
     tensor = torch.ones((GPU_BYTES if on_gpu else CPU_BYTES) // 4, device="cuda" if on_gpu else "cpu")
-    node, nodes = rank // each, world // each
+    ranks_per_node = here.ranks_per_node
+    node, nodes = here.rank // ranks_per_node, here.world // ranks_per_node
 
     def among(*members: int) -> float:
-        ranks = [index * each + local for index in sorted(members) for local in range(each)]
+        ranks = [index * ranks_per_node + local for index in sorted(members) for local in range(ranks_per_node)]
         # Other nodes are at other groups at the same time. torch names such a group by its ranks and by how many groups
         # this rank knows: so all ranks must make as many, or they wait for each other for ever.
         group = dist.new_group(ranks, use_local_synchronization=True)
         return _bandwidth(tensor, group, len(ranks)) if len(ranks) > 1 else 0.0
 
-    if each > 1:
+    if ranks_per_node > 1:
         report.inside = among(node)
         keep(target, report)
     for pairs in rounds(nodes):
@@ -138,8 +133,8 @@ def measure(report: Report, target: Path, rank: int, world: int, local: int, eac
         if len(pair) > 1:
             report.pairs["-".join(map(str, pair))] = bandwidth
             keep(target, report)
-    if world > 1:
-        report.all = _bandwidth(tensor, None, world)
+    if here.world > 1:
+        report.all = _bandwidth(tensor, None, here.world)
         keep(target, report)
         dist.barrier()
 
@@ -189,15 +184,10 @@ def _look_at_gpus(report: Report) -> None:
         report.gpu_error = "torch finds no GPU"
 
 
-def _clock(target: Path, rank: int) -> float:
+def _clock(target: Path) -> float:
     """How far this node's clock is ahead of the file server's, in seconds."""
     target.mkdir(parents=True, exist_ok=True)
-    probe = target / f".clock-{rank}"
-    probe.write_bytes(b"now")
-    try:
-        return round(time.time() - probe.stat().st_mtime, 2)
-    finally:
-        probe.unlink(missing_ok=True)
+    return round(time.time() - files.now_in(target), 2)
 
 
 def _free_gb(path: Path) -> float:
@@ -209,10 +199,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def _first(*names: str) -> str:
-    return next(os.environ[name] for name in names if name in os.environ)
 
 
 if __name__ == "__main__":

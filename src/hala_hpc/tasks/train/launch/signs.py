@@ -1,4 +1,4 @@
-"""What one launch of a training's ranks leaves behind for its launcher: signs of life, steps, ends.
+"""What one launch of a training's ranks leaves behind for its launcher: heartbeats, steps, ends.
 
 Everything is small files in the run directory, read tolerantly: the launcher may run on another node than the ranks.
 """
@@ -6,13 +6,16 @@ Everything is small files in the run directory, read tolerantly: the launcher ma
 import contextlib
 import json
 import os
+import socket
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
+from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.options import Watch
 
@@ -22,13 +25,14 @@ SLOW_PHASES: Final = ("starting", "saving", "evaluating", "exporting")
 """Phases of a rank in which no step ends for long: they are given ``watch.start_seconds``."""
 TAIL_BYTES: Final = 64 * 1024
 MOST_OF_ERROR: Final = 300
-FOUND_SECONDS: Final = 10.0
+VISIBLE_SECONDS: Final = 10.0
 """How long a network file system may take to show a file that another node wrote before it ended."""
+HEARTBEAT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Beacon:
-    """The last sign of life of a rank. ``time`` is its own node's clock: never compared with another's."""
+class RankHeartbeat:
+    """The last heartbeat of a rank. ``time`` is its own node's clock: never compared with another's."""
 
     rank: int
     host: str
@@ -47,40 +51,60 @@ class End:
     at: float = 0.0
 
 
+class HeartbeatWriter:
+    """Says which step and phase this rank is in. A process that is stopped or frozen falls silent, as it should."""
+
+    def __init__(self, run: Path, launch: str, rank: int) -> None:
+        self._path = _made(run, launch) / f"{rank}.json"
+        self._now = RankHeartbeat(rank, socket.gethostname(), os.getpid(), 0, "starting", time.time())
+        self._stop = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def at(self, step: int, phase: str) -> None:
+        """Note where the rank is; costs nothing."""
+        self._now = replace(self._now, step=step, phase=phase)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10 * HEARTBEAT_SECONDS)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop training
+            temporary.write_text(json.dumps(asdict(replace(self._now, time=time.time()))))
+            temporary.rename(self._path)
+
+
 def folder(run: Path, launch: str) -> Path:
-    """Where the ranks of a launch leave their beacons and ends."""
+    """Where the ranks of a launch leave their heartbeats and ends."""
     return run / paths.RANKS / launch
 
 
-def beacons(run: Path, launch: str) -> dict[int, Beacon]:
-    """The beacons that can be read now, by rank."""
-    found = {}
-    for path in folder(run, launch).glob("*.json"):
-        told = _json(path)
-        if told is not None:
-            found[int(told["rank"])] = Beacon(**{key: told[key] for key in Beacon.__dataclass_fields__})
-    return found
+def heartbeats(run: Path, launch: str) -> dict[int, RankHeartbeat]:
+    """The heartbeats that can be read now, by rank."""
+    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    return {int(heartbeat["rank"]): RankHeartbeat(**heartbeat) for heartbeat in read}
 
 
 def write_end(run: Path, launch: str, end: End) -> None:
-    """Leave word of how a rank ended; a full disk must not keep it from ending."""
-    target = folder(run, launch)
-    target.mkdir(parents=True, exist_ok=True)
-    temporary = target / f"{end.rank}.end.tmp"
-    with temporary.open("w") as file:
-        json.dump({"rank": end.rank, "code": end.code}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(target / f"{end.rank}.end")
+    """Leave word of how a rank ended."""
+    record = json.dumps({"rank": end.rank, "code": end.code})
+    write_durably(_made(run, launch) / f"{end.rank}.end", record.encode())
 
 
 def write_error(run: Path, launch: str, rank: int, error: BaseException) -> None:
     """Leave word of what a rank is ending of; it must not keep it from ending."""
-    said = next(filter(None, map(str.strip, str(error).splitlines())), "")
+    line = next(filter(None, map(str.strip, str(error).splitlines())), "")
     with contextlib.suppress(OSError):
-        target = folder(run, launch)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / f"{rank}.error").write_text(f"{type(error).__name__}: {said}"[:MOST_OF_ERROR], "utf-8")
+        text = f"{type(error).__name__}: {line}"[:MOST_OF_ERROR]
+        (_made(run, launch) / f"{rank}.error").write_text(text, "utf-8")
 
 
 def error_of(run: Path, launch: str, rank: int) -> str:
@@ -92,37 +116,34 @@ def error_of(run: Path, launch: str, rank: int) -> str:
 
 
 def ends_so_far(run: Path, launch: str) -> list[End]:
-    """Ends that are told by now, without waiting for any."""
-    told = [(_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
-    found = [End(end["rank"], end["code"], at) for end, at in told if end is not None]
-    return sorted(found, key=lambda end: end.at)
+    """The ends that are known by now, first come first, without waiting for any."""
+    read = [(paths.read_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
+    known = [End(end["rank"], end["code"], at) for end, at in read if end is not None]
+    return sorted(known, key=lambda end: end.at)
 
 
 def ends(run: Path, launch: str, world: int) -> list[End]:
     """The ends of all ranks once their step is over, first come first; without those that were killed."""
-    deadline = time.monotonic() + FOUND_SECONDS
-    while len(found := ends_so_far(run, launch)) < world and time.monotonic() < deadline:
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while len(known := ends_so_far(run, launch)) < world and time.monotonic() < deadline:
         time.sleep(0.1)
-    return found
+    return known
 
 
 def step_seconds(run: Path, launch: str) -> list[float]:
     """Seconds of the last steps of a launch, oldest first; empty before its first step has ended."""
-    path = run / metrics.FOLDER / f"{launch}.jsonl"
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().splitlines()
+        lines = metrics.tail(metrics.file_of(run, launch), TAIL_BYTES)
     except FileNotFoundError:
         return []
-    told = [line for line in map(_line, lines) if line is not None and "loss" in line]
-    return [float(line["seconds"]) for line in told[-LATEST_STEPS:] if isinstance(line.get("seconds"), (int, float))]
+    latest = [line.get("seconds") for line in lines if "loss" in line][-LATEST_STEPS:]
+    return [float(seconds) for seconds in latest if isinstance(seconds, int | float)]
 
 
 def steps_ended(run: Path, launch: str) -> int:
     """How large the launch's metrics have grown, in bytes: it grows with each step that ends."""
     try:
-        return (run / metrics.FOLDER / f"{launch}.jsonl").stat().st_size
+        return metrics.file_of(run, launch).stat().st_size
     except FileNotFoundError:
         return 0
 
@@ -134,27 +155,7 @@ def patience(watch: Watch, latest: Sequence[float], phases: Sequence[str]) -> fl
     return max(watch.stall_seconds, watch.stall_factor * median(latest))
 
 
-def newest_checkpoint(run: Path) -> int:
-    """The step of the newest complete checkpoint; -1 where there is none."""
-    steps = [
-        int(path.parent.name.rpartition("-")[2])
-        for path in (run / paths.CHECKPOINTS).glob("checkpoint-*/complete.json")
-        if path.parent.name.rpartition("-")[2].isdigit()
-    ]
-    return max(steps, default=-1)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _line(line: bytes) -> dict[str, Any] | None:
-    try:
-        told = json.loads(line)
-    except ValueError:
-        return None
-    return told if isinstance(told, dict) else None
+def _made(run: Path, launch: str) -> Path:
+    path = folder(run, launch)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -6,7 +6,6 @@ launcher.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from typing import Final
 
 from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.train import paths
-from hala_hpc.tasks.train.launch import signs as launch
-from hala_hpc.tasks.train.launch.signs import Beacon
+from hala_hpc.tasks.train.launch import signs
+from hala_hpc.tasks.train.launch.place import place
+from hala_hpc.tasks.train.launch.signs import RankHeartbeat
 
 SECONDS: Final = 20.0
 """py-spy answers in a second; a rank that hangs in the kernel (a dead file server) may keep it for ever."""
@@ -43,30 +43,30 @@ class Seen:
 
 def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
     """Look at these ranks of a launch, all on this node; write stacks and findings to ``training/stacks``."""
-    signs = launch.beacons(run, name)
-    here = [signs[rank] for rank in ranks if rank in signs]
-    texts = [f"=== rank {rank}: gave no sign of life" for rank in ranks if rank not in signs]
+    heartbeats = signs.heartbeats(run, name)
+    here = [heartbeats[rank] for rank in ranks if rank in heartbeats]
+    texts = [f"=== rank {rank}: no heartbeat" for rank in ranks if rank not in heartbeats]
     with ThreadPoolExecutor(max(1, len(here))) as pool:
-        stacks = list(pool.map(dump, [beacon.pid for beacon in here]))
+        stacks = list(pool.map(dump, [heartbeat.pid for heartbeat in here]))
     seen = []
-    for beacon, stack in zip(here, stacks, strict=True):
-        state = process_state(beacon.pid)
-        waiting = any(part in stack for part in WAITING) if stack else None
-        seen.append(Seen(beacon.rank, beacon.step, beacon.phase, state, waiting))
-        texts.append(_titled(beacon, state, stack))
+    for heartbeat, stack in zip(here, stacks, strict=True):
+        state = process_state(heartbeat.pid)
+        is_waiting = any(part in stack for part in WAITING) if stack else None
+        seen.append(Seen(heartbeat.rank, heartbeat.step, heartbeat.phase, state, is_waiting))
+        texts.append(_titled(heartbeat, state, stack))
     folder = run / paths.STACKS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}-{node}.txt").write_text("\n\n".join(texts) + "\n")
-    write_durably(folder / f"{name}-{node}.json", json.dumps([asdict(one) for one in seen]).encode())
+    write_durably(folder / f"{name}-{node}.json", json.dumps(list(map(asdict, seen))).encode())
     return seen
 
 
-def read(run: Path, name: str, node: int) -> list[Seen] | None:
-    """What ``look`` found on a node; None where it did not get that far."""
+def read(run: Path, name: str, node: int) -> list[Seen]:
+    """What ``look`` saw on a node; nothing where it did not get that far."""
     try:
-        return [Seen(**told) for told in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
+        return [Seen(**rank) for rank in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
     except (OSError, ValueError):
-        return None
+        return []
 
 
 def culprit(seen: Sequence[Seen], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
@@ -75,28 +75,27 @@ def culprit(seen: Sequence[Seen], silent: Mapping[int, float], world: int) -> tu
     Parameters
     ----------
     seen : ranks that could be looked at.
-    silent : seconds since the last sign of life, of ranks that fell silent.
+    silent : seconds since the last heartbeat, of ranks that fell silent.
     world : number of ranks.
     """
-    by_rank = {one.rank: one for one in seen}
-    for one in seen:
-        if one.state in ("T", "t", "Z", ""):
-            return one.rank, f"its process is {STATES.get(one.state, 'gone')}"
+    by_rank = {item.rank: item for item in seen}
+    for item in seen:
+        if item.state in ("T", "t", "Z", ""):
+            return item.rank, f"its process is {STATES.get(item.state, 'gone')}"
     if unseen := sorted(set(range(world)) - by_rank.keys()):
-        return unseen[0], "it gave no sign of life, or its node did not answer"
+        return unseen[0], "it has no heartbeat, or its node did not answer"
     if silent:
         rank = max(silent, key=lambda rank: silent[rank])
-        return rank, f"it gave no sign of life for {silent[rank]:.0f} s ({STATES.get(by_rank[rank].state, 'running')})"
-    if (last := min(seen, key=lambda one: one.step)).step < max(one.step for one in seen):
+        return rank, f"no heartbeat for {silent[rank]:.0f} s ({STATES.get(by_rank[rank].state, 'running')})"
+    if (last := min(seen, key=lambda item: item.step)).step < max(item.step for item in seen):
         return last.rank, f"it is at step {last.step} ({last.phase}), others are ahead"
-    busy = [one for one in seen if one.is_waiting is False]
+    busy = [item for item in seen if item.is_waiting is False]
     if busy and len(busy) < len(seen) and len(busy) <= world // 2:
         return busy[0].rank, f"it is in {busy[0].phase}, while others wait for it"
-    phases = Counter(one.phase for one in seen)
-    odd, count = phases.most_common()[-1]
+    phases = Counter(item.phase for item in seen).most_common()
+    (usual, _), (odd, count) = phases[0], phases[-1]
     if len(phases) > 1 and count <= world // 2:
-        rank = next(one.rank for one in seen if one.phase == odd)
-        return rank, f"it is in {odd}, others in {phases.most_common()[0][0]}"
+        return next(item.rank for item in seen if item.phase == odd), f"it is in {odd}, others in {usual}"
     return None, "all ranks are at the same place: the network, or the file system"
 
 
@@ -122,19 +121,19 @@ def dump(pid: int) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def main() -> int:
-    """Look at the ranks of this node: this program runs once on each."""
-    node = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    each = int(os.environ["HALA_RANKS_PER_NODE"])
-    look(Path(sys.argv[1]), os.environ["HALA_LAUNCH"], range(node * each, (node + 1) * each), node)
-    return 0
+def main() -> None:
+    """Look at the ranks of this node: this program runs once on each, so its own rank is the node's number."""
+    here = place()
+    ranks = range(here.rank * here.ranks_per_node, (here.rank + 1) * here.ranks_per_node)
+    look(Path(sys.argv[1]), here.launch, ranks, here.rank)
 
 
-def _titled(beacon: Beacon, state: str, stack: str) -> str:
+def _titled(heartbeat: RankHeartbeat, state: str, stack: str) -> str:
     what = f"{STATES.get(state, 'running' if state else 'gone')} ({state or '-'})"
-    title = f"=== rank {beacon.rank}: pid {beacon.pid} on {beacon.host}, {what}, step {beacon.step}, {beacon.phase}"
+    title = f"=== rank {heartbeat.rank}: pid {heartbeat.pid} on {heartbeat.host}, {what}"
+    title += f", step {heartbeat.step}, {heartbeat.phase}"
     return f"{title}\n{stack or 'no stacks: py-spy is missing, or may not look at this process'}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.slurm import allocation as slurm
 from hala_hpc.slurm.script import CPUS, GPUS, PYTHON, RANKS, SRUN
 from hala_hpc.tasks.train import task as train
+from hala_hpc.tasks.train.launch.place import END_TIME, LAUNCH, RANKS_PER_NODE
 from hala_hpc.worker.job import executor, job_name
 
 LOWEST_PORT, PORTS = 20_000, 12_000
@@ -52,30 +54,39 @@ class Allocation:
         """Ranks fill one node after the other."""
         return self.nodes[rank // self.ranks_per_node]
 
+    def variables(self, launch: str) -> dict[str, str]:
+        """The environment of every rank of a launch, and of its preflight."""
+        variables = {
+            LAUNCH: launch,
+            RANKS_PER_NODE: str(self.ranks_per_node),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(rendezvous_port(launch)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(min(self.cpus_per_rank, os.cpu_count() or 1))),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return variables | ({END_TIME: str(self.end_time)} if self.end_time is not None else {})
+
 
 def allocation(recipe: Recipe) -> Allocation:
     """What this process's job has. Raises HalaError where several nodes are wanted and srun is out of reach."""
-    asked = recipe.site.slurm
-    each = _number(RANKS, train.ranks_per_node(recipe.site))
-    here_has = len(os.sched_getaffinity(0))
-    cpus = _number(CPUS, max(1, (asked.cpus_per_worker or here_has) // each))
-    gpus = _number(GPUS, asked.gpus_per_worker)
-    python = tuple(shlex.split(os.environ.get(PYTHON, ""))) or (sys.executable,)
-    here = (socket.gethostname(),)
-    if executor() != "slurm":
-        return Allocation(here, each, cpus, gpus, None, (sys.executable,), (), "127.0.0.1", None)
-    end = slurm.end_time(os.environ["SLURM_JOB_ID"]) if _has_slurm() else None
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    if not _has_slurm():
-        if nodes > 1:
+    settings = recipe.site.slurm
+    ranks = _number(RANKS, train.ranks_per_node(recipe.site))
+    cpus = _number(CPUS, max(1, (settings.cpus_per_worker or len(os.sched_getaffinity(0))) // ranks))
+    gpus = _number(GPUS, settings.gpus_per_worker)
+    is_job = executor() == "slurm"
+    if not is_job or not (shutil.which("srun") and shutil.which("scontrol")):
+        if is_job and int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1:
             raise HalaError(
                 "srun: not found, so no rank can be started on the other nodes",
                 "a container must bring Slurm's commands, /etc/slurm and munge's socket along",
             )
-        return Allocation(here, each, cpus, gpus, None, (sys.executable,), (), "127.0.0.1", end)
+        here = (socket.gethostname(),)
+        return Allocation(here, ranks, cpus, gpus, None, (sys.executable,), (), "127.0.0.1", None)
     names = tuple(slurm.node_names())
+    python = tuple(shlex.split(os.environ.get(PYTHON, ""))) or (sys.executable,)
     extra = tuple(shlex.split(os.environ.get(SRUN, "")))
-    return Allocation(names, each, cpus, gpus, job_name(), python, extra, slurm.address(names[0]), end)
+    end = slurm.end_time(os.environ["SLURM_JOB_ID"])
+    return Allocation(names, ranks, cpus, gpus, job_name(), python, extra, slurm.address(names[0]), end)
 
 
 def rendezvous_port(launch: str) -> int:
@@ -90,12 +101,6 @@ def rendezvous_port(launch: str) -> int:
                 continue
         return port
     raise HalaError("no free port for the ranks to meet at")
-
-
-def _has_slurm() -> bool:
-    import shutil
-
-    return shutil.which("srun") is not None and shutil.which("scontrol") is not None
 
 
 def _number(variable: str, default: int) -> int:
@@ -122,41 +127,37 @@ class Step(Protocol):
         """End all tasks at once, by force."""
 
 
-def start(
-    where: Allocation, words: Sequence[str], variables: Mapping[str, str], each: int, log: Path | None = None
-) -> Step:
-    """Start ``python`` with these words, ``each`` times on each node. Output goes to ``log``, else to our own."""
+def start(where: Allocation, launch: str, words: Sequence[str], tasks_per_node: int, log: Path | None = None) -> Step:
+    """Start ``python`` with these words, so many times on each node. Output goes to ``log``, else to our own."""
+    variables = where.variables(launch)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open("ab")) if log is not None else None
         if where.job is None:
-            return LocalStep([*where.python, *words], {**os.environ, **variables}, each, out)
-        return SlurmStep(_srun(where, words, each), {**slurm.step_environment(), **variables}, out)
+            return LocalStep([*where.python, *words], {**os.environ, **variables}, tasks_per_node, out)
+        return SlurmStep(_srun(where, words, tasks_per_node), {**slurm.step_environment(), **variables}, out)
 
 
 def finish(step: Step, seconds: float) -> int | None:
     """Wait so long for a step to end by itself, then kill it. None where not even that ended it."""
-    code = _await(step, seconds)
-    if code is None:
-        step.kill()
-        code = _await(step, KILL_SECONDS)
-    return code
-
-
-def _await(step: Step, seconds: float) -> int | None:
-    deadline = time.monotonic() + seconds
-    while (code := step.ended()) is None and time.monotonic() < deadline:
+    deadline, is_killed = time.monotonic() + seconds, False
+    while (code := step.ended()) is None:
+        if time.monotonic() >= deadline:
+            if is_killed:
+                break
+            step.kill()
+            deadline, is_killed = time.monotonic() + KILL_SECONDS, True
         time.sleep(0.1)
     return code
 
 
-def _srun(where: Allocation, words: Sequence[str], each: int) -> list[str]:
-    """Everything is said anew: srun would otherwise take it from the variables of the step that we are."""
+def _srun(where: Allocation, words: Sequence[str], tasks_per_node: int) -> list[str]:
+    """All options are given anew: srun would otherwise take them from the variables of the step that we are."""
     nodes = len(where.nodes)
     options = [
         "--overlap",  # the launcher's own step holds cores of the first node
         f"--nodes={nodes}",
-        f"--ntasks={nodes * each}",
-        f"--ntasks-per-node={each}",
+        f"--ntasks={nodes * tasks_per_node}",
+        f"--ntasks-per-node={tasks_per_node}",
         "--distribution=block",
         f"--cpus-per-task={where.cpus_per_rank}",
         "--mem=0",  # all that the job has
@@ -172,13 +173,14 @@ def _srun(where: Allocation, words: Sequence[str], each: int) -> list[str]:
 
 
 class SlurmStep:
-    """A job step, whose srun runs detached from us: see ``train_detach``."""
+    """A job step, whose srun runs detached from us: see ``keepers``."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], out: IO[bytes] | None) -> None:
         control, self._control = os.pipe()
         self._status, status = os.pipe()
         os.set_blocking(self._status, False)
-        words = [sys.executable, "-m", "hala_hpc.tasks.train.launch.detach", str(control), str(status), *command]
+        program = [sys.executable, "-m", "hala_hpc.tasks.train.launch.keepers", "detach"]
+        words = [*program, str(control), str(status), *command]
         try:
             # Should a signal end it before it is out of reach, the pipe ends without a word: a step that failed.
             subprocess.run(words, env=environment, pass_fds=(control, status), stdout=out, stderr=out, check=False)
@@ -190,8 +192,8 @@ class SlurmStep:
     def ended(self) -> int | None:
         if self._code is None:
             with contextlib.suppress(BlockingIOError):
-                told = os.read(self._status, 16)
-                self._code = int(told) if told else -1
+                code = os.read(self._status, 16)
+                self._code = int(code) if code else -1
                 os.close(self._control)
                 os.close(self._status)
         return self._code
@@ -214,17 +216,18 @@ class LocalStep:
     ) -> None:
         self._tasks = []
         for rank in range(tasks):
-            mine = {
-                **environment,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(tasks),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(tasks),
-            }
-            task = subprocess.Popen(
-                command, env=mine, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            number = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            count = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(tasks))
+            self._tasks.append(
+                subprocess.Popen(
+                    command,
+                    env={**environment, **number, **count},
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
             )
-            self._tasks.append(task)
 
     def ended(self) -> int | None:
         codes = [task.poll() for task in self._tasks]

@@ -7,19 +7,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import files
-from hala_hpc.tasks.train.options import Options, global_batch
-from hala_hpc.tasks.train.order import packing, report
-from hala_hpc.tasks.train.order.packing import Sequences, best_fit
+from hala_hpc.tasks.train.options import Options, global_batch, steps_of
+from hala_hpc.tasks.train.order import packing
+from hala_hpc.tasks.train.order.packing import Ints, Sequences, best_fit
 from hala_hpc.tasks.train.order.prepared import Prepared
 
-Ints = npt.NDArray[Any]
 WINDOW_STEPS: Final = 64
 """Without packing, sequences are sorted by length within so many steps (ours; transformers takes 50 batches)."""
 
@@ -44,13 +43,13 @@ class Order:
         dataset = prepared.dataset[is_first]
         self._is_held = self._draw_held(len(dataset))
         self._phase = self._draw_phases(dataset)
-        self._weight = np.array([one.weight for one in options.datasets.values()])[dataset]
+        self._weight = np.array([part.weight for part in options.datasets.values()])[dataset]
         self._weight[self._is_held] = 0
 
     def held_out(self) -> Sequences:
         """The sequences of the evaluation; without packing, the shortest first."""
-        found = self._sequences(np.flatnonzero(self._is_held[self._row]), "held out", 0)
-        return found if self._packed else found.take(np.argsort(found.sums(self._lengths), kind="stable"))
+        held = self._sequences(np.flatnonzero(self._is_held[self._row]), "held out", 0)
+        return held if self._packed else held.take(np.argsort(held.sums(self._lengths), kind="stable"))
 
     def training(self) -> Sequences:
         """All steps of the training, one after the other, in sequences. Raises HalaError where there is nothing."""
@@ -81,9 +80,9 @@ class Order:
         before = np.floor(self._weight * epoch + self._phase)
         times = (np.floor(self._weight * (epoch + 1) + self._phase) - before).astype(np.int64)
         pieces = np.repeat(np.arange(len(self._row)), times[self._row])
-        found = self._sequences(pieces, "documents", epoch)
-        shuffled = self._random("sequences", epoch).permutation(len(found))
-        return found.take(shuffled[: int(np.ceil(share * len(found)))])
+        sequences = self._sequences(pieces, "documents", epoch)
+        shuffled = self._random("sequences", epoch).permutation(len(sequences))
+        return sequences.take(shuffled[: int(np.ceil(share * len(sequences)))])
 
     def _sequences(self, pieces: Ints, what: str, epoch: int) -> Sequences:
         if not self._packed:
@@ -153,21 +152,61 @@ def _check(prepared: Prepared, options: Options) -> None:
 
 
 VERSION: Final = 1
-"""Of the order: raised when the same recipe and data would give another."""
+"""Raised when the same recipe and data would give another order."""
+
+
+class PreparedDataset(TypedDict):
+    """One part of the mixture as it was prepared, and how much of it is seen."""
+
+    kind: str
+    weight: float
+    rows: int
+    pieces: int
+    tokens: int
+    loss_tokens: int
+    seen_tokens: int
+    truncated_rows: int
+    dropped_rows: int
+    dropped: dict[str, int]
+
+
+class OrderReport(TypedDict):
+    """What the preparation of a training came to. ``key``: digest of all that the order depends on.
+
+    ``tokens`` and ``loss_tokens`` count what the training sees over all its epochs, without padding. ``padding_share``
+    is of what is computed: packed sequences are padded to the full length, others to the longest of so many neighbours
+    as one GPU takes at once.
+    """
+
+    steps: int
+    batch: int
+    sequences: int
+    sequence_length: int
+    packed: bool
+    tokens: int
+    loss_tokens: int
+    loss_token_share: float
+    padding_share: float
+    truncated_rows: int
+    dropped_rows: int
+    held_out_rows: int
+    held_out_sequences: int
+    datasets: dict[str, PreparedDataset]
+    key: str
 
 
 @dataclass(frozen=True)
 class Index:
     """The order of a training. ``steps`` are optimizer steps, ``batch`` the sequences of each but perhaps the last.
 
-    ``held_out`` are the sequences of the evaluation, ``report`` is as ``tasks.train.order.report`` says.
+    ``held_out`` are the sequences of the evaluation.
     """
 
     steps: int
     batch: int
     sequences: Sequences
     held_out: list[list[int]]
-    report: dict[str, Any]
+    report: OrderReport
 
     def step(self, step: int) -> list[list[int]]:
         """The global batch of a step (from 0): its sequences, each a list of pieces of ``Prepared``."""
@@ -204,12 +243,12 @@ def build(prepared: Prepared, options: Options, can_pack: bool, target: Path) ->
             raise HalaError(
                 "task.epochs is too small: no sequence is left to train on", "see also task.datasets.NAME.weight"
             )
-        told = report.of(prepared, options, packed, batch, training, held_out) | {"key": key}
+        report = _report(prepared, options, packed, batch, training, held_out, key)
         try:
             with files.whole_directory(target) as folder:
                 training.save(folder, "training")
                 held_out.save(folder, "held_out")
-                (folder / "report.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+                (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         except FileExistsError:
             pass  # another was first, with the same
     index = load(target)
@@ -219,22 +258,82 @@ def build(prepared: Prepared, options: Options, can_pack: bool, target: Path) ->
 
 
 def load(path: Path) -> Index:
-    """Map an index that ``build`` made. Raises HalaError where there is none."""
+    """Map an index that ``build`` made. Raises HalaError for anything else."""
     try:
-        told = json.loads((path / "report.json").read_text())
+        report: OrderReport = json.loads((path / "report.json").read_text())
         training, held_out = packing.load(path, "training"), packing.load(path, "held_out")
         lists = [held_out[sequence] for sequence in range(len(held_out))]
-        return Index(told["steps"], told["batch"], training, lists, told)
+        return Index(report["steps"], report["batch"], training, lists, report)
     except (OSError, EOFError, ValueError, KeyError) as error:
-        raise HalaError(f"{path}: no index of a training: {error}") from error
+        raise HalaError(f"{path} is not an index of a training: {error}") from error
 
 
 def _key(prepared: Prepared, options: Options, packed: bool, batch: int) -> str:
     """Digest of all that the order depends on."""
     weights = [dataset.weight for dataset in options.datasets.values()]
     lengths = (options.sequence_length, options.epochs, options.tokens)
-    asked = [VERSION, weights, lengths, options.evaluation.rows, options.seed, packed, batch]
-    hashed = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16)
+    settings = [VERSION, weights, lengths, options.evaluation.rows, options.seed, packed, batch]
+    hashed = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
     for array in (prepared.dataset, prepared.rows, prepared.lengths, prepared.loss_tokens):
         hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
+
+
+def _report(
+    prepared: Prepared, options: Options, packed: bool, batch: int, training: Sequences, held_out: Sequences, key: str
+) -> OrderReport:
+    sizes = training.sums(prepared.lengths)
+    tokens, loss_tokens = int(sizes.sum()), int(prepared.loss_tokens[training.items].sum(dtype=np.int64))
+    padded = len(training) * options.sequence_length if packed else _padded(sizes, batch, options.batch.per_device)
+    parts = _parts(prepared, options, training)
+    return {
+        "steps": steps_of(len(training), batch),
+        "batch": batch,
+        "sequences": len(training),
+        "sequence_length": options.sequence_length,
+        "packed": packed,
+        "tokens": tokens,
+        "loss_tokens": loss_tokens,
+        "loss_token_share": round(loss_tokens / tokens, 6) if tokens else 0.0,
+        "padding_share": round(1 - tokens / padded, 6) if padded else 0.0,
+        "truncated_rows": sum(part["truncated_rows"] for part in parts.values()),
+        "dropped_rows": sum(part["dropped_rows"] for part in parts.values()),
+        "held_out_rows": options.evaluation.rows,
+        "held_out_sequences": len(held_out),
+        "datasets": parts,
+        "key": key,
+    }
+
+
+def _padded(sizes: Ints, batch: int, per_device: int) -> int:
+    """Tokens computed when every ``per_device`` neighbours of a step are padded to the longest of them."""
+    if not len(sizes):
+        return 0
+    place = np.arange(len(sizes))
+    group = place // batch * batch + place % batch // per_device
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    counts = np.diff(np.append(starts, len(sizes)))
+    return int((np.maximum.reduceat(sizes, starts) * counts).sum())
+
+
+def _parts(prepared: Prepared, options: Options, training: Sequences) -> dict[str, PreparedDataset]:
+    count = len(prepared.parts)
+    pieces = np.bincount(prepared.dataset, minlength=count)
+    tokens = np.bincount(prepared.dataset, prepared.lengths, count)
+    loss_tokens = np.bincount(prepared.dataset, prepared.loss_tokens, count)
+    seen = np.bincount(prepared.dataset[training.items], prepared.lengths[training.items], count)
+    return {
+        name: {
+            "kind": dataset.kind,
+            "weight": dataset.weight,
+            "rows": part.rows,
+            "pieces": int(pieces[number]),
+            "tokens": int(tokens[number]),
+            "loss_tokens": int(loss_tokens[number]),
+            "seen_tokens": int(seen[number]),
+            "truncated_rows": part.truncated,
+            "dropped_rows": sum(part.dropped.values()),
+            "dropped": part.dropped,
+        }
+        for number, ((name, dataset), part) in enumerate(zip(options.datasets.items(), prepared.parts, strict=True))
+    }

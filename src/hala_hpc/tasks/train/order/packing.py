@@ -69,8 +69,7 @@ def best_fit(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     sequence = _place(*np.unique(lengths, return_counts=True), capacity)
     by_sequence = np.argsort(sequence, kind="stable")
-    counts = np.bincount(sequence)
-    return order[by_sequence], np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return order[by_sequence], _offsets(np.bincount(sequence))
 
 
 Step = tuple[int, int, int]
@@ -81,41 +80,36 @@ def _place(lengths: Ints, counts: Ints, capacity: int) -> Ints:
     """The sequence of each document, documents sorted longest first. ``lengths`` are unique and ascending."""
     steps: list[Step] = []
     is_open = _Open()
-    made = 0
-    for length, count in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        left = count
+    sequences = 0
+    for length, left in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while left:
             room = is_open.tightest(length)
             if room is None:
-                room, run = capacity, (made, -(-left // (capacity // length)))
-                made += run[1]
+                room, run = capacity, (sequences, -(-left // (capacity // length)))
+                sequences += run[1]
             else:
                 run = is_open.take(room)
             left -= _fill(is_open, steps, run, room, length, left)
-    return _expand(steps)
+    first, documents_each, documents = np.array(steps, np.int64).T
+    start = np.cumsum(documents) - documents
+    within = np.arange(int(documents.sum()), dtype=np.int64) - np.repeat(start, documents)
+    sequence: Ints = np.repeat(first, documents) + within // np.repeat(documents_each, documents)
+    return sequence
 
 
 def _fill(is_open: _Open, steps: list[Step], run: tuple[int, int], room: int, length: int, left: int) -> int:
     """Fill sequences that have ``room`` with ``left`` documents, as far as they go. Returns how many they took."""
     first, count = run
-    each = room // length
-    full = min(count, left // each)
-    rest = left - full * each if full < count else 0
-    for sequences, documents in ((full, each), (min(rest, 1), rest)):
+    most = room // length
+    full = min(count, left // most)
+    rest = left - full * most if full < count else 0
+    for sequences, documents in ((full, most), (min(rest, 1), rest)):
         if sequences:
             steps.append((first, documents, sequences * documents))
             is_open.add(room - documents * length, first, sequences)
         first += sequences
     is_open.add(room, first, run[0] + count - first)
-    return full * each + rest
-
-
-def _expand(steps: list[Step]) -> Ints:
-    first, each, documents = np.array(steps, np.int64).T
-    start = np.cumsum(documents) - documents
-    within = np.arange(int(documents.sum()), dtype=np.int64) - np.repeat(start, documents)
-    sequence: Ints = np.repeat(first, documents) + within // np.repeat(each, documents)
-    return sequence
+    return full * most + rest
 
 
 @dataclass(frozen=True)

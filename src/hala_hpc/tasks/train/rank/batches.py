@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from hala_hpc.tasks.train.options import Layout
 from hala_hpc.tasks.train.order.index import Index
@@ -20,21 +20,10 @@ Batch = dict[str, torch.Tensor]
 
 
 class Batches(Dataset[Batch]):
-    """All micro-batches of one rank, in order: ``accumulation`` of them make a step.
+    """All micro-batches of one rank, in order: ``accumulation`` of them make a step."""
 
-    Parameters
-    ----------
-    form : how documents in one sequence are kept apart: ``padded`` (one document each, with a mask), ``positions``
-        (positions start anew, sequences side by side) or ``flat`` (the same, all sequences in one row, for kernels of
-        variable length).
-    conv : whether the model's convolutions want to be told too (``seq_idx``).
-    """
-
-    def __init__(
-        self, prepared: Prepared, index: Index, layout: Layout, rank: int, pad: int, form: str, conv: bool
-    ) -> None:
-        self._prepared, self._index, self._layout, self._rank = prepared, index, layout, rank
-        self._collate = Collate(prepared, pad, form, conv)
+    def __init__(self, index: Index, layout: Layout, rank: int, collate: "Collate") -> None:
+        self._index, self._layout, self._rank, self._collate = index, layout, rank, collate
 
     def __len__(self) -> int:
         return self._index.steps * self._layout.accumulation
@@ -43,28 +32,34 @@ class Batches(Dataset[Batch]):
         step, turn = divmod(number, self._layout.accumulation)
         first = (turn * self._layout.world + self._rank) * self._layout.per_device
         # Alike in length side by side, so that little is padded and no rank waits for another.
-        sequences = sorted(self._index.step(step), key=self._tokens, reverse=True)
+        sequences = sorted(self._index.step(step), key=self._collate.tokens, reverse=True)
         return self._collate(sequences[first : first + self._layout.per_device], self._layout.per_device)
-
-    def _tokens(self, pieces: Sequence[int]) -> int:
-        return int(self._prepared.lengths[list(pieces)].sum())
 
 
 class Collate:
-    """Sequences of pieces become tensors of shape (sequences, tokens); with ``flat`` (1, all tokens)."""
+    """Sequences of pieces become tensors of shape (sequences, tokens); with ``flat`` (1, all tokens).
+
+    Parameters
+    ----------
+    pad : the token that fills up.
+    form : how documents in one sequence are kept apart: ``padded`` (one document each, with a mask), ``positions``
+        (positions start anew, sequences side by side) or ``flat`` (the same, all sequences in one row, for kernels of
+        variable length).
+    conv : whether the model's convolutions need it too (``seq_idx``).
+    """
 
     def __init__(self, prepared: Prepared, pad: int, form: str, conv: bool) -> None:
         self._prepared, self._pad, self._form, self._conv = prepared, pad, form, conv
 
     def __call__(self, sequences: Sequence[Sequence[int]], rows: int) -> Batch:
         """``rows``: fill up to so many with rows that are not learned, for a last step that is not full."""
-        found = [self._row(pieces) for pieces in sequences]
-        found += [self._row(())] * (max(rows, 1) - len(found))
+        filled = [self._row(pieces) for pieces in sequences]
+        filled += [self._row(())] * (max(rows, 1) - len(filled))
         if self._form == "flat":
-            found = [tuple(np.concatenate(parts) for parts in zip(*found, strict=True))]
-        width = max(2, *(len(ids) for ids, *_ in found))
+            filled = [tuple(np.concatenate(parts) for parts in zip(*filled, strict=True))]
+        width = max(2, *(len(ids) for ids, *_ in filled))
         ids, labels, positions, documents = (
-            torch.from_numpy(np.stack([self._filled(row[part], width, part) for row in found])) for part in range(4)
+            torch.from_numpy(np.stack([self._filled(row[part], width, part) for row in filled])) for part in range(4)
         )
         batch: Batch = {"input_ids": ids, "labels": labels}
         if self._form == "padded":
@@ -74,6 +69,10 @@ class Collate:
             if self._conv:
                 batch["seq_idx"] = (documents % (documents.max() + 2)).int()
         return batch
+
+    def tokens(self, pieces: Sequence[int]) -> int:
+        """The length of a sequence."""
+        return int(self._prepared.lengths[list(pieces)].sum())
 
     def _row(self, pieces: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Ids, labels, positions and document numbers; the first token of a document is predicted by nothing."""
@@ -96,19 +95,6 @@ class Collate:
         return np.concatenate([values, rest])
 
 
-class From(Sampler[int]):
-    """Numbers from a start on."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self._range = range(start, end)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._range)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-
 class Loader:
     """Iterates from ``start`` on, and says the length of the whole: so the trainer counts steps as if never broken."""
 
@@ -117,7 +103,7 @@ class Loader:
         self._loader = DataLoader(
             batches,
             batch_size=None,
-            sampler=From(start, len(batches)),
+            sampler=range(start, len(batches)),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=pin,

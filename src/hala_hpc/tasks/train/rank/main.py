@@ -1,18 +1,22 @@
-"""One rank of a training, from its start to its exit code."""
+"""One rank of a training, from its start to its exit code, with the model and the trainer's settings."""
 
 import contextlib
 import copy
 import json
+import os
 import signal
 import sys
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
@@ -25,64 +29,55 @@ from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.checkpoint import export
 from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved
 from hala_hpc.tasks.train.estimate.architecture import flops_per_token
-from hala_hpc.tasks.train.options import Options, layout
+from hala_hpc.tasks.train.launch.place import DIVERGED, REFUSED, SIGNALS, STOPPED, TRAINED, RankPlace
+from hala_hpc.tasks.train.launch.signs import HeartbeatWriter
+from hala_hpc.tasks.train.options import Layout, Options, attention_of, is_convolutional, layout
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
-from hala_hpc.tasks.train.rank import model as models
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
-from hala_hpc.tasks.train.rank.place import Beacon, Place
-from hala_hpc.tasks.train.rank.stopping import SIGNALS, Keeper
-from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer
+from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer, Saving
 from hala_hpc.worker import registry
 
-TRAINED, REFUSED, STOPPED, DIVERGED = 0, 2, 85, 86
-"""Exit codes: trained and exported; cannot be done as asked; stopped on request, with a checkpoint; stopped for good.
 
-``failure.json`` tells of the second and the last. Anything else is a crash, after which the training goes on from its
-last complete checkpoint.
-"""
-
-
-def main(run: str, here: Place) -> int:
-    """Train the run until its end, a stop or a failure. See the exit codes above."""
+def main(run: str, here: RankPlace) -> int:
+    """Train the run until its end, a stop or a failure. See ``launch.place`` for the exit codes."""
     path = Path(run).resolve()
-    beacon = Beacon(path / paths.RANKS / here.launch, here.rank)
+    heartbeat = HeartbeatWriter(path, here.launch, here.rank)
     try:
-        return _train(path, here, beacon)
+        return _train(path, here, heartbeat)
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
         write_durably(path / paths.FAILURE, json.dumps({"reason": str(error), "time": time.time()}).encode())
         return REFUSED
     finally:
-        beacon.close()
+        heartbeat.close()
 
 
-def _train(path: Path, here: Place, beacon: Beacon) -> int:
+def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of DeepSpeed's calls
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     options: Options = recipe.task
-    models.start_distributed(options.deepspeed.stage)
+    _start_distributed(options.deepspeed.stage, here)
     order = index.load(path / paths.INDEX)
-    spread = layout(options, here.world)
     # As it was when the data was prepared, with the template of then.
     kept_tokenizer = train.prepare_runs(path, recipe)[0] / prepare.TOKENIZER
     tokenizer = templates.load_tokenizer(Model(name=str(kept_tokenizer)))
     # Before the model: this is how transformers learns that its weights are to be spread (ZeRO-3).
-    arguments = models.settings(options, path / paths.CHECKPOINTS, spread, order.steps)
-    model = models.load(recipe, on_deepspeed=options.deepspeed.stage > 0)
+    arguments = _settings(options, path / paths.CHECKPOINTS, layout(options, here.world), order.steps)
+    model = _load(recipe, on_deepspeed=options.deepspeed.stage > 0)
     kept = copy.deepcopy((model.config, model.generation_config))
-    keeper = Keeper(options.save, order.steps, here.end_time)
+    saving = Saving(options.save, order.steps, here.end_time)
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, options.save.keep)
     writer = metrics.Writer(path, here.launch, options.report_to, recipe.name) if here.is_first else None
     saved = _resume_point(checkpoints, here)
-    data = _data(path, recipe, order, spread, here, model, tokenizer, saved.step if saved else 0)
+    data = _data(path, recipe, order, here, model, tokenizer, saved.step if saved else 0)
     trainer = HalaTrainer(
         options,
         data,
         checkpoints,
-        keeper,
-        beacon,
+        saving,
+        heartbeat,
         writer.write if writer else None,
         _flops(model, options.sequence_length),
         model=model,
@@ -95,44 +90,122 @@ def _train(path: Path, here: Place, beacon: Beacon) -> int:
         trainer.train_from(saved)
     except Diverged as failure:
         if here.is_first:
-            _tell_failure(path, failure, data)
+            _write_failure(path, failure, data)
         return _end(writer, DIVERGED)
-    if keeper.stopped:
+    if saving.stopped:
         return _end(writer, STOPPED)
-    beacon.at(order.steps, "exporting")
+    heartbeat.at(order.steps, "exporting")
     # The trainer makes them agree with the tokenizer, which knows one end of text: the end of a turn would be lost.
     model.config, model.generation_config = kept
     _export(path, trainer, tokenizer, here)
     return _end(writer, TRAINED)
 
 
+def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTConfig:
+    """TRL's configuration. To be made before the model is loaded: transformers learns of ZeRO-3 from it."""
+    on_gpu = torch.cuda.is_available()
+    optimizer = options.optimizer
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=split.per_device,
+        gradient_accumulation_steps=split.accumulation,
+        optim="adamw_torch_fused",
+        learning_rate=optimizer.learning_rate,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        adam_epsilon=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        neftune_noise_alpha=options.neftune,
+        bf16=options.precision == "bfloat16",
+        use_cpu=not on_gpu,
+        ddp_backend=None if on_gpu else "gloo",
+        deepspeed=options.deepspeed.settings(),
+        gradient_checkpointing=options.activation_checkpointing,
+        use_liger_kernel="liger" in options.kernels,
+        seed=options.seed,
+        data_seed=options.seed,
+        ignore_data_skip=True,  # our loader starts at the right place
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # Saving says when
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _load(recipe: Recipe, on_deepspeed: bool) -> Any:
+    """The model to train. In bf16 where DeepSpeed keeps the float32 master, else in float32."""
+    options: Options = recipe.task
+    dtype = torch.bfloat16 if options.precision == "bfloat16" and on_deepspeed else torch.float32
+    attention = attention_of(templates.model_config(recipe.model), options.attention)
+    named = {"attn_implementation": attention} if attention else {}
+    return AutoModelForCausalLM.from_pretrained(recipe.model.name, revision=recipe.model.revision, dtype=dtype, **named)
+
+
+def _form_of(model: Any, is_packed: bool) -> tuple[str, bool]:
+    """The form of batches that keeps documents apart in this model, and whether its convolutions need it too."""
+    if not is_packed:
+        return "padded", False
+    flat = "flash" in (model.config._attn_implementation or "")
+    return "flat" if flat else "positions", is_convolutional(model.config.to_dict())
+
+
+def _start_distributed(stage: int, here: RankPlace) -> None:
+    """Meet the other ranks. On the CPU DeepSpeed must know of gloo before it is used."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(here.local_rank)
+    timeout = timedelta(hours=2)  # the first rank may write a large model alone
+    if stage:
+        if not on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        if not on_gpu:
+            # It would compile an all-reduce of its own here, under a lock in the user's cache that a kill leaves
+            # behind: every later training would wait for it for ever. gloo does as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout, verbose=False)
+    elif here.world > 1:
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+
+
 def _data(
-    path: Path, recipe: Recipe, order: index.Index, spread: Any, here: Place, model: Any, tokenizer: Any, done: int
+    path: Path, recipe: Recipe, order: index.Index, here: RankPlace, model: Any, tokenizer: Any, done: int
 ) -> Data:
+    split = layout(recipe.task, here.world)
     prepared = Prepared(train.prepare_runs(path, recipe))
-    form, conv = models.form_of(model, order.report["packed"])
+    form, conv = _form_of(model, order.report["packed"])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    batches = Batches(prepared, order, spread, here.rank, pad, form, conv)
-    loader = Loader(batches, done * spread.accumulation, recipe.task.loader_workers, torch.cuda.is_available())
-    return Data(prepared, order, loader, Collate(prepared, pad, form, conv), here.rank, here.world)
+    collate = Collate(prepared, pad, form, conv)
+    batches = Batches(order, split, here.rank, collate)
+    loader = Loader(batches, done * split.accumulation, recipe.task.loader_workers, torch.cuda.is_available())
+    return Data(prepared, order, loader, collate, here)
 
 
-def _resume_point(checkpoints: Checkpoints, here: Place) -> Saved | None:
+def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:
     """The newest checkpoint that is whole; the same on all ranks, for the first one looks.
 
     Raises HalaError where there are some and none of them is whole.
     """
-    found: list[Saved | HalaError | None] = [None]
+    first_ranks: list[Saved | HalaError | None] = [None]
     if here.is_first:
         for aside in checkpoints.set_aside():
             _say(f"incomplete checkpoint set aside: {aside}")
         try:
-            found = [checkpoints.newest_whole(_say)]
+            first_ranks = [checkpoints.newest_whole(_say)]
         except HalaError as error:
-            found = [error]
+            first_ranks = [error]
     if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    saved = found[0]
+        dist.broadcast_object_list(first_ranks, src=0)
+    (saved,) = first_ranks
     if isinstance(saved, HalaError):
         raise saved
     if saved is not None and here.is_first:
@@ -153,17 +226,16 @@ def _flops(model: Any, sequence_length: int) -> float:
     return flops_per_token(sum(sizes.values()) - looked_up, layers, width, sequence_length)
 
 
-def _tell_failure(path: Path, failure: Diverged, data: Data) -> None:
+def _write_failure(path: Path, failure: Diverged, data: Data) -> None:
     """Which step, and which rows were in its batch."""
     sequences = data.index.step(failure.step - 1)
-    pieces = [piece for sequence in sequences for piece in sequence]
-    rows = [data.prepared.describe(piece) for piece in pieces]
-    told = {"step": failure.step, "reason": failure.reason, "sequences": sequences, "rows": rows, "time": time.time()}
-    write_durably(path / paths.FAILURE, json.dumps(told, default=int).encode())
+    rows = [data.prepared.describe(piece) for sequence in sequences for piece in sequence]
+    record = {"step": failure.step, "reason": failure.reason, "sequences": sequences, "rows": rows, "time": time.time()}
+    write_durably(path / paths.FAILURE, json.dumps(record, default=int).encode())
     _say(f"stopped for good at step {failure.step}: {failure.reason}; see {path / paths.FAILURE}")
 
 
-def _export(path: Path, trainer: HalaTrainer, tokenizer: Any, here: Place) -> None:
+def _export(path: Path, trainer: HalaTrainer, tokenizer: Any, here: RankPlace) -> None:
     """The finished model as a folder that anybody can load; checked before it gets its name."""
     final = path / paths.EXPORTED
     trainer.model_wrapped.eval()
@@ -187,7 +259,7 @@ def _say(text: str) -> None:
 def _end(writer: Any, code: int) -> int:
     """Leave together: a rank that is gone first would make the others fail.
 
-    A further signal must not end the process before its exit code tells how it ended.
+    A further signal must not end the process before its exit code does.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

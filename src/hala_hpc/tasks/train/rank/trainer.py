@@ -4,28 +4,34 @@ What TRL and transformers do stays theirs: the model, its fused head, mixed prec
 """
 
 import math
+import resource
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from hala_hpc.tasks.train.checkpoint import zero
-from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved, digests_of
+from hala_hpc.tasks.train.checkpoint.checkpoints import MARKER, Checkpoints, Saved, digests_of
 from hala_hpc.tasks.train.estimate.architecture import mfu
-from hala_hpc.tasks.train.options import Options, Schedule
+from hala_hpc.tasks.train.launch.place import SIGNALS, RankPlace
+from hala_hpc.tasks.train.launch.signs import HeartbeatWriter
+from hala_hpc.tasks.train.metrics import StepMetrics
+from hala_hpc.tasks.train.options import Options, Save, Schedule
 from hala_hpc.tasks.train.order.index import Index
 from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.rank import elastic
 from hala_hpc.tasks.train.rank.batches import Collate, Loader
-from hala_hpc.tasks.train.rank.place import Beacon
-from hala_hpc.tasks.train.rank.stopping import Keeper
 
+MARGIN_SECONDS = 30.0
+"""Kept between the end of a save and the end of the job."""
 WARM_STEPS = 20
 """Steps before a leap of the loss counts: at the start it moves much."""
 MEMORY = 0.9
@@ -33,7 +39,7 @@ MEMORY = 0.9
 
 
 class Diverged(Exception):
-    """The loss is no number any more, or has leapt."""
+    """The loss is not finite, or has leapt."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")
@@ -48,8 +54,57 @@ class Data:
     index: Index
     loader: Loader
     collate: Collate
-    rank: int
-    world: int
+    here: RankPlace
+
+
+class Saving(TrainerCallback):
+    """Saves by minutes, by steps, on a signal that any rank got, and before the job's time is over."""
+
+    def __init__(self, save: Save, last_step: int, end_time: float | None) -> None:
+        self._save, self._last_step, self._end_time = save, last_step, end_time
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._is_asked = False
+        self._saved_at = self._step_began = time.monotonic()
+        self.save_seconds = 0.0
+        self.stopped = False
+        for number in SIGNALS:
+            signal.signal(number, self._received)
+
+    def saved(self, seconds: float) -> None:
+        """Note how long a save took: the next one before the end of the job will take about as long."""
+        self.save_seconds = max(self.save_seconds, seconds)
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args
+        now = time.monotonic()
+        step_seconds, self._step_began = now - self._step_began, now
+        is_last = state.global_step >= self._last_step
+        stop, save = self._agree(self._must_stop(step_seconds), self._is_due(state.global_step))
+        control.should_save = save or stop or is_last
+        if stop and not is_last:
+            self.stopped = control.should_training_stop = True
+
+    def _must_stop(self, step_seconds: float) -> bool:
+        """A signal came, or there is no time for another step and a save after it."""
+        needed = 2 * step_seconds + 1.5 * self.save_seconds + MARGIN_SECONDS
+        return self._is_asked or (self._end_time is not None and time.time() + needed > self._end_time)
+
+    def _is_due(self, step: int) -> bool:
+        by_steps = self._save.steps is not None and step % self._save.steps == 0
+        return by_steps or time.monotonic() - self._saved_at > 60 * self._save.minutes
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """What any rank wants, all do: else one would save and the others would wait for it for ever."""
+        if self._group is None:
+            return list(flags)
+        wanted = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group)
+        return [bool(flag) for flag in wanted.tolist()]
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        del number
+        self._is_asked = True
 
 
 class HalaTrainer(SFTTrainer):
@@ -60,21 +115,21 @@ class HalaTrainer(SFTTrainer):
         options: Options,
         data: Data,
         checkpoints: Checkpoints,
-        keeper: Keeper,
-        beacon: Beacon,
-        write: Any,
+        saving: Saving,
+        heartbeat: HeartbeatWriter,
+        write: Callable[..., None] | None,
         flops_per_token: float,
         **arguments: Any,
     ) -> None:
         self.options, self.data, self.checkpoints = options, data, checkpoints
-        self.keeper, self.beacon, self._write = keeper, beacon, write
+        self.saving, self.heartbeat, self._write = saving, heartbeat, write
         self._flops_per_token = flops_per_token
         self._mean_loss: float | None = None
         self._resumed: Saved | None = None
         self._phases: dict[str, float] = {}
         self._step_began = time.monotonic()
         super().__init__(**arguments)
-        self.add_callback(keeper)
+        self.add_callback(saving)
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -86,10 +141,10 @@ class HalaTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         began = time.monotonic()
-        self.beacon.at(self.state.global_step, "data")
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.heartbeat.at(self.state.global_step, "data")
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._phases["data"] = time.monotonic() - began
-        return found
+        return samples
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -102,14 +157,14 @@ class HalaTrainer(SFTTrainer):
         items = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = -outputs.log_probs.sum() / torch.as_tensor(items).clamp(min=1)
         # DDP and DeepSpeed average gradients over ranks, and the items are those of all ranks.
-        return loss * self.data.world if num_items_in_batch is not None else loss
+        return loss * self.data.here.world if num_items_in_batch is not None else loss
 
     def training_step(self, *arguments: Any, **named: Any) -> Any:
         began = time.monotonic()
-        self.beacon.at(self.state.global_step, "forward and backward")
+        self.heartbeat.at(self.state.global_step, "forward and backward")
         loss = super().training_step(*arguments, **named)
         self._phases["forward_backward"] = self._phases.get("forward_backward", 0.0) + time.monotonic() - began
-        self.beacon.at(self.state.global_step, "optimizer")
+        self.heartbeat.at(self.state.global_step, "optimizer")
         return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -119,7 +174,7 @@ class HalaTrainer(SFTTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # --- what is told ---------------------------------------------------------------------------------------------
+    # --- metrics --------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Every step; on every rank the same loss. Raises Diverged."""
@@ -134,9 +189,9 @@ class HalaTrainer(SFTTrainer):
         self._refuse_leap(step, logs["loss"])
         if self.options.evaluation.rows and (step % self.options.evaluation.steps == 0 or step == self.state.max_steps):
             self._evaluate_held_out(step)
-        self._step_began += time.monotonic() - now  # the evaluation is no part of a step
+        self._step_began += time.monotonic() - now  # the evaluation is not part of a step
 
-    def _line(self, step: int, seconds: float, logs: dict[str, float]) -> dict[str, Any]:
+    def _line(self, step: int, seconds: float, logs: dict[str, float]) -> StepMetrics:
         pieces = [piece for sequence in self.data.index.step(step - 1) for piece in sequence]
         tokens = int(self.data.prepared.lengths[pieces].sum())
         useful = int(self.data.prepared.loss_tokens[pieces].sum())
@@ -150,8 +205,8 @@ class HalaTrainer(SFTTrainer):
             "tokens": tokens,
             "useful_tokens": useful,
             "tokens_per_second": rate,
-            "tokens_per_second_per_gpu": rate / self.data.world,
-            "mfu": mfu(rate, self._flops_per_token, device_name(), self.data.world),
+            "tokens_per_second_per_gpu": rate / self.data.here.world,
+            "mfu": mfu(rate, self._flops_per_token, device_name(), self.data.here.world),
             "memory_gb": memory_gb(),
             "seconds": seconds,
             "phases": dict(self._phases),
@@ -170,18 +225,18 @@ class HalaTrainer(SFTTrainer):
     def _evaluate_held_out(self, step: int) -> None:
         """Mean loss per token over the rows held out; each rank does its share, all the same number of passes."""
         held, data = self.data.index.held_out, self.data
-        self.beacon.at(step, "evaluating")
+        self.heartbeat.at(step, "evaluating")
         many = self.options.batch.per_device
         total = torch.zeros(2, dtype=torch.float64)
         self.model_wrapped.eval()
         with torch.no_grad():
-            for first in range(0, len(held), many * data.world):
-                mine = held[first + data.rank * many : first + (data.rank + 1) * many]
+            for first in range(0, len(held), many * data.here.world):
+                mine = held[first + data.here.rank * many : first + (data.here.rank + 1) * many]
                 inputs = self._prepare_inputs(data.collate(mine, many))
                 outputs = self.model_wrapped(**inputs, use_cache=False, fused_lm_head=True)
                 total += torch.stack([-outputs.log_probs.sum(), outputs.label_mask.sum()]).cpu()
         self.model_wrapped.train()
-        if data.world > 1:
+        if data.here.world > 1:
             total = total.to(self.args.device)
             dist.all_reduce(total)
         if self._write is not None:
@@ -194,12 +249,12 @@ class HalaTrainer(SFTTrainer):
         del model, trial
         began = time.monotonic()
         step = self.state.global_step
-        self.beacon.at(step, "saving")
+        self.heartbeat.at(step, "saving")
         folder = self.checkpoints.path(step)
-        if not (folder / "complete.json").exists():
+        if not (folder / MARKER).exists():
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            if not self.is_deepspeed_enabled:
-                self._save_weights(folder)
+            if not self.is_deepspeed_enabled and self.is_world_process_zero():
+                self._save(str(folder))
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
             if self.is_world_process_zero():
@@ -208,44 +263,41 @@ class HalaTrainer(SFTTrainer):
             known = self._digests(folder)
             if self.is_world_process_zero():
                 stage, seconds = self.options.deepspeed.stage, time.monotonic() - began
-                self.checkpoints.mark(step, self.data.world, stage, seconds, known)
+                self.checkpoints.mark(step, self.data.here.world, stage, seconds, known)
             self._barrier()
         seconds = time.monotonic() - began
-        self.keeper.saved(seconds)
+        self.saving.saved(seconds)
         self._step_began += seconds
-        self.beacon.at(step, "saved")
-
-    def _save_weights(self, folder: Path) -> None:
-        if self.is_world_process_zero():
-            self._save(str(folder))
+        self.heartbeat.at(step, "saved")
 
     def _digests(self, folder: Path) -> dict[str, str]:
         """Of all files of a checkpoint; each rank reads its share."""
-        mine, world = digests_of(folder, self.data.rank, self.data.world), self.data.world
-        if world == 1:
+        here = self.data.here
+        mine = digests_of(folder, here.rank, here.world)
+        if here.world == 1:
             return mine
-        parts: list[Any] = [None] * world
+        parts: list[Any] = [None] * here.world
         dist.all_gather_object(parts, mine)
         return {name: digest for part in parts for name, digest in part.items()}
 
     def _barrier(self) -> None:
-        if self.data.world > 1:
+        if self.data.here.world > 1:
             dist.barrier()
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """DeepSpeed loads only what as many ranks wrote; for others the checkpoint is read parameter by parameter."""
         saved = self._resumed
-        if saved is None or not saved.stage or saved.world == self.data.world:
+        if saved is None or not saved.stage or saved.world == self.data.here.world:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        elastic.restore(self.model_wrapped, zero.read(saved.path / f"global_step{saved.step}"))
+        zero.restore(self.model_wrapped, zero.read(saved.path / f"global_step{saved.step}"))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)  # with DeepSpeed: the scheduler alone
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         return prepared
 
     def train_from(self, saved: Saved | None) -> None:
-        """Train from a checkpoint, or from the start, to the end or until the keeper stops it."""
+        """Train from a checkpoint, or from the start, to the end or until a stop."""
         self._resumed = saved
         self._step_began = time.monotonic()
         self.train(resume_from_checkpoint=str(saved.path) if saved else None)
@@ -276,6 +328,4 @@ def memory_gb() -> float:
     """Peak memory of this rank so far in GB: of its GPU, or of the process where there is none."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 1e9)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
