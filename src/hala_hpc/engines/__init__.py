@@ -1,4 +1,4 @@
-"""Things that turn requests into completions: one small protocol, a module per kind.
+"""Engines turn requests into completions: one small protocol, a module per kind.
 
 A module has ``Options`` (its keys in a recipe), ``ABILITIES`` (what such engines can do), ``check`` (is the recipe
 possible?) and ``start`` (the engine).
@@ -11,7 +11,7 @@ from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
-HELPERS = ("base", "guard", "tokens")
+HELPERS = ("base", "tokens")
 
 
 def _modules() -> dict[str, str]:
@@ -38,8 +38,8 @@ def check(recipe: Recipe) -> None:
 
 def abilities(kind: str) -> Abilities:
     """What engines of a kind can do. Raises HalaError where there is none of the kind."""
-    found: Abilities = KINDS.load(kind).ABILITIES
-    return found
+    declared: Abilities = KINDS.load(kind).ABILITIES
+    return declared
 
 
 def refuse_without_tokens(recipe: Recipe) -> None:
