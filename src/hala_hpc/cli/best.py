@@ -13,7 +13,7 @@ from hala_hpc.pipeline import lookup
 
 if TYPE_CHECKING:
     from hala_hpc.tasks.evaluate.choose import Choice, Lead
-    from hala_hpc.tasks.evaluate.paired import Mean
+    from hala_hpc.tasks.evaluate.statistics import Mean
 
 RULES = ("average", "one-se", "no-loss")
 
@@ -66,28 +66,28 @@ def command(
     evaluations = scores.read(paths, base).only(models, benchmarks)
     asked = choose.Split(1.0 if split == "all" else share, seed)
     choice = choose.choose(evaluations, rule, asked, with_base)
-    told = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
-    _refuse_other_weights(told)
+    record: dict[str, Any] = choose.as_json(choice) | {"runs": [path.name for path in paths]}
+    _refuse_other_weights(choice)
     target = to or paths[0] / RECORD
-    write_durably(target, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
+    write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     if json_:
-        common.echo_json(told)
+        common.echo_json(record)
         return
     _show(choice)
-    click.echo(f"{choice.model}: {_place(Path(told['path']))}")
+    click.echo(f"{choice.model}: {_place(Path(choice.path))}")
     if choice.lead is not None:
         click.echo(_worth(choice.lead))
     click.echo(f"written down in {target}")
 
 
-def _refuse_other_weights(told: dict[str, Any]) -> None:
+def _refuse_other_weights(choice: "Choice") -> None:
     """Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody."""
     from hala_hpc.config.errors import HalaError
     from hala_hpc.models import location
 
-    folder = Path(told["path"])
-    if folder.is_dir() and location.digest(folder) != told["weights"]:
-        raise HalaError(f"{told['model']}: {folder} is not what was evaluated", "evaluate it again, as a new run")
+    folder = Path(choice.path)
+    if folder.is_dir() and location.digest(folder) != choice.weights:
+        raise HalaError(f"{choice.model}: {folder} is not what was evaluated", "evaluate it again, as a new run")
 
 
 def _place(folder: Path) -> str:
@@ -125,7 +125,7 @@ def _show(choice: "Choice") -> None:
 
     table = Table("model", "chosen by", "held out", "fits", box=None, pad_edge=False)
     for one in choice.candidates:
-        means = [_percent(mean) for mean in (one.average, one.held_out)]
+        means = [_percent(mean) for mean in (one.chosen_by, one.held_out)]
         style = "bold" if one.model == choice.model else None
         table.add_row(one.model, *means, "yes" if one.fits else "no", style=style)
     Console().print(table)

@@ -1,4 +1,4 @@
-"""Questions from a folder instead of the hub: the layouts that benchmarks are handed around in, read to rows.
+"""Questions from a folder instead of the hub: the layouts in which benchmarks are handed around, read to rows.
 
 - ``SUBSET/SPLIT.jsonl`` (or .csv, .parquet) with the hub dataset's columns; ``SUBSET.jsonl`` is a test split;
 - MMLU's: ``SPLIT/SUBJECT_SPLIT.csv`` of a question, four choices and the letter (or number) of the right one;
@@ -7,15 +7,16 @@
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate.harness import Benchmark
+from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data.files import readers
+from hala_hpc.tasks.evaluate.benchmarks import Benchmark, subset_of
 
 SPLITS: Final = ("test", "dev", "validation", "train")
 KINDS: Final = (".jsonl", ".csv", ".parquet")
@@ -28,15 +29,14 @@ LEVELS: Final = {
 }
 """ArabicMMLU's levels in its CSV file, and in the names of its subsets on the hub."""
 LETTERS: Final = "ABCDE"
-ARABIC: Final = ("أ", "ب", "ج", "د", "هـ")
+ARABIC_LETTERS: Final = ("أ", "ب", "ج", "د", "هـ")
 """Letters of choices as AraTrust has them (LightEval's ``LETTER_INDICES_AR``)."""
 MOST_SHOWN: Final = 60
 """Characters of a value in an error."""
-NUMBER: Final = "__row"
-"""Key of a row that says where it was read from, for error messages; taken out before anybody else sees it."""
 
-Row = dict[str, Any]
 Splits = dict[str, list[Row]]
+Located = tuple[str, Row]
+"""A row, and where it was read from, for errors."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,32 @@ class Local:
 
 
 def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
-    """The rows of ``tasks`` in ``folder``. Rows keep the order and the values of their files.
+    """The rows of ``tasks`` in ``folder``, in the order and with the values of their files.
 
     Raises HalaError where nothing of the benchmark is there, or a row lacks a column, with file and row.
     """
     if not folder.exists():
         raise HalaError(f"{benchmark.name}: {folder} does not exist", "a folder or a file with its questions")
     files = sorted(file for file in folder.rglob("*") if file.suffix in KINDS) if folder.is_dir() else [folder]
-    subsets: dict[str, Splits] = {}
+    subsets: dict[str, dict[str, list[Located]]] = {}
     for file in files:
         for subset, split, row in _rows(file, folder):
             subsets.setdefault(subset, {}).setdefault(split, []).append(row)
-    found = {task: subsets[subset_of(task)] for task in tasks if benchmark.split in subsets.get(subset_of(task), {})}
-    if not found and len(tasks) == 1 and len(subsets) == 1:  # whatever its file is called
-        found = {tasks[0]: next(iter(subsets.values()))}
-    if not found:
+    by_task = {task: subsets[subset_of(task)] for task in tasks if benchmark.split in subsets.get(subset_of(task), {})}
+    if not by_task and len(tasks) == 1 and len(subsets) == 1:  # whatever its file is called
+        by_task = {tasks[0]: next(iter(subsets.values()))}
+    if not by_task:
         there = f"it holds {', '.join(sorted(subsets)[:12])}" if subsets else f"it has no file {', '.join(KINDS)}"
         wanted = ", ".join(subset_of(task) for task in tasks[:12]) + (", …" if len(tasks) > 12 else "")
         raise HalaError(f"{benchmark.name}: {folder} has none of its {len(tasks)} tasks; {there}", f"wanted: {wanted}")
-    for splits in found.values():
-        for split, rows in splits.items():
-            for row in rows:
-                _check(row, row.pop(NUMBER), benchmark, is_question=split == benchmark.split)
-    return Local(found, tuple(task for task in tasks if task not in found))
+    checked = {
+        task: {
+            split: [_checked(row, where, benchmark, is_question=split == benchmark.split) for where, row in rows]
+            for split, rows in splits.items()
+        }
+        for task, splits in by_task.items()
+    }
+    return Local(checked, tuple(task for task in tasks if task not in by_task))
 
 
 def digest_of(folders: Sequence[str | Path]) -> str:
@@ -90,28 +93,20 @@ def digest_of(folders: Sequence[str | Path]) -> str:
     return hashed.hexdigest() if folders else ""
 
 
-def subset_of(task: str) -> str:
-    """A task's configuration on the hub."""
-    return task.partition(":")[2] or "default"
-
-
-def _rows(file: Path, folder: Path) -> Iterator[tuple[str, str, Row]]:
+def _rows(file: Path, folder: Path) -> Iterator[tuple[str, str, Located]]:
     """Subset, split and row."""
-    if file.suffix == ".csv" and (columns := _header(file)) and {"Subject", "Answer Key"} <= set(columns):
-        for row in _csv_rows(file):
-            split = "dev" if str(row.get("is_few_shot") or "0") == "1" else "test"
-            yield _arabic_subset(row), split, row
-        return
-    parent, stem = file.parent.name, file.stem
-    if file.suffix == ".csv" and parent in SPLITS and stem.endswith(f"_{parent}"):
-        for row in _mmlu_rows(file):
-            yield stem.removesuffix(f"_{parent}"), parent, row
-        return
-    split = stem.partition("-")[0]
-    subset, split = (parent if file.parent != folder else "default", split) if split in SPLITS else (stem, "test")
-    read_rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[file.suffix]
-    for row in read_rows(file):
-        yield subset, split, row
+    parent, stem, is_csv = file.parent.name, file.stem, file.suffix == ".csv"
+    if is_csv and {"Subject", "Answer Key"} <= set(_header(file)):
+        for where, row in _csv_rows(file):
+            yield _arabic_subset(row), "dev" if row.get("is_few_shot") == "1" else "test", (where, row)
+    elif is_csv and parent in SPLITS and stem.endswith(f"_{parent}"):
+        for located in _mmlu_rows(file):
+            yield stem.removesuffix(f"_{parent}"), parent, located
+    else:
+        split = stem.partition("-")[0]
+        subset, split = (parent if file.parent != folder else "default", split) if split in SPLITS else (stem, "test")
+        for located in _csv_rows(file) if is_csv else _json_rows(file):
+            yield subset, split, located
 
 
 def _arabic_subset(row: Row) -> str:
@@ -138,15 +133,15 @@ def _opened(file: Path) -> Iterator[TextIO]:
         raise HalaError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _csv_rows(file: Path) -> Iterator[Located]:
     with _opened(file) as lines:
         for number, row in enumerate(csv.DictReader(lines), 1):
             if None in row:
                 raise HalaError(f"{file}, row {number}: has more fields than the header")
-            yield dict(row) | {NUMBER: f"{file}, row {number}"}
+            yield f"{file}, row {number}", dict(row)
 
 
-def _mmlu_rows(file: Path) -> Iterator[Row]:
+def _mmlu_rows(file: Path) -> Iterator[Located]:
     """Without a header, or with one: then its last column is ``answer``."""
     with _opened(file) as lines:
         for number, cells in enumerate(csv.reader(lines), 1):
@@ -154,59 +149,41 @@ def _mmlu_rows(file: Path) -> Iterator[Row]:
                 continue
             where = f"{file}, row {number}"
             if len(cells) != 6:
-                raise HalaError(f"{where}: a question, four choices and an answer A to D are wanted")
-            yield {"question": cells[0], "choices": cells[1:5], "answer": _number_of(cells[5], 4, where), NUMBER: where}
+                raise HalaError(f"{where}: needs a question, four choices and an answer A to D")
+            yield where, {"question": cells[0], "choices": cells[1:5], "answer": _number_of(cells[5], 4, where)}
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
-    with _opened(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise HalaError(f"{file}, row {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise HalaError(f"{file}, row {number}: an object is wanted")
-            yield row | {NUMBER: f"{file}, row {number}"}
+def _json_rows(file: Path) -> Iterator[Located]:
+    """Of JSON lines, or of Parquet."""
+
+    def refuse(number: int, _: int, error: HalaError) -> None:
+        raise HalaError(f"{file}, row {number}: {error.message}", "mend the row; files must be UTF-8") from error
+
+    for chunk in readers.chunks(file, manner=readers.Manner(on_bad=refuse)):
+        for number, row in zip(chunk.numbers, chunk.rows, strict=True):
+            yield f"{file}, row {number}", row
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _checked(row: Row, where: str, benchmark: Benchmark, is_question: bool) -> Row:
+    """The row, its right answer (of an example too) as the harness looks for it.
 
-    from hala_hpc.data.arrow.schema import to_rows
-
-    try:
-        rows = to_rows(pq.ParquetFile(file).read())
-    except (OSError, pa.ArrowException) as error:
-        raise HalaError(f"{file}: not readable: {error}") from error
-    for number, row in enumerate(rows, 1):
-        yield row | {NUMBER: f"{file}, row {number}"}
-
-
-def _check(row: Row, where: str, benchmark: Benchmark, is_question: bool) -> None:
-    """Refuse a question that cannot be asked; the right answer, of examples too, becomes what the harness looks for."""
+    Raises HalaError for a question that cannot be asked.
+    """
     lacking = [column for column in benchmark.columns if row.get(column) in (None, "", [])]
     if is_question and lacking:
-        raise HalaError(f"{where}: no {', '.join(lacking)}", f"{benchmark.name} wants {', '.join(benchmark.columns)}")
-    if lacking or not (answer := _answer_column(benchmark)):
-        return
-    if answer == "answer" and "choices" in benchmark.columns:
-        row[answer] = _number_of(row.get(answer), _choices(row["choices"], where), where)
-    elif answer == "label":
+        raise HalaError(f"{where}: no {', '.join(lacking)}", f"{benchmark.name} needs {', '.join(benchmark.columns)}")
+    if lacking or not (column := _answer_column(benchmark)):
+        return row
+    if column == "answer" and "choices" in benchmark.columns:
+        return row | {column: _number_of(row.get(column), _choices(row["choices"], where), where)}
+    if column == "label":
         count = sum(row.get(f"sol{number}") not in (None, "") for number in range(1, len(LETTERS) + 1))
-        row[answer] = _number_of(row[answer], count, where)
-    else:
-        names = [
-            f"Option {number + 1}" if answer == "Answer Key" else LETTERS[number] for number in range(len(LETTERS))
-        ]
-        options = [name for name in names if row.get(name) not in (None, "")]
-        number = _number_of(row[answer], len(LETTERS), where, digits=False)
-        if names[number] not in options:
-            raise HalaError(f"{where}: the answer is {row[answer]!r}, and there is no such option")
-        row[answer] = (ARABIC if answer == "Answer" else LETTERS)[number]
+        return row | {column: _number_of(row[column], count, where)}
+    number = _number_of(row[column], len(LETTERS), where, digits=False)
+    option = f"Option {number + 1}" if column == "Answer Key" else LETTERS[number]
+    if row.get(option) in (None, ""):
+        raise HalaError(f"{where}: the answer is {row[column]!r}, and there is no such option")
+    return row | {column: (ARABIC_LETTERS if column == "Answer" else LETTERS)[number]}
 
 
 def _answer_column(benchmark: Benchmark) -> str:
@@ -216,7 +193,7 @@ def _answer_column(benchmark: Benchmark) -> str:
     return next((name for name in ("Answer Key", "Answer", "answer", "label") if name in benchmark.columns), "")
 
 
-def _choices(value: Any, where: str) -> int:
+def _choices(value: object, where: str) -> int:
     """How many there are. Raises HalaError for what is no list of texts, as a CSV file would have it."""
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         shown = value if len(str(value)) <= MOST_SHOWN else f"{str(value)[:MOST_SHOWN]}…"
@@ -224,11 +201,11 @@ def _choices(value: Any, where: str) -> int:
     return len(value)
 
 
-def _number_of(answer: Any, choices: int, where: str, digits: bool = True) -> int:
+def _number_of(answer: object, choices: int, where: str, digits: bool = True) -> int:
     """The right choice, counted from 0: from a letter of either alphabet or, where they are used, a number."""
     text = str(answer).strip()
     number = int(text) if digits and text.isdecimal() else -1
-    for letters in (LETTERS, ARABIC):
+    for letters in (LETTERS, ARABIC_LETTERS):
         if text.upper() in tuple(letters):
             number = letters.index(text.upper())
     if isinstance(answer, bool) or not 0 <= number < choices:

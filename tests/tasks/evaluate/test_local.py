@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate.benchmarks import arabic, local
-from hala_hpc.tasks.evaluate.harness import Benchmark
+from hala_hpc.tasks.evaluate import local
+from hala_hpc.tasks.evaluate.benchmarks import ARABIC, Benchmark, subset_of
 
-EXAMS = arabic.BENCHMARKS["arabic_exams"]
-MMLU = arabic.BENCHMARKS["arabic_mmlu"]
-HT = arabic.BENCHMARKS["arabic_mmlu_ht"]
+EXAMS = ARABIC["arabic_exams"]
+MMLU = ARABIC["arabic_mmlu"]
+HT = ARABIC["arabic_mmlu_ht"]
 ROW = {
     "subject": "علوم",
     "question": "ما لون السماء؟",
@@ -34,7 +34,7 @@ def test_arabic_mmlu_as_it_is_published(data: Path) -> None:
     counted = sum(len(rows) for splits in found.tasks.values() for rows in splits.values())
     assert counted == 2506
     first = found.tasks["arabic_mmlu:Driving Test"]["test"][0]
-    assert first["Answer Key"] == "A" and first["Option 2"] == "العبارة خاطئة" and local.NUMBER not in first
+    assert first["Answer Key"] == "A" and first["Option 2"] == "العبارة خاطئة"
 
 
 def test_mmlu_as_it_is_published(data: Path) -> None:
@@ -87,8 +87,8 @@ def test_a_benchmark_of_one_task(tmp_path: Path, kind: str, name: str) -> None:
     ("file", "text", "said"),
     [
         ("default.jsonl", '{"subject": "x"}\n', "row 1: no question, A, B, C, D, answer"),
-        ("default.jsonl", "{", "row 1: not JSON"),
-        ("default.jsonl", "[]\n", "row 1: an object is wanted"),
+        ("default.jsonl", "{", "row 1: not valid JSON"),
+        ("default.jsonl", "[]\n", "row 1: a row is a JSON object, this is a list"),
         ("note.txt", "x", "has none of its 1 tasks"),
         ("default.parquet", "x", "not readable"),
     ],
@@ -126,7 +126,7 @@ def test_an_answer_may_be_a_letter_or_a_number(tmp_path: Path, answer: str | int
     assert [row["answer"] for rows in splits.values() for row in rows] == [1, 1]
 
 
-ARATRUST, GHAFA = arabic.BENCHMARKS["aratrust"], arabic.BENCHMARKS["alghafa"]
+ARATRUST, GHAFA = ARABIC["aratrust"], ARABIC["alghafa"]
 TRUST = {"Question": "q", "A": "a", "B": "b", "C": "c"}
 HAFA = {"query": "q", "sol1": "a", "sol2": "b"}
 
@@ -144,7 +144,7 @@ HAFA = {"query": "q", "sol1": "a", "sol2": "b"}
 def test_the_answer_becomes_what_the_harness_looks_for(
     tmp_path: Path, benchmark: Benchmark, row: dict[str, str], column: str, kept: object
 ) -> None:
-    subset = local.subset_of(benchmark.tasks[0])
+    subset = subset_of(benchmark.tasks[0])
     (tmp_path / subset).mkdir()
     (tmp_path / subset / f"{benchmark.split}.jsonl").write_text(json.dumps(row))
     (rows,) = local.read(benchmark, benchmark.tasks, tmp_path).tasks[benchmark.tasks[0]].values()
@@ -171,5 +171,5 @@ def test_choices_and_answers_that_fit_nothing_are_refused(tmp_path: Path, file: 
 
 def test_questions_in_another_encoding_are_refused_by_file(tmp_path: Path) -> None:
     (tmp_path / "default.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
-    with pytest.raises(HalaError, match=r"default.jsonl: not UTF-8"):
+    with pytest.raises(HalaError, match=r"default.jsonl, row 1: not UTF-8.*files must be UTF-8"):
         local.read(EXAMS, EXAMS.tasks, tmp_path)
