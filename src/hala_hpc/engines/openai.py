@@ -95,26 +95,22 @@ class OpenAI:
         """Put a completion, or what the main thread is to raise, into the queue."""
         try:
             self._done.put(self._answer(id, request))
-        except self._errors.APIStatusError as error:
-            self._done.put(self._judged(id, error))
         except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
-            is_own = not isinstance(error, self._errors.APIConnectionError) or isinstance(
-                error, self._errors.APITimeoutError
-            )
-            self._done.put(self._unreachable(error, id if is_own else None))
+            self._done.put(self._judged(id, error))
 
     def _judged(self, id: str, error: Any) -> Completion | Exception:
-        """What an answer that is an HTTP error means."""
+        """What an error means: of HTTP, of the connection, or anything else."""
+        if not isinstance(error, self._errors.APIStatusError):
+            is_away = isinstance(error, self._errors.APIConnectionError)
+            is_own = not is_away or isinstance(error, self._errors.APITimeoutError)
+            return self._unreachable(error, id if is_own else None)
         status: int = error.status_code
         if status in NEVER:
             return Completion(id, error=f"bad request: {error.message}")
-        if status in MOMENTARY:
-            return self._unreachable(error, None)
-        if status >= 500:
-            return self._unreachable(error, id)
-        return HalaError(
-            f"engine.url: {self._url} refuses every request ({status}): {error.message}", HINTS.get(status, "")
-        )
+        if status in MOMENTARY or status >= 500:
+            return self._unreachable(error, None if status in MOMENTARY else id)
+        message = f"engine.url: {self._url} refuses every request ({status}): {error.message}"
+        return HalaError(message, HINTS.get(status, ""))
 
     def _unreachable(self, error: Exception, request: str | None) -> EngineUnreachable:
         message = " ".join(f"{self._url}: {type(error).__name__}: {error}".split())[:500]

@@ -93,7 +93,7 @@ def main() -> None:
         "default": asdict(decoding_of({}, EOS, 7)),
         "greedy": asdict(decoding_of({"do_sample": False, "temperature": 0.9, "top_p": 0.8}, "", 7)),
     }
-    print(json.dumps(seen))  # noqa: T201
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

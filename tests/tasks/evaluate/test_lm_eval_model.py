@@ -1,4 +1,4 @@
-"""What our model for lm-evaluation-harness asks of a scorer: one process of the serve environment, without an engine."""
+"""What our model for lm-evaluation-harness asks of a scorer, in the serve environment but without an engine."""
 
 import json
 import subprocess

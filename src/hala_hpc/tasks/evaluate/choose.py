@@ -106,38 +106,32 @@ def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = 
     _refuse_unequal(evaluations, models)
     part = _part(evaluations, split, True)
     rest = _part(evaluations, split, False) if split.share < 1 else None
-    averages = {model: _average(part, model) for model in models}
+    averages = {model: mean for model in models if (mean := part.average(model)) is not None}
     fitting = _fitting(part, models, averages, rule)
     if not fitting:
         raise HalaError(f"no model fits the rule {rule}", RULES[rule])
     highest = max(averages[model].value for model in fitting)
     ranked = fitting if rule == "one-se" else [model for model in fitting if averages[model].value >= highest - TIE]
-    cells = {(model, name): evaluations.cells[model, name] for model in models for name in evaluations.benchmarks}
-    candidates = {
-        model: Candidate(
-            model,
-            model in fitting,
-            averages[model],
-            _average(rest, model) if rest else None,
-            cells[model, evaluations.benchmarks[0]].result.path,
-            cells[model, evaluations.benchmarks[0]].result.weights,
-            {name: cells[model, name].mean.value for name in evaluations.benchmarks},
-        )
-        for model in models
-    }
-    chosen = candidates[ranked[0]]
-    limits = [cells[chosen.model, name].result.limit for name in evaluations.benchmarks]
+    candidates = []
+    for model in models:
+        cells = {name: evaluations.cells[model, name] for name in evaluations.benchmarks}
+        result, scores = next(iter(cells.values())).result, {name: cell.mean.value for name, cell in cells.items()}
+        held_out = rest.average(model) if rest else None
+        fits = model in fitting
+        candidates.append(Candidate(model, fits, averages[model], held_out, result.path, result.weights, scores))
+    chosen = next(candidate for candidate in candidates if candidate.model == ranked[0])
+    cells = {name: evaluations.cells[chosen.model, name] for name in evaluations.benchmarks}
     return Choice(
-        chosen.model,
-        chosen.path,
-        chosen.weights,
-        {"name": rule, "says": RULES[rule]},
-        split,
-        evaluations.base,
-        {name: cells[chosen.model, name].questions for name in evaluations.benchmarks},
-        max((limit for limit in limits if limit is not None), default=None),
-        _lead(chosen.model, averages, part, rest),
-        list(candidates.values()),
+        model=chosen.model,
+        path=chosen.path,
+        weights=chosen.weights,
+        rule={"name": rule, "says": RULES[rule]},
+        split=split,
+        base=evaluations.base,
+        benchmarks={name: cell.questions for name, cell in cells.items()},
+        limit=max((cell.result.limit for cell in cells.values() if cell.result.limit is not None), default=None),
+        lead=_lead(chosen.model, averages, part, rest),
+        candidates=candidates,
     )
 
 
@@ -161,21 +155,11 @@ def _fitting(part: Evaluations, models: Sequence[str], averages: dict[str, Mean]
         )
     if rule == "one-se":
         top = max(models, key=lambda model: averages[model].value)
-        return [model for model in models if model == top or _is_near(part, model, top)]
+        to_top = {model: part.difference(model, base=top) for model in models}
+        return [model for model, gap in to_top.items() if gap is None or gap.value >= -gap.error - TIE]
     gaps = {key: gap for key, gap in part.differences.items() if key[1] != AVERAGE}
     lost = {model for (model, _), gap in gaps.items() if gap.value + NORMAL_95 * gap.error < 0}
     return [model for model in models if model not in lost]
-
-
-def _is_near(part: Evaluations, model: str, top: str) -> bool:
-    gap = part.difference(model, base=top)
-    return gap is not None and gap.value >= -gap.error - TIE
-
-
-def _average(part: Evaluations, model: str) -> Mean:
-    average = part.average(model)
-    assert average is not None  # refused before
-    return average
 
 
 def _refuse_unequal(evaluations: Evaluations, models: Sequence[str]) -> None:

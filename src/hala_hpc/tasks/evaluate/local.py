@@ -8,10 +8,10 @@
 import csv
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.arrow.schema import Row
@@ -96,7 +96,7 @@ def digest_of(folders: Sequence[str | Path]) -> str:
 def _rows(file: Path, folder: Path) -> Iterator[tuple[str, str, Located]]:
     """Subset, split and row."""
     parent, stem, is_csv = file.parent.name, file.stem, file.suffix == ".csv"
-    if is_csv and {"Subject", "Answer Key"} <= set(_header(file)):
+    if is_csv and {"Subject", "Answer Key"} <= set(next(_cells(file), [])):
         for where, row in _csv_rows(file):
             yield _arabic_subset(row), "dev" if row.get("is_few_shot") == "1" else "test", (where, row)
     elif is_csv and parent in SPLITS and stem.endswith(f"_{parent}"):
@@ -114,17 +114,11 @@ def _arabic_subset(row: Row) -> str:
     return f"{row['Subject']} ({LEVELS.get(level, level)})" if level else str(row["Subject"])
 
 
-def _header(file: Path) -> list[str]:
-    with _opened(file) as lines:
-        return next(csv.reader(lines), [])
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[TextIO]:
-    """A file of text. Raises HalaError, also later, where it is no UTF-8 or no CSV."""
+def _cells(file: Path) -> Iterator[list[str]]:
+    """Lines of a CSV file. Raises HalaError where it is not UTF-8, or not CSV."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield lines
+            yield from filter(None, csv.reader(lines))
     except UnicodeDecodeError as error:
         raise HalaError(f"{file}: not UTF-8: {error.reason}", "convert it: iconv -t UTF-8") from error
     except csv.Error as error:
@@ -134,23 +128,23 @@ def _opened(file: Path) -> Iterator[TextIO]:
 
 
 def _csv_rows(file: Path) -> Iterator[Located]:
-    with _opened(file) as lines:
-        for number, row in enumerate(csv.DictReader(lines), 1):
-            if None in row:
-                raise HalaError(f"{file}, row {number}: has more fields than the header")
-            yield f"{file}, row {number}", dict(row)
+    lines = _cells(file)
+    header = next(lines, [])
+    for number, cells in enumerate(lines, 1):
+        if len(cells) > len(header):
+            raise HalaError(f"{file}, row {number}: has more fields than the header")
+        yield f"{file}, row {number}", dict(zip_longest(header, cells))
 
 
 def _mmlu_rows(file: Path) -> Iterator[Located]:
     """Without a header, or with one: then its last column is ``answer``."""
-    with _opened(file) as lines:
-        for number, cells in enumerate(csv.reader(lines), 1):
-            if not cells or (number == 1 and cells[-1] == "answer"):
-                continue
-            where = f"{file}, row {number}"
-            if len(cells) != 6:
-                raise HalaError(f"{where}: needs a question, four choices and an answer A to D")
-            yield where, {"question": cells[0], "choices": cells[1:5], "answer": _number_of(cells[5], 4, where)}
+    for number, cells in enumerate(_cells(file), 1):
+        where = f"{file}, row {number}"
+        if number == 1 and cells[-1] == "answer":
+            continue
+        if len(cells) != 6:
+            raise HalaError(f"{where}: needs a question, four choices and an answer A to D")
+        yield where, {"question": cells[0], "choices": cells[1:5], "answer": _number_of(cells[5], 4, where)}
 
 
 def _json_rows(file: Path) -> Iterator[Located]:

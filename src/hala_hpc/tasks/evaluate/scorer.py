@@ -13,7 +13,6 @@ from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
 from hala_hpc.engines.base import TokenRequest, outputs_of
-from hala_hpc.models import location
 from hala_hpc.tasks.evaluate.kept import Kept
 
 MOST_BRANCHES: Final = 128
@@ -266,53 +265,3 @@ def _answer(request: _Request, output: Any) -> Any:
     if tokens := request.params.get("logprob_token_ids"):
         return written.token_ids[0], {str(token): written.logprobs[0][token].logprob for token in tokens}
     return written.text
-
-
-KINDS: Final = (".safetensors", ".json", ".model", ".txt", ".jinja")
-"""Files that decide what a model says; a card may change at any time."""
-
-
-class Loaded:
-    """Keeps an engine as long as the same model is asked."""
-
-    def __init__(self, options: EngineOptions, scratch: str | None, stall_seconds: float) -> None:
-        self._settings = (options, scratch, stall_seconds)
-        self._scorer: Scorer | None = None
-        self._weights = ""
-
-    def scorer(self, path: Path, weights: str, attempt: Attempt) -> Scorer:
-        """An engine with the model in ``path`` whose digest is ``weights``.
-
-        Raises HalaError where the files are others, or were written over while they were loaded.
-        """
-        if self._scorer is not None and self._weights == weights:
-            return self._scorer
-        self.close()
-        attempt.tell("reading the weights")
-        before = _stamps(path)
-        changed = HalaError(
-            f"{path} has changed since the run was planned", "plan another run: no score fits two models"
-        )
-        if location.digest(path, lambda _: attempt.check_stop()) != weights:
-            raise changed
-        attempt.tell("starting the engine")
-        began = time.monotonic()
-        self._scorer = Scorer(path, *self._settings)
-        attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
-        if not before.items() <= _stamps(path).items():
-            raise changed
-        self._weights = weights
-        attempt.check_stop()
-        return self._scorer
-
-    def close(self) -> None:
-        """Free the device."""
-        scorer, self._scorer, self._weights = self._scorer, None, ""
-        if scorer is not None:
-            scorer.close()
-
-
-def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Sizes and times by name; links of the hub's cache are followed."""
-    stats = {file.name: file.stat() for file in folder.iterdir() if file.suffix in KINDS}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}

@@ -23,7 +23,7 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
-from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Loaded
+from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
 from hala_hpc.worker.items.task import Item, Planned
 from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
@@ -34,6 +34,8 @@ HEADER: Final = ("model", "path", "weights", "benchmark", "harness", "few_shot",
 """What a result repeats of its item."""
 PLANNED: Final = ("model", "weights", "benchmark", "harness", "few_shot", "limit")
 """What a result must have as it was planned."""
+KINDS: Final = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""Files that decide what a model says; a card may change at any time."""
 T = TypeVar("T")
 
 
@@ -152,7 +154,9 @@ class Work:
     """One worker's engine, kept while shards of its model come."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._loaded = Loaded(recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
+        self._recipe = recipe
+        self._scorer: Scorer | None = None
+        self._weights = ""
 
     def do(self, item: Item) -> dict[str, Any]:
         benchmark = cast("BenchmarkItem", item.asked)
@@ -161,7 +165,7 @@ class Work:
                 f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
             )
         attempt = Attempt(item.kept, item.check_stop, item.tell)
-        scorer = self._loaded.scorer(Path(benchmark["path"]), benchmark["weights"], attempt)
+        scorer = self._scorer_of(Path(benchmark["path"]), benchmark["weights"], attempt)
         # Imported after the engine has started, for a harness imports torch; it keeps what it has found of its tasks.
         harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))
         scorer.counts, began = Counts(), time.monotonic()
@@ -178,7 +182,31 @@ class Work:
         return {"questions": result.questions, "score": result.score} | asdict(counts)
 
     def close(self) -> None:
-        self._loaded.close()
+        scorer, self._scorer, self._weights = self._scorer, None, ""
+        if scorer is not None:
+            scorer.close()
+
+    def _scorer_of(self, path: Path, weights: str, attempt: Attempt) -> Scorer:
+        """An engine with the model in ``path`` whose digest is ``weights``.
+
+        Raises HalaError where the files are others, or were written over while they were loaded.
+        """
+        if self._scorer is not None and self._weights == weights:
+            return self._scorer
+        self.close()
+        attempt.tell("reading the weights")
+        before, changed = _stamps(path), f"{path} has changed since the run was planned"
+        if location.digest(path, lambda _: attempt.check_stop()) != weights:
+            raise HalaError(changed, "plan another run: no score fits two models")
+        attempt.tell("starting the engine")
+        began, recipe = time.monotonic(), self._recipe
+        self._scorer = Scorer(path, recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
+        attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
+        if not before.items() <= _stamps(path).items():
+            raise HalaError(changed, "plan another run: no score fits two models")
+        self._weights = weights
+        attempt.check_stop()
+        return self._scorer
 
 
 def create(recipe: Recipe) -> Evaluate:
@@ -194,6 +222,12 @@ def _first(*values: T | None) -> T | None:
 def _folders(item: BenchmarkItem) -> list[str]:
     """Where a benchmark's questions and task files are read from, if not from the hub and the harness."""
     return [*filter(None, [item["data"]]), *item["options"].get("task_files", ())]
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times by name; links of the hub's cache are followed."""
+    stats = {file.name: file.stat() for file in folder.iterdir() if file.suffix in KINDS}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def has_template(folder: Path) -> bool:
