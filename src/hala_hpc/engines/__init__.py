@@ -11,11 +11,9 @@ from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
-HELPERS = ("base", "tokens")
-
 
 def _modules() -> dict[str, str]:
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
     return {name: f"{__name__}.{name}" for name in names}
 
 
@@ -27,7 +25,7 @@ RANGES = (
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse, before anything is asked of Slurm, what the recipe's engine could not do. Raises HalaError."""
+    """Refuse what the recipe's engine could not do, before any request to Slurm. Raises HalaError."""
     _check_sampling(recipe.sampling)
     if recipe.model.chat_template_kwargs and not getattr(recipe.task, "chat", True):
         raise HalaError(
@@ -37,13 +35,13 @@ def check(recipe: Recipe) -> None:
 
 
 def abilities(kind: str) -> Abilities:
-    """What engines of a kind can do. Raises HalaError where there is none of the kind."""
+    """What engines of a kind can do. Raises HalaError for an unknown kind."""
     declared: Abilities = KINDS.load(kind).ABILITIES
     return declared
 
 
 def refuse_without_tokens(recipe: Recipe) -> None:
-    """Raises HalaError where the recipe's engine cannot be asked for log-probabilities."""
+    """Raises HalaError where the recipe's engine does not return log-probabilities."""
     if not abilities(recipe.engine.kind).takes_tokens:
         able = " or ".join(kind for kind in KINDS.names() if abilities(kind).takes_tokens)
         raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", f"engine.kind={able}")

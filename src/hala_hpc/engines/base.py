@@ -142,7 +142,7 @@ class TokenEngine(Engine, Protocol):
     context: int
     """Most tokens of prompt and answer together."""
     version: str
-    """Of what generates."""
+    """The version of the library that generates."""
 
     def ask(self, request: TokenRequest) -> None:
         """Hand in tokens. Raises EngineDied, and ValueError for what the engine does not take."""

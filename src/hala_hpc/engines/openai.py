@@ -72,7 +72,7 @@ class OpenAI:
             item = self._done.get(timeout=seconds)
             while True:
                 if isinstance(item, Exception):
-                    if done:  # these are paid for; the end is told by the next call
+                    if done:  # these are paid for; the next call raises
                         self._done.put(item)
                         return done
                     raise item

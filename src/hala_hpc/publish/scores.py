@@ -14,7 +14,7 @@ from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.results import Result
 
 BEST: Final = "best.json"
-"""In an evaluation's run: what `hala best` chose."""
+"""The file in an evaluation's run with the choice of `hala best`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scores:
 def of(runs: Sequence[Path], weights: str) -> Scores:
     """The scores in evaluation runs of the model whose files have the digest ``weights``.
 
-    Raises HalaError where none of them is of these weights, whatever it is called, or one is not finished.
+    Raises HalaError where no result is of these weights, whatever its label, or a run is not finished.
     """
     for run in runs:
         if missing := status.missing(run):
@@ -67,7 +67,7 @@ def of(runs: Sequence[Path], weights: str) -> Scores:
     if not own:
         labels = ", ".join(sorted({f"{result.model} ({result.weights[:8]})" for result in evaluated})) or "nothing"
         raise HalaError(
-            f"--scores: none of them is of these weights ({weights[:8]})", f"they are of {labels}; evaluate the model"
+            f"--scores: no result is of these weights ({weights[:8]})", f"they are of {labels}; evaluate the model"
         )
     if len(labels_of_own := {result.model for result in own}) > 1:
         raise HalaError(f"--scores: these weights were evaluated as {' and as '.join(sorted(labels_of_own))}")
@@ -96,7 +96,7 @@ def _choice(record: dict[str, Any], weights: str) -> str:
 
 
 def _line(own: Result, evaluated: Sequence[Result]) -> Line:
-    """One benchmark of ours, and of others where they were asked the same questions in the same way."""
+    """One benchmark of our model, with the others that were asked the same questions in the same way."""
     alike = [result for result in evaluated if result.benchmark == own.benchmark and _way(result) == _way(own)]
     notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
     notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []

@@ -121,18 +121,14 @@ moral_disputes; moral_scenarios; nutrition; philosophy; prehistory; professional
 professional_medicine; professional_psychology; public_relations; security_studies; sociology;
 us_foreign_policy; virology; world_religions;
 """
-_ARATRUST: Final = """
-Trustfulness; MentalHealth; PhysicalHealth; Offensive; Ethics; Privacy; Unfairness; Illegal;
-"""
+_ARATRUST: Final = "Trustfulness; MentalHealth; PhysicalHealth; Offensive; Ethics; Privacy; Unfairness; Illegal"
 _ALGHAFA: Final = """
 mcq_exams_test_ar; meta_ar_dialects; meta_ar_msa; multiple_choice_facts_truefalse_balanced_task;
 multiple_choice_grounded_statement_soqal_task; multiple_choice_grounded_statement_xglue_mlqa_task;
 multiple_choice_rating_sentiment_no_neutral_task; multiple_choice_rating_sentiment_task;
 multiple_choice_sentiment_task;
 """
-_MADINAH: Final = """
-Arabic Language (General); Arabic Language (Grammar);
-"""
+_MADINAH: Final = "Arabic Language (General); Arabic Language (Grammar)"
 
 
 def subset_of(task: str) -> str:
@@ -195,8 +191,8 @@ OURS: Final = frozenset(
     {"bertaqa_eu_global", "bertaqa_eu_local", "bertaqa_en_global", "bertaqa_en_local", "bl2mp", "mgsm_native_cot_eu"}
     | {"mmlu_eu", "mmlu_en", "mmlu_es", "bbq", "basqbbq"}
 )
-"""Those with task files in ``jobs/tasks/latxa``: the harness has none of the name, or one that asks otherwise than the
-authors did."""
+"""Benchmarks with task files in ``jobs/tasks/latxa``: the harness has no task of that name, or one that asks otherwise
+than the authors did."""
 
 
 def _latxa(name: str, questions: str, hub: str = "", config: str | None = None) -> Benchmark:
@@ -232,21 +228,23 @@ class Setting:
     """What a recipe says of one benchmark beyond its name. Null: as the recipe says for all, or the benchmark."""
 
     harness: str | None = None  # lighteval or lm_eval; null for a name that is not known here: lm_eval
-    tasks: list[str] = field(default_factory=list)  # of the harness; none: all of the benchmark, or one of its name
+    tasks: list[str] = field(
+        default_factory=list
+    )  # names of the harness; empty: all of the benchmark, or one of its name
     few_shot: int | None = None
     limit: int | None = None
     chat_template: bool | None = None
     data: str | None = field(default=None, metadata=PATH)  # a folder with its questions, instead of the hub
     task_files: list[str] = field(default_factory=list, metadata=PATH)  # lm-eval: folders, besides the recipe's for all
-    metric: str | None = None  # lm-eval: of the task's metrics the one that counts, and of its filters
+    metric: str | None = None  # lm-eval: which of the task's metrics counts, and which filter
     filter: str | None = None
-    module: str | None = None  # LightEval: its module that has the tasks
+    module: str | None = None  # LightEval: its module with the tasks
 
 
 def find(names: Sequence[str], settings: Mapping[str, Setting], task_files: Sequence[str] = ()) -> list[Benchmark]:
     """The benchmarks that a recipe names, in its order, with its settings. ``task_files`` are folders for lm-eval.
 
-    Raises HalaError for none, one twice, an unknown harness, or settings of one that the recipe does not name.
+    Raises HalaError for an empty list, a name twice, an unknown harness, or settings of an unnamed benchmark.
     """
     wanted = [benchmark for name in names for benchmark in SETS.get(name, (name,))]
     if not wanted:

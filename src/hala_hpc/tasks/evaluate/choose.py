@@ -72,7 +72,7 @@ class Lead:
 
     @property
     def fair(self) -> Difference:
-        """On questions that had no say, where there are any: on the others it is ahead because it was chosen."""
+        """The lead on questions that had no say, if there are any: on the others it is ahead because it was chosen."""
         return self.held_out or self.chosen_by
 
 
@@ -97,10 +97,10 @@ class Choice:
 
 
 def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = False) -> Choice:
-    """Pick a model; the base is a candidate only if asked for.
+    """Pick a model; the base is a candidate only ``with_base``.
 
-    Raises HalaError where a candidate lacks a benchmark or was asked other questions, none fits the rule, or the rule
-    looks at standard errors that are unknown, since a task has a single question.
+    Raises HalaError where a candidate lacks a benchmark or was asked other questions, no model fits the rule, or the
+    rule looks at standard errors that are unknown, since a task has a single question.
     """
     models = [model for model in evaluations.models if with_base or model != evaluations.base]
     _refuse_unequal(evaluations, models)

@@ -39,7 +39,7 @@ class ScorerModel(LightevalModel):  # type: ignore[misc]  # LightEval is not the
     second one unless ``add_special_tokens=False``.
     """
 
-    tokenizer: Any = None  # these three are abstract properties there
+    tokenizer: Any = None  # abstract properties of LightEval's, as the next two
     add_special_tokens = True
     max_length = 0
 
@@ -89,12 +89,12 @@ class ScorerModel(LightevalModel):  # type: ignore[misc]  # LightEval is not the
 
     def loglikelihood_rolling(self, docs: Sequence[Doc]) -> list[ModelResponse]:
         del docs
-        raise HalaError("LightEval's tasks of perplexity cannot be asked", "lm-eval has such tasks")
+        raise HalaError("LightEval's perplexity tasks are not supported", "lm-eval has such tasks")
 
 
 def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Sample]:
     """See ``benchmarks.Harness``. ``options.module`` of an item names LightEval's module with the tasks."""
-    logging.getLogger("lighteval").setLevel(logging.ERROR)  # warns of examples where none are used
+    logging.getLogger("lighteval").setLevel(logging.ERROR)  # warns of examples that are not used
     questions: list[tuple[LightevalTask, Doc]] = []
     for task in tasks_of(item):
         attempt.check_stop()
@@ -184,7 +184,7 @@ def _sample(task: LightevalTask, doc: Doc, response: ModelResponse) -> Sample:
         }
         score = metrics[_name(metric)]
     except (TypeError, ValueError, KeyError) as error:
-        raise HalaError(f"{task.name}: its metric is no mean over questions", "LightEval's own command") from error
+        raise HalaError(f"{task.name}: its metric is not a mean over questions", "LightEval's own command") from error
     sample = Sample(
         task=task.name,
         index=int(doc.id),

@@ -115,7 +115,7 @@ def load(names: Sequence[str], folders: Sequence[str], data: str | None) -> dict
 
 
 def _manager_of(names: Sequence[str], folders: Sequence[str]) -> Any:
-    """One that knows all names: of our files alone where that will do, else of the harness's 14,000 as well."""
+    """A task manager that knows all names: from our files if they suffice, else from the harness's 14,000 as well."""
     if missing := [folder for folder in folders if not Path(folder).is_dir()]:
         raise HalaError(f"{missing[0]}: no folder with task files")
     ours = _manager(False, *folders)
@@ -131,7 +131,7 @@ def _manager_of(names: Sequence[str], folders: Sequence[str]) -> Any:
 
 @lru_cache(maxsize=4)
 def _manager(has_defaults: bool, *folders: str) -> Any:
-    """Kept for the worker's life: to list the harness's own tasks takes ten seconds and more."""
+    """It is kept for the worker's life: listing the harness's own tasks takes ten seconds and more."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=has_defaults)
@@ -190,8 +190,8 @@ def prepare(tasks: Mapping[str, Any], few_shot: int | None, seed: int) -> None:
 def samples_of(name: str, task: Any, records: Sequence[Record], metric: str, wanted: str) -> list[Sample]:
     """Samples of one task by index.
 
-    ``metric`` and ``wanted`` name a metric and a filter, '' the task's first. Raises HalaError where the task has none
-    of that name, or none that is a mean over questions.
+    ``metric`` and ``wanted`` name a metric and a filter, '' the task's first. Raises HalaError where the task has no
+    such one, or no metric that is a mean over questions.
     """
     filters = list(dict.fromkeys(record["filter"] for record in records))
     chosen = wanted or filters[0]

@@ -77,7 +77,7 @@ def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
 
 
 def digest_of(folders: Sequence[str | Path]) -> str:
-    """Digest of all files in some folders (or of some files): their names and contents. Empty for none of them.
+    """Digest of all files in some folders (or of some files): their names and contents. Empty without folders.
 
     Raises HalaError where one is missing.
     """
@@ -148,7 +148,7 @@ def _mmlu_rows(file: Path) -> Iterator[Located]:
 
 
 def _json_rows(file: Path) -> Iterator[Located]:
-    """Of JSON lines, or of Parquet."""
+    """Rows of JSON lines or Parquet."""
 
     def refuse(number: int, _: int, error: HalaError) -> None:
         raise HalaError(f"{file}, row {number}: {error.message}", "mend the row; files must be UTF-8") from error

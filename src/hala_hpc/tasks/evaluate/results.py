@@ -46,9 +46,9 @@ class Sample:
     """One question and what a model answered.
 
     ``index`` is the question's place in its task's data, so that models can be compared question by question.
-    Of a choice question, ``gold`` holds the right choices and ``answer`` the model's (both count from 0), and
+    For a choice question ``gold`` holds the right choices and ``answer`` the model's (both count from 0), and
     ``log_probabilities`` and ``normalised`` hold one number a choice, natural logarithms: the answer is the choice
-    with the largest ``normalised`` (the first of equals). Where nothing is to choose from ``answer`` is -1 and
+    with the largest ``normalised`` (the first of equals). Where there is nothing to choose ``answer`` is -1 and
     ``text`` what the model wrote; ``choices`` may then hold the references. ``score`` is that of ``metric``; the mean
     over a task's samples is the task's score. ``metrics`` holds further ones by name.
     """
@@ -86,7 +86,7 @@ class Result:
     """One benchmark of one model, as ``result.json`` says it.
 
     ``score`` is the unweighted mean over ``tasks``, as the papers of these benchmarks do. ``weights`` is the digest of
-    the model's files. ``missing`` names the benchmark's tasks that the data lacks. ``folder`` is where the samples are.
+    the model's files. ``missing`` names the benchmark's tasks that the data lacks. ``folder`` holds the samples.
     ``questions_per_second`` leaves out those whose answers an earlier attempt had kept.
     """
 
@@ -113,7 +113,7 @@ class Result:
 def read(run: Path) -> list[Result]:
     """The published results of an evaluation run, by model and benchmark in the order of the plan.
 
-    Raises HalaError where the run is no evaluation, or a result cannot be read.
+    Raises HalaError where the run is not an evaluation, or a result cannot be read.
     """
     plan = manifest.read(run / "manifest.parquet")
     if plan.facts.unit != "benchmarks":
@@ -222,7 +222,7 @@ def _is_same(counted: TaskScore, written: TaskScore) -> bool:
 
 
 def _fault(sample: Sample) -> str:
-    """Is a choice question's answer the likeliest choice, and the score whether it is right?"""
+    """What is wrong where the answer is not the likeliest choice, or the score not whether it is right."""
     normalised = sample.normalised
     if not normalised:
         return ""

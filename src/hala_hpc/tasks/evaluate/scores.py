@@ -17,10 +17,10 @@ from hala_hpc.tasks.evaluate.results import Result
 from hala_hpc.tasks.evaluate.statistics import Difference, Mean, Scores
 
 AVERAGE: Final = "average"
-"""In the place of a benchmark: the mean of all."""
+"""Stands for a benchmark: the mean of all."""
 PERCENT: Final = 100.0
 BASES: Final = ("base", "source")
-"""Labels that are taken for the base where none is named; else the first model of the recipe is."""
+"""Labels of the base where nobody names it; without them it is the first model of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Evaluations:
         return statistics.mean_of([self.cells[model, benchmark].mean for benchmark in self.benchmarks])
 
     def mean(self, model: str, benchmark: str) -> Mean | None:
-        """Of one benchmark, or with AVERAGE of all; None where it is not there."""
+        """The mean of one benchmark, or with AVERAGE of all; None where it is missing."""
         cell = self.cells.get((model, benchmark))
         return self.average(model) if benchmark == AVERAGE else cell.mean if cell else None
 
     def difference(self, model: str, benchmarks: Sequence[str] = (), base: str = "") -> Difference | None:
-        """To the base, over some benchmarks (default: all); None where they were not asked the same questions."""
+        """The model less the base, over some benchmarks (default: all); None where their questions differ."""
         base, names = base or self.base, list(benchmarks) or self.benchmarks
         cells = [(self.cells.get((model, name)), self.cells.get((base, name))) for name in names]
         pairs = [(mine, its) for mine, its in cells if mine and its and mine.questions == its.questions]
@@ -79,7 +79,7 @@ class Evaluations:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Difference]:
-        """Every model's to the base, by benchmark, and over all of them under AVERAGE."""
+        """Every model's difference to the base, by benchmark, and over all of them under AVERAGE."""
         return {
             (model, name): difference
             for model in self.models
@@ -88,7 +88,7 @@ class Evaluations:
         }
 
     def only(self, models: Sequence[str], benchmarks: Sequence[str]) -> "Evaluations":
-        """Those that match any of the patterns (``*``, ``?``); no patterns: all. The base stays.
+        """The cells that match any of the patterns (``*``, ``?``); no patterns: all. The base stays.
 
         Raises HalaError for a pattern that nothing matches.
         """

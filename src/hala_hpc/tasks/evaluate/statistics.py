@@ -1,8 +1,8 @@
 """Means over questions, tasks and benchmarks, and whether two models differ on the same questions.
 
 The score of a task is the mean over its questions, that of a benchmark the unweighted mean over its tasks, and a
-model's average the unweighted mean over benchmarks: as the papers do. Standard errors follow: of a task sd/√n with
-n - 1 degrees of freedom, of a mean of k of those √(Σ se²)/k. They cover the choice of questions, not of benchmarks.
+model's average the unweighted mean over benchmarks: as the papers do. Standard errors follow: sd/√n with n - 1 degrees
+of freedom for a task, √(Σ se²)/k for a mean of k of those. They cover the choice of questions, not of benchmarks.
 """
 
 import math
@@ -51,7 +51,7 @@ class Difference:
 
 
 def mean(scores: Sequence[float] | Scores) -> Mean:
-    """Of one task's questions, with sd/√n as its error: of a single question nothing is known."""
+    """The mean of one task's questions; its error is sd/√n, unknown for a single question."""
     values = list(map(float, scores))
     middle, count, error = fmean(values), len(values), math.nan
     if count > 1:
@@ -60,13 +60,13 @@ def mean(scores: Sequence[float] | Scores) -> Mean:
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
-    """Unweighted: of tasks, a benchmark's; of benchmarks, a model's. The error is √(Σ se²)/k."""
+    """The unweighted mean of a benchmark's tasks, or of a model's benchmarks; its error is √(Σ se²)/k."""
     error = math.sqrt(math.fsum(mean.error**2 for mean in means)) / len(means)
     return Mean(fmean(mean.value for mean in means), error, sum(mean.questions for mean in means))
 
 
 def average(benchmarks: Sequence[Sequence[Scores]]) -> Mean:
-    """Of benchmarks, each a sequence of tasks."""
+    """The average over benchmarks, each a sequence of tasks."""
     return mean_of([mean_of([mean(task) for task in tasks]) for tasks in benchmarks])
 
 

@@ -47,7 +47,7 @@ class Options(TaskOptions):
     models: dict[str, Model] = field(default_factory=dict)  # by the label that tables will show
     benchmarks: list[str] = field(default_factory=list)  # names, or sets of them: arabic, latxa
     settings: dict[str, Setting] = field(default_factory=dict)  # what differs, by benchmark
-    limit: int | None = None  # questions per task, for tries; results say so
+    limit: int | None = None  # questions per task, for tries; results name it
     few_shot: int | None = None  # null: as each benchmark says
     chat_template: bool | None = None  # null: as each benchmark says, else where the model has one
     system_prompt: str | None = None
@@ -210,17 +210,17 @@ class Work:
 
 
 def create(recipe: Recipe) -> Evaluate:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for impossible options."""
     return Evaluate(recipe)
 
 
 def _first(*values: T | None) -> T | None:
-    """The first that is said: of one benchmark, of all, by the benchmark itself."""
+    """The first that is set: for one benchmark, for all, by the benchmark itself."""
     return next((value for value in values if value is not None), None)
 
 
 def _folders(item: BenchmarkItem) -> list[str]:
-    """Where a benchmark's questions and task files are read from, if not from the hub and the harness."""
+    """Folders of a benchmark's questions and task files, if they do not come from the hub and the harness."""
     return [*filter(None, [item["data"]]), *item["options"].get("task_files", ())]
 
 
