@@ -11,9 +11,11 @@ from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
+HELPERS = ("base",)
+
 
 def _modules() -> dict[str, str]:
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
     return {name: f"{__name__}.{name}" for name in names}
 
 

@@ -88,15 +88,12 @@ class OpenAI:
         self._client.close()
 
     def _serve(self) -> None:
+        """Put completions, and what the main thread is to raise, into the queue."""
         while (item := self._waiting.get()) is not None and not self._closed:
-            self._send(*item)
-
-    def _send(self, id: str, request: Request) -> None:
-        """Put a completion, or what the main thread is to raise, into the queue."""
-        try:
-            self._done.put(self._answer(id, request))
-        except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
-            self._done.put(self._judged(id, error))
+            try:
+                self._done.put(self._answer(*item))
+            except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
+                self._done.put(self._judged(item[0], error))
 
     def _judged(self, id: str, error: Any) -> Completion | Exception:
         """What an error means: of HTTP, of the connection, or anything else."""

@@ -64,7 +64,7 @@ def copied(asked: list[dict[str, Any]], folder: Path) -> Path:
     """The same questions as LightEval itself reads them, JSONL with a README that names configurations; its module."""
     folders: dict[str, str] = {}
     for each in asked:
-        rows = local.read(ARABIC[each["benchmark"]], each["tasks"], Path(each["data"])).tasks
+        rows = local.read(ARABIC[each["benchmark"]], each["tasks"], Path(each["data"]))
         place, configs = folder / each["benchmark"], []
         for task, splits in rows.items():
             subset = task.partition(":")[2]

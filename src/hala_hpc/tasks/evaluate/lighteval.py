@@ -128,15 +128,10 @@ def tasks_of(item: BenchmarkItem) -> list[LightevalTask]:
             config.few_shots_split = config.few_shots_split[0]
         tasks.append(LightevalTask(config))
     if item["data"]:
-        known = ARABIC.get(item["benchmark"])  # whose columns say where the right answer is
-        benchmark = Benchmark(
-            item["benchmark"],
-            "lighteval",
-            tuple(item["tasks"]),
-            split=tasks[0].evaluation_split[0],
-            columns=known.columns if known is not None else (),
-        )
-        rows = local.read(benchmark, item["tasks"], Path(item["data"])).tasks
+        name = item["benchmark"]
+        known = ARABIC.get(name, Benchmark(name, "lighteval", ()))  # its columns say where the right answer is
+        benchmark = replace(known, split=tasks[0].evaluation_split[0])
+        rows = local.read(benchmark, item["tasks"], Path(item["data"]))
         for task in tasks:
             if task.name not in rows:
                 raise HalaError(f"{task.name} is no longer in {item['data']}")

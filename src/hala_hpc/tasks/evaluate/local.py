@@ -8,7 +8,6 @@
 import csv
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -39,16 +38,8 @@ Located = tuple[str, Row]
 """A row, and where it was read from, for errors."""
 
 
-@dataclass(frozen=True)
-class Local:
-    """A local copy of a benchmark: rows by task and split, and which tasks it lacks."""
-
-    tasks: dict[str, Splits]
-    missing: tuple[str, ...]
-
-
-def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
-    """The rows of ``tasks`` in ``folder``, in the order and with the values of their files.
+def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> dict[str, Splits]:
+    """The rows of ``tasks`` that are in ``folder``, by task and split, in the order and with the values of its files.
 
     Raises HalaError where nothing of the benchmark is there, or a row lacks a column, with file and row.
     """
@@ -66,14 +57,13 @@ def read(benchmark: Benchmark, tasks: Sequence[str], folder: Path) -> Local:
         there = f"it holds {', '.join(sorted(subsets)[:12])}" if subsets else f"it has no file {', '.join(KINDS)}"
         wanted = ", ".join(subset_of(task) for task in tasks[:12]) + (", …" if len(tasks) > 12 else "")
         raise HalaError(f"{benchmark.name}: {folder} has none of its {len(tasks)} tasks; {there}", f"wanted: {wanted}")
-    checked = {
+    return {
         task: {
             split: [_checked(row, where, benchmark, is_question=split == benchmark.split) for where, row in rows]
             for split, rows in splits.items()
         }
         for task, splits in by_task.items()
     }
-    return Local(checked, tuple(task for task in tasks if task not in by_task))
 
 
 def digest_of(folders: Sequence[str | Path]) -> str:

@@ -130,9 +130,9 @@ class Evaluate:
         counts = [benchmark.questions or QUESTIONS] * len(tasks)
         if setting.data and benchmark.harness == "lighteval":
             watch.say(f"reading {setting.data}")
-            copy = local.read(benchmark, tasks, Path(setting.data))
-            tasks, missing = list(copy.tasks), list(copy.missing)
-            counts = [len(splits.get(benchmark.split, ())) for splits in copy.tasks.values()]
+            by_task = local.read(benchmark, tasks, Path(setting.data))
+            tasks, missing = list(by_task), [task for task in tasks if task not in by_task]
+            counts = [len(splits.get(benchmark.split, ())) for splits in by_task.values()]
         item: BenchmarkItem = {
             "benchmark": benchmark.name,
             "harness": benchmark.harness,
