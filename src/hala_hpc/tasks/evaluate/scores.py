@@ -111,20 +111,17 @@ def read(runs: Sequence[Path], base: str = "") -> Evaluations:
     if not by_run:
         raise HalaError(f"{', '.join(map(str, runs))}: no benchmark is finished yet", "`hala status RUN`")
     labels = _labels(by_run)
-    models: list[str] = []
     cells: dict[tuple[str, str], Answered] = {}
     for run, result in by_run:
         label = labels[run, result.model]
-        models += [label] if label not in models else []
         if (label, result.benchmark) in cells:
             raise HalaError(f"{label} has {result.benchmark} twice: {run} has it too", "report on one of the runs")
         cells[label, result.benchmark] = answered(result)
-    benchmarks = list(dict.fromkeys(result.benchmark for _, result in by_run))
+    models, benchmarks = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     if base and base not in models:
         raise HalaError(f"--base: no model '{base}'", did_you_mean(base, models))
-    return Evaluations(
-        models, benchmarks, cells, base or next((label for label in BASES if label in models), models[0])
-    )
+    default = next((label for label in BASES if label in models), models[0])
+    return Evaluations(models, benchmarks, cells, base or default)
 
 
 def answered(result: Result) -> Answered:
