@@ -9,7 +9,7 @@ from typing import Any
 from hala_hpc.engines import vllm
 from hala_hpc.tasks.evaluate import lighteval, local
 from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE
-from hala_hpc.tasks.evaluate.scorer import Attempt, Scored, Scorer
+from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored, Scorer
 
 LIMIT = 4
 FEW_SHOT = 2
@@ -163,6 +163,11 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
             self.tokens = [list(context) + list(follow) for context, follow in pairs]
             return [Scored(-1.0, False) for _ in pairs]
 
+        def generate(self, prompts: Any, decoding: Decoding, _: Attempt) -> list[str]:
+            return [
+                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}" for prompt in prompts
+            ]
+
     from lighteval.tasks.requests import Doc
 
     seen: dict[str, Any] = {"bos": bos[1], "adds": tokenizer.encode("x")[0] == bos[1]}
@@ -172,6 +177,12 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
         model_of = lighteval.ScorerModel(engine, chat, None, Attempt())  # type: ignore[arg-type]
         model_of.loglikelihood([Doc(query="سؤال", choices=["أ", "ب"], gold_index=0)])
         seen["chat" if chat else "plain"] = engine.tokens
+        docs = [
+            Doc(query=query, choices=[], gold_index=0, generation_size=size, stop_sequences=["\n"])
+            for query, size in (("a", 3), ("b", None), ("c", 3))
+        ]
+        if not chat:
+            seen["texts"] = [response.text for response in model_of.greedy_until(docs)]
     return seen
 
 

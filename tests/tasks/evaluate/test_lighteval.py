@@ -86,6 +86,10 @@ def test_there_is_one_beginning_of_text(seen: dict[str, Any]) -> None:
         assert tokens[0] == found["bos"] and tokens.count(found["bos"]) == 1
 
 
+def test_texts_of_several_lengths_come_back_in_order(seen: dict[str, Any]) -> None:
+    assert seen["two beginnings"]["texts"] == [["a 3 \n"], ["b 256 \n"], ["c 3 \n"]]
+
+
 def test_the_117_tasks_are_lightevals_own(seen: dict[str, Any]) -> None:
     table = seen["table"]
     counts = {name: len(benchmark.tasks) for name, benchmark in ARABIC.items()}
