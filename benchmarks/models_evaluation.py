@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from common import ROOT, SERVE, data, quiet, report, title
 
@@ -28,7 +28,6 @@ SHOTS = 5
 """Worked examples of lm-eval's task, as Latxa has them."""
 TOLD = {"benchmark": "b", "model": "m", "path": "", "weights": "", "harness": "h", "versions": {}, "engine": {}}
 TOLD |= {"few_shot": 0, "seconds": 0.0}
-SILENT: Final = (lambda: None, lambda _: None)
 
 Ask = Callable[[int], int]
 """Ask so many questions of each task; how many that were."""
@@ -75,7 +74,7 @@ class ByHand:
         self.llm = scorer._engine._llm
         self.tokenizer, self.max_length = scorer.tokenizer, scorer.max_length
 
-    def log_probabilities(self, pairs: Sequence[Any], **_: Any) -> list[Any]:
+    def log_probabilities(self, pairs: Sequence[Any], *_: Any) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 
         from hala_hpc.tasks.evaluate.scorer import Scored
@@ -146,9 +145,8 @@ def lm_eval_pair(scorer: Any, folder: Path) -> tuple[Ask, Ask]:
     from lm_eval import evaluator
     from lm_eval.models import vllm_causallms
 
-    from hala_hpc.tasks.evaluate import results
-    from hala_hpc.tasks.evaluate.lm_eval import harness as lm_eval_harness
-    from hala_hpc.tasks.evaluate.lm_eval import tasks as lm_eval_tasks
+    from hala_hpc.tasks.evaluate import lm_eval, results
+    from hala_hpc.tasks.evaluate.scorer import Attempt
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     source, rows = data("arabic_bench", "mmlu_english", "test"), folder / "mmlu" / "test"
@@ -162,14 +160,14 @@ def lm_eval_pair(scorer: Any, folder: Path) -> tuple[Ask, Ask]:
     def ours(limit: int) -> int:
         asked = {"benchmark": "mmlu", "tasks": ["mmlu_csv"], "few_shot": SHOTS, "limit": 3 * limit, "seed": 0}
         asked |= {"data": str(rows.parent), "chat_template": False, "options": {"task_files": files}}
-        found = lm_eval_harness.create().evaluate(scorer, asked, Path(tempfile.mkdtemp(dir=folder)), *SILENT)
+        found = lm_eval.evaluate(scorer, asked, Attempt(Path(tempfile.mkdtemp(dir=folder))))
         results.write(folder / "result", found, TOLD | {"limit": limit, "questions_per_second": 0.0})
         shutil.rmtree(folder / "result")
         return len(found)
 
     def by_hand(limit: int) -> int:
-        tasks = lm_eval_tasks.load(["mmlu_csv"], files, str(rows.parent))
-        lm_eval_harness._prepare(tasks, SHOTS, 0)
+        tasks = lm_eval.load(["mmlu_csv"], files, str(rows.parent))
+        lm_eval.prepare(tasks, SHOTS, 0)
         asked = {"tasks": tasks, "groups": {}}
         found = evaluator.evaluate(lm=theirs, task_dict=asked, limit=3 * limit, bootstrap_iters=0)
         return len(found["samples"]["mmlu_csv"])
@@ -198,9 +196,9 @@ def engines(engine: Any, folder: Path, questions: int) -> None:
 
 def evaluated(scorer: Any, name: str, limit: int, folder: Path) -> int:
     """Ask a benchmark and write its result; the number of questions."""
-    from hala_hpc.tasks.evaluate import results
-    from hala_hpc.tasks.evaluate.benchmarks import arabic
-    from hala_hpc.tasks.evaluate.lighteval.harness import create
+    from hala_hpc.tasks.evaluate import lighteval, results
+    from hala_hpc.tasks.evaluate.benchmarks import LIGHTEVAL_MODULE
+    from hala_hpc.tasks.evaluate.scorer import Attempt
 
     where, subsets = TASKS[name]
     base = "arabic_mmlu" if name == "arabic_mmlu" else "arabic_mmlu_ht"
@@ -211,10 +209,10 @@ def evaluated(scorer: Any, name: str, limit: int, folder: Path) -> int:
         "limit": limit,
         "chat_template": False,
         "data": str(data("arabic_bench", where)),
-        "options": {"module": arabic.MODULE},
+        "options": {"module": LIGHTEVAL_MODULE},
     }
     kept = Path(tempfile.mkdtemp(dir=folder))
-    found = create().evaluate(scorer, asked, kept, *SILENT)
+    found = lighteval.evaluate(scorer, asked, Attempt(kept))
     results.write(folder / "result", found, TOLD | {"limit": limit, "questions_per_second": 0.0})
     shutil.rmtree(folder / "result")
     return len(found)

@@ -65,7 +65,7 @@ def test_it_dies_on_request() -> None:
 
 
 def test_bad_options_and_kinds() -> None:
-    with pytest.raises(HalaError, match=r"engine\.capacity: at least 1"):
+    with pytest.raises(HalaError, match=r"engine\.capacity: 0: must be at least 1"):
         engines.check(Recipe(name="t", engine=Options(capacity=0)))
     with pytest.raises(HalaError, match="no engine 'base'"):
         engines.KINDS.load("base")

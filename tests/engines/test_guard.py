@@ -9,7 +9,7 @@ from pathlib import Path
 
 PARENT = """
 import signal, subprocess, sys
-from hala_hpc.engines.guard import Guard
+from hala_hpc.engines.vllm import Guard
 children = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
 guard = Guard([child.pid for child in children[:1]])
 if sys.argv[1] == "closed":

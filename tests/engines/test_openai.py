@@ -246,9 +246,9 @@ engine.close()
 
 
 def test_recipes_that_cannot_be() -> None:
-    with pytest.raises(HalaError, match=r"engine\.url: 'x' is no http address"):
+    with pytest.raises(HalaError, match=r"engine\.url: 'x' is not an http address"):
         engines.check(recipe("x"))
-    with pytest.raises(HalaError, match=r"engine\.concurrency: at least 1"):
+    with pytest.raises(HalaError, match=r"engine\.concurrency: 0: must be at least 1"):
         engines.check(recipe("http://x", concurrency=0))
     with pytest.raises(HalaError, match=r"engine\.patience_seconds"):
         engines.check(recipe("http://x", patience_seconds=-1))

@@ -103,7 +103,7 @@ def test_scores_are_those_of_exactly_these_weights(tmp_path: Path, tuned: Path) 
     ]  # fmt: skip
 
     other = runs.evaluated(tmp_path / "other", scores, weights | {"sft": "e" * 32})
-    with pytest.raises(HalaError, match=r"none of them is of these weights.*sft \(eeeeeeee\)"):
+    with pytest.raises(HalaError, match=r"no result is of these weights.*sft \(eeeeeeee\)"):
         prepared(tuned, scores=(other,))
     with pytest.raises(HalaError, match="run twice"):
         prepared(tuned, scores=(run, run))

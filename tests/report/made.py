@@ -14,7 +14,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.tasks.evaluate import results
-from hala_hpc.tasks.evaluate.harness import Sample
+from hala_hpc.tasks.evaluate.results import Sample
 
 QUESTION = "ما هي عاصمة مصر؟ اختر الإجابة الصحيحة (سؤال {number})"
 CHOICES = ["القاهرة", "الإسكندرية", "أسوان", "Luxor"]

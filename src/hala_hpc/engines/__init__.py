@@ -1,4 +1,4 @@
-"""Things that turn requests into completions: one small protocol, a module per kind.
+"""Engines turn requests into completions: one small protocol, a module per kind.
 
 A module has ``Options`` (its keys in a recipe), ``ABILITIES`` (what such engines can do), ``check`` (is the recipe
 possible?) and ``start`` (the engine).
@@ -11,7 +11,7 @@ from hala_hpc.config.kinds import Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
-HELPERS = ("base", "guard", "tokens")
+HELPERS = ("base",)
 
 
 def _modules() -> dict[str, str]:
@@ -27,7 +27,7 @@ RANGES = (
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse, before anything is asked of Slurm, what the recipe's engine could not do. Raises HalaError."""
+    """Refuse what the recipe's engine could not do, before any request to Slurm. Raises HalaError."""
     _check_sampling(recipe.sampling)
     if recipe.model.chat_template_kwargs and not getattr(recipe.task, "chat", True):
         raise HalaError(
@@ -37,13 +37,13 @@ def check(recipe: Recipe) -> None:
 
 
 def abilities(kind: str) -> Abilities:
-    """What engines of a kind can do. Raises HalaError where there is none of the kind."""
-    found: Abilities = KINDS.load(kind).ABILITIES
-    return found
+    """What engines of a kind can do. Raises HalaError for an unknown kind."""
+    declared: Abilities = KINDS.load(kind).ABILITIES
+    return declared
 
 
 def refuse_without_tokens(recipe: Recipe) -> None:
-    """Raises HalaError where the recipe's engine cannot be asked for log-probabilities."""
+    """Raises HalaError where the recipe's engine does not return log-probabilities."""
     if not abilities(recipe.engine.kind).takes_tokens:
         able = " or ".join(kind for kind in KINDS.names() if abilities(kind).takes_tokens)
         raise HalaError(f"engine.kind: {recipe.engine.kind} does not return log-probabilities", f"engine.kind={able}")

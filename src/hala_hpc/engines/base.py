@@ -13,7 +13,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Sampling
 
 POLL_SECONDS: Final = 0.5
-"""So long an engine is waited for before it is asked whether to stop."""
+"""How long an engine is waited for before the worker checks whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,8 @@ def request(prompt: tuple[Message, ...] | str, sampling: Sampling, span: tuple[i
     """
     text = prompt if isinstance(prompt, str) else json.dumps([asdict(message) for message in prompt])
     seeded = hashlib.blake2b(f"{sampling.seed}\n{text}".encode(), digest_size=4)
-    return Request(
-        prompt=prompt,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        max_tokens=sampling.max_tokens,
-        stop=tuple(sampling.stop),
-        seed=int.from_bytes(seeded.digest(), "big") >> 1,  # engines take a signed 32-bit seed
-        span=span,
-    )
+    seed = int.from_bytes(seeded.digest(), "big") >> 1  # engines take a signed 32-bit seed
+    return Request(prompt, span=span, **(asdict(sampling) | {"stop": tuple(sampling.stop), "seed": seed}))
 
 
 @dataclass(frozen=True)
@@ -109,14 +99,14 @@ class EngineUnreachable(Exception):
 
 
 class NoEngine(HalaError):
-    """No engine can start here, whatever it is asked: a person has to mend that, and no row or item counts it."""
+    """No engine can start here, whatever the request: a person has to mend that, and no row or item counts it."""
 
 
 class Engine(Protocol):
     """Takes requests at any time, hands back completions as they finish, in any order."""
 
     capacity: int
-    """So many requests, handed in and not yet back, keep the engine busy."""
+    """How many requests in flight keep the engine busy."""
 
     def add(self, id: str, request: Request) -> None:
         """Hand in a request. Never raises for a bad one: that comes back as a completion with an error."""
@@ -141,23 +131,18 @@ class TokenRequest:
 
 
 class TokenEngine(Engine, Protocol):
-    """An engine that takes tokens too, and tells log-probabilities: what evaluating and comparing need.
+    """An engine that takes tokens too, and returns log-probabilities: what evaluating and comparing need.
 
     Its module says ``Abilities(takes_tokens=True)``. Outputs have what is read of vLLM's ``RequestOutput``: request_id,
     prompt_token_ids, prompt_logprobs, and in ``outputs`` the text, token_ids and logprobs.
     """
 
-    @property
-    def tokenizer(self) -> Any:
-        """The model's own, of transformers."""
-
-    @property
-    def context(self) -> int:
-        """Tokens of prompt and answer together that the engine was started for."""
-
-    @property
-    def version(self) -> str:
-        """Of what generates."""
+    tokenizer: Any
+    """The model's own, of transformers."""
+    context: int
+    """Most tokens of prompt and answer together."""
+    version: str
+    """The version of the library that generates."""
 
     def ask(self, request: TokenRequest) -> None:
         """Hand in tokens. Raises EngineDied, and ValueError for what the engine does not take."""
@@ -171,7 +156,7 @@ class TokenEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class Abilities:
-    """What an engine's module tells of its kind, so that nobody need know it by its name.
+    """What an engine's module says of its kind, so that nobody need know it by its name.
 
     ``package`` has to be importable where the engine runs; ``loads_model``: it reads the recipe's model itself;
     ``takes_tokens``: what ``start`` gives is a ``TokenEngine``.
@@ -190,7 +175,7 @@ def outputs_of(
 ) -> Generator[Any, None, None]:
     """Outputs as they come; the engine is kept full throughout. To be closed where not all of them are taken.
 
-    Raises EngineDied, also after so many seconds without an output, and whatever ``check_stop`` raises.
+    Raises EngineDied, also after ``stall_seconds`` without an output, and whatever ``check_stop`` raises.
     """
     waiting, running = deque(requests), set[str]()
     answered = time.monotonic()

@@ -23,7 +23,7 @@ class Options(EngineOptions):
 
     kind: str = "echo"
     capacity: int = 64
-    seconds: float = 0.0  # each request takes so long; ``capacity`` of them run side by side
+    seconds: float = 0.0  # that each request takes; ``capacity`` of them run side by side
     start_seconds: float = 0.0
     max_characters: int = 100_000  # of a prompt; a longer one is refused, as a model's context would
     fail_on: str | None = None  # a request that holds this fails
@@ -33,7 +33,7 @@ class Options(EngineOptions):
     away_on: str | None = None  # … is not answered, as if the engine were out of reach
     away: str | None = field(default=None, metadata=PATH)  # while there is such a file, it is out of reach
     broken: str | None = field(default=None, metadata=PATH)  # while there is such a file, no engine starts
-    patience_seconds: float = 1800.0  # so long an engine out of reach is waited for
+    patience_seconds: float = 1800.0  # that an engine out of reach is waited for
     log: str | None = field(default=None, metadata=PATH)  # every prompt is appended to this file
 
 
@@ -85,9 +85,9 @@ class Echo:
 
 
 def check(recipe: Recipe) -> None:
-    """Any recipe will do, but for a capacity of nothing."""
+    """Refuse a capacity below 1. Raises HalaError."""
     if recipe.engine.capacity < 1:
-        raise HalaError("engine.capacity: at least 1")
+        raise HalaError(f"engine.capacity: {recipe.engine.capacity}: must be at least 1")
 
 
 def start(recipe: Recipe) -> Echo:

@@ -10,10 +10,12 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import Abilities, Completion, EngineUnreachable, Request
 
+SHARED = ("temperature", "top_p", "frequency_penalty", "seed")
+"""What requests and the protocol call by one name."""
 NEVER = (400, 413, 422)
-"""HTTP states by which this very request will never succeed."""
+"""HTTP states with which this very request will never succeed."""
 MOMENTARY = (408, 409, 425, 429, 502, 503, 504)
-"""HTTP states of a server that is busy or away. Other ones below 500 (a wrong key, no such model) hold for all requests
+"""HTTP states of a server that is busy or away. Others below 500 (a wrong key, no such model) hold for all requests
 until a person mends it; 500 and the like may be the request's own."""
 HINTS = {
     401: "the key is read from the environment variable that engine.key_variable names",
@@ -34,7 +36,7 @@ class Options(EngineOptions):
     concurrency: int = 64
     timeout_seconds: float = 600.0
     retries: int = 8  # of one request to a busy, broken or absent server, waiting longer each time
-    patience_seconds: float = 1800.0  # then so long the worker waits for it to come back, before it ends
+    patience_seconds: float = 1800.0  # that the worker then waits for it to come back, before it ends
 
 
 class OpenAI:
@@ -53,7 +55,7 @@ class OpenAI:
             timeout=options.timeout_seconds,
             max_retries=options.retries,
         )
-        self._asked: queue.SimpleQueue[tuple[str, Request] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[str, Request] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
         self._closed = False
         self.capacity = options.concurrency
@@ -62,7 +64,7 @@ class OpenAI:
             threading.Thread(target=self._serve, name="openai", daemon=True).start()
 
     def add(self, id: str, request: Request) -> None:
-        self._asked.put((id, request))
+        self._waiting.put((id, request))
 
     def poll(self, seconds: float) -> list[Completion]:
         done: list[Completion] = []
@@ -70,7 +72,7 @@ class OpenAI:
             item = self._done.get(timeout=seconds)
             while True:
                 if isinstance(item, Exception):
-                    if done:  # these are paid for; the end is told by the next call
+                    if done:  # these are paid for; the next call raises
                         self._done.put(item)
                         return done
                     raise item
@@ -82,66 +84,50 @@ class OpenAI:
     def close(self) -> None:
         self._closed = True
         for _ in range(self.capacity):
-            self._asked.put(None)
+            self._waiting.put(None)
         self._client.close()
 
     def _serve(self) -> None:
-        while (asked := self._asked.get()) is not None and not self._closed:
-            self._send(*asked)
-
-    def _send(self, id: str, request: Request) -> None:
-        """Put a completion, or what the main thread is to raise, into the queue."""
-        try:
-            self._done.put(self._answer(id, request))
-        except self._errors.APIStatusError as error:
-            self._done.put(self._judged(id, error))
-        except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
-            is_own = not isinstance(error, self._errors.APIConnectionError) or isinstance(
-                error, self._errors.APITimeoutError
-            )
-            self._done.put(self._unreachable(error, id if is_own else None))
+        """Put completions, and what the main thread is to raise, into the queue."""
+        while (item := self._waiting.get()) is not None and not self._closed:
+            try:
+                self._done.put(self._answer(*item))
+            except Exception as error:  # noqa: BLE001 (also answers of no known form: a gateway's page, for example)
+                self._done.put(self._judged(item[0], error))
 
     def _judged(self, id: str, error: Any) -> Completion | Exception:
-        """What an answer that is an HTTP error means."""
+        """What an error means: of HTTP, of the connection, or anything else."""
+        if not isinstance(error, self._errors.APIStatusError):
+            is_away = isinstance(error, self._errors.APIConnectionError)
+            is_own = not is_away or isinstance(error, self._errors.APITimeoutError)
+            return self._unreachable(error, id if is_own else None)
         status: int = error.status_code
         if status in NEVER:
             return Completion(id, error=f"bad request: {error.message}")
-        if status in MOMENTARY:
-            return self._unreachable(error, None)
-        if status >= 500:
-            return self._unreachable(error, id)
-        return HalaError(
-            f"engine.url: {self._url} refuses every request ({status}): {error.message}", HINTS.get(status, "")
-        )
+        if status in MOMENTARY or status >= 500:
+            return self._unreachable(error, None if status in MOMENTARY else id)
+        message = f"engine.url: {self._url} refuses every request ({status}): {error.message}"
+        return HalaError(message, HINTS.get(status, ""))
 
     def _unreachable(self, error: Exception, request: str | None) -> EngineUnreachable:
-        told = " ".join(f"{self._url}: {type(error).__name__}: {error}".split())[:500]
-        return EngineUnreachable(told, self._patience, request)
+        message = " ".join(f"{self._url}: {type(error).__name__}: {error}".split())[:500]
+        return EngineUnreachable(message, self._patience, request)
 
     def _answer(self, id: str, request: Request) -> Completion:
-        common: dict[str, Any] = {
-            "model": self._model,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "frequency_penalty": request.frequency_penalty,
-            "max_tokens": request.max_tokens,
-            "stop": list(request.stop) or None,
-            "seed": request.seed,
-        }
-        common = {key: value for key, value in common.items() if value is not None}
-        extra: dict[str, Any] = {}  # vLLM's own; others may refuse them
+        params: Any = {name: getattr(request, name) for name in SHARED} | {"model": self._model}
+        params |= {"max_tokens": request.max_tokens} if request.max_tokens is not None else {}
+        params |= {"stop": list(request.stop)} if request.stop else {}
+        extra: dict[str, object] = {}  # vLLM's own; others may refuse them
         if request.top_k or request.repetition_penalty != 1.0:
             extra |= {"top_k": request.top_k or -1, "repetition_penalty": request.repetition_penalty}
-        answer: Any
         thought = None
         if isinstance(request.prompt, str):
-            answer = self._client.completions.create(prompt=request.prompt, extra_body=extra or None, **common)
+            answer: Any = self._client.completions.create(prompt=request.prompt, extra_body=extra or None, **params)
             text = answer.choices[0].text
         else:
             messages: Any = [asdict(message) for message in request.prompt]
-            if self._template:
-                extra["chat_template_kwargs"] = self._template
-            answer = self._client.chat.completions.create(messages=messages, extra_body=extra or None, **common)
+            extra |= {"chat_template_kwargs": self._template} if self._template else {}
+            answer = self._client.chat.completions.create(messages=messages, extra_body=extra or None, **params)
             message = answer.choices[0].message
             text = message.content
             # Servers with a reasoning parser have taken the thought off by themselves.
@@ -158,16 +144,16 @@ def check(recipe: Recipe) -> None:
     if not recipe.model.name:
         raise HalaError("model.name: which model does the endpoint serve?")
     if recipe.engine.concurrency < 1:
-        raise HalaError("engine.concurrency: at least 1")
+        raise HalaError(f"engine.concurrency: {recipe.engine.concurrency}: must be at least 1")
     if not recipe.engine.url.startswith(("http://", "https://")):
-        raise HalaError(f"engine.url: '{recipe.engine.url}' is no http address")
+        raise HalaError(f"engine.url: '{recipe.engine.url}' is not an http address")
     if recipe.sampling.max_tokens is None and not getattr(recipe.task, "chat", True):
         raise HalaError(
             "sampling.max_tokens: null, with bare prompts (task.chat: false): endpoints then write 16 tokens at most",
             "set sampling.max_tokens to what the longest answer may have, for example 2048",
         )
     if recipe.engine.patience_seconds < 0:
-        raise HalaError("engine.patience_seconds: less than nothing")
+        raise HalaError(f"engine.patience_seconds: {recipe.engine.patience_seconds}: must be at least 0")
 
 
 def start(recipe: Recipe) -> OpenAI:

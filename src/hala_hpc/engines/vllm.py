@@ -4,22 +4,40 @@ import contextlib
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Abilities, Completion, EngineDied, NoEngine, Request, TokenRequest
-from hala_hpc.engines.guard import Guard
-from hala_hpc.engines.tokens import Encoder, Prompt
+from hala_hpc.engines.base import Abilities, Completion, EngineDied, Message, NoEngine, Request, TokenRequest
+from hala_hpc.text import thinking
+from hala_hpc.text.control import ControlWords
 
 QUEUE_FACTOR = 2
 """Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
+KILLER = """
+import os, signal, sys
+sys.stdin.read()
+for word in sys.argv[1:]:
+    pid, started = word.split(":")
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            if stat.read().rpartition(")")[2].split()[19] == started:
+                os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+"""Waits for the end of its input, which comes when whoever holds the other end is gone, however it went."""
+
+SHARED = ("temperature", "top_p", "top_k", "frequency_penalty", "repetition_penalty")
+"""What requests and vLLM call by one name."""
 
 ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True)
 
@@ -43,6 +61,66 @@ class Options(EngineOptions):
     arguments: dict[str, Any] = field(default_factory=dict)  # any further argument of vllm.LLM
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of a prompt, whether words of its data would have been control tokens, and whether it opens a thought."""
+
+    ids: list[int]
+    escaped: bool = False
+    opened: bool = False
+
+
+class Encoder:
+    """A tokenizer of transformers' with its chat template, and the recipe's arguments for the template."""
+
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._kwargs = dict(template_kwargs)
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # others have no words for control tokens
+        self._words = ControlWords(backend) if backend is not None else None
+        special = set(tokenizer.all_special_tokens)
+        self.marks = special & {mark for pair in thinking.MARKS for mark in pair}
+        """Those of thoughts that are control tokens: they stand in a text only where such tokens are written out."""
+        self._others = special - self.marks
+
+    def encode(self, request: Request) -> Prompt:
+        """Raises whatever a chat template does."""
+        words = self._words
+        start, end = request.span or (0, len(request.last))
+        is_escaped = words is not None and words.held(request.last[start:end])
+        if is_escaped and words is not None:
+            request = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
+        text = self._rendered(request)
+        is_bare = isinstance(request.prompt, str)
+        # The template writes the special tokens itself: adding them again would give two beginnings of text.
+        if is_escaped and words is not None:
+            ids = words.encode(text, add_special_tokens=is_bare).ids
+        else:
+            ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
+        return Prompt(ids, is_escaped, thinking.is_opened(text))
+
+    def without_special(self, text: str) -> str:
+        """A text in which control tokens were written out, with no others left than marks of thoughts."""
+        for word in self._others:
+            text = text.replace(word, "")
+        return text
+
+    def _rendered(self, request: Request) -> str:
+        if isinstance(request.prompt, str):
+            return request.prompt
+        messages = [{"role": message.role, "content": message.content} for message in request.prompt]
+        return str(
+            self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
+        )
+
+
+def _with_last(request: Request, change: Callable[[str], str]) -> Request:
+    if isinstance(request.prompt, str):
+        return replace(request, prompt=change(request.prompt))
+    *before, last = request.prompt
+    return replace(request, prompt=(*before, Message(last.role, change(last.content))))
+
+
 class Vllm:
     """See the module. Prompts are made and measured here, so that a bad one never reaches vLLM."""
 
@@ -59,14 +137,15 @@ class Vllm:
             self._llm = vllm.LLM(**arguments(recipe))
         self._engine = self._llm.llm_engine
         self._guard = Guard(_processes(self._engine))
-        self._tokenizer: Any = self._llm.get_tokenizer()
+        self.tokenizer: Any = self._llm.get_tokenizer()
+        self.version = version("vllm")
         config = self._engine.vllm_config
-        self._context: int = config.model_config.max_model_len
-        _check_room(self._context, recipe.sampling.max_tokens)
+        self.context: int = config.model_config.max_model_len
+        _check_room(self.context, recipe.sampling.max_tokens)
         self.capacity: int = QUEUE_FACTOR * config.scheduler_config.max_num_seqs
-        self._encoder = Encoder(self._tokenizer, recipe.model.chat_template_kwargs)
+        self._encoder = Encoder(self.tokenizer, recipe.model.chat_template_kwargs)
         self._refused: list[Completion] = []
-        self._prompts: dict[str, Prompt] = {}  # of what is out
+        self._prompts: dict[str, Prompt] = {}  # of requests in flight
 
     def add(self, id: str, request: Request) -> None:
         try:
@@ -75,10 +154,10 @@ class Vllm:
             self._refused.append(Completion(id, error=f"bad prompt: {type(error).__name__}: {error}"))
             return
         tokens = prompt.ids
-        room = self._context - len(tokens)
+        room = self.context - len(tokens)
         wanted = request.max_tokens if request.max_tokens is not None else 1
         if not tokens or room < wanted:
-            problem = f"too long: {len(tokens)} prompt tokens and {wanted} to write, context {self._context}"
+            problem = f"too long: {len(tokens)} prompt tokens and {wanted} to write, context {self.context}"
             self._refused.append(Completion(id, error=problem if tokens else "bad prompt: empty"))
             return
         try:
@@ -92,20 +171,6 @@ class Vllm:
     def poll(self, seconds: float) -> list[Completion]:
         done, self._refused = self._refused, []
         return done or [self._completion(output) for output in self.outputs(seconds)]
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._tokenizer
-
-    @property
-    def context(self) -> int:
-        return self._context
-
-    @property
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("vllm")
 
     def ask(self, request: TokenRequest) -> None:
         params = {"temperature": 0.0, "output_kind": self._final_only} | request.params
@@ -167,11 +232,7 @@ class Vllm:
 
     def _params(self, request: Request, room: int) -> Any:
         return self._make_params(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
+            **{name: getattr(request, name) for name in SHARED},
             max_tokens=request.max_tokens or room,
             stop=list(request.stop),
             seed=request.seed if request.temperature > 0 else None,
@@ -181,7 +242,7 @@ class Vllm:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a model folder that is none, and more GPUs than a worker gets. Raises HalaError."""
+    """Refuse a folder that is not a model, and a number of GPUs that a worker does not get. Raises HalaError."""
     name = recipe.model.name
     if not name:
         raise HalaError("model.name: which model?", "a folder or a name on the hub, for example model.name=ORG/MODEL")
@@ -205,29 +266,15 @@ def start(recipe: Recipe) -> Vllm:
 
 def arguments(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says, as arguments of ``vllm.LLM``."""
-    options: Options = recipe.engine
-    given = {
-        "model": recipe.model.name,
-        "revision": recipe.model.revision,
-        "tokenizer": recipe.model.tokenizer,
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "pipeline_parallel_size": options.pipeline_parallel_size,
-        "dtype": options.dtype,
-        "quantization": options.quantization,
-        "max_model_len": options.max_model_len,
-        "max_num_seqs": options.max_num_seqs,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "enable_prefix_caching": options.enable_prefix_caching,
-        "enforce_eager": options.enforce_eager,
-        "trust_remote_code": options.trust_remote_code,
-        "seed": 0,
-    }
-    return {key: value for key, value in given.items() if value is not None} | options.arguments
+    model, options = recipe.model, asdict(recipe.engine)
+    more: dict[str, Any] = options.pop("arguments")
+    del options["kind"]
+    given = {"model": model.name, "revision": model.revision, "tokenizer": model.tokenizer, "seed": 0} | options
+    return {key: value for key, value in given.items() if value is not None} | more
 
 
 def _imported() -> Any:
-    """The module vllm. Raises NoEngine where this Python has none."""
+    """The module vllm. Raises NoEngine where this Python does not have it."""
     try:
         import vllm
     except ModuleNotFoundError as error:
@@ -248,6 +295,35 @@ def _check_room(context: int, max_tokens: int | None) -> None:
             f"sampling.max_tokens: {max_tokens} tokens to write leave no room for a prompt in a context of {context}",
             "a smaller sampling.max_tokens, or a larger engine.max_model_len if the model has it",
         )
+
+
+class Guard:
+    """A small process that kills the given ones once this process is gone; ``close`` calls it off.
+
+    Not even kill -9 may leave an engine behind: an orphan would keep its GPU.
+    """
+
+    def __init__(self, processes: Sequence[int]) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if processes:
+            words = [f"{pid}:{_started(pid)}" for pid in processes]
+            # A session of its own: the signals that end us are not meant for it.
+            command = [sys.executable, "-S", "-c", KILLER, *words]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def close(self) -> None:
+        """Nothing is to be killed any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            self._process = None
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks: a process id alone may have gone to somebody else."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _processes(engine: Any) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.tasks.evaluate import results
-from hala_hpc.tasks.evaluate.harness import Sample
+from hala_hpc.tasks.evaluate.results import Sample
 
 TOLD: dict[str, Any] = {
     "model": "one",

@@ -41,7 +41,7 @@ def test_the_highest_average_wins(run: Path) -> None:
     choice = choose.choose(scores.read([run]), "average", Split(1.0))
     averages = {model.label: by_hand(run, model.label, None) for model in MODELS[1:]}
     assert choice.model == max(averages, key=lambda label: averages[label])
-    assert {one.model: one.average.value for one in choice.candidates} == pytest.approx(averages)
+    assert {one.model: one.chosen_by.value for one in choice.candidates} == pytest.approx(averages)
     assert all(one.held_out is None for one in choice.candidates)
 
 
@@ -52,17 +52,17 @@ def test_a_split_chooses_by_one_part_and_tells_of_the_other(run: Path) -> None:
     mine = {name for name in names if split.chooses(*name)}
     assert 0.35 < len(mine) / len(names) < 0.65
     for one in choice.candidates:
-        assert one.average.value == pytest.approx(by_hand(run, one.model, mine))
+        assert one.chosen_by.value == pytest.approx(by_hand(run, one.model, mine))
         assert one.held_out is not None
         assert one.held_out.value == pytest.approx(by_hand(run, one.model, names - mine))
-        assert one.average.questions + one.held_out.questions == len(names)
-    assert choice.model == max(choice.candidates, key=lambda one: one.average.value).model
+        assert one.chosen_by.questions + one.held_out.questions == len(names)
+    assert choice.model == max(choice.candidates, key=lambda one: one.chosen_by.value).model
 
 
 def test_one_se_takes_the_first_that_is_as_good(run: Path) -> None:
     found = scores.read([run])
     choice = choose.choose(found, "one-se", Split(1.0))
-    top = max(choice.candidates, key=lambda one: one.average.value).model
+    top = max(choice.candidates, key=lambda one: one.chosen_by.value).model
     for one in choice.candidates:
         gap = found.difference(one.model, base=top)
         assert one.fits == (one.model == top or (gap is not None and gap.value >= -gap.error))
@@ -88,10 +88,10 @@ def test_a_choice_says_how_far_it_is_ahead_of_the_next(run: Path) -> None:
     split = Split(0.5, seed=3)
     choice = choose.choose(found, "average", split)
     others = [one for one in choice.candidates if one.model != choice.model]
-    second = max(others, key=lambda one: one.average.value)
+    second = max(others, key=lambda one: one.chosen_by.value)
     mine = next(one for one in choice.candidates if one.model == choice.model)
     assert choice.lead is not None and choice.lead.over == second.model
-    assert choice.lead.chosen_by.value == pytest.approx(mine.average.value - second.average.value)
+    assert choice.lead.chosen_by.value == pytest.approx(mine.chosen_by.value - second.chosen_by.value)
     assert choice.lead.held_out is not None and mine.held_out is not None and second.held_out is not None
     assert choice.lead.held_out.value == pytest.approx(mine.held_out.value - second.held_out.value)
     low, high = choice.lead.fair.interval
@@ -102,7 +102,7 @@ def test_a_choice_says_how_far_it_is_ahead_of_the_next(run: Path) -> None:
 def test_what_is_unknown_of_a_single_question_is_null(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", MODELS[:3], {"aratrust": ["ethics", "privacy"]}, questions=1)
     found = scores.read([run])
-    told = choose.told(choose.choose(found, "average", Split(1.0)), found)
+    told = choose.as_json(choose.choose(found, "average", Split(1.0)))
     assert json.loads(json.dumps(told, allow_nan=False))["candidates"][0]["chosen_by"]["error"] is None
     for rule in ("one-se", "no-loss"):
         with pytest.raises(HalaError, match="a single question to choose by"):

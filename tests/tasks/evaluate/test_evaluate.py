@@ -16,7 +16,7 @@ from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import verify
 from hala_hpc.tasks.evaluate import results
-from hala_hpc.tasks.evaluate.benchmarks.named import Setting
+from hala_hpc.tasks.evaluate.benchmarks import Setting
 from hala_hpc.tasks.evaluate.task import Options, Work
 from hala_hpc.worker import registry
 from hala_hpc.worker.items.task import Item

@@ -41,8 +41,8 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda told: told | {"score": 0.38}, "its tasks give 0.375000, told is 0.380000"),
-        (lambda told: told | {"questions": 6}, "tells of 6 questions"),
+        (lambda told: told | {"score": 0.38}, "its tasks give 0.375000, result.json has 0.380000"),
+        (lambda told: told | {"questions": 6}, "has 6 questions"),
         (lambda told: told | {"benchmark": "aratrust"}, "questions of aratrust"),
         (lambda told: told["tasks"]["arabic_mmlu:a"].update(score=0.8) or told, "samples give 0.750000"),
         (lambda told: told["tasks"].pop("arabic_mmlu:b") and told, "not the same"),
@@ -59,9 +59,9 @@ def test_a_changed_summary_is_found(tmp_path: Path, change: Any, said: str) -> N
     ("row", "changes", "said"),
     [
         (1, {"score": 1.0}, "its score cannot be 1.0"),
-        (0, {"answer": 1}, "the likeliest choice is 0, told is 1"),
+        (0, {"answer": 1}, "the likeliest choice is 0, the answer is 1"),
         (0, {"normalised": [-1.0]}, "2 choices, 1 numbers"),
-        (0, {"normalised": [math.nan, -1.0]}, "no number"),
+        (0, {"normalised": [math.nan, -1.0]}, "not a number"),
         (1, {"index": 0}, "a question is there twice"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_changed_sample_is_found(tmp_path: Path, row: int, changes: dict[str, 
     path = written(tmp_path / "r").folder / results.SAMPLES
     rows = results.samples(tmp_path / "r").to_pylist()
     rows[row] |= changes
-    pq.write_table(pa.Table.from_pylist(rows, schema=results.schema()), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=results.SCHEMA), path)
     assert said in "; ".join(results.contradictions(tmp_path / "r"))
 
 
@@ -84,6 +84,6 @@ def test_what_is_no_result_is_not_written(tmp_path: Path) -> None:
         written(tmp_path / "r", [])
     with pytest.raises(HalaError, match="twice"):
         written(tmp_path / "r", [SAMPLES[0], SAMPLES[0]])
-    with pytest.raises(HalaError, match="no numbers"):
+    with pytest.raises(HalaError, match="not numbers"):
         written(tmp_path / "r", [replace(SAMPLES[0], log_probabilities=[math.nan, -1.0])])
     assert not (tmp_path / "r").exists()

@@ -11,8 +11,8 @@ from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Section
 from hala_hpc.report.sections import merges
-from hala_hpc.tasks.evaluate.paired import Mean
 from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Evaluations
+from hala_hpc.tasks.evaluate.statistics import Mean
 
 MOST_BESIDE: Final = plots.MOST_COLOURS
 """Models side by side in one plot; more are shown as a grid of numbers."""

@@ -8,9 +8,10 @@ from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Cell, Example, Section, Table, Value, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.report.sections import evaluation_plots
-from hala_hpc.tasks.evaluate import paired, results
-from hala_hpc.tasks.evaluate.paired import Mean
+from hala_hpc.tasks.evaluate import results
+from hala_hpc.tasks.evaluate import statistics as paired
 from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Answered, Evaluations
+from hala_hpc.tasks.evaluate.statistics import Mean
 
 
 def changed(found: Evaluations, count: int) -> list[Example]:

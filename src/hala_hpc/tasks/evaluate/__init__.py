@@ -1,1 +1,1 @@
-"""Models asked benchmarks: which there are, two harnesses over one engine, results as files, and what they say."""
+"""Evaluation of models: benchmarks, two harnesses over one engine, results as files, and what follows from them."""

@@ -7,15 +7,15 @@ choice is made on one part of the questions, and the other part tells what it is
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import known
-from hala_hpc.tasks.evaluate.paired import NORMAL_95, Difference, Mean
 from hala_hpc.tasks.evaluate.scores import AVERAGE, Answered, Evaluations
+from hala_hpc.tasks.evaluate.statistics import NORMAL_95, Difference, Mean
 
 RULES: Final[dict[str, str]] = {
     "average": "the highest average of benchmarks; of equal ones the first in the recipe",
@@ -36,6 +36,7 @@ class Split:
 
     share: float = 0.5
     seed: int = 0
+    by: str = "hash of the question's name"
 
     def chooses(self, benchmark: str, task: str, number: int) -> bool:
         name = f"{self.seed}\0{benchmark}\0{task}\0{number}".encode()
@@ -45,12 +46,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model: its average on the questions that choose, and on those held out (None where there are none)."""
+    """One model: its average on the questions that choose, and on those held out (None where there are none).
+
+    ``scores`` are those of benchmarks, over all questions.
+    """
 
     model: str
-    average: Mean
-    held_out: Mean | None
     fits: bool
+    chosen_by: Mean
+    held_out: Mean | None
+    path: str
+    weights: str
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -65,49 +72,74 @@ class Lead:
 
     @property
     def fair(self) -> Difference:
-        """On questions that had no say, where there are any: on the others it is ahead because it was chosen."""
+        """The lead on questions that had no say, if there are any: on the others it is ahead because it was chosen."""
         return self.held_out or self.chosen_by
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen model and what it was chosen from; ``lead`` is None where there was no other."""
+    """The chosen model with its folder and weights, by what, and the table it was chosen from: as ``best.json`` has it.
+
+    ``benchmarks`` has a digest of the questions of each, ``limit`` is the most questions of a task, if not all.
+    ``lead`` is None where there was no other model.
+    """
 
     model: str
-    rule: str
+    path: str
+    weights: str
+    rule: dict[str, str]  # its name, and what it says
     split: Split
     base: str
-    candidates: list[Candidate]
+    benchmarks: dict[str, str]
+    limit: int | None
     lead: Lead | None
+    candidates: list[Candidate]
 
 
 def choose(evaluations: Evaluations, rule: str, split: Split, with_base: bool = False) -> Choice:
-    """Pick a model; the base is a candidate only if asked for.
+    """Pick a model; the base is a candidate only ``with_base``.
 
-    Raises HalaError where a candidate lacks a benchmark or was asked other questions, none fits the rule, or the rule
-    looks at standard errors that are unknown, since a task has a single question.
+    Raises HalaError where a candidate lacks a benchmark or was asked other questions, no model fits the rule, or the
+    rule looks at standard errors that are unknown, since a task has a single question.
     """
     models = [model for model in evaluations.models if with_base or model != evaluations.base]
     _refuse_unequal(evaluations, models)
     part = _part(evaluations, split, True)
     rest = _part(evaluations, split, False) if split.share < 1 else None
-    averages = {model: _average(part, model) for model in models}
+    averages = {model: mean for model in models if (mean := part.average(model)) is not None}
     fitting = _fitting(part, models, averages, rule)
     if not fitting:
         raise HalaError(f"no model fits the rule {rule}", RULES[rule])
     highest = max(averages[model].value for model in fitting)
-    ranked = fitting if rule == "one-se" else [one for one in fitting if averages[one].value >= highest - TIE]
-    candidates = [
-        Candidate(model, averages[model], _average(rest, model) if rest else None, model in fitting) for model in models
-    ]
-    return Choice(ranked[0], rule, split, evaluations.base, candidates, _lead(ranked[0], averages, part, rest))
+    ranked = fitting if rule == "one-se" else [model for model in fitting if averages[model].value >= highest - TIE]
+    candidates = []
+    for model in models:
+        cells = {name: evaluations.cells[model, name] for name in evaluations.benchmarks}
+        result, scores = next(iter(cells.values())).result, {name: cell.mean.value for name, cell in cells.items()}
+        held_out = rest.average(model) if rest else None
+        fits = model in fitting
+        candidates.append(Candidate(model, fits, averages[model], held_out, result.path, result.weights, scores))
+    chosen = next(candidate for candidate in candidates if candidate.model == ranked[0])
+    cells = {name: evaluations.cells[chosen.model, name] for name in evaluations.benchmarks}
+    return Choice(
+        model=chosen.model,
+        path=chosen.path,
+        weights=chosen.weights,
+        rule={"name": rule, "says": RULES[rule]},
+        split=split,
+        base=evaluations.base,
+        benchmarks={name: cell.questions for name, cell in cells.items()},
+        limit=max((cell.result.limit for cell in cells.values() if cell.result.limit is not None), default=None),
+        lead=_lead(chosen.model, averages, part, rest),
+        candidates=candidates,
+    )
 
 
 def _lead(model: str, averages: dict[str, Mean], part: Evaluations, rest: Evaluations | None) -> Lead | None:
-    others = [one for one in averages if one != model]
+    others = [other for other in averages if other != model]
     if not others:
         return None
-    over = max(others, key=lambda one: averages[one].value)
+    over = max(others, key=lambda other: averages[other].value)
     chosen_by = part.difference(model, base=over)
     assert chosen_by is not None  # unequal questions were refused
     return Lead(over, chosen_by, rest.difference(model, base=over) if rest else None)
@@ -123,21 +155,11 @@ def _fitting(part: Evaluations, models: Sequence[str], averages: dict[str, Mean]
         )
     if rule == "one-se":
         top = max(models, key=lambda model: averages[model].value)
-        return [model for model in models if model == top or _is_near(part, model, top)]
+        to_top = {model: part.difference(model, base=top) for model in models}
+        return [model for model, gap in to_top.items() if gap is None or gap.value >= -gap.error - TIE]
     gaps = {key: gap for key, gap in part.differences.items() if key[1] != AVERAGE}
     lost = {model for (model, _), gap in gaps.items() if gap.value + NORMAL_95 * gap.error < 0}
     return [model for model in models if model not in lost]
-
-
-def _is_near(part: Evaluations, model: str, top: str) -> bool:
-    gap = part.difference(model, base=top)
-    return gap is not None and gap.value >= -gap.error - TIE
-
-
-def _average(part: Evaluations, model: str) -> Mean:
-    found = part.average(model)
-    assert found is not None  # refused before
-    return found
 
 
 def _refuse_unequal(evaluations: Evaluations, models: Sequence[str]) -> None:
@@ -169,54 +191,12 @@ def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
     return Evaluations(evaluations.models, evaluations.benchmarks, cells, evaluations.base)
 
 
-def told(choice: Choice, evaluations: Evaluations) -> dict[str, Any]:
-    """The choice as plain data: the model with its folder and weights, rule, split, and the table it came from.
-
-    ``benchmarks`` has a digest of the questions of each, ``limit`` is the most that was asked of a task, if not all.
-    Standard errors that are unknown are None.
-    """
-    asked = {one: evaluations.cells[choice.model, one] for one in evaluations.benchmarks}
-    limits = [cell.result.limit for cell in asked.values() if cell.result.limit is not None]
-    candidates = [_candidate(one, evaluations) for one in choice.candidates]
-    mine = next(one for one in candidates if one["model"] == choice.model)
-    return {
-        "model": choice.model,
-        "path": mine["path"],
-        "weights": mine["weights"],
-        "rule": {"name": choice.rule, "says": RULES[choice.rule]},
-        "split": {"share": choice.split.share, "seed": choice.split.seed, "by": "hash of the question's name"},
-        "base": choice.base,
-        "benchmarks": {name: cell.questions for name, cell in asked.items()},
-        "limit": max(limits, default=None),
-        "lead": _told_lead(choice.lead),
-        "candidates": candidates,
-    }
+def as_json(choice: Choice) -> dict[str, Any]:
+    """The fields of a choice; standard errors that are unknown are None."""
+    return {name: _plain(value) for name, value in asdict(choice).items()}
 
 
-def _candidate(one: Candidate, evaluations: Evaluations) -> dict[str, Any]:
-    cells = {name: evaluations.cells[one.model, name] for name in evaluations.benchmarks}
-    result = next(iter(cells.values())).result
-    return {
-        "model": one.model,
-        "fits": one.fits,
-        "chosen_by": _plain(one.average),
-        "held_out": _plain(one.held_out) if one.held_out else None,
-        "path": result.path,
-        "weights": result.weights,
-        "scores": {name: cell.mean.value for name, cell in cells.items()},
-    }
-
-
-def _told_lead(lead: Lead | None) -> dict[str, Any] | None:
-    if lead is None:
-        return None
-    return {
-        "over": lead.over,
-        "chosen_by": _plain(lead.chosen_by),
-        "held_out": _plain(lead.held_out) if lead.held_out else None,
-    }
-
-
-def _plain(number: Mean | Difference) -> dict[str, Any]:
-    """As JSON can say it."""
-    return {name: known(value) for name, value in vars(number).items()}
+def _plain(value: object) -> object:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else known(value)

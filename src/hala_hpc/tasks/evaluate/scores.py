@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hala_hpc.config.errors import HalaError, did_you_mean
-from hala_hpc.tasks.evaluate import paired, results
-from hala_hpc.tasks.evaluate.paired import Difference, Mean, Scores
+from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.results import Result
+from hala_hpc.tasks.evaluate.statistics import Difference, Mean, Scores
 
 AVERAGE: Final = "average"
-"""In the place of a benchmark: the mean of all."""
+"""Stands for a benchmark: the mean of all."""
 PERCENT: Final = 100.0
 BASES: Final = ("base", "source")
-"""Labels that are taken for the base where none is named; else the first model of the recipe is."""
+"""Labels of the base where nobody names it; without them it is the first model of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answered:
 
     @property
     def mean(self) -> Mean:
-        return paired.mean_of([paired.mean(task) for task in self.tasks])
+        return statistics.mean_of([statistics.mean(task) for task in self.tasks])
 
 
 @dataclass(frozen=True)
@@ -61,69 +61,71 @@ class Evaluations:
         """The mean over all benchmarks; None for a model that lacks one: its mean would be of other things."""
         if not self.has_all(model):
             return None
-        return paired.mean_of([self.cells[model, benchmark].mean for benchmark in self.benchmarks])
+        return statistics.mean_of([self.cells[model, benchmark].mean for benchmark in self.benchmarks])
 
     def mean(self, model: str, benchmark: str) -> Mean | None:
-        """Of one benchmark, or with AVERAGE of all; None where it is not there."""
+        """The mean of one benchmark, or with AVERAGE of all; None where it is missing."""
         cell = self.cells.get((model, benchmark))
         return self.average(model) if benchmark == AVERAGE else cell.mean if cell else None
 
     def difference(self, model: str, benchmarks: Sequence[str] = (), base: str = "") -> Difference | None:
-        """To the base, over some benchmarks (default: all); None where they were not asked the same questions."""
-        base, asked = base or self.base, list(benchmarks) or self.benchmarks
-        pairs = [(self.cells.get((model, one)), self.cells.get((base, one))) for one in asked]
-        found = [(mine, its) for mine, its in pairs if mine and its and mine.questions == its.questions]
-        if model == base or len(found) < len(asked):
+        """The model less the base, over some benchmarks (default: all); None where their questions differ."""
+        base, names = base or self.base, list(benchmarks) or self.benchmarks
+        cells = [(self.cells.get((model, name)), self.cells.get((base, name))) for name in names]
+        pairs = [(mine, its) for mine, its in cells if mine and its and mine.questions == its.questions]
+        if model == base or len(pairs) < len(names):
             return None
-        return paired.compare([mine.tasks for mine, _ in found], [its.tasks for _, its in found])
+        return statistics.compare([mine.tasks for mine, _ in pairs], [its.tasks for _, its in pairs])
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Difference]:
-        """Every model's to the base, by benchmark, and over all of them under AVERAGE."""
-        asked = [(model, one) for model in self.models for one in (*self.benchmarks, AVERAGE)]
-        found = {(model, one): self.difference(model, [one] if one != AVERAGE else []) for model, one in asked}
-        return {key: difference for key, difference in found.items() if difference is not None}
+        """Every model's difference to the base, by benchmark, and over all of them under AVERAGE."""
+        return {
+            (model, name): difference
+            for model in self.models
+            for name in (*self.benchmarks, AVERAGE)
+            if (difference := self.difference(model, [name] if name != AVERAGE else [])) is not None
+        }
 
     def only(self, models: Sequence[str], benchmarks: Sequence[str]) -> "Evaluations":
-        """Those that match any of the patterns (``*``, ``?``); no patterns: all. The base stays.
+        """The cells that match any of the patterns (``*``, ``?``); no patterns: all. The base stays.
 
         Raises HalaError for a pattern that nothing matches.
         """
-        kept = _matching("model", models, self.models)
-        asked = _matching("benchmark", benchmarks, self.benchmarks)
-        chosen = [model for model in self.models if model in kept or model == self.base]
-        cells = {key: cell for key, cell in self.cells.items() if key[0] in chosen and key[1] in asked}
-        return Evaluations(chosen, asked, cells, self.base)
+        matching = _matching("model", models, self.models)
+        columns = _matching("benchmark", benchmarks, self.benchmarks)
+        rows = [model for model in self.models if model in matching or model == self.base]
+        cells = {key: cell for key, cell in self.cells.items() if key[0] in rows and key[1] in columns}
+        return Evaluations(rows, columns, cells, self.base)
 
 
 def read(runs: Sequence[Path], base: str = "") -> Evaluations:
-    """The results of evaluation runs. Scores are those of the samples, not the ones that summaries tell.
+    """The results of evaluation runs. Scores are those of the samples, not those of summaries.
 
-    Runs that evaluated the same weights under one label are one model. Other weights under the same label are told
+    Runs that evaluated the same weights under one label are one model. Other weights under the same label are kept
     apart by the run's name.
 
-    Raises HalaError where there are no results, the base is not there, or a benchmark was asked twice of one model.
+    Raises HalaError where there are no results, the base is not there, or a model has a benchmark twice.
     """
-    found = [(run, result) for run in runs for result in results.read(run)]
-    if not found:
+    by_run = [(run, result) for run in runs for result in results.read(run)]
+    if not by_run:
         raise HalaError(f"{', '.join(map(str, runs))}: no benchmark is finished yet", "`hala status RUN`")
-    labels = _labels(found)
-    models: list[str] = []
+    labels = _labels(by_run)
     cells: dict[tuple[str, str], Answered] = {}
-    for run, result in found:
+    for run, result in by_run:
         label = labels[run, result.model]
-        models += [label] if label not in models else []
         if (label, result.benchmark) in cells:
             raise HalaError(f"{label} has {result.benchmark} twice: {run} has it too", "report on one of the runs")
         cells[label, result.benchmark] = answered(result)
-    benchmarks = list(dict.fromkeys(result.benchmark for _, result in found))
+    models, benchmarks = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     if base and base not in models:
         raise HalaError(f"--base: no model '{base}'", did_you_mean(base, models))
-    return Evaluations(models, benchmarks, cells, base or next((one for one in BASES if one in models), models[0]))
+    default = next((label for label in BASES if label in models), models[0])
+    return Evaluations(models, benchmarks, cells, base or default)
 
 
 def answered(result: Result) -> Answered:
-    """The samples of a result. Raises HalaError where they are not those that its summary tells of."""
+    """The samples of a result. Raises HalaError where they are not those of its summary."""
     table = results.samples(result.folder).select(["task", "index", "choices", "gold", "score"])
     if table.num_rows != result.questions:
         raise HalaError(f"{result.folder}: {table.num_rows} samples, {result.questions} in {results.RESULT}")
@@ -138,22 +140,22 @@ def answered(result: Result) -> Answered:
         index[task].append(number)
         scores[task].append(score)
     arrays = {task: np.asarray(values, np.float64) for task, values in scores.items()}
-    return Answered(result, {task: np.asarray(found) for task, found in index.items()}, arrays, hashed.hexdigest())
+    return Answered(result, {task: np.asarray(numbers) for task, numbers in index.items()}, arrays, hashed.hexdigest())
 
 
-def _labels(found: Sequence[tuple[Path, Result]]) -> dict[tuple[Path, str], str]:
+def _labels(by_run: Sequence[tuple[Path, Result]]) -> dict[tuple[Path, str], str]:
     """A label for each run's each model: its own, or with the run's name where it stands for several weights."""
     weights: dict[str, set[str]] = {}
-    for _, result in found:
+    for _, result in by_run:
         weights.setdefault(result.model, set()).add(result.weights)
     return {
         (run, result.model): result.model if len(weights[result.model]) == 1 else f"{run.name}/{result.model}"
-        for run, result in found
+        for run, result in by_run
     }
 
 
 def _matching(what: str, patterns: Sequence[str], names: list[str]) -> list[str]:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise HalaError(f"no {what} '{pattern}'", did_you_mean(pattern, names))
-    return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
+    matching = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    if strange := next((pattern for pattern, some in matching.items() if not some), None):
+        raise HalaError(f"no {what} '{strange}'", did_you_mean(strange, names))
+    return [name for name in names if not patterns or any(name in some for some in matching.values())]

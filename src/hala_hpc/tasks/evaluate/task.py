@@ -7,10 +7,11 @@ answer: their digest is computed again before a model is loaded, and kept with e
 import importlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
@@ -20,17 +21,22 @@ from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
-from hala_hpc.tasks.evaluate import results
-from hala_hpc.tasks.evaluate.benchmarks import local, named
-from hala_hpc.tasks.evaluate.benchmarks.named import Setting
-from hala_hpc.tasks.evaluate.harness import Benchmark, Harness
-from hala_hpc.tasks.evaluate.scorer import Loaded
+from hala_hpc.tasks.evaluate import benchmarks, local, results
+from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
+from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
 from hala_hpc.worker.items.task import Item, Planned
 from hala_hpc.worker.items.task import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 QUESTIONS: Final = 250
-"""Of a task whose questions are not at hand (ours): only a guess at how long its shard will take."""
+"""A guess (ours) at the questions of a task that nobody has counted, for how long its shard will take."""
+HEADER: Final = ("model", "path", "weights", "benchmark", "harness", "few_shot", "limit", "chat_template", "missing")
+"""What a result repeats of its item."""
+PLANNED: Final = ("model", "weights", "benchmark", "harness", "few_shot", "limit")
+"""What a result must have as it was planned."""
+KINDS: Final = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""Files that decide what a model says; a card may change at any time."""
+T = TypeVar("T")
 
 
 @dataclass
@@ -41,7 +47,7 @@ class Options(TaskOptions):
     models: dict[str, Model] = field(default_factory=dict)  # by the label that tables will show
     benchmarks: list[str] = field(default_factory=list)  # names, or sets of them: arabic, latxa
     settings: dict[str, Setting] = field(default_factory=dict)  # what differs, by benchmark
-    limit: int | None = None  # questions per task, for tries; results say so
+    limit: int | None = None  # questions per task, for tries; results name it
     few_shot: int | None = None  # null: as each benchmark says
     chat_template: bool | None = None  # null: as each benchmark says, else where the model has one
     system_prompt: str | None = None
@@ -64,16 +70,13 @@ class Evaluate:
         for label, model in options.models.items():
             if not model.name:
                 raise HalaError(f"task.models.{label}.name: which model?", "a folder, a run, or a name on the hub")
-        for key in ("limit", "few_shot"):
-            number = getattr(options, key)
-            if number is not None and number < (key == "limit"):
-                raise HalaError(f"task.{key}: {number}: must be at least {int(key == 'limit')}")
-        self._benchmarks = named.find(options.benchmarks, options.settings, options.task_files)
+        benchmarks.refuse_small("task", options.limit, options.few_shot)
+        self._benchmarks = benchmarks.find(options.benchmarks, options.settings, options.task_files)
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a model that is not there or not whole, and for local data that cannot be read."""
         del folder
-        asked = [self._asked(benchmark, watch) for benchmark in self._benchmarks]
+        planned_benchmarks = [self._planned(benchmark, watch) for benchmark in self._benchmarks]
         items: list[Planned] = []
         sources: list[dict[str, Any]] = []
         for label, (_, path) in location.labelled(self._recipe.task.models).items():
@@ -81,10 +84,17 @@ class Evaluate:
             watch.say(f"reading {label}'s weights")
             weights = location.sound_digest(path, watch.weigh)
             size = sum(file.stat().st_size for file in location.weights(path))
-            sources.append({"path": str(path), "original": str(path), "rows": len(asked), "bytes": size})
-            for cost, question in asked:
-                item: dict[str, Any] = {"name": f"{label}-{question['benchmark']}", "model": label, "path": str(path)}
-                item |= {"weights": weights} | question
+            rows = len(planned_benchmarks)
+            sources.append({"path": str(path), "original": str(path), "rows": rows, "bytes": size})
+            for cost, benchmark in planned_benchmarks:
+                name = f"{label}-{benchmark['benchmark']}"
+                item: dict[str, Any] = {
+                    "name": name,
+                    "model": label,
+                    "path": str(path),
+                    "weights": weights,
+                    **benchmark,
+                }
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
                 items.append(Planned(item, path, cost))
@@ -107,100 +117,117 @@ class Evaluate:
     def data_on_hub(self) -> list[Data]:
         """Datasets of the benchmarks that are not given as folders."""
         settings = self._recipe.task.settings
-        asked = [each for each in self._benchmarks if not (each.name in settings and settings[each.name].data)]
-        return [data for benchmark in asked for data in named.hub_data(benchmark)]
+        local_names = {name for name, setting in settings.items() if setting.data}
+        fetched = [benchmark for benchmark in self._benchmarks if benchmark.name not in local_names]
+        return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
 
-    def _asked(self, benchmark: Benchmark, watch: Watch) -> tuple[int, dict[str, Any]]:
-        """What is asked of every model, and about how many questions that is."""
+    def _planned(self, benchmark: Benchmark, watch: Watch) -> tuple[int, BenchmarkItem]:
+        """What every model is asked, and about how many questions that is."""
         options: Options = self._recipe.task
         setting = options.settings.get(benchmark.name) or Setting()
-        limit = options.limit if setting.limit is None else setting.limit
-        few_shot = setting.few_shot if setting.few_shot is not None else options.few_shot
-        template = setting.chat_template if setting.chat_template is not None else options.chat_template
+        limit = _first(setting.limit, options.limit)
         tasks, missing = list(benchmark.tasks), list[str]()
         counts = [benchmark.questions or QUESTIONS] * len(tasks)
         if setting.data and benchmark.harness == "lighteval":
             watch.say(f"reading {setting.data}")
-            found = local.read(benchmark, tasks, Path(setting.data))
-            tasks, missing = list(found.tasks), list(found.missing)
-            counts = [len(splits.get(benchmark.split, ())) for splits in found.tasks.values()]
-        cost = sum(min(count, limit or count) for count in counts)
-        asked = {
+            by_task = local.read(benchmark, tasks, Path(setting.data))
+            tasks, missing = list(by_task), [task for task in tasks if task not in by_task]
+            counts = [len(splits.get(benchmark.split, ())) for splits in by_task.values()]
+        item: BenchmarkItem = {
             "benchmark": benchmark.name,
             "harness": benchmark.harness,
             "tasks": tasks,
             "missing": missing,
-            "few_shot": benchmark.few_shot if few_shot is None else few_shot,
+            "few_shot": _first(setting.few_shot, options.few_shot, benchmark.few_shot),
             "limit": limit,
-            "chat_template": benchmark.chat_template if template is None else template,
+            "chat_template": _first(setting.chat_template, options.chat_template, benchmark.chat_template),
             "system_prompt": options.system_prompt,
             "data": setting.data,
             "seed": options.seed,
             "options": benchmark.options,
         }
-        return cost, asked | {"files_digest": local.digest_of(_folders(asked))}
+        item["files_digest"] = local.digest_of(_folders(item))
+        return sum(min(count, limit or count) for count in counts), item
 
 
 class Work:
     """One worker's engine, kept while shards of its model come."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._loaded = Loaded(recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
-        self._harnesses: dict[str, Harness] = {}
+        self._recipe = recipe
+        self._scorer: Scorer | None = None
+        self._weights = ""
 
     def do(self, item: Item) -> dict[str, Any]:
-        asked = item.asked
-        harness = self._harness(asked["harness"])
-        if local.digest_of(_folders(asked)) != asked["files_digest"]:
+        benchmark = cast("BenchmarkItem", item.asked)
+        if local.digest_of(_folders(benchmark)) != benchmark["files_digest"]:
             raise HalaError(
-                f"{asked['benchmark']}: its files have changed since the run was planned", "plan another run"
+                f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
             )
-        scorer = self._loaded.scorer(Path(asked["path"]), asked["weights"], item.check_stop, item.tell)
-        before, began = scorer.counts(), time.monotonic()
-        found = harness.evaluate(scorer, asked, item.kept, item.check_stop, item.tell)
-        seconds, counts, engine = time.monotonic() - began, scorer.counts().since(before), scorer.about()
-        told = {key: asked[key] for key in TOLD} | {
+        attempt = Attempt(item.kept, item.check_stop, item.tell)
+        scorer = self._scorer_of(Path(benchmark["path"]), benchmark["weights"], attempt)
+        # Imported after the engine has started, for a harness imports torch; it keeps what it has found of its tasks.
+        harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))
+        scorer.counts, began = Counts(), time.monotonic()
+        samples = harness.evaluate(scorer, benchmark, attempt)
+        seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()
+        header = {key: item.asked[key] for key in HEADER} | {
             "versions": harness.versions() | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
-            "questions_per_second": round(len(found) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,
+            "questions_per_second": round(len(samples) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,
             "truncated": counts.truncated,
             "engine": engine,
         }
-        result = results.write(item.place, found, told)
+        result = results.write(item.place, samples, header)
         return {"questions": result.questions, "score": result.score} | asdict(counts)
 
     def close(self) -> None:
-        self._loaded.close()
+        scorer, self._scorer, self._weights = self._scorer, None, ""
+        if scorer is not None:
+            scorer.close()
 
-    def _harness(self, name: str) -> Harness:
-        """Kept too: one may take long to find its tasks."""
-        if name not in self._harnesses:
-            self._harnesses[name] = importlib.import_module(f"hala_hpc.tasks.evaluate.{name}.harness").create()
-        return self._harnesses[name]
+    def _scorer_of(self, path: Path, weights: str, attempt: Attempt) -> Scorer:
+        """An engine with the model in ``path`` whose digest is ``weights``.
 
-
-TOLD: Final = (
-    "model",
-    "path",
-    "weights",
-    "benchmark",
-    "harness",
-    "few_shot",
-    "limit",
-    "chat_template",
-    "missing",
-)
-"""What a result repeats of its item."""
+        Raises HalaError where the files are others, or were written over while they were loaded.
+        """
+        if self._scorer is not None and self._weights == weights:
+            return self._scorer
+        self.close()
+        attempt.tell("reading the weights")
+        before, changed = _stamps(path), f"{path} has changed since the run was planned"
+        if location.digest(path, lambda _: attempt.check_stop()) != weights:
+            raise HalaError(changed, "plan another run: no score fits two models")
+        attempt.tell("starting the engine")
+        began, recipe = time.monotonic(), self._recipe
+        self._scorer = Scorer(path, recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
+        attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
+        if not before.items() <= _stamps(path).items():
+            raise HalaError(changed, "plan another run: no score fits two models")
+        self._weights = weights
+        attempt.check_stop()
+        return self._scorer
 
 
 def create(recipe: Recipe) -> Evaluate:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
+    """The task of a recipe. Raises HalaError for impossible options."""
     return Evaluate(recipe)
 
 
-def _folders(asked: dict[str, Any]) -> list[str]:
-    """Where a benchmark's questions and task files are read from, if not from the hub and the harness."""
-    return [*filter(None, [asked["data"]]), *asked["options"].get("task_files", ())]
+def _first(*values: T | None) -> T | None:
+    """The first that is set: for one benchmark, for all, by the benchmark itself."""
+    return next((value for value in values if value is not None), None)
+
+
+def _folders(item: BenchmarkItem) -> list[str]:
+    """Folders of a benchmark's questions and task files, if they do not come from the hub and the harness."""
+    return [*filter(None, [item["data"]]), *item["options"].get("task_files", ())]
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times by name; links of the hub's cache are followed."""
+    stats = {file.name: file.stat() for file in folder.iterdir() if file.suffix in KINDS}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def has_template(folder: Path) -> bool:
@@ -213,14 +240,14 @@ def has_template(folder: Path) -> bool:
         raise HalaError(f"{folder}: no tokenizer: {error}") from error
 
 
-def _check(shard: Shard, path: Path, items: list[dict[str, Any]]) -> ShardReport:
+def _check(shard: Shard, path: Path, items: Sequence[Mapping[str, object]]) -> ShardReport:
     """Every score follows from the samples, and the result is of the plan's model and benchmark."""
     problems = results.contradictions(path)
     if not problems:
         result, item = results.read_one(path), items[shard.id]
         problems = [
             f"{key} is {getattr(result, key)!r}, planned was {item[key]!r}"
-            for key in ("model", "weights", "benchmark", "harness", "few_shot", "limit")
+            for key in PLANNED
             if getattr(result, key) != item[key]
         ]
     return ShardReport(done=0 if problems else 1, problems=tuple(problems))

@@ -1,24 +1,24 @@
 """Means over questions, tasks and benchmarks, and whether two models differ on the same questions.
 
 The score of a task is the mean over its questions, that of a benchmark the unweighted mean over its tasks, and a
-model's average the unweighted mean over benchmarks: as the papers do. Standard errors follow: of a task sd/√n with
-n - 1 degrees of freedom, of a mean of k of those √(Σ se²)/k. They cover the choice of questions, not of benchmarks.
+model's average the unweighted mean over benchmarks: as the papers do. Standard errors follow: sd/√n with n - 1 degrees
+of freedom for a task, √(Σ se²)/k for a mean of k of those. They cover the choice of questions, not of benchmarks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from statistics import fmean
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from hala_hpc.tasks.evaluate import results
-
 Scores = npt.NDArray[np.float64]
 """One per question of a task."""
 ROUNDS: Final = 10_000
-"""Sign flips drawn: the smallest p that can be told is about 1/10,000 (ours)."""
+"""Sign flips drawn: the smallest p is about 1/10,000 (ours)."""
 SEED: Final = 20_250_914
 NORMAL_95: Final = 1.959964
 """Half-width of a 95 % interval in standard errors."""
@@ -26,7 +26,7 @@ NORMAL_95: Final = 1.959964
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard error, in the unit of the scores; NaN where a task has a single question."""
+    """A mean with its standard error, in the unit of the scores; it is NaN where a task has a single question."""
 
     value: float
     error: float
@@ -50,21 +50,23 @@ class Difference:
         return self.value - NORMAL_95 * self.error, self.value + NORMAL_95 * self.error
 
 
-def mean(scores: Scores) -> Mean:
-    """Of one task's questions."""
-    values = scores.tolist()
-    return Mean(results.mean(values), results.standard_error(values), len(values))
+def mean(scores: Sequence[float] | Scores) -> Mean:
+    """The mean of one task's questions; its error is sd/√n, unknown for a single question."""
+    values = list(map(float, scores))
+    middle, count, error = fmean(values), len(values), math.nan
+    if count > 1:
+        error = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (count - 1) / count)
+    return Mean(middle, error, count)
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
-    """Unweighted: of tasks, a benchmark's; of benchmarks, a model's."""
-    count = len(means)
-    error = results.standard_error_of_means([one.error for one in means])
-    return Mean(sum(one.value for one in means) / count, error, sum(one.questions for one in means))
+    """The unweighted mean of a benchmark's tasks, or of a model's benchmarks; its error is √(Σ se²)/k."""
+    error = math.sqrt(math.fsum(mean.error**2 for mean in means)) / len(means)
+    return Mean(fmean(mean.value for mean in means), error, sum(mean.questions for mean in means))
 
 
 def average(benchmarks: Sequence[Sequence[Scores]]) -> Mean:
-    """Of benchmarks, each a sequence of tasks."""
+    """The average over benchmarks, each a sequence of tasks."""
     return mean_of([mean_of([mean(task) for task in tasks]) for tasks in benchmarks])
 
 
@@ -77,9 +79,9 @@ def compare(mine: Sequence[Sequence[Scores]], base: Sequence[Sequence[Scores]]) 
     """
     gaps = [[left - right for left, right in zip(*pair, strict=True)] for pair in zip(mine, base, strict=True)]
     whole = average(gaps)
-    every = np.concatenate([task for tasks in gaps for task in tasks])
-    better, worse = int((every > 0).sum()), int((every < 0).sum())
-    return Difference(whole.value, whole.error, _p(gaps, abs(whole.value)), better, worse, len(every))
+    signs = np.sign(np.concatenate([task for tasks in gaps for task in tasks]))
+    better, worse = int((signs > 0).sum()), int((signs < 0).sum())
+    return Difference(whole.value, whole.error, _p(gaps, abs(whole.value)), better, worse, whole.questions)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -102,12 +104,11 @@ def _p(gaps: Sequence[Sequence[Scores]], observed: float) -> float:
 
 
 def _sizes(gaps: Sequence[Sequence[Scores]]) -> Mapping[float, int]:
-    """How often each weighted size of a gap occurs; those of nothing left out."""
-    found: Counter[float] = Counter()
+    """How often each weighted size of a gap occurs; gaps of 0 are left out."""
+    sizes: Counter[float] = Counter()
     for tasks in gaps:
         for task in tasks:
             weight = 1 / (len(gaps) * len(tasks) * len(task))
-            sizes: tuple[Any, Any] = np.unique(np.abs(task[task != 0]), return_counts=True)
-            for size, count in zip(*sizes, strict=True):
-                found[float(size) * weight] += int(count)
-    return found
+            for size, count in zip(*np.unique(np.abs(task[task != 0]), return_counts=True), strict=True):
+                sizes[float(size) * weight] += int(count)
+    return sizes

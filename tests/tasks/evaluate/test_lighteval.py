@@ -5,14 +5,14 @@ Both are the real things: the same tasks of LightEval, the same tiny models with
 
 import json
 import os
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hala_hpc.tasks.evaluate.benchmarks import arabic
-from hala_hpc.tasks.evaluate.results import mean
+from hala_hpc.tasks.evaluate.benchmarks import ARABIC
 from tests.conftest import TinyModel
 from tests.numbers import best_of, same_log_probabilities
 
@@ -64,7 +64,7 @@ def test_scores_of_tasks_are_those_of_lighteval(seen: dict[str, Any], model: str
     tasks: dict[str, list[float]] = {}
     for question, (_, _, score) in seen[model]["ours"].items():
         tasks.setdefault(question.rpartition(" ")[0], []).append(score)
-    found = {task: mean(scores) for task, scores in tasks.items()}
+    found = {task: statistics.fmean(scores) for task, scores in tasks.items()}
     told = {task: next(score for name, score in theirs.items() if name.startswith(f"{task}:")) for task in tasks}
     assert found == pytest.approx(told, abs=1e-12)
 
@@ -86,9 +86,13 @@ def test_there_is_one_beginning_of_text(seen: dict[str, Any]) -> None:
         assert tokens[0] == found["bos"] and tokens.count(found["bos"]) == 1
 
 
+def test_texts_of_several_lengths_come_back_in_order(seen: dict[str, Any]) -> None:
+    assert seen["two beginnings"]["texts"] == [["a 3 \n"], ["b 256 \n"], ["c 3 \n"]]
+
+
 def test_the_117_tasks_are_lightevals_own(seen: dict[str, Any]) -> None:
     table = seen["table"]
-    counts = {name: len(benchmark.tasks) for name, benchmark in arabic.BENCHMARKS.items()}
+    counts = {name: len(benchmark.tasks) for name, benchmark in ARABIC.items()}
     assert counts == {
         "alghafa": 9,
         "aratrust": 8,
@@ -98,7 +102,7 @@ def test_the_117_tasks_are_lightevals_own(seen: dict[str, Any]) -> None:
         "madinah_qa": 2,
     }
     assert sum(counts.values()) == 117
-    for name, benchmark in arabic.BENCHMARKS.items():
+    for name, benchmark in ARABIC.items():
         theirs = {task for task in table if task.partition(":")[0] == name} - {"arabic_mmlu:All"}
         assert set(benchmark.tasks) == theirs
         for task in benchmark.tasks:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hala_hpc.tasks.evaluate import paired
+from hala_hpc.tasks.evaluate import statistics
 
 scores = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=6).map(np.array)
 
@@ -32,7 +32,7 @@ def exact_p(gaps: list[float], weights: list[float]) -> float:
 def test_averages_are_of_tasks_then_of_benchmarks() -> None:
     one, other = np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0])
     third = np.array([0.0, 1.0, 1.0])
-    mean = paired.average([[one, other], [third]])
+    mean = statistics.average([[one, other], [third]])
     assert mean.value == pytest.approx(((1 / 4 + 1) / 2 + 2 / 3) / 2)
     assert mean.questions == 9
     errors = [math.sqrt(3 / 16 * 4 / 3 / 4), 0.0, math.sqrt(2 / 9 * 3 / 2 / 3)]
@@ -48,7 +48,7 @@ def test_the_published_averages_are_means_over_benchmarks(data: Path) -> None:
     whole = [row for row in rows if len(row) == len(rows[0])]
     assert len(whole) >= 24
     for *benchmarks, published in whole:
-        mean = paired.mean_of([paired.Mean(value, 0.0, 1) for value in benchmarks])
+        mean = statistics.mean_of([statistics.Mean(value, 0.0, 1) for value in benchmarks])
         assert mean.value == pytest.approx(published, abs=0.006)
 
 
@@ -60,7 +60,7 @@ def test_the_published_averages_are_means_over_benchmarks(data: Path) -> None:
 )
 def test_p_is_that_of_all_signs(tasks: list[list[tuple[float, float]]]) -> None:
     mine, base = pairs(tasks)
-    found = paired.compare([mine], [base])
+    found = statistics.compare([mine], [base])
     gaps = [left - right for task in tasks for left, right in task]
     weights = [1 / len(tasks) / len(task) for task in tasks for _ in task]
     assert found.p == pytest.approx(exact_p(gaps, weights), abs=0.025)  # five standard errors of 10,000 draws
@@ -71,12 +71,12 @@ def test_p_is_that_of_all_signs(tasks: list[list[tuple[float, float]]]) -> None:
 def test_right_and_wrong_answers_give_mcnemars_exact_test() -> None:
     mine, base = np.array([1.0] * 15 + [0.0] * 4 + [1.0] * 50), np.array([0.0] * 15 + [1.0] * 4 + [1.0] * 50)
     exact = 2 * sum(math.comb(19, k) for k in range(5)) / 2**19
-    assert paired.compare([[mine]], [[base]]).p == pytest.approx(exact, abs=0.007)
+    assert statistics.compare([[mine]], [[base]]).p == pytest.approx(exact, abs=0.007)
 
 
 def test_models_that_answer_alike_do_not_differ() -> None:
     same = [[np.array([1.0, 0.0, 1.0])]]
-    found = paired.compare(same, same)
+    found = statistics.compare(same, same)
     assert (found.value, found.error, found.p) == (0.0, 0.0, 1.0)
 
 
@@ -85,15 +85,15 @@ def test_chance_alone_is_called_significant_as_often_as_promised() -> None:
     ps = []
     for _ in range(150):
         mine, base = generator.integers(0, 2, (2, 80)).astype(float)
-        ps.append(paired.compare([[mine[:30], mine[30:]]], [[base[:30], base[30:]]]).p)
+        ps.append(statistics.compare([[mine[:30], mine[30:]]], [[base[:30], base[30:]]]).p)
     assert 0.01 < np.mean(np.array(ps) < 0.05) < 0.1
 
 
 def test_holm_multiplies_the_least_most_and_never_falls() -> None:
-    assert paired.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert paired.holm([0.6, 0.7]) == [1.0, 1.0]
-    assert paired.holm([]) == []
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def test_one_question_has_no_standard_error() -> None:
-    assert math.isnan(paired.mean(np.array([1.0])).error)
+    assert math.isnan(statistics.mean(np.array([1.0])).error)

@@ -12,12 +12,10 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.engines.vllm import Options
-from hala_hpc.tasks.evaluate.benchmarks import latxa
-from hala_hpc.tasks.evaluate.lm_eval import harness as lm_eval_harness
-from hala_hpc.tasks.evaluate.lm_eval import tasks as lm_eval_tasks
-from hala_hpc.tasks.evaluate.scorer import Scorer
+from hala_hpc.tasks.evaluate import benchmarks, lm_eval
+from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 ENGINE = Options(
     dtype="float32",
     enforce_eager=True,
@@ -58,15 +56,15 @@ BRIEF = ("letters_chat", "texts", "sentences", "written")
 
 def reference(model: Any, one: dict[str, Any]) -> dict[str, Any]:
     """What lm-eval's own command computes with its own model."""
-    import lm_eval
+    import lm_eval as theirs
     from lm_eval import evaluator
 
     evaluator.add_env_info = lambda _: None  # asks pip and others about this machine, for a quarter of a minute
-    tasks = lm_eval_tasks.load(one["tasks"], one["options"]["task_files"], one["data"])
-    found = lm_eval.simple_evaluate(
+    tasks = lm_eval.load(one["tasks"], one["options"]["task_files"], one["data"])
+    found = theirs.simple_evaluate(
         model=model,
         tasks=list(tasks.values()),
-        task_manager=lm_eval_tasks._manager(False, *one["options"]["task_files"]),  # else it lists all of its own again
+        task_manager=lm_eval._manager(False, *one["options"]["task_files"]),  # else it lists all of its own again
         num_fewshot=one["few_shot"],
         limit=one["limit"],
         apply_chat_template=one["chat_template"],
@@ -80,28 +78,29 @@ def reference(model: Any, one: dict[str, Any]) -> dict[str, Any]:
 
 def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Through our harness and one engine."""
+    from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel
+
     scorer = Scorer(model, ENGINE)
-    harness = lm_eval_harness.create()
     kept = folder / "kept" / model.name
     found = {}
     for name, one in chosen.items():
         (kept / name).mkdir(parents=True)
-        found[name] = [asdict(sample) for sample in harness.evaluate(scorer, one, kept / name, *SILENT)]
-    before = scorer.requests
-    again = harness.evaluate(scorer, chosen["texts"], kept / "texts", *SILENT)
+        found[name] = [asdict(sample) for sample in lm_eval.evaluate(scorer, one, Attempt(kept / name))]
+    before = scorer.counts.requests
+    again = lm_eval.evaluate(scorer, chosen["texts"], Attempt(kept / "texts"))
     told = {
         "ours": found,
         "repeated": [asdict(sample) for sample in again] == found["texts"],
-        "asked_again": scorer.requests - before,
-        "refused": dict(refused(harness, scorer, folder, kept)) if len(chosen) > len(BRIEF) else {},
-        "rolling": rolling(lm_eval_harness.make_model(scorer, None, *SILENT)),
-        "versions": harness.versions(),
+        "asked_again": scorer.counts.requests - before,
+        "refused": dict(refused(scorer, folder, kept)) if len(chosen) > len(BRIEF) else {},
+        "rolling": rolling(ScorerModel(scorer, Attempt())),
+        "versions": lm_eval.versions(),
     }
     scorer.close()
     return told
 
 
-def refused(harness: Any, scorer: Scorer, folder: Path, kept: Path) -> Iterator[tuple[str, str]]:
+def refused(scorer: Scorer, folder: Path, kept: Path) -> Iterator[tuple[str, str]]:
     letters = cases(folder)["letters"]
     for case, bad in {
         "unknown": asked(folder, tasks=["mmlu_cvs"]),
@@ -113,7 +112,7 @@ def refused(harness: Any, scorer: Scorer, folder: Path, kept: Path) -> Iterator[
         "examples": letters | {"few_shot": 1000},
     }.items():
         try:
-            harness.evaluate(scorer, bad, kept, *SILENT)
+            lm_eval.evaluate(scorer, bad, Attempt(kept))
         except HalaError as error:
             yield case, str(error)
 
@@ -121,23 +120,23 @@ def refused(harness: Any, scorer: Scorer, folder: Path, kept: Path) -> Iterator[
 def names() -> dict[str, Any]:
     """Of Latxa's benchmarks: those that nobody has a task for, and ours of names that the harness has too."""
     files = [str(ROOT / "jobs" / "tasks")]
-    theirs = lm_eval_tasks._manager(True, str(ROOT / "jobs" / "tasks" / "local")).task_index
-    ours = lm_eval_tasks._manager(False, *files).task_index
+    theirs = lm_eval._manager(True, str(ROOT / "jobs" / "tasks" / "local")).task_index
+    ours = lm_eval._manager(False, *files).task_index
     return {
-        "lacking": [name for name in latxa.BENCHMARKS if name not in (ours if name in latxa.OURS else theirs)],
+        "lacking": [name for name in benchmarks.LATXA if name not in (ours if name in benchmarks.OURS else theirs)],
         "hub": {
             name: sorted(
                 {(cfg["dataset_path"], cfg.get("dataset_name")) for cfg in _configs(name, ours, theirs)}, key=str
             )
-            for name in latxa.BENCHMARKS
+            for name in benchmarks.LATXA
             if name not in ("bl2mp", "bbq", "basqbbq")  # a function of theirs reads the data
         },
-        "needless": sorted(name for name in latxa.OURS if name in theirs),
+        "needless": sorted(name for name in benchmarks.OURS if name in theirs),
     }
 
 
 def _configs(name: str, ours: Any, theirs: Any) -> list[dict[str, Any]]:
-    index = ours if name in latxa.OURS else theirs
+    index = ours if name in benchmarks.OURS else theirs
     entry = index[name]
     return [index[one].cfg for one in entry.tags] if entry.kind.name == "TAG" else [entry.cfg]
 
@@ -156,7 +155,6 @@ def main(folder: Path, out: Path, *models: Path) -> None:
     out.write_text(json.dumps(told, default=str))
 
 
-SILENT = (lambda: None, lambda _: None)
 TEXTS = ["Bilbo eta Donostia.", "The quick brown fox. " * 400]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hala_hpc.tasks.evaluate.benchmarks import latxa
+from hala_hpc.tasks.evaluate import benchmarks
 from tests.conftest import ROOT, TinyModel
 from tests.numbers import LOG_PROBABILITY, best_of, same_log_probabilities
 
@@ -283,7 +283,7 @@ def test_every_benchmark_of_latxa_is_to_be_had(told: dict[str, Any]) -> None:
 @pytest.mark.vllm
 def test_what_is_fetched_beforehand_is_what_the_tasks_read(told: dict[str, Any]) -> None:
     for name, read in told["names"]["hub"].items():
-        fetched = [[each.hub, each.hub_config] for each in latxa.hub_data(latxa.BENCHMARKS[name])]
+        fetched = [[each.hub, each.hub_config] for each in benchmarks.hub_data(benchmarks.LATXA[name])]
         assert sorted(fetched, key=str) == sorted(read, key=str), name
 
 

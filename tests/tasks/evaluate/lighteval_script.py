@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.engines import vllm
-from hala_hpc.tasks.evaluate.benchmarks import arabic, local
-from hala_hpc.tasks.evaluate.lighteval.harness import create, make_model
-from hala_hpc.tasks.evaluate.scorer import Scored, Scorer
+from hala_hpc.tasks.evaluate import lighteval, local
+from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE
+from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored, Scorer
 
 LIMIT = 4
 FEW_SHOT = 2
@@ -49,12 +49,12 @@ def asked_of(benchmark: str, bench: Path, chat: bool) -> dict[str, Any]:
         "limit": LIMIT,
         "chat_template": chat,
         "data": str(bench / FOLDERS[benchmark]),
-        "options": {"module": arabic.MODULE},
+        "options": {"module": LIGHTEVAL_MODULE},
     }
 
 
 def ours(scorer: Scorer, asked: dict[str, Any], kept: Path | None = None) -> dict[str, Any]:
-    found = create().evaluate(scorer, asked, kept, lambda: None, lambda _: None)  # type: ignore[arg-type]
+    found = lighteval.evaluate(scorer, asked, Attempt(kept))  # type: ignore[arg-type]
     return {
         f"{sample.task} {sample.index}": [sample.answer, sample.log_probabilities, sample.score] for sample in found
     }
@@ -64,7 +64,7 @@ def copied(asked: list[dict[str, Any]], folder: Path) -> Path:
     """The same questions as LightEval itself reads them, JSONL with a README that names configurations; its module."""
     folders: dict[str, str] = {}
     for each in asked:
-        rows = local.read(arabic.BENCHMARKS[each["benchmark"]], each["tasks"], Path(each["data"])).tasks
+        rows = local.read(ARABIC[each["benchmark"]], each["tasks"], Path(each["data"]))
         place, configs = folder / each["benchmark"], []
         for task, splits in rows.items():
             subset = task.partition(":")[2]
@@ -124,17 +124,17 @@ class Stop(Exception):
 def resumed(scorer: Scorer, asked: dict[str, Any], kept: Path) -> dict[str, Any]:
     """A benchmark that is stopped after some answers and taken up again, and an engine that is free of the first."""
     kept.mkdir()
-    before = scorer.requests
+    before = scorer.counts.requests
 
     def stop() -> None:
-        if scorer.requests > before:
+        if scorer.counts.requests > before:
             raise Stop
 
     with contextlib.suppress(Stop):
-        create().evaluate(scorer, asked, kept, stop, lambda _: None)
-    first = scorer.requests - before
+        lighteval.evaluate(scorer, asked, Attempt(kept, stop))  # type: ignore[arg-type]
+    first = scorer.counts.requests - before
     again = ours(scorer, asked, kept)
-    return {"first": first, "second": scorer.requests - before - first, "samples": again}
+    return {"first": first, "second": scorer.counts.requests - before - first, "samples": again}
 
 
 def two_beginnings(model: str, out: Path) -> dict[str, Any]:
@@ -159,9 +159,14 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
         max_length = 1024
         tokens: list[list[int]]
 
-        def log_probabilities(self, pairs: Any, **_: Any) -> list[Scored]:
+        def log_probabilities(self, pairs: Any, _: Attempt) -> list[Scored]:
             self.tokens = [list(context) + list(follow) for context, follow in pairs]
             return [Scored(-1.0, False) for _ in pairs]
+
+        def generate(self, prompts: Any, decoding: Decoding, _: Attempt) -> list[str]:
+            return [
+                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}" for prompt in prompts
+            ]
 
     from lighteval.tasks.requests import Doc
 
@@ -169,9 +174,15 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
     for chat in (False, True):
         engine = Asked()
         engine.tokenizer = tokenizer  # type: ignore[attr-defined]
-        model_of = make_model(engine, chat, None, None, lambda: None, lambda _: None)  # type: ignore[arg-type]
+        model_of = lighteval.ScorerModel(engine, chat, None, Attempt())  # type: ignore[arg-type]
         model_of.loglikelihood([Doc(query="سؤال", choices=["أ", "ب"], gold_index=0)])
         seen["chat" if chat else "plain"] = engine.tokens
+        docs = [
+            Doc(query=query, choices=[], gold_index=0, generation_size=size, stop_sequences=["\n"])
+            for query, size in (("a", 3), ("b", None), ("c", 3))
+        ]
+        if not chat:
+            seen["texts"] = [response.text for response in model_of.greedy_until(docs)]
     return seen
 
 
@@ -183,10 +194,10 @@ def main(out: Path, bench: Path, *models: str) -> None:
         scorer = Scorer(Path(model), OPTIONS)
         case = seen[name] = {"ours": {}}
         for each in asked:
-            before = scorer.requests
+            before = scorer.counts.requests
             case["ours"] |= ours(scorer, each)
-            case["requests"] = scorer.requests - before
-        case["truncated"] = scorer.truncated
+            case["requests"] = scorer.counts.requests - before
+        case["truncated"] = scorer.counts.truncated
         case["resumed"] = resumed(scorer, asked[-1], out / f"{name} kept")
         scorer.close()
         case["theirs"] = theirs(model, chat, asked, copied(asked, out / name), out / name)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate.benchmarks import latxa
+from hala_hpc.tasks.evaluate import benchmarks
 from tests.conftest import ROOT
 
 FILES = ROOT / "jobs" / "tasks" / "latxa"
@@ -38,9 +38,9 @@ def bbq() -> Any:
 
 
 def test_there_are_29_of_three_languages() -> None:
-    assert len(latxa.BENCHMARKS) == 29
-    assert [len(latxa.SUITES[f"latxa_{language}"]) for language in ("eu", "en", "es")] == [15, 10, 4]
-    assert {name: each.few_shot for name, each in latxa.BENCHMARKS.items() if each.few_shot != 5} == latxa.FEW_SHOT
+    assert len(benchmarks.LATXA) == 29
+    assert [len(benchmarks.SETS[f"latxa_{language}"]) for language in ("eu", "en", "es")] == [15, 10, 4]
+    assert {name: each.few_shot for name, each in benchmarks.LATXA.items() if each.few_shot != 5} == benchmarks.FEW_SHOT
 
 
 @pytest.mark.parametrize("language", ["eu", "en", "es"])
@@ -48,19 +48,19 @@ def test_the_published_tables_have_them_in_this_order(language: str, data: Path)
     lines = (data / "arena" / f"latxa_benchmark-full-{language}.tex").read_text().splitlines()
     columns = next(line for line in lines if line.startswith("task &")).removesuffix(r" \\").split(" & ")[1:-1]
     told = [
-        name for name in latxa.SUITES[f"latxa_{language}"] if not name.endswith("bbq")
+        name for name in benchmarks.SETS[f"latxa_{language}"] if not name.endswith("bbq")
     ]  # bias has a table of its own
     assert sorted(told) == sorted(columns)
 
 
 def test_each_of_ours_has_one_file_that_says_everything() -> None:
     found = {path.stem: read(path) for path in FILES.glob("*.yaml")}
-    assert found.keys() == latxa.OURS
+    assert found.keys() == benchmarks.OURS
     for name, said in found.items():
         assert name == said.get("task", name) or name == said["group"]
-        assert said.get("dataset_path", latxa.BENCHMARKS[name].hub) == latxa.BENCHMARKS[name].hub or "group" in said
+        assert said.get("dataset_path", benchmarks.LATXA[name].hub) == benchmarks.LATXA[name].hub or "group" in said
         assert said["metric_list"][0]["metric"] in ("acc", "exact_match")
-        wanted = latxa.BENCHMARKS[name].options.get("filter")
+        wanted = benchmarks.LATXA[name].options.get("filter")
         assert wanted is None or wanted in [each["name"] for each in said["filter_list"]]
 
 
@@ -73,17 +73,17 @@ def test_examples_are_never_drawn_from_a_split_that_the_harness_does_not_compare
 
 
 def test_whatever_is_on_the_hub_can_be_fetched() -> None:
-    fetched = {name: latxa.hub_data(each) for name, each in latxa.BENCHMARKS.items()}
+    fetched = {name: benchmarks.hub_data(each) for name, each in benchmarks.LATXA.items()}
     assert [name for name, some in fetched.items() if not some] == ["basqbbq"]
     assert len(fetched["eus_exams_eu"]) == 29
-    assert all(data.hub == latxa.BENCHMARKS[name].hub for name, some in fetched.items() for data in some)
+    assert all(data.hub == benchmarks.LATXA[name].hub for name, some in fetched.items() for data in some)
 
 
 def test_without_its_file_one_of_ours_is_refused(tmp_path: Path) -> None:
-    latxa.require_task_files("mmlu_eu", [str(tmp_path), str(FILES.parent)])
-    latxa.require_task_files("arc_easy", [])
+    benchmarks.require_task_files("mmlu_eu", [str(tmp_path), str(FILES.parent)])
+    benchmarks.require_task_files("arc_easy", [])
     with pytest.raises(HalaError, match="mmlu_eu: its task file is not there"):
-        latxa.require_task_files("mmlu_eu", [str(tmp_path)])
+        benchmarks.require_task_files("mmlu_eu", [str(tmp_path)])
 
 
 def question(**changes: Any) -> dict[str, Any]:

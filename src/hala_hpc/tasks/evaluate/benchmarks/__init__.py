@@ -1,1 +1,0 @@
-"""Which benchmarks there are, by name, and questions from folders."""

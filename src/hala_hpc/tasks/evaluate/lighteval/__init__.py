@@ -1,1 +1,0 @@
-"""LightEval over an engine of ours."""

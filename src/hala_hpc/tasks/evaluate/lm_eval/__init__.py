@@ -1,1 +1,0 @@
-"""lm-evaluation-harness over an engine of ours."""

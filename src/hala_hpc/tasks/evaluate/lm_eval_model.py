@@ -1,0 +1,163 @@
+"""A language model for lm-evaluation-harness: the harness makes prompts, the scorer answers.
+
+Imported only where the harness is, in the serve environment.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar
+
+from jinja2.exceptions import TemplateError
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scorer
+
+SLICE: Final = 8192
+"""Requests whose tokens are held at once: a prompt with examples is kilobytes of text, but tens of them as numbers."""
+MAX_TOKENS: Final = 256
+"""Tokens to write where a task does not say: the harness's own default."""
+AS_WRITTEN: Final = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+"""The harness's vLLM model asks for control tokens in the text."""
+
+Item = TypeVar("Item")
+Answer = tuple[float, bool]
+"""Log-probability of a continuation, and whether it is the greedy one."""
+
+
+class Request(Protocol):
+    """What is used of the harness's ``Instance``: ``args`` are texts, of a generation the prompt and its settings."""
+
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+
+
+class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there where mypy runs
+    """A model of the harness that asks ``scorer``. Tokens are made as by the harness's own ``hf`` model."""
+
+    def __init__(self, scorer: Scorer, attempt: Attempt, seed: int = 0) -> None:
+        super().__init__()
+        self.tokenizer, self.max_length = scorer.tokenizer, scorer.max_length
+        self._scorer, self._attempt, self._seed = scorer, attempt, seed
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        first = self.tokenizer.bos_token_id
+        return self.eot_token_id if first is None else int(first)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Templates that have no place for a system turn (Gemma's) get the others, as in the harness."""
+        self._attempt.check_stop()
+        ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            text = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending)
+        except TemplateError:
+            others = [turn for turn in chat_history if turn["role"] != "system"]
+            text = self.tokenizer.apply_chat_template(others, tokenize=False, **ending)
+        return str(text)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        return self._encode([string], add_special_tokens)[string]
+
+    def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[Answer]:
+        """The harness's own, but with each text encoded once and all of a slice together."""
+        del disable_tqdm
+        answers: list[Answer] = []
+        for part in _slices([request.args for request in requests]):
+            split = [_moved(*args[:2]) for args in part]
+            texts = [text for context, follow in split if context for text in (context, context + follow)]
+            tokens = self._encode(dict.fromkeys(texts))
+            alone = self._encode(dict.fromkeys(follow for context, follow in split if not context), False)
+            pairs = []
+            for context, follow in split:
+                if context:
+                    pairs.append((tokens[context], tokens[context + follow][len(tokens[context]) :]))
+                elif alone[follow][:1] == [self.prefix_token_id]:
+                    pairs.append((alone[follow][:1], alone[follow][1:]))
+                else:
+                    pairs.append(([self.prefix_token_id], alone[follow]))
+            done = f"{len(answers):,} of {len(requests):,} choices, "
+            answers += self._scored(pairs, done if len(requests) > SLICE else "")
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
+    ) -> list[Answer]:
+        return self._scored([(context, follow) for _, context, follow in requests])
+
+    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+        """A text longer than the model's context is read in windows, each token predicted once."""
+        del disable_tqdm
+        totals = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length - 1,  # and one token of context
+                context_len=1,
+            )
+            totals.append(sum(logprob for logprob, _ in self._scored([make_disjoint_window(pair) for pair in windows])))
+        return totals
+
+    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+        """Requests with the same settings go together."""
+        del disable_tqdm
+        end = self.tokenizer.decode(self.eot_token_id)
+        groups: dict[str, tuple[Decoding, list[int]]] = {}
+        for place, request in enumerate(requests):
+            decoding = decoding_of(request.args[1], end, self._seed)
+            groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
+        texts = [""] * len(requests)
+        for decoding, group in groups.values():
+            for places in _slices(group):
+                prompts = self._encode(dict.fromkeys(requests[place].args[0] for place in places))
+                tokens = [prompts[requests[place].args[0]] for place in places]
+                generated = self._scorer.generate(tokens, decoding, self._attempt)
+                for place, text in zip(places, generated, strict=True):
+                    texts[place] = postprocess_generated_text(text, list(decoding.stop), None)
+        return texts
+
+    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]], done: str = "") -> list[Answer]:
+        attempt = replace(self._attempt, tell=lambda text: self._attempt.tell(done + text))
+        return [(scored.sum, scored.is_greedy) for scored in self._scorer.log_probabilities(pairs, attempt)]
+
+    def _encode(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
+        """A chat template has written the text's first token: then the tokenizer must not add it once more."""
+        first = self.tokenizer.decode(self.prefix_token_id)
+        by_setting: dict[bool | None, list[str]] = {}
+        for text in texts:
+            has_first = special is None and text.startswith(first)
+            by_setting.setdefault(False if has_first else special, []).append(text)
+        tokens: dict[str, list[int]] = {}
+        for add, some in by_setting.items():
+            setting = {} if add is None else {"add_special_tokens": add}
+            tokens |= zip(some, self.tokenizer(some, return_attention_mask=False, **setting).input_ids, strict=True)
+        return tokens
+
+
+def _moved(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at a context's end go to what follows, where they are part of a token (the harness's rule)."""
+    bare = context.rstrip()
+    return (bare, context[len(bare) :] + continuation) if context else (context, continuation)
+
+
+def decoding_of(settings: Mapping[str, Any], end: str, seed: int) -> Decoding:
+    """A task's ``generation_kwargs`` as the harness's vLLM model reads them; ``end`` is the end-of-text token."""
+    params = dict(normalize_gen_kwargs(settings, default_max_gen_toks=MAX_TOKENS))
+    stop = handle_stop_sequences(params.pop("until", None), eos=end or None)
+    max_tokens, temperature = int(params.pop("max_gen_toks")), params.pop("temperature", 0.0)
+    del params["do_sample"]  # the temperature says it
+    return Decoding(max_tokens, tuple(stop), temperature, seed, AS_WRITTEN | params)
+
+
+def _slices(items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+    return (items[at : at + SLICE] for at in range(0, len(items), SLICE))
