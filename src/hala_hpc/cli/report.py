@@ -44,8 +44,8 @@ def command(
     hala report evaluate-nano --benchmarks 'arabic_*' --format md --json
     """
     paths = [path for run in runs for path in _runs(run)]
-    asked = write.Asked(base, models, benchmarks, examples, title)
-    report = write.gather(paths, asked)
+    options = write.ReportOptions(base, models, benchmarks, examples, title)
+    report = write.gather(paths, options)
     target = (to or Path(f"report-{paths[0].name}")).resolve()
     written = write.write(report, target, formats or FORMATS)
     if json_:

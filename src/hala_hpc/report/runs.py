@@ -48,27 +48,25 @@ class Run:
 
     @property
     def gpus(self) -> int:
-        """That one worker has: 0 on a site without."""
+        """GPUs of one worker: 0 on a site without."""
         slurm = self.recipe.get("site", {}).get("slurm", {})
         return int(slurm.get("gpus_per_worker", 0)) * int(slurm.get("nodes_per_worker", 1))
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
-    """The runs at ``paths``. Two of one name from different folders are numbered. Raises HalaError."""
+    """The runs at ``paths``. Two of one name from different folders are numbered.
+
+    Raises HalaError where a recipe or a manifest cannot be read.
+    """
     times = Counter[str]()
-    found = []
+    runs = []
     for path in dict.fromkeys(paths):
         times[path.name] += 1
-        found.append(_read(path, path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"))
-    return found
-
-
-def _read(path: Path, name: str) -> Run:
-    """Raises HalaError where its recipe or manifest cannot be read."""
-    facts = manifest.read(path / "manifest.parquet").facts
-    recipe = frozen.read(path)
-    frozen.settings(path)
-    return Run(name, RunDirectory(path, facts.suffix), recipe, facts)
+        name = path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"
+        facts = manifest.read(path / "manifest.parquet").facts
+        frozen.settings(path)  # refused here, not in the middle of a report
+        runs.append(Run(name, RunDirectory(path, facts.suffix), frozen.read(path), facts))
+    return runs
 
 
 def overview(runs: Sequence[Run]) -> Section:
@@ -78,17 +76,17 @@ def overview(runs: Sequence[Run]) -> Section:
         "Hours are from the first worker's start to the last one's end; worker-hours add up all workers. "
         "The commit is the one of the folder that the run was planned in."
     )
-    rows = [_row(run) for run in runs]
-    return Section("runs", "Runs", tables=(table.of("runs", "Runs", columns, rows, note),))
+    shown = table.of("runs", "Runs", columns, [_row(run) for run in runs], note)
+    return Section("runs", "Runs", tables=(shown,))
 
 
-def _row(run: Run) -> list[table.Cell | table.Value]:
+def _row(run: Run) -> table.Row:
     state, past = run.status, run.history
     done = f"{state.rows_done:,} of {state.rows:,} {state.unit}"
     quarantined = f", {state.quarantined:,} in quarantine" if state.quarantined else ""
-    worked = past.worker_seconds / 3600
-    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else worked * run.gpus or None
-    made = run.facts.made_by
+    hours = past.worker_seconds / 3600
+    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else hours * run.gpus or None
+    made_by = run.facts.made_by
     return [
         run.name,
         run.kind,
@@ -96,8 +94,8 @@ def _row(run: Run) -> list[table.Cell | table.Value]:
         state.failed,
         len(past.workers),
         (past.end - past.start) / 3600,
-        worked,
+        hours,
         gpu_hours,
-        made.get("planned_at", ""),
-        made.get("git_commit", "")[:DIGEST_SHOWN],
+        made_by.get("planned_at", ""),
+        made_by.get("git_commit", "")[:DIGEST_SHOWN],
     ]

@@ -23,36 +23,38 @@ LATEX: Final = {
 
 def markdown(table: Table) -> str:
     """A pipe table, numbers to the right."""
-    aligned = ["---:" if _is_numeric(table, column) else "---" for column in range(len(table.columns))]
-    lines = [_pipes([_plain_pipe(name) for name in table.columns]), _pipes(aligned)]
-    lines += [_pipes([_markdown_cell(cell) for cell in row]) for row in table.rows]
-    return "\n".join([*lines, ""])
+    aligned = ["---:" if is_number else "---" for is_number in _numeric(table)]
+    rows = [map(_plain_pipe, table.columns), aligned, *(map(_markdown_cell, row) for row in table.rows)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), ""])
 
 
 def latex(table: Table) -> str:
-    """A booktabs table. Arabic needs XeLaTeX or LuaLaTeX with a font that has it, as any LaTeX text does."""
-    columns = "".join("r" if _is_numeric(table, column) else "l" for column in range(len(table.columns)))
-    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [_ampersands([_escaped(name) for name in table.columns]), "\\midrule"]
-    lines += [_ampersands([_latex_cell(cell) for cell in row]) for row in table.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    """A booktabs table. Arabic needs XeLaTeX or LuaLaTeX and a font that has it, as in any LaTeX text."""
+    columns = "".join("r" if is_number else "l" for is_number in _numeric(table))
+    head, *body = (
+        f"{' & '.join(row)} \\\\"
+        for row in [map(_escaped, table.columns), *(map(_latex_cell, row) for row in table.rows)]
+    )
+    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", head, "\\midrule"]
+    return "\n".join([*lines, *body, "\\bottomrule", "\\end{tabular}", ""])
 
 
 def comma_separated(table: Table) -> str:
     """Full numbers, not rounded ones; a column of standard errors after each that has some."""
-    with_error = [any(row[column].error is not None for row in table.rows) for column in range(len(table.columns))]
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_doubled(table.columns, [f"{name} (standard error)" for name in table.columns], with_error))
-    for row in table.rows:
-        values = [known(cell.value) for cell in row]
-        writer.writerow(_doubled(values, [known(cell.error) for cell in row], with_error))
+    columns: list[list[Value]] = []
+    for at, name in enumerate(table.columns):
+        cells = [row[at] for row in table.rows]
+        columns.append([name, *(known(cell.value) for cell in cells)])
+        if any(cell.error is not None for cell in cells):
+            columns.append([f"{name} (standard error)", *(known(cell.error) for cell in cells)])
+    csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
     return file.getvalue()
 
 
 def hypertext(table: Table) -> str:
     """A ``<table>``; each text in its own direction."""
-    numeric = [_is_numeric(table, column) for column in range(len(table.columns))]
+    numeric = _numeric(table)
     heads = "".join(
         f'<th scope="col"{_kind(is_number)} dir="auto">{html.escape(name)}</th>'
         for name, is_number in zip(table.columns, numeric, strict=True)
@@ -61,13 +63,10 @@ def hypertext(table: Table) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _is_numeric(table: Table, column: int) -> bool:
-    cells = [row[column] for row in table.rows if row[column].value is not None]
-    return bool(cells) and all(cell.is_number for cell in cells)
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _numeric(table: Table) -> list[bool]:
+    """Whether all that is known in a column are numbers, by column."""
+    columns = [[row[at] for row in table.rows if row[at].value is not None] for at in range(len(table.columns))]
+    return [bool(cells) and all(cell.is_number for cell in cells) for cells in columns]
 
 
 def _plain_pipe(text: str) -> str:
@@ -79,10 +78,6 @@ def _markdown_cell(cell: Cell) -> str:
     text = _plain_pipe(cell.text) or UNKNOWN
     text = f"**{text}**" if cell.best else text
     return text + (f" ± {cell.error_text}" if cell.error_text else "") + _plain_pipe(cell.mark)
-
-
-def _ampersands(cells: Sequence[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
 
 
 def _escaped(text: str) -> str:
@@ -113,8 +108,3 @@ def _html_cell(cell: Cell) -> str:
 
 def _kind(is_number: bool) -> str:
     return ' class="number"' if is_number else ""
-
-
-def _doubled(values: Sequence[Value], errors: Sequence[Value], with_error: Sequence[bool]) -> list[Value]:
-    pairs = zip(values, errors, with_error, strict=True)
-    return [each for value, error, has in pairs for each in ([value, error] if has else [value])]

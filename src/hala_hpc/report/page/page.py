@@ -1,11 +1,11 @@
-"""The report as one page: styles, plots and the program that draws them are in it, and it asks no network."""
+"""The report as one page: styles, plots and the program that draws them are in it, so it needs no network."""
 
 import html
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hala_hpc.config.words import plural
 from hala_hpc.report.page import formats, plots
@@ -28,7 +28,7 @@ def render(report: Report) -> str:
         "plots": _json(report.plots),
         "script": _script() if report.plots else "",
     }
-    return re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], _asset("page.html"))
+    return re.sub(r"@([a-z]+)@", lambda match: parts[match[1]], _asset("page.html"))
 
 
 def _section(section: Section) -> str:
@@ -74,12 +74,12 @@ def _example(example: Example) -> str:
 
 def _json(drawn: Sequence[Plot]) -> str:
     """Data for the program; nothing in it can end the script element that holds it."""
-    asked: dict[str, Any] = {
-        "specs": {plot.name: plot.spec for plot in drawn},
+    data = {
+        "specs": {plot.name: plot.drawing.spec() for plot in drawn},
         "light": plots.colours(light=True),
         "dark": plots.colours(light=False),
     }
-    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _script() -> str:
