@@ -64,14 +64,14 @@ def command(
         hub.refuse_without_key()
     elif not name:
         publication.refuse_existing(Path(to).resolve())
-    asked = publication.Asked(
+    options = publication.PublishOptions(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
         scores=tuple(lookup.find(each) for each in scores),
         about=about.read_text("utf-8", "replace") if about is not None else "",
         online=bool(name),
     )
-    made = publication.prepare(path, _content(path, item, collected), asked)
+    made = publication.prepare(path, _content(path, item, collected), options)
     for warning in made.warnings:
         _say(f"look at this: {warning}")
     if dry_run:
@@ -80,7 +80,7 @@ def command(
         return
     made.refuse_conflicts(accept_conflicts)
     if not made.content.is_there:
-        made = publication.prepare(path, _collect(path), asked)
+        made = publication.prepare(path, _collect(path), options)
     content.refuse_unsound(made.content)
     told = _hub(made, name, path.name, private, replace) if name else _folder(made, Path(to).resolve())
     _tell(told, json_)
