@@ -4,8 +4,8 @@ Large files go first and are part of nothing; the commit that names them all com
 shows nobody a half of it, and the next attempt sends only what the hub has not: it knows files by their contents, and
 nothing need be remembered here. The key comes from ``hf auth login`` or HF_TOKEN; it is no option, and never written.
 
-``HfApi.upload_folder`` (huggingface_hub 1.33) does less: with Xet, the hub's store, it commits 250 files at a time while
-it sends, deletions first and the card anywhere; without Xet each attempt hashes all files anew and shows no progress.
+``HfApi.upload_folder`` (huggingface_hub 1.33) does less: with Xet, the store of the hub, it commits 250 files at a time
+and deletions first, the card anywhere; without Xet each attempt hashes all files anew and shows no progress.
 """
 
 import random

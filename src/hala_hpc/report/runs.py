@@ -71,7 +71,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 def overview(runs: Sequence[Run]) -> Section:
     """How far each run is, what it took and what made it."""
-    columns = ["run", "task", "done", "failed", "workers", "hours", "worker-hours", "GPU-hours", "planned", "commit"]
+    columns = ("run", "task", "done", "failed", "workers", "hours", "worker-hours", "GPU-hours", "planned", "commit")
     note = (
         "Hours are from the first worker's start to the last one's end; worker-hours add up all workers. "
         "The commit is the one of the folder that the run was planned in."
@@ -83,19 +83,10 @@ def overview(runs: Sequence[Run]) -> Section:
 def _row(run: Run) -> table.Row:
     state, past = run.status, run.history
     done = f"{state.rows_done:,} of {state.rows:,} {state.unit}"
-    quarantined = f", {state.quarantined:,} in quarantine" if state.quarantined else ""
+    done += f", {state.quarantined:,} in quarantine" if state.quarantined else ""
     hours = past.worker_seconds / 3600
     gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else hours * run.gpus or None
-    made_by = run.facts.made_by
-    return [
-        run.name,
-        run.kind,
-        done + quarantined,
-        state.failed,
-        len(past.workers),
-        (past.end - past.start) / 3600,
-        hours,
-        gpu_hours,
-        made_by.get("planned_at", ""),
-        made_by.get("git_commit", "")[:DIGEST_SHOWN],
-    ]
+    elapsed, workers = (past.end - past.start) / 3600, len(past.workers)
+    planned, commit = (run.facts.made_by.get(key, "") for key in ("planned_at", "git_commit"))
+    work = (workers, elapsed, hours, gpu_hours)
+    return [run.name, run.kind, done, state.failed, *work, planned, commit[:DIGEST_SHOWN]]

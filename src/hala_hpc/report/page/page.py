@@ -22,7 +22,7 @@ def render(report: Report) -> str:
         "made": html.escape(report.made),
         "style": _asset("page.css"),
         "contents": " ".join(
-            f'<a href="#{_attribute(section.name)}">{html.escape(section.title)}</a>' for section in report.sections
+            f'<a href="#{html.escape(section.name)}">{html.escape(section.title)}</a>' for section in report.sections
         ),
         "sections": "\n".join(map(_section, report.sections)),
         "plots": _json(report.plots),
@@ -32,27 +32,25 @@ def render(report: Report) -> str:
 
 
 def _section(section: Section) -> str:
-    figures = "".join(map(_figure, section.plots))
-    lines = [f'<section id="{_attribute(section.name)}">', f"<h2>{html.escape(section.title)}</h2>"]
+    lines = [f'<section id="{html.escape(section.name)}">', f"<h2>{html.escape(section.title)}</h2>"]
     lines += [f"<p>{html.escape(text)}</p>" for text in section.text]
-    first, *rest = section.tables or [None]
-    lines += [_table(first)] if first else []
-    lines += [f'<div class="plots">{figures}</div>'] if figures else []
-    lines += [_table(table) for table in rest if table]
+    tables = [*map(_table, section.tables)]
+    figures = "".join(map(_figure, section.plots))
+    lines += [*tables[:1], *([f'<div class="plots">{figures}</div>'] if figures else []), *tables[1:]]
     lines += [_examples(section.examples)] if section.examples else []
     return "\n".join([*lines, "</section>"])
 
 
 def _figure(plot: Plot) -> str:
-    caption, says = html.escape(plot.title), _attribute(plot.says)
+    name, title, says = map(html.escape, (plot.name, plot.title, plot.says))
     return (
-        f'<figure data-plot="{_attribute(plot.name)}"><figcaption>{caption}</figcaption>'
+        f'<figure data-plot="{name}"><figcaption>{title}</figcaption>'
         f'<div class="plot" role="img" aria-label="{says}"></div></figure>'
     )
 
 
 def _table(table: Table) -> str:
-    title, note = _attribute(table.title), html.escape(table.note)
+    title, note = html.escape(table.title), html.escape(table.note)
     drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{formats.hypertext(table)}</div>'
     drawn += f'<p class="note">{note}</p>' if note else ""
     if table.folded:
@@ -86,10 +84,6 @@ def _script() -> str:
     """Vega, Vega-Lite, Vega-Embed and ours in one program."""
     bundle: str = plots.converter().javascript_bundle(_asset("page.js"))
     return re.sub("</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE).replace("<!--", r"<\!--")
-
-
-def _attribute(text: str) -> str:
-    return html.escape(text, quote=True)
 
 
 def _asset(name: str) -> str:

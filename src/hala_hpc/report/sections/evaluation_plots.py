@@ -11,6 +11,7 @@ from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section, Value
 from hala_hpc.report.sections import merges
+from hala_hpc.report.sections.merges import MergeReport
 from hala_hpc.tasks.evaluate.paired import Mean
 from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Evaluations
 
@@ -89,19 +90,6 @@ def _bounds(mean: Mean) -> dict[str, float]:
 
 WEIGHT: Final = "t"
 
-Cells = Mapping[str, Value]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a model was made: ``cell`` has the numbers and names that tell it from others, ``inputs`` the digests of the
-    weights that went in.
-    """
-
-    method: str
-    cell: Cells
-    inputs: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True)
 class Point:
@@ -119,7 +107,7 @@ def section(evaluations: Evaluations) -> Section | None:
     known by their weights' digest.
     """
     origins = {model: origin for model in evaluations.models if (origin := _origin(evaluations, model))}
-    axis = _axis([origin.cell for origin in origins.values()])
+    axis = _axis([origin["cell"] for origin in origins.values()])
     if axis is None:
         return None
     points = _points(origins, axis)
@@ -152,21 +140,23 @@ def section(evaluations: Evaluations) -> Section | None:
     return Section("curve", title, tables=(shown,), plots=(Plot("curve", title, says, drawing),))
 
 
-def _origin(evaluations: Evaluations, model: str) -> Origin | None:
-    """How an evaluated model was made, by the files in its folder; None where they do not say it, or are gone."""
+def _origin(evaluations: Evaluations, model: str) -> MergeReport | None:
+    """How an evaluated model was made, by the files in its folder; None where they do not say it, or are gone.
+
+    A checkpoint that was exported is described as a merge is.
+    """
     folder = next((Path(cell.result.path) for key, cell in evaluations.cells.items() if key[0] == model), None)
     if folder is None:
         return None
     if report := merges.read(folder):
-        digests = tuple(source["digest"] for source in report["models"].values())
-        return Origin(report["method"], report["cell"], digests)
+        return report
     record = read_json(folder / RECORD)
     if "checkpoint" not in record:
         return None
-    return Origin("checkpoint", {"step": record["checkpoint"], "training": record["run"]})
+    return {"method": "checkpoint", "models": {}, "cell": {"step": record["checkpoint"], "training": record["run"]}}
 
 
-def _axis(cells: Sequence[Cells]) -> str | None:
+def _axis(cells: Sequence[Mapping[str, Value]]) -> str | None:
     """t, where any model has it; else the first number that two of them have differently."""
     for key in dict.fromkeys([WEIGHT, *(key for cell in cells for key in cell)]):
         values = {number for cell in cells if (number := _number(cell.get(key))) is not None}
@@ -175,11 +165,11 @@ def _axis(cells: Sequence[Cells]) -> str | None:
     return None
 
 
-def _points(origins: Mapping[str, Origin], axis: str) -> list[Point]:
+def _points(origins: Mapping[str, MergeReport], axis: str) -> list[Point]:
     """The models that have a place. What is the same in all of them is left out of ``others``."""
-    numbers = {model: _number(origin.cell.get(axis)) for model, origin in origins.items()}
+    numbers = {model: _number(origin["cell"].get(axis)) for model, origin in origins.items()}
     places = {model: number for model, number in numbers.items() if number is not None}
-    cells = {model: {key: _shown(value) for key, value in origins[model].cell.items()} for model in places}
+    cells = {model: {key: _shown(value) for key, value in origins[model]["cell"].items()} for model in places}
     keys = [key for key in dict.fromkeys(key for cell in cells.values() for key in cell) if key != axis]
     keys = [key for key in keys if len({cell.get(key, "") for cell in cells.values()}) > 1]
     return [
@@ -188,17 +178,17 @@ def _points(origins: Mapping[str, Origin], axis: str) -> list[Point]:
     ]
 
 
-def _inputs(evaluations: Evaluations, origins: Mapping[str, Origin], points: Sequence[Point]) -> list[Point]:
+def _inputs(evaluations: Evaluations, origins: Mapping[str, MergeReport], points: Sequence[Point]) -> list[Point]:
     """Evaluated inputs of slerps as the ends of their curves, where no merge stands there."""
     by_weights = {cell.result.weights: model for (model, _), cell in evaluations.cells.items()}
     taken = {(point.others, point.place) for point in points}
     ends: dict[tuple[str, float], Point] = {}
     for point in points:
         origin = origins[point.model]
-        if origin.method != "slerp" or origin.cell.get("filters"):
+        if origin["method"] != "slerp" or origin["cell"].get("filters"):
             continue
-        for place, digest in zip((0.0, 1.0), origin.inputs, strict=False):
-            if (model := by_weights.get(digest)) and (point.others, place) not in taken:
+        for place, source in zip((0.0, 1.0), origin["models"].values(), strict=False):
+            if (model := by_weights.get(source["digest"])) and (point.others, place) not in taken:
                 ends[point.others, place] = Point(model, place, point.others)
     return list(ends.values())
 

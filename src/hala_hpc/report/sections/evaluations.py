@@ -1,7 +1,7 @@
 """Evaluations as the papers show them: models by benchmarks, what differs from the base, and the choice."""
 
-from collections.abc import Sequence
-from typing import Final, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from hala_hpc.models.card import read_json
 from hala_hpc.report.page import table
@@ -24,12 +24,8 @@ PValues = dict[tuple[str, str], float]
 def section(evaluations: Evaluations, examples: int) -> Section:
     """Scores, differences and what was evaluated; ``examples`` answers that changed from the base, each way."""
     adjusted = _adjusted(evaluations)
-    tables = (
-        _scores(evaluations, adjusted),
-        _differences(evaluations, adjusted),
-        _tasks(evaluations),
-        _evaluated(evaluations),
-    )
+    compared = (_scores(evaluations, adjusted), _differences(evaluations, adjusted))
+    tables = (*compared, _tasks(evaluations), _evaluated(evaluations))
     drawn = (evaluation_plots.scores(evaluations), *evaluation_plots.differences(evaluations))
     says = (
         "Scores in percent with standard errors. A benchmark is the unweighted mean of its tasks, the average that of "
@@ -66,11 +62,8 @@ def _differences(evaluations: Evaluations, adjusted: PValues) -> Table:
             benchmark,
             Cell(gap.value * PERCENT, gap.error * PERCENT, signed=True),
             *(Cell(bound * PERCENT, signed=True) for bound in gap.interval),
-            Cell(gap.p, digits=4),
-            Cell(adjusted[model, benchmark], digits=4),
-            gap.better,
-            gap.worse,
-            gap.questions,
+            *(Cell(p, digits=4) for p in (gap.p, adjusted[model, benchmark])),
+            *(gap.better, gap.worse, gap.questions),
         ]
         for (model, benchmark), gap in evaluations.differences.items()
     ]
@@ -112,23 +105,14 @@ def _tasks(evaluations: Evaluations) -> Table:
 
 def _evaluated(evaluations: Evaluations) -> Table:
     columns = ["model", "weights", "benchmark", "harness", "few-shot", "chat", "limit", "questions", "questions/s"]
-    rows = []
+    rows: list[table.Row] = []
     for (model, benchmark), cell in evaluations.cells.items():
         result = cell.result
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-        rows.append(
-            [
-                model,
-                result.weights[:DIGEST_SHOWN],
-                benchmark,
-                f"{result.harness} ({versions})",
-                "" if result.few_shot is None else str(result.few_shot),
-                "yes" if result.chat_template else "no",
-                "" if result.limit is None else str(result.limit),
-                result.questions,
-                result.questions_per_second,
-            ]
-        )
+        shots, limit = ("" if number is None else str(number) for number in (result.few_shot, result.limit))
+        how = (f"{result.harness} ({versions})", shots, "yes" if result.chat_template else "no", limit)
+        counts = (result.questions, result.questions_per_second)
+        rows.append([model, result.weights[:DIGEST_SHOWN], benchmark, *how, *counts])
     note = "Weights: the first characters of the digest over the model's files."
     return table.of("evaluated", "What was evaluated", columns, rows, note, folded=True)
 
@@ -179,9 +163,7 @@ def changed(evaluations: Evaluations, count: int) -> list[Example]:
     if not gaps or not count:
         return []
     names = max(gaps, key=gaps.__getitem__), evaluations.base
-    return [
-        example for benchmark in evaluations.benchmarks for example in _changed(evaluations, benchmark, names, count)
-    ]
+    return [example for name in evaluations.benchmarks for example in _changed(evaluations, name, names, count)]
 
 
 def _changed(evaluations: Evaluations, benchmark: str, names: tuple[str, str], count: int) -> list[Example]:
@@ -220,23 +202,6 @@ RECORD = "best.json"
 """In the folder of the evaluation's run: what `hala best` chose."""
 
 
-class PlainMean(TypedDict):
-    """A mean and its standard error, None where that is unknown."""
-
-    value: float
-    error: float | None
-
-
-class ChosenFrom(TypedDict):
-    """A candidate in the record of a choice."""
-
-    model: str
-    chosen_by: PlainMean | None
-    held_out: PlainMean | None
-    fits: bool
-    weights: str
-
-
 def choice(run: Run) -> Section | None:
     """Which model was chosen, by what, from which table; None where nothing was, or its record cannot be read."""
     record = read_json(run.path / RECORD)
@@ -259,15 +224,9 @@ def choice(run: Run) -> Section | None:
     return Section(name, f"Choice from {isolated(run.name)}", (text,), (shown,))
 
 
-def _candidate(chosen: str, candidate: ChosenFrom) -> table.Row:
-    cells = [
-        Cell(
-            mean["value"] * PERCENT,
-            None if mean["error"] is None else mean["error"] * PERCENT,
-            best=candidate["model"] == chosen,
-        )
-        if mean
-        else None
-        for mean in (candidate["chosen_by"], candidate["held_out"])
-    ]
+def _candidate(chosen: str, candidate: Mapping[str, Any]) -> table.Row:
+    cells = []
+    for mean in (candidate["chosen_by"], candidate["held_out"]):
+        error = None if not mean or mean["error"] is None else mean["error"] * PERCENT
+        cells.append(Cell(mean["value"] * PERCENT, error, best=candidate["model"] == chosen) if mean else None)
     return [candidate["model"], *cells, "yes" if candidate["fits"] else "no", candidate["weights"][:DIGEST_SHOWN]]

@@ -1,13 +1,13 @@
 """Merges: their weights, and how alike the models were that went in."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypedDict, cast
 
 from hala_hpc.models.card import read_json
 from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot
+from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section, Value, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.tasks.merge.folder import REPORT
@@ -15,14 +15,8 @@ from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")
 LEAST_SHOWN: Final = 10
-SUMMARY: Final = {
-    "tensors": "tensors",
-    "slerp": "slerp",
-    "lerp": "lerp",
-    "least_cosine": "least cosine",
-    "median_cosine": "median",
-}
-"""Keys of a report's summary, and their columns."""
+SUMMARY: Final = ("tensors", "slerp", "lerp", "least_cosine", "median_cosine")
+"""Keys of a report's summary."""
 
 
 class MergedTensor(TypedDict):
@@ -32,7 +26,7 @@ class MergedTensor(TypedDict):
     cosine: dict[str, float | None]
 
 
-class MergeReport(TypedDict):
+class MergeReport(TypedDict, total=False):
     """What ``tasks.merge.folder`` wrote beside a merged model: ``cell`` is what it was made by."""
 
     name: str
@@ -76,7 +70,9 @@ def _merges(name: str, reports: Sequence[MergeReport]) -> table.Table:
         ]
         for report in reports
     ]
-    return table.of(name, "Merges", ["merge", "method", *axes, *SUMMARY.values()], rows)
+    return table.of(
+        name, "Merges", ["merge", "method", *axes, "tensors", "slerp", "lerp", "least cosine", "median"], rows
+    )
 
 
 def _least_alike(name: str, report: MergeReport) -> list[table.Table]:
@@ -93,7 +89,7 @@ def _least_alike(name: str, report: MergeReport) -> list[table.Table]:
 
 def _alike(name: str, reports: Sequence[MergeReport]) -> list[Plot]:
     """Cosines by layer, once for each model: they do not depend on the weight."""
-    by_model: dict[str, Mapping[tuple[int, str, str], float]] = {}
+    by_model: dict[str, list[Row]] = {}
     for report in reports:
         for model in report["models"]:
             by_model[model] = by_model.get(model) or _by_layer(report, model)
@@ -101,29 +97,23 @@ def _alike(name: str, reports: Sequence[MergeReport]) -> list[Plot]:
         Plot(
             f"{name}-cosines-{model}",
             f"Cosine of {model}'s tensors to the base's",
-            f"Cosine of each tensor of {model} to the base's by layer, least {min(cosines.values()):.6f}",
-            plots.dots(
-                [
-                    {"layer": layer, "cosine": cosine, "part": part, "tensor": tensor}
-                    for (layer, part, tensor), cosine in cosines.items()
-                ],
-                "layer",
-                "cosine",
-                "part",
-                ("layer", "cosine"),
-            ),
+            f"Cosine of each tensor of {model} to the base's by layer, least {_least(rows):.6f}",
+            plots.dots(rows, "layer", "cosine", "part", ("layer", "cosine")),
         )
-        for model, cosines in by_model.items()
-        if cosines
+        for model, rows in by_model.items()
+        if rows
     ]
 
 
-def _by_layer(report: MergeReport, model: str) -> dict[tuple[int, str, str], float]:
-    """A model's cosines by layer, part of the layer, and tensor."""
-    cosines = {}
+def _least(rows: Sequence[Row]) -> float:
+    return min(float(row["cosine"]) for row in rows)
+
+
+def _by_layer(report: MergeReport, model: str) -> list[Row]:
+    rows: list[Row] = []
     for tensor in report["tensors"]:
         name, cosine = tensor["name"], tensor["cosine"].get(model)
         if cosine is not None and (layer := LAYER.search(name)):
             part = name[layer.end() :].removesuffix(".weight").partition(".")[0]
-            cosines[int(layer[1]), part, name] = cosine
-    return cosines
+            rows.append({"layer": int(layer[1]), "cosine": cosine, "part": part, "tensor": name})
+    return rows

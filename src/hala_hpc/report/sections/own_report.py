@@ -2,13 +2,13 @@
 with a base on the same texts, for example of a quantized model with the one that it was made from.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final
 
 from hala_hpc.models.card import read_json
 from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot, Rows
+from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Cell, Section, Table, isolated
 from hala_hpc.report.runs import Run
 from hala_hpc.tasks.evaluate.scores import PERCENT
@@ -17,19 +17,20 @@ REPORT: Final = "report.json"
 MOST_ROWS: Final = 200
 DIGITS: Final = 4
 
-Facts = Mapping[str, object]
+Report = Mapping[str, Any]
+"""JSON that the run's task wrote: each has a form of its own."""
 
 
 def section(run: Run) -> Section | None:
     """The run's own report; None where it has none."""
     report, name = read_json(run.path / "final" / REPORT), f"report-{run.name}"
     if report.get("kind") == "compare":
-        return _comparison(run, name, cast("ComparisonReport", report))
+        return _comparison(run, name, report)
     tables = tuple(tables_of(report, name))
     return Section(name, f"Report of {isolated(run.name)}", tables=tables) if tables else None
 
 
-def tables_of(report: Facts, name: str) -> Iterator[Table]:
+def tables_of(report: Report, name: str) -> Iterator[Table]:
     """Plain data as tables: single values are one, each list and each group of similar things is one of its own."""
     if single := {_words(key): value for key, value in report.items() if _is_plain(value)}:
         yield _facts(single, name, "Facts")
@@ -54,11 +55,11 @@ def _grouped(value: list[object] | dict[str, object], name: str, title: str) -> 
     return table.of(name, title, columns, rows, note)
 
 
-def _facts(facts: Facts, name: str, title: str) -> Table:
+def _facts(facts: Report, name: str, title: str) -> Table:
     return table.of(name, title, ["", "value"], [[key, _cell(value)] for key, value in facts.items()])
 
 
-def _flat(value: Facts, before: str = "") -> dict[str, object]:
+def _flat(value: Report, before: str = "") -> dict[str, object]:
     """Nested facts side by side."""
     facts: dict[str, object] = {}
     for key, inner in value.items():
@@ -102,50 +103,22 @@ NOTE: Final = (
 )
 
 
-class TextNumbers(TypedDict, total=False):
-    """What was measured on some texts: see NUMBERS, and ``tokens``; of all texts also each ``by_text``."""
-
-    tokens: int
-    divergence: float | None
-    by_text: dict[str, "TextNumbers"]
-
-
-class ComparedModel(TypedDict, total=False):
-    """One model of a comparison; ``against_base`` is None for the base itself."""
-
-    bytes: int
-    size_ratio: float
-    throughput: dict[str, float]
-    throughput_ratio: float
-    log_probability: float
-    against_base: TextNumbers | None
-
-
-class ComparisonReport(TypedDict):
-    """What ``tasks.compare.distance`` reports."""
-
-    base: str
-    tokens: int
-    models: dict[str, ComparedModel]
-
-
-def _comparison(run: Run, name: str, report: ComparisonReport) -> Section:
-    models = report["models"]
-    by_text = [
+def _comparison(run: Run, name: str, report: Report) -> Section:
+    """What ``tasks.compare.distance`` reports: ``against_base`` of a model is None for the base itself."""
+    models: Mapping[str, Report] = report["models"]
+    by_text: list[tuple[str, str, Report]] = [
         (label, text, numbers)
         for label, model in models.items()
         for text, numbers in ((model.get("against_base") or {}).get("by_text") or {}).items()
     ]
-    rows: list[table.Row] = [
-        [label, text, numbers.get("tokens"), *_numbers(numbers)] for label, text, numbers in by_text
-    ]
+    rows = [[label, text, numbers["tokens"], *_numbers(numbers)] for label, text, numbers in by_text]
     texts = table.of(f"{name}-texts", "By text", ["model", "text", "tokens", *NUMBERS.values()], rows)
-    text = f"{len(models)} models on {report.get('tokens', 0):,} tokens of text, against {isolated(report['base'])}."
+    said = f"{len(models)} models on {report.get('tokens', 0):,} tokens of text, against {isolated(report['base'])}."
     tables = (_models(name, models), texts)
-    return Section(name, f"Comparison of {isolated(run.name)}", (text,), tables, tuple(_divergence(name, by_text)))
+    return Section(name, f"Comparison of {isolated(run.name)}", (said,), tables, tuple(_divergence(name, by_text)))
 
 
-def _models(name: str, models: Mapping[str, ComparedModel]) -> Table:
+def _models(name: str, models: Mapping[str, Report]) -> Table:
     columns = ["model", "GB", "to the base", "output tokens/s", "to the base's", *NUMBERS.values()]
     rows: list[table.Row] = [
         [
@@ -161,22 +134,21 @@ def _models(name: str, models: Mapping[str, ComparedModel]) -> Table:
     return table.of(name, "Models", columns, rows, NOTE)
 
 
-def _divergence(name: str, by_text: list[tuple[str, str, TextNumbers]]) -> list[Plot]:
-    known = [
-        (label, text, value) for label, text, numbers in by_text if (value := numbers.get("divergence")) is not None
+def _divergence(name: str, by_text: Sequence[tuple[str, str, Report]]) -> list[Plot]:
+    rows = [
+        {"text": text, "model": label, "divergence": value, "low": 0.0, "high": value}
+        for label, text, numbers in by_text
+        if (value := numbers.get("divergence")) is not None
     ]
-    if not known:
+    if not rows:
         return []
-    rows: Rows = [
-        {"text": text, "model": label, "divergence": value, "low": 0.0, "high": value} for label, text, value in known
-    ]
-    says = f"Divergence from the base by text and model, largest {max(value for _, _, value in known):.4g}"
-    colours = ("model", list(dict.fromkeys(label for label, _, _ in known)))
+    says = f"Divergence from the base by text and model, largest {max(row['divergence'] for row in rows):.4g}"
+    colours = ("model", list(dict.fromkeys(row["model"] for row in rows)))
     drawing = plots.bars(rows, "text", "divergence", colours, "divergence from the base, nats a token")
     return [Plot(f"{name}-divergence", "Divergence from the base", says, drawing)]
 
 
-def _numbers(numbers: Mapping[str, Any]) -> list[Cell]:
+def _numbers(numbers: Report) -> list[Cell]:
     """In the order of NUMBERS; what was not measured stays empty."""
     known = {key: numbers.get(key) for key in NUMBERS}
     return [

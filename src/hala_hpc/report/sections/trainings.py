@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot
+from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section
 from hala_hpc.report.runs import Run
 from hala_hpc.tasks.train import card, metrics
@@ -15,12 +15,13 @@ from hala_hpc.tasks.train import card, metrics
 POINTS: Final = 400
 """Points of one curve; those of a longer training are means over neighbouring steps."""
 CURVES: Final = {
-    "learning_rate": "learning rate",
-    "grad_norm": "gradient norm",
-    "tokens_per_second": "tokens/s",
-    "memory_gb": "GPU memory in GB",
+    ("loss", "eval_loss"): "loss",
+    ("learning_rate",): "learning rate",
+    ("grad_norm",): "gradient norm",
+    ("tokens_per_second",): "tokens/s",
+    ("memory_gb",): "GPU memory in GB",
 }
-"""The curves besides the loss: key of a step's line, and its title."""
+"""Keys of a step's line, the second on held-out data, and their title."""
 HELD_OUT: Final = "held out"
 
 Steps = Sequence[Mapping[str, object]]
@@ -30,14 +31,13 @@ Steps = Sequence[Mapping[str, object]]
 def section(runs: Sequence[Run]) -> Section:
     """All trainings of a report."""
     lines: dict[str, Steps] = {run.name: metrics.read(run.path) for run in runs}
-    drawn = [_loss(lines), *(_curve(lines, key, title) for key, title in CURVES.items())]
-    shown = tuple(plot for plot in drawn if plot is not None)
+    shown = tuple(plot for keys, title in CURVES.items() if (plot := _curve(lines, keys, title)))
     text = () if shown else ("No step is done yet.",)
     return Section("training", "Training", text, (_totals(runs, lines),), shown)
 
 
 def _totals(runs: Sequence[Run], lines: Mapping[str, Steps]) -> table.Table:
-    columns = ["run", "steps", "tokens", "last loss", "held out", "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
+    columns = ["run", "steps", "tokens", "last loss", HELD_OUT, "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
     rows = []
     for run in runs:
         totals = card.trained(run.path)
@@ -59,31 +59,21 @@ def _totals(runs: Sequence[Run], lines: Mapping[str, Steps]) -> table.Table:
     return table.of("trainings", "Trainings", columns, rows, note)
 
 
-def _loss(lines: Mapping[str, Steps]) -> Plot | None:
-    curves = [
-        (curve, _thinned(steps, key))
+def _curve(lines: Mapping[str, Steps], keys: Sequence[str], title: str) -> Plot | None:
+    """The curve of each training, and with a second of ``keys`` one on held-out data beside it."""
+    rows: list[Row] = [
+        {"step": step, title: value, "run": curve}
         for name, steps in lines.items()
-        for key, curve in (("loss", name), ("eval_loss", f"{name}, {HELD_OUT}"))
-    ]
-    rows: plots.Rows = [{"step": step, "loss": loss, "run": curve} for curve, points in curves for step, loss in points]
-    losses = [loss for _, points in curves for _, loss in points]
-    if not rows:
-        return None
-    says = f"Loss by step of {', '.join(lines)}: from {losses[0]:.4g}, least {min(losses):.4g}"
-    return Plot("training-loss", "Loss", says, plots.lines(rows, "step", "loss", "run", ("step", "loss")))
-
-
-def _curve(lines: Mapping[str, Steps], key: str, title: str) -> Plot | None:
-    rows: plots.Rows = [
-        {"step": step, title: value, "run": name}
-        for name, steps in lines.items()
+        for key, curve in zip(keys, (name, f"{name}, {HELD_OUT}"), strict=False)
         for step, value in _thinned(steps, key)
     ]
-    if not any(row[title] for row in rows):
+    values = [float(row[title]) for row in rows]
+    if not any(values):
         return None
+    says = f"{title[0].upper()}{title[1:]} by step of {', '.join(lines)}"
+    says += f": from {values[0]:.4g}, least {min(values):.4g}"
     drawing = plots.lines(rows, "step", title, "run", ("step", title))
-    name = f"training-{key.replace('_', '-')}"
-    return Plot(name, title[0].upper() + title[1:], f"{title} by step of {', '.join(lines)}", drawing)
+    return Plot(f"training-{keys[0].replace('_', '-')}", title[0].upper() + title[1:], says, drawing)
 
 
 def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:

@@ -65,44 +65,41 @@ def _progress(run: Run, name: str) -> list[Plot]:
 
 def _rates(run: Run, name: str) -> list[Plot]:
     unit, (scale, across) = run.facts.unit, _Clock(run.history).unit
-    rates = history.rates(run.history)
-    rows: Rows = [
+    rows = [
         {"time": rate.seconds / scale, unit: rate.rows, "tokens": rate.tokens, "workers": rate.workers}
-        for rate in rates
+        for rate in history.rates(run.history)
     ]
-    curves = [("tokens", "tokens/s", [rate.tokens for rate in rates])]
-    if unit == "rows":
-        curves.insert(0, (unit, "rows/s", [rate.rows for rate in rates]))
-    if len(run.history.workers) > 1:
-        curves.append(("workers", "workers", [rate.workers for rate in rates]))
+    curves = {"rows": "rows/s"} if unit == "rows" else {}
+    curves |= {"tokens": "tokens/s"} | ({"workers": "workers"} if len(run.history.workers) > 1 else {})
+    highest = {key: max((row[key] for row in rows), default=0.0) for key in curves}
     return [
         Plot(
             f"{name}-{key}",
             f"{_capital(title)} over time",
-            f"{title} of {run.name} over time, highest {max(values):,.2f}",
+            f"{title} of {run.name} over time, highest {highest[key]:,.2f}",
             plots.area(rows, "time", key, (across, title)),
         )
-        for key, title, values in curves
-        if any(value > 0 for value in values)
+        for key, title in curves.items()
+        if highest[key] > 0
     ]
 
 
 def _shards(past: History, name: str) -> list[Plot]:
-    shown = {worker.name: (at, worker.host) for at, worker in enumerate(past.workers[:MOST_WORKERS], 1)}
-    spans = [span for worker in past.workers if worker.name in shown for span in worker.spans]
+    places = {worker.name: at for at, worker in enumerate(past.workers[:MOST_WORKERS])}
+    spans = [span for worker in past.workers if worker.name in places for span in worker.spans]
     if not spans:
         return []
     clock = _Clock(past)
     joined = history.joined(spans, (past.end - past.start) / history.PARTS)
     rows: Rows = [
         {
-            "worker": "{} · {}".format(*shown[span.worker]),
+            "worker": f"{places[span.worker] + 1} · {past.workers[places[span.worker]].host}",
             "start": clock.at(span.start),
             "end": clock.at(span.end),
             "ending": span.ending,
             "shard": span.shard,
         }
-        for span in sorted(joined, key=lambda span: (shown[span.worker][0], span.start))
+        for span in sorted(joined, key=lambda span: (places[span.worker], span.start))
     ]
     hidden = f", the first {MOST_WORKERS} of {len(past.workers)}" if len(past.workers) > MOST_WORKERS else ""
     title = f"Shards over time by worker{hidden}"
