@@ -152,16 +152,19 @@ def model(content: Content, facts: CardFacts) -> str:
 def dataset(content: Content, facts: CardFacts) -> str:
     """A dataset's card."""
     task = facts.recipe["task"]
+    is_translated = task.get("kind") == "translate"
+    how = f"Translated from {task.get('source')} into {task.get('target')}" if is_translated else ""
+    how = how or f"Made (task: {task.get('kind')})"
     languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source")]
     metadata = licence_metadata(facts.decision.licence, facts.licence_file) | {
         "language": [code for code in languages if code],
-        "size_categories": [_size(content.rows)],
-        "task_categories": ["translation" if task.get("kind") == "translate" else "text-generation"],
+        "size_categories": [SIZES[min(max(0, len(str(content.rows)) - 3), len(SIZES) - 1)]],
+        "task_categories": ["translation" if is_translated else "text-generation"],
         "tags": ["hala-hpc", "synthetic"],
         "source_datasets": [f"extended|{name}" for name in _datasets_on_hub(facts)],
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
     }
-    lines = [f"# {facts.run}", "", f"{_what(facts)} by hala_hpc.", "", *_about(facts)]
+    lines = [f"# {facts.run}", "", f"{how} by hala_hpc.", "", *_about(facts)]
     lines += [*card.table(("", ""), _dataset_facts(content, facts)), ""]
     columns = ((f"`{name}`", f"`{kind.replace('|', '/')}`") for name, kind in content.columns)
     lines += ["## Columns", "", *card.table(("column", "type"), columns), ""]
@@ -175,22 +178,12 @@ def _datasets_on_hub(facts: CardFacts) -> list[str]:
     return sorted({source.name for source in facts.sources if source.role == "data" and source.on_hub})
 
 
-def _what(facts: CardFacts) -> str:
-    task = facts.recipe["task"]
-    if task.get("kind") == "translate":
-        return f"Translated from {task.get('source')} into {task.get('target')}"
-    return f"Made (task: {task.get('kind')})"
-
-
 def _dataset_facts(content: Content, facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "rows", f"{content.rows:,}"
-    for reason, count in sorted(content.quarantined.items()):
-        yield f"left out: {_plain(reason)}", f"{count:,}"
-    engine = (facts.recipe.get("engine") or {}).get("kind")
-    if engine:
+    yield from ((f"left out: {_plain(why)}", f"{count:,}") for why, count in sorted(content.quarantined.items()))
+    if engine := (facts.recipe.get("engine") or {}).get("kind"):
         yield "engine", str(engine)
-    for key, value in facts.made_by.items():
-        yield key.replace("_", " "), value
+    yield from ((key.replace("_", " "), value) for key, value in facts.made_by.items())
 
 
 def _about(facts: CardFacts) -> list[str]:
@@ -227,21 +220,16 @@ def _licences(facts: CardFacts) -> list[str]:
         lines += [f"Published under {licence}{how}.", ""]
     if any((source.licence or "").startswith(LLAMA) for source in facts.sources):
         lines += ["Built with Llama.", ""]
-    if facts.decision.conflicts:
-        lines += [
-            "Not published yet:" if licence is None else "Known contradictions between this licence and the sources:",
-            "",
-        ]
-        lines += [*(f"- {_plain(conflict)}" for conflict in facts.decision.conflicts), ""]
+    if conflicts := [f"- {_plain(conflict)}" for conflict in facts.decision.conflicts]:
+        known = "Known contradictions between this licence and the sources:"
+        lines += ["Not published yet:" if licence is None else known, "", *conflicts, ""]
     return lines
 
 
 def _source_cells(source: Source) -> tuple[str, ...]:
-    place = "datasets/" if source.role == "data" else ""
-    name = _plain(source.name)
+    place, name = "datasets/" if source.role == "data" else "", _plain(source.name)
     shown = f"[{name}](https://huggingface.co/{place}{name})" if source.on_hub else f"`{name}`"
-    if source.revision:
-        shown += f" at `{_plain(source.revision)}`"
+    shown += f" at `{_plain(source.revision)}`" if source.revision else ""
     licence = _plain(source.licence or "not known")
     return shown, ROLES[source.role], card.number(source.rows), licence, source.named_by, _plain(source.made)
 
@@ -274,10 +262,6 @@ def _model_index(name: str, scores: Scores) -> list[object]:
         if line.whole
     ]
     return list(eval_results_to_model_index(name, results)) if results else []
-
-
-def _size(rows: int) -> str:
-    return SIZES[min(max(0, len(str(rows)) - 3), len(SIZES) - 1)]
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,5 @@
 """What a run publishes: the files of its model, or of its dataset. They are only read; nothing is changed."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from hala_hpc.config.words import plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
 from hala_hpc.data.shards import ERROR, reason_of
 from hala_hpc.models import location
+from hala_hpc.models.card import read_json
 from hala_hpc.models.check import RECORD, unsound
 from hala_hpc.run import digests, manifest, seal
 from hala_hpc.run.layout import RunDirectory
@@ -79,13 +79,10 @@ def model(run: Path, item: str | None = None) -> Content:
     Raises HalaError where it is not finished, or the run has no ``item``.
     """
     folder = _one_of(run, item)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
-    entries = tuple(Entry(path.relative_to(folder).as_posix(), path) for path in files if path != folder / CARD)
-    try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise HalaError(f"{folder / RECORD} cannot be read: {error}", "is the model whole?") from error
-    return Content("model", folder, entries, has_hours=isinstance(record, dict) and "training" in record)
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    entries = tuple(Entry(name.as_posix(), folder / name) for name in shown if name != Path(CARD))
+    return Content("model", folder, entries, has_hours="training" in read_json(folder / RECORD))
 
 
 def _one_of(run: Path, item: str | None) -> Path:
@@ -123,11 +120,10 @@ def dataset(run: Path, collected: Path) -> Content:
     if not files:
         raise HalaError(f"{collected}: no rows that could be published")
     verdict = verify(collected)
-    if verdict.problems:
-        raise HalaError(f"{collected}: {'; '.join(verdict.problems[:3])}", f"remove it; `hala collect {run}`")
     rows = verdict.rows + verdict.quarantined
-    if rows != expected:
-        raise HalaError(f"{collected}: {rows:,} of the run's {expected:,} rows", f"remove it; `hala collect {run}`")
+    problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
+    if problems:
+        raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
     held = _reasons(seal.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
@@ -171,10 +167,6 @@ def _text(entry: Entry) -> bytes:
     if entry.file is None:
         return entry.text.encode()
     return entry.file.read_bytes() if entry.name.endswith(TEXTS) and entry.size <= MOST_TEXT else b""
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts) or path.suffix == ".tmp"
 
 
 def _reasons(table: pa.Table) -> Counter[str]:

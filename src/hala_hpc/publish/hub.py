@@ -145,8 +145,9 @@ class _Hub:
             try:
                 return act()
             except Exception as error:
-                status = _status(error)
-                problem = f"{what}: {_first_line(error)}"
+                status, innermost = _status(error), reversed([*_causes(error)])
+                cause = next((cause for cause in innermost if str(cause).strip()), error)
+                problem = f"{what}: {first_line(cause)}"
                 if not _passes(error, status) or attempt == self.patience.attempts - 1:
                     refused = "may this key write there? `hf auth whoami`"
                     hint = refused if status in (401, 403) else "the same command goes on where it stopped"
@@ -227,12 +228,6 @@ def _status(error: BaseException) -> int | None:
         if words := STATUS_IN_WORDS.search(str(cause)):
             return int(words[1])
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of the innermost cause that says something."""
-    *_, cause = (cause for cause in _causes(error) if str(cause).strip() or cause is error)
-    return first_line(cause)
 
 
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:

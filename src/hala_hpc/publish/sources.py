@@ -48,7 +48,7 @@ class Named:
 def of_run(run: Path, find_card: FindCard) -> list[Source]:
     """The sources of the run at ``run``, each once. ``find_card`` gets cards from the hub or its cache.
 
-    Where one of several recipes names a work's licence, it is known for all of them.
+    A work's licence that one of several recipes names is known for all of them.
     """
     sources: dict[tuple[str, str, str | None], Source] = {}
     for source in _of_run(run, find_card, frozenset({run.resolve()})):
@@ -82,42 +82,42 @@ def _of_named(named: Named, find_card: FindCard, seen: frozenset[Path]) -> Itera
     for place, called, rows in named.folders:
         run = owner(place)
         if named.licence is not None or run is None:
-            yield from _of_folder(named, place, called, rows, find_card)
+            about = Source(called, named.role, rows=rows, folder=place)
+            yield from _of_folder(named, about, place, find_card)
         elif run.resolve() not in seen:
             below = _of_run(run, find_card, seen | {run.resolve()})
             yield from (replace(source, made=source.made or run.name) for source in below)
 
 
-def _by_name(named: Named, find_card: FindCard) -> Iterator[Source]:
-    """A name on the hub; one without a slash is a folder's that is not here (from a record)."""
+def _by_name(named: Named, find_card: FindCard) -> list[Source]:
+    """A name on the hub; one without a slash is that of a folder that is not here (from a record)."""
     about = Source(named.name, named.role, None, "", named.rows, named.revision, on_hub="/" in named.name)
-    if named.licence is not None:
-        yield replace(about, licence=normal(named.licence), named_by="the recipe")
-        return
-    kind = "dataset" if named.role == "data" else "model"
-    card = find_card(named.name, kind, named.revision) if about.on_hub else None
-    about = replace(about, folder=card.parent if card is not None else None)
-    licences = cards.licences_in(card) if card is not None else []
-    yield from (replace(about, licence=licence, named_by="its card on the hub") for licence in licences)
-    if not licences:
-        yield about
+    if named.licence is not None or not about.on_hub:
+        return _licensed(about, named, []) or [about]
+    card = find_card(named.name, "dataset" if named.role == "data" else "model", named.revision)
+    if card is None:
+        return [about]
+    about = replace(about, folder=card.parent)
+    return _licensed(about, named, cards.licences_in(card), "its card on the hub") or [about]
 
 
-def _of_folder(named: Named, place: Path, called: str, rows: int | None, find_card: FindCard) -> Iterator[Source]:
-    """A folder that is no run's: what the recipe says, its card, or the record of a model that was ours."""
-    about = Source(called, named.role, rows=rows, folder=place)
+def _of_folder(named: Named, about: Source, place: Path, find_card: FindCard) -> list[Source]:
+    """A folder that is not a run's: by what the recipe says, its card, or the record of a model that was ours."""
+    if licensed := _licensed(about, named, [] if named.licence else _beside(place, named.role)):
+        return licensed
+    sources = []
+    for inner in _named(read_json(place / RECORD).get("recipe") or {}, []):
+        # a record names folders by their last part alone; should it have more, that is nobody's business
+        name = Path(inner.name).name if inner.folders else inner.name
+        sources += _by_name(replace(inner, name=name, folders=()), find_card)
+    return [replace(source, made=place.name) for source in sources] or [about]
+
+
+def _licensed(about: Source, named: Named, on_card: Sequence[str], named_by: str = "its card") -> list[Source]:
+    """The source once for each of its licences: the recipe's, else those on its card."""
     if named.licence is not None:
-        yield replace(about, licence=normal(named.licence), named_by="the recipe")
-    elif licences := _beside(place, named.role):
-        yield from (replace(about, licence=licence, named_by="its card") for licence in licences)
-    elif recorded := list(_named(read_json(place / RECORD).get("recipe") or {}, [])):
-        for inner in recorded:
-            # a record names folders by their last part alone; should it have more, that is nobody's business
-            name = Path(inner.name).name if inner.folders else inner.name
-            below = _by_name(replace(inner, name=name, folders=()), find_card)
-            yield from (replace(source, made=place.name) for source in below)
-    else:
-        yield about
+        return [replace(about, licence=normal(named.licence), named_by="the recipe")]
+    return [replace(about, licence=licence, named_by=named_by) for licence in on_card]
 
 
 def _beside(place: Path, role: str) -> list[str]:

@@ -76,7 +76,7 @@ def overview(runs: Sequence[Run]) -> Section:
         "Hours are from the first worker's start to the last one's end; worker-hours add up all workers. "
         "The commit is the one of the folder that the run was planned in."
     )
-    shown = table.of("runs", "Runs", columns, [_row(run) for run in runs], note)
+    shown = table.of("runs", "Runs", columns, [*map(_row, runs)], note)
     return Section("runs", "Runs", tables=(shown,))
 
 

@@ -21,12 +21,9 @@ ENDING_COLOURS: Final = {
 STEP: Final = 16
 """Pixels of a line of points or bars. Heights are given as numbers: Vega-Lite complains of its own steps in a page."""
 WIDE_STEP: Final = 24
-TILTED: Final = {"orient": "top", "labelAngle": -50}
 MOST_TICKS: Final = 10
 MOST_COLOURS: Final = 8
 """The page's own palette has this many colours; more curves than that get one of twenty."""
-ROOM: Final = 1.15
-"""The axis is longer than the longest bar by this factor: for the number behind the bar."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def grid(rows: Rows, across: tuple[str, Sequence[str]], down: tuple[str, Sequenc
     ``place``, from 0 to 1, is how dark a cell is; ``across`` and ``down`` are keys with their values in order.
     """
     shared = {
-        "x": _label(across[0], sort=across[1], axis=TILTED),
+        "x": _label(across[0], sort=across[1], axis={"orient": "top", "labelAngle": -50}),
         "y": _label(down[0], sort=down[1]),
         "tooltip": _tips(rows),
     }
@@ -162,12 +159,9 @@ def spans(rows: Rows, title: str, length: float) -> Drawing:
 
 def counts(rows: Rows, name: str, count: str) -> Drawing:
     """How often each thing was."""
-    most = max(float(row[count]) for row in rows)
-    shared = {
-        "x": _number(count, axis=None, scale={"domainMax": most * ROOM}),
-        "y": _label(name),
-        "tooltip": _tips(rows),
-    }
+    longest = 1.15 * max(float(row[count]) for row in rows)  # with room for the number behind the bar
+    across = _number(count, axis=None, scale={"domainMax": longest})
+    shared = {"x": across, "y": _label(name), "tooltip": _tips(rows)}
     bar, text = {"type": "bar", "color": ENDING_COLOURS["failed"]}, {"type": "text", "align": "left", "dx": 4}
     return Drawing(rows, WIDE_STEP * len(rows), [Layer(bar, {}), Layer(text, {"text": {"field": count}})], shared)
 

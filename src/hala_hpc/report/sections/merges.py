@@ -97,7 +97,7 @@ def _alike(name: str, reports: Sequence[MergeReport]) -> list[Plot]:
         Plot(
             f"{name}-cosines-{model}",
             f"Cosine of {model}'s tensors to the base's",
-            f"Cosine of each tensor of {model} to the base's by layer, least {_least(rows):.6f}",
+            f"Cosine of each tensor of {model} to the base's by layer, least {min(map(_cosine, rows)):.6f}",
             plots.dots(rows, "layer", "cosine", "part", ("layer", "cosine")),
         )
         for model, rows in by_model.items()
@@ -105,8 +105,8 @@ def _alike(name: str, reports: Sequence[MergeReport]) -> list[Plot]:
     ]
 
 
-def _least(rows: Sequence[Row]) -> float:
-    return min(float(row["cosine"]) for row in rows)
+def _cosine(row: Row) -> float:
+    return float(row["cosine"])
 
 
 def _by_layer(report: MergeReport, model: str) -> list[Row]:

@@ -32,7 +32,7 @@ def section(run: Run) -> Section | None:
 
 def tables_of(report: Report, name: str) -> Iterator[Table]:
     """Plain data as tables: single values are one, each list and each group of similar things is one of its own."""
-    if single := {_words(key): value for key, value in report.items() if _is_plain(value)}:
+    if single := {_words(key): value for key, value in report.items() if not isinstance(value, list | dict)}:
         yield _facts(single, name, "Facts")
     for key, value in report.items():
         if isinstance(value, list | dict) and value:
@@ -76,10 +76,6 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, str) and value.startswith("/"):
         return Cell(Path(value).name)  # a report is shown to others: a folder may say who worked where
     return Cell(value, digits=DIGITS)
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
 
 
 def _words(key: str) -> str:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +28,9 @@ def section(run: Run, examples: int) -> Section | None:
     if run.facts.unit != "rows" or run.facts.suffix != ".parquet":
         return None
     done = [path for shard in range(run.status.shards) if (path := run.directory.shard_output(shard)).is_file()]
-    tables = [_counts(run), *([_quarantine(run, done)] if run.status.quarantined and done else [])]
-    shown = tuple(_examples(run, done, examples * EXAMPLES_EACH))
-    return Section(f"rows-{run.name}", f"Rows of {isolated(run.name)}", tables=tuple(tables), examples=shown)
+    tables = (_counts(run), *([_quarantine(run, done)] if run.status.quarantined and done else []))
+    shown = tuple(islice(_examples(run, done[0]), examples * EXAMPLES_EACH)) if done else ()
+    return Section(f"rows-{run.name}", f"Rows of {isolated(run.name)}", tables=tables, examples=shown)
 
 
 def _counts(run: Run) -> table.Table:
@@ -55,29 +57,17 @@ def _quarantine(run: Run, done: Sequence[Path]) -> table.Table:
     return table.of(f"quarantine-{run.name}", "Quarantine", ["reason", "rows"], reasons.most_common(), note)
 
 
-def _examples(run: Run, done: Sequence[Path], count: int) -> Iterator[Example]:
-    """The first rows of the run that were done: what went in beside what came out."""
-    if not done or not count:
-        return
-    try:
-        yield from _examples_in(run, done[0], count)
-    except (pa.ArrowException, OSError, ValueError):
-        return  # damaged, which `hala verify` says
-
-
-def _examples_in(run: Run, output: Path, count: int) -> Iterator[Example]:
-    file = pq.ParquetFile(output)
-    given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
-    new = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
+def _examples(run: Run, output: Path) -> Iterator[Example]:
+    """The rows of a shard that were done: what went in beside what came out."""
     suffix = str(run.recipe["task"].get("suffix", ""))
-    shown = 0
-    for batch in file.iter_batches(batch_size=64):
-        for row in to_rows(pa.Table.from_batches([batch])):
-            if shown == count:
-                return
-            if row.get(ERROR) is None:
-                shown += 1
-                yield Example(f"row {row[ROW]:,}", tuple(_texts(row, new, suffix)))
+    with suppress(pa.ArrowException, OSError, ValueError):  # damaged, which `hala verify` says
+        given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
+        file = pq.ParquetFile(output)
+        new = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
+        for batch in file.iter_batches(batch_size=64):
+            for row in to_rows(pa.Table.from_batches([batch])):
+                if row.get(ERROR) is None:
+                    yield Example(f"row {row[ROW]:,}", tuple(_texts(row, new, suffix)))
 
 
 def _texts(row: Mapping[str, object], new: Sequence[str], suffix: str) -> list[tuple[str, str]]:
