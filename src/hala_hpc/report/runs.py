@@ -11,7 +11,7 @@ from hala_hpc.config import frozen
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Section
 from hala_hpc.run import history, manifest, status
-from hala_hpc.run.history import History
+from hala_hpc.run.history import History, Work
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
 from hala_hpc.tasks.train import card
@@ -46,11 +46,9 @@ class Run:
     def history(self) -> History:
         return history.read(self.directory)
 
-    @property
-    def gpus(self) -> int:
-        """GPUs of one worker: 0 on a site without."""
-        slurm = self.recipe.get("site", {}).get("slurm", {})
-        return int(slurm.get("gpus_per_worker", 0)) * int(slurm.get("nodes_per_worker", 1))
+    @cached_property
+    def work(self) -> Work:
+        return history.of_run(self.path, self.recipe.get("site") or {})
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -81,12 +79,10 @@ def overview(runs: Sequence[Run]) -> Section:
 
 
 def _row(run: Run) -> table.Row:
-    state, past = run.status, run.history
+    state, work = run.status, run.work
     done = f"{state.rows_done:,} of {state.rows:,} {state.unit}"
     done += f", {state.quarantined:,} in quarantine" if state.quarantined else ""
-    hours = past.worker_seconds / 3600
-    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else hours * run.gpus or None
-    elapsed, workers = (past.end - past.start) / 3600, len(past.workers)
+    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else work.gpu_hours or None
     planned, commit = (run.facts.made_by.get(key, "") for key in ("planned_at", "git_commit"))
-    work = (workers, elapsed, hours, gpu_hours)
-    return [run.name, run.kind, done, state.failed, *work, planned, commit[:DIGEST_SHOWN]]
+    hours = (work.elapsed_hours, work.hours, gpu_hours)
+    return [run.name, run.kind, done, state.failed, work.workers, *hours, planned, commit[:DIGEST_SHOWN]]

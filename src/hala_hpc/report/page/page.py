@@ -37,7 +37,8 @@ def _section(section: Section) -> str:
     tables = [*map(_table, section.tables)]
     figures = "".join(map(_figure, section.plots))
     lines += [*tables[:1], *([f'<div class="plots">{figures}</div>'] if figures else []), *tables[1:]]
-    lines += [_examples(section.examples)] if section.examples else []
+    if shown := "".join(map(_example, section.examples)):
+        lines.append(f"<details open><summary>Examples ({len(section.examples)})</summary>{shown}</details>")
     return "\n".join([*lines, "</section>"])
 
 
@@ -50,16 +51,12 @@ def _figure(plot: Plot) -> str:
 
 
 def _table(table: Table) -> str:
-    title, note = html.escape(table.title), html.escape(table.note)
+    title = html.escape(table.title)
     drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{formats.hypertext(table)}</div>'
-    drawn += f'<p class="note">{note}</p>' if note else ""
+    drawn += f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     if table.folded:
         return f"<details><summary>{title} ({plural(len(table.rows), 'row')})</summary>{drawn}</details>"
     return f"<h3>{title}</h3>{drawn}"
-
-
-def _examples(examples: Sequence[Example]) -> str:
-    return f"<details open><summary>Examples ({len(examples)})</summary>{''.join(map(_example, examples))}</details>"
 
 
 def _example(example: Example) -> str:

@@ -1,7 +1,7 @@
 """Plots as Vega-Lite specifications, drawn by the page itself and as PNG from the same few lines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
@@ -27,31 +27,17 @@ MOST_COLOURS: Final = 8
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One kind of mark, and which keys of the rows it shows: by channel (x, y, color, …)."""
-
-    mark: str | Json
-    encoding: Json
-    rows: Rows | None = None  # instead of the drawing's
-
-
-@dataclass(frozen=True)
 class Drawing:
     """Rows, and how they are shown: ``height`` is in pixels, ``shared`` the encoding of all layers."""
 
     rows: Rows
     height: int
-    layers: Sequence[Layer]
-    shared: Json
+    layers: Sequence[Json]
+    shared: Json = field(default_factory=dict)
 
     def spec(self) -> Json:
         """The Vega-Lite specification, but for its width and colours."""
-        layers = [
-            {"mark": layer.mark, "encoding": layer.encoding}
-            | ({} if layer.rows is None else {"data": {"values": layer.rows}})
-            for layer in self.layers
-        ]
-        return {"data": {"values": self.rows}, "height": self.height, "encoding": self.shared, "layer": layers}
+        return {"data": {"values": self.rows}, "height": self.height, "encoding": self.shared, "layer": self.layers}
 
 
 @dataclass(frozen=True)
@@ -64,13 +50,18 @@ class Plot:
     drawing: Drawing
 
 
-def _number(field: str, title: str | None = None, **more: object) -> Json:
-    return {"field": field, "type": "quantitative", "title": title, **more}
+def _layer(mark: str | Json, **channels: object) -> Json:
+    """One kind of mark, and which keys of the rows its channels (x, y, color, …) show."""
+    return {"mark": mark, "encoding": channels}
 
 
-def _label(field: str, **more: object) -> Json:
+def _number(key: str, title: str | None = None, **more: object) -> Json:
+    return {"field": key, "type": "quantitative", "title": title, **more}
+
+
+def _label(key: str, **more: object) -> Json:
     """Labels in the order of the rows."""
-    return {"field": field, "type": "nominal", "sort": None, "title": None, **more}
+    return {"field": key, "type": "nominal", "sort": None, "title": None, **more}
 
 
 def bars(
@@ -88,17 +79,15 @@ def bars(
         "color": _label(colour, scale={"domain": domain}),
         "tooltip": _tips(rows),
     }
-    cut = {"zero": False}
-    bound, point = _number("low", title, scale=cut), {"type": "point", "filled": True, "size": 60, "opacity": 1}
+    cut, point = {"zero": False}, {"type": "point", "filled": True, "size": 60, "opacity": 1}
+    inner, outer = (shared, {}) if with_zero else ({}, shared)  # the line at 0 has no place in a group
     layers = [
-        Layer("rule", {"x": bound, "x2": {"field": "high"}}),
-        Layer(point, {"x": _number(value, title, scale=cut)}),
+        _layer("rule", **inner, x=_number("low", title, scale=cut), x2={"field": "high"}),
+        _layer(point, **inner, x=_number(value, title, scale=cut)),
     ]
-    height = STEP * len(domain) * len({row[group] for row in rows})
-    if not with_zero:
-        return Drawing(rows, height, layers, shared)
-    zero = Layer({"type": "rule", "strokeDash": [4, 4]}, {"x": {"datum": 0}}, [{}])
-    return Drawing(rows, height, [zero, *(Layer(one.mark, {**shared, **one.encoding}) for one in layers)], {})
+    if with_zero:
+        layers.insert(0, {**_layer({"type": "rule", "strokeDash": [4, 4]}, x={"datum": 0}), "data": {"values": [{}]}})
+    return Drawing(rows, STEP * len(domain) * len({row[group] for row in rows}), layers, outer)
 
 
 def grid(rows: Rows, across: tuple[str, Sequence[str]], down: tuple[str, Sequence[str]], value: str) -> Drawing:
@@ -114,8 +103,8 @@ def grid(rows: Rows, across: tuple[str, Sequence[str]], down: tuple[str, Sequenc
     shade = _number("place", legend=None, scale={"scheme": "blues", "domain": [0, 1]})
     ink = {"condition": {"test": "datum.place > 0.6", "value": "white"}, "value": "black"}
     layers = [
-        Layer({"type": "rect"}, {"color": shade}),
-        Layer({"type": "text", "fontSize": 11}, {"text": _number(value, format=".0f"), "color": ink}),
+        _layer("rect", color=shade),
+        _layer({"type": "text", "fontSize": 11}, text=_number(value, format=".0f"), color=ink),
     ]
     return Drawing(rows, WIDE_STEP * len(down[1]), layers, shared)
 
@@ -127,12 +116,10 @@ def lines(rows: Rows, x: str, y: str, colour: str, titles: tuple[str, str], poin
         "x": _number(x, titles[0], scale={"nice": False}),
         "color": _label(colour, **({"scale": {"scheme": "tableau20"}} if is_many else {})),
     }
-    cut = {"zero": False}
-    band = {"y": _number("low", titles[1], scale=cut), "y2": {"field": "high"}}
-    curve = {"y": _number(y, titles[1], scale=cut), "tooltip": _tips(rows)}
-    layers = [Layer({"type": "line", "point": points, "strokeWidth": 1.8}, curve)]
+    low, value = (_number(key, titles[1], scale={"zero": False}) for key in ("low", y))
+    layers = [_layer({"type": "line", "point": points, "strokeWidth": 1.8}, y=value, tooltip=_tips(rows))]
     if any("low" in row for row in rows):
-        layers.insert(0, Layer({"type": "area", "opacity": 0.15}, band))
+        layers.insert(0, _layer({"type": "area", "opacity": 0.15}, y=low, y2={"field": "high"}))
     return Drawing(rows, 260, layers, shared)
 
 
@@ -140,21 +127,21 @@ def area(rows: Rows, x: str, y: str, titles: tuple[str, str]) -> Drawing:
     """One quantity over time, from 0."""
     mark = {"type": "area", "opacity": 0.5, "line": True, "interpolate": "step-after"}
     across, up = _number(x, titles[0], scale={"nice": False}), _number(y, titles[1])
-    return Drawing(rows, 160, [Layer(mark, {"x": across, "y": up, "tooltip": _tips(rows)})], {})
+    return Drawing(rows, 160, [_layer(mark, x=across, y=up, tooltip=_tips(rows))])
 
 
 def spans(rows: Rows, title: str, length: float) -> Drawing:
     """Bars from ``start`` to ``end``, of ``length`` in all, a line for each ``worker``, coloured by ``ending``."""
     colours = {name: colour for name, colour in ENDING_COLOURS.items() if any(row["ending"] == name for row in rows)}
-    shown = {
-        "x": _number("start", title, scale={"domain": [0, length]}),
-        "x2": {"field": "end"},
-        "y": _label("worker"),
-        "color": _label("ending", scale={"domain": list(colours), "range": list(colours.values())}),
-        "tooltip": _tips(rows),
-    }
-    bar = {"type": "bar", "opacity": 0.85, "height": {"band": 0.8}, "stroke": None}
-    return Drawing(rows, STEP * len({row["worker"] for row in rows}), [Layer(bar, shown)], {})
+    layer = _layer(
+        {"type": "bar", "opacity": 0.85, "height": {"band": 0.8}, "stroke": None},
+        x=_number("start", title, scale={"domain": [0, length]}),
+        x2={"field": "end"},
+        y=_label("worker"),
+        color=_label("ending", scale={"domain": list(colours), "range": list(colours.values())}),
+        tooltip=_tips(rows),
+    )
+    return Drawing(rows, STEP * len({row["worker"] for row in rows}), [layer])
 
 
 def counts(rows: Rows, name: str, count: str) -> Drawing:
@@ -163,20 +150,21 @@ def counts(rows: Rows, name: str, count: str) -> Drawing:
     across = _number(count, axis=None, scale={"domainMax": longest})
     shared = {"x": across, "y": _label(name), "tooltip": _tips(rows)}
     bar, text = {"type": "bar", "color": ENDING_COLOURS["failed"]}, {"type": "text", "align": "left", "dx": 4}
-    return Drawing(rows, WIDE_STEP * len(rows), [Layer(bar, {}), Layer(text, {"text": {"field": count}})], shared)
+    return Drawing(rows, WIDE_STEP * len(rows), [_layer(bar), _layer(text, text={"field": count})], shared)
 
 
 def dots(rows: Rows, x: str, y: str, colour: str, titles: tuple[str, str]) -> Drawing:
     """One dot a row, by ``colour``; x counts something, with at most MOST_TICKS whole numbers at its axis."""
     most = max(int(row[x]) for row in rows)
     ticks = list(range(0, most + 1, most // MOST_TICKS + 1))
-    shown = {
-        "x": _number(x, titles[0], axis={"values": ticks, "format": "d"}),
-        "y": _number(y, titles[1], scale={"zero": False}),
-        "color": _label(colour, sort="ascending"),
-        "tooltip": _tips(rows),
-    }
-    return Drawing(rows, 260, [Layer({"type": "point", "filled": True, "size": 30, "opacity": 0.75}, shown)], {})
+    layer = _layer(
+        {"type": "point", "filled": True, "size": 30, "opacity": 0.75},
+        x=_number(x, titles[0], axis={"values": ticks, "format": "d"}),
+        y=_number(y, titles[1], scale={"zero": False}),
+        color=_label(colour, sort="ascending"),
+        tooltip=_tips(rows),
+    )
+    return Drawing(rows, 260, [layer])
 
 
 def _tips(rows: Rows) -> Sequence[Json]:

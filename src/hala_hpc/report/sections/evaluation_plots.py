@@ -62,17 +62,11 @@ def differences(evaluations: Evaluations) -> list[Plot]:
     only_average = len(evaluations.models) > MOST_BESIDE
     shown = [AVERAGE] if only_average else columns_of(evaluations)
     rows: list[Row] = [
-        {
-            "benchmark": column,
-            "model": model,
-            "difference": gap.value * PERCENT,
-            "low": gap.interval[0] * PERCENT,
-            "high": gap.interval[1] * PERCENT,
-            "p": gap.p,
-        }
+        {"benchmark": column, "model": model, "difference": value, "low": low, "high": high, "p": gap.p}
         for column in shown
         for (model, benchmark), gap in evaluations.differences.items()
         if benchmark == column
+        for value, low, high in [[PERCENT * number for number in (gap.value, *gap.interval)]]
     ]
     if not rows:
         return []
@@ -118,14 +112,9 @@ def section(evaluations: Evaluations) -> Section | None:
     title, columns = f"Scores over {axis}", ["model", axis, "made by", *columns_of(evaluations)]
     digits = 0 if axis != WEIGHT and all(point.place.is_integer() for point in points) else 2
     means = {point.model: means_of(evaluations, point.model) for point in points}
+    cells = {model: [Cell(mean.value * PERCENT if mean else None) for mean in row] for model, row in means.items()}
     rows: list[table.Row] = [
-        [
-            point.model,
-            Cell(point.place, digits=digits),
-            point.others,
-            *(Cell(mean.value * PERCENT if mean else None) for mean in means[point.model]),
-        ]
-        for point in points
+        [point.model, Cell(point.place, digits=digits), point.others, *cells[point.model]] for point in points
     ]
     drawn: list[Row] = [
         {axis: point.place, **_bounds(mean), "what": f"{column} · {point.others}" if point.others else column}

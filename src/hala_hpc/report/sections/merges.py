@@ -55,24 +55,18 @@ def section(run: Run) -> Section | None:
     tables = (_merges(name, reports), *_least_alike(name, reports[0]))
     text = f"Where the cosine of two tensors is above {LERP_ABOVE}, slerp and lerp are the same: lerp was used."
     has_lerp = any(report["summary"].get("lerp") for report in reports)
-    plots_of = tuple(_alike(name, reports))
-    return Section(name, f"Merges of {isolated(run.name)}", (text,) if has_lerp else (), tables, plots_of)
+    title, drawn = f"Merges of {isolated(run.name)}", tuple(_alike(name, reports))
+    return Section(name, title, (text,) if has_lerp else (), tables, drawn)
 
 
 def _merges(name: str, reports: Sequence[MergeReport]) -> table.Table:
     axes = list(dict.fromkeys(key for report in reports for key, value in report["cell"].items() if value is not None))
-    rows = [
-        [
-            report["name"],
-            report["method"],
-            *(report["cell"].get(axis) for axis in axes),
-            *(Cell(report["summary"].get(key), digits=6) for key in SUMMARY),
-        ]
-        for report in reports
-    ]
-    return table.of(
-        name, "Merges", ["merge", "method", *axes, "tensors", "slerp", "lerp", "least cosine", "median"], rows
-    )
+    columns = ["merge", "method", *axes, "tensors", "slerp", "lerp", "least cosine", "median"]
+    rows = []
+    for report in reports:
+        summary = (Cell(report["summary"].get(key), digits=6) for key in SUMMARY)
+        rows.append([report["name"], report["method"], *(report["cell"].get(axis) for axis in axes), *summary])
+    return table.of(name, "Merges", columns, rows)
 
 
 def _least_alike(name: str, report: MergeReport) -> list[table.Table]:
@@ -93,20 +87,13 @@ def _alike(name: str, reports: Sequence[MergeReport]) -> list[Plot]:
     for report in reports:
         for model in report["models"]:
             by_model[model] = by_model.get(model) or _by_layer(report, model)
-    return [
-        Plot(
-            f"{name}-cosines-{model}",
-            f"Cosine of {model}'s tensors to the base's",
-            f"Cosine of each tensor of {model} to the base's by layer, least {min(map(_cosine, rows)):.6f}",
-            plots.dots(rows, "layer", "cosine", "part", ("layer", "cosine")),
-        )
-        for model, rows in by_model.items()
-        if rows
-    ]
-
-
-def _cosine(row: Row) -> float:
-    return float(row["cosine"])
+    drawn = []
+    for model, rows in by_model.items():
+        if cosines := [float(row["cosine"]) for row in rows]:
+            says = f"Cosine of each tensor of {model} to the base's by layer, least {min(cosines):.6f}"
+            drawing = plots.dots(rows, "layer", "cosine", "part", ("layer", "cosine"))
+            drawn.append(Plot(f"{name}-cosines-{model}", f"Cosine of {model}'s tensors to the base's", says, drawing))
+    return drawn
 
 
 def _by_layer(report: MergeReport, model: str) -> list[Row]:

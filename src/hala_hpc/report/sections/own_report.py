@@ -17,7 +17,7 @@ REPORT: Final = "report.json"
 MOST_ROWS: Final = 200
 DIGITS: Final = 4
 
-Report = Mapping[str, Any]
+OwnReport = Mapping[str, Any]
 """JSON that the run's task wrote: each has a form of its own."""
 
 
@@ -30,7 +30,7 @@ def section(run: Run) -> Section | None:
     return Section(name, f"Report of {isolated(run.name)}", tables=tables) if tables else None
 
 
-def tables_of(report: Report, name: str) -> Iterator[Table]:
+def tables_of(report: OwnReport, name: str) -> Iterator[Table]:
     """Plain data as tables: single values are one, each list and each group of similar things is one of its own."""
     if single := {_words(key): value for key, value in report.items() if not isinstance(value, list | dict)}:
         yield _facts(single, name, "Facts")
@@ -55,11 +55,11 @@ def _grouped(value: list[object] | dict[str, object], name: str, title: str) -> 
     return table.of(name, title, columns, rows, note)
 
 
-def _facts(facts: Report, name: str, title: str) -> Table:
+def _facts(facts: OwnReport, name: str, title: str) -> Table:
     return table.of(name, title, ["", "value"], [[key, _cell(value)] for key, value in facts.items()])
 
 
-def _flat(value: Report, before: str = "") -> dict[str, object]:
+def _flat(value: OwnReport, before: str = "") -> dict[str, object]:
     """Nested facts side by side."""
     facts: dict[str, object] = {}
     for key, inner in value.items():
@@ -99,10 +99,10 @@ NOTE: Final = (
 )
 
 
-def _comparison(run: Run, name: str, report: Report) -> Section:
+def _comparison(run: Run, name: str, report: OwnReport) -> Section:
     """What ``tasks.compare.distance`` reports: ``against_base`` of a model is None for the base itself."""
-    models: Mapping[str, Report] = report["models"]
-    by_text: list[tuple[str, str, Report]] = [
+    models: Mapping[str, OwnReport] = report["models"]
+    by_text: list[tuple[str, str, OwnReport]] = [
         (label, text, numbers)
         for label, model in models.items()
         for text, numbers in ((model.get("against_base") or {}).get("by_text") or {}).items()
@@ -114,7 +114,7 @@ def _comparison(run: Run, name: str, report: Report) -> Section:
     return Section(name, f"Comparison of {isolated(run.name)}", (said,), tables, tuple(_divergence(name, by_text)))
 
 
-def _models(name: str, models: Mapping[str, Report]) -> Table:
+def _models(name: str, models: Mapping[str, OwnReport]) -> Table:
     columns = ["model", "GB", "to the base", "output tokens/s", "to the base's", *NUMBERS.values()]
     rows: list[table.Row] = [
         [
@@ -130,7 +130,7 @@ def _models(name: str, models: Mapping[str, Report]) -> Table:
     return table.of(name, "Models", columns, rows, NOTE)
 
 
-def _divergence(name: str, by_text: Sequence[tuple[str, str, Report]]) -> list[Plot]:
+def _divergence(name: str, by_text: Sequence[tuple[str, str, OwnReport]]) -> list[Plot]:
     rows = [
         {"text": text, "model": label, "divergence": value, "low": 0.0, "high": value}
         for label, text, numbers in by_text
@@ -144,7 +144,7 @@ def _divergence(name: str, by_text: Sequence[tuple[str, str, Report]]) -> list[P
     return [Plot(f"{name}-divergence", "Divergence from the base", says, drawing)]
 
 
-def _numbers(numbers: Report) -> list[Cell]:
+def _numbers(numbers: OwnReport) -> list[Cell]:
     """In the order of NUMBERS; what was not measured stays empty."""
     known = {key: numbers.get(key) for key in NUMBERS}
     return [

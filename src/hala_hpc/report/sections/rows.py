@@ -34,11 +34,10 @@ def section(run: Run, examples: int) -> Section | None:
 
 
 def _counts(run: Run) -> table.Table:
-    state, workers = run.status, run.status.workers
+    state, work = run.status, run.work
     columns = ["rows", "done", "in quarantine", "left", "texts", "prompt tokens", "output tokens"]
     done, left = state.rows_done - state.quarantined, state.rows - state.rows_done
-    tokens = (sum(worker.prompt_tokens for worker in workers), sum(worker.output_tokens for worker in workers))
-    row = [state.rows, done, state.quarantined, left, run.facts.texts, *tokens]
+    row = [state.rows, done, state.quarantined, left, run.facts.texts, work.prompt_tokens, work.output_tokens]
     note = "Quarantine counts finished shards only; tokens include repeated work."
     return table.of(f"rows-{run.name}", "Rows", columns, [row], note)
 

@@ -40,19 +40,12 @@ def _totals(runs: Sequence[Run], lines: Mapping[str, Steps]) -> table.Table:
     columns = ["run", "steps", "tokens", "last loss", HELD_OUT, "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
     rows = []
     for run in runs:
-        totals = card.trained(run.path)
+        total = card.trained(run.path).get
         steps = [line for line in lines[run.name] if "loss" in line]
-        rows.append(
-            [
-                run.name,
-                *(totals.get(key) for key in ("steps", "tokens")),
-                *(Cell(totals.get(key), digits=4) for key in ("final_loss", "eval_loss")),
-                *(totals.get(key) for key in ("hours", "gpu_hours")),
-                Cell(_mean(steps, "tokens_per_second"), digits=0),
-                _mean(steps, "mfu"),
-                totals.get("launches"),
-            ]
-        )
+        losses = (Cell(total(key), digits=4) for key in ("final_loss", "eval_loss"))
+        learned = (total("steps"), total("tokens"), *losses)
+        rates = (Cell(_mean(steps, "tokens_per_second"), digits=0), _mean(steps, "mfu"))
+        rows.append([run.name, *learned, total("hours"), total("gpu_hours"), *rates, total("launches")])
     note = (
         "Hours are from the first to the last step of each launch; tokens/s and MFU are means over steps by their time."
     )
@@ -70,10 +63,10 @@ def _curve(lines: Mapping[str, Steps], keys: Sequence[str], title: str) -> Plot 
     values = [float(row[title]) for row in rows]
     if not any(values):
         return None
-    says = f"{title[0].upper()}{title[1:]} by step of {', '.join(lines)}"
-    says += f": from {values[0]:.4g}, least {min(values):.4g}"
+    shown = title[0].upper() + title[1:]
+    says = f"{shown} by step of {', '.join(lines)}: from {values[0]:.4g}, least {min(values):.4g}"
     drawing = plots.lines(rows, "step", title, "run", ("step", title))
-    return Plot(f"training-{keys[0].replace('_', '-')}", title[0].upper() + title[1:], says, drawing)
+    return Plot(f"training-{keys[0].replace('_', '-')}", shown, says, drawing)
 
 
 def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:

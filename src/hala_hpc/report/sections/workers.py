@@ -120,16 +120,11 @@ def _troubles(past: History, name: str) -> tuple[Table, ...]:
     troubles = past.troubles
     if not troubles:
         return ()
-    rows = [
-        (
-            Cell((trouble.time - past.start) / 60, digits=1),
-            trouble.worker,
-            trouble.host,
-            "" if trouble.shard is None else str(trouble.shard),
-            trouble.error,
-        )
-        for trouble in troubles[-MOST_TROUBLES:]
-    ]
+    rows: list[table.Row] = []
+    for trouble in troubles[-MOST_TROUBLES:]:
+        minutes = Cell((trouble.time - past.start) / 60, digits=1)
+        shard = "" if trouble.shard is None else str(trouble.shard)
+        rows.append([minutes, trouble.worker, trouble.host, shard, trouble.error])
     note = f"The last {MOST_TROUBLES} of {len(troubles):,}." if len(troubles) > MOST_TROUBLES else ""
     columns = ["minutes after start", "worker", "node", "shard", "error"]
     return (table.of(f"{name}-failures", "Failures", columns, rows, note),)
