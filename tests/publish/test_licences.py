@@ -4,11 +4,11 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import licences
-from hala_hpc.publish.licences import Source, conflict, decide, normal
+from hala_hpc.publish.licences import Origin, conflict, decide, normal
 
 
-def source(licence: str | None, name: str = "a/b", role: str = "data") -> Source:
-    return Source(name, role, licence)
+def source(licence: str | None, name: str = "a/b", role: str = "data") -> Origin:
+    return Origin(name, role, licence)
 
 
 @pytest.mark.parametrize(

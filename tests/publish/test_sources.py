@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.publish import hub, sources
-from hala_hpc.publish.licences import Source
+from hala_hpc.publish.licences import Origin
 from tests.publish import runs
 
 
@@ -19,7 +19,7 @@ def cache(tmp_path: Path) -> Path:
     return place
 
 
-def found(run: Path, cache: Path) -> dict[str, Source]:
+def found(run: Path, cache: Path) -> dict[str, Origin]:
     return {source.name: source for source in sources.of_run(run, hub.cards(cache, online=False))}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import card
 from hala_hpc.publish.content import CARD, Content
-from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Source, normal
+from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
 from hala_hpc.publish.scores import Scores
 from hala_hpc.run.history import Work
 
@@ -114,12 +114,12 @@ SAID: Final = ("name", "task", "data", "model", "sampling")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a card tells besides what is published. ``about`` is a person's own words, Markdown."""
+    """Everything that a card says besides what is published. ``about`` is a person's own words, Markdown."""
 
     run: str
     recipe: Mapping[str, Any]
     made_by: Mapping[str, str]
-    sources: Sequence[Source]
+    sources: Sequence[Origin]
     decision: Decision
     work: Work
     scores: Scores | None = None
@@ -212,7 +212,7 @@ def _scores(scores: Scores | None) -> list[str]:
 def _licences(facts: CardFacts) -> list[str]:
     """Every source with its licence, how ours was come by, and in what it contradicts them."""
     lines = ["## Sources and licences", ""]
-    columns = ("source", "used as", "rows", "licence", "told by", "went into")
+    columns = ("source", "used as", "rows", "licence", "named by", "went into")
     lines += [*card.table(columns, map(_source_cells, facts.sources)), ""] if facts.sources else []
     licence = facts.decision.licence
     if licence is not None:
@@ -226,7 +226,7 @@ def _licences(facts: CardFacts) -> list[str]:
     return lines
 
 
-def _source_cells(source: Source) -> tuple[str, ...]:
+def _source_cells(source: Origin) -> tuple[str, ...]:
     place, name = "datasets/" if source.role == "data" else "", _plain(source.name)
     shown = f"[{name}](https://huggingface.co/{place}{name})" if source.on_hub else f"`{name}`"
     shown += f" at `{_plain(source.revision)}`" if source.revision else ""

@@ -5,7 +5,8 @@ shows nobody a half of it, and the next attempt sends only what the hub has not:
 nothing need be remembered here. The key comes from ``hf auth login`` or HF_TOKEN; it is no option, and never written.
 
 ``HfApi.upload_folder`` (huggingface_hub 1.33) does less: with Xet, the store of the hub, it commits 250 files at a time
-and deletions first, the card anywhere; without Xet each attempt hashes all files anew and shows no progress.
+while it sends, deletions first and the card anywhere; without Xet each attempt hashes all files anew and shows no
+progress.
 """
 
 import random
@@ -40,7 +41,7 @@ READ_TOGETHER: Final = {
 """Files that whoever loads the repository reads with ours, so others than ours have to go."""
 LONGEST_PAUSE: Final = 300.0
 STATUS_THAT_PASSES: Final = frozenset({408, 409, 412, 425, 429})
-"""Besides all from 500 on: time-outs, other commits at the same time, too many requests."""
+"""May pass, as all from 500 on may: time-outs, other commits at the same time, too many requests."""
 STATUS_IN_WORDS: Final = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 """How Xet's part of the client gives the server's status."""
 

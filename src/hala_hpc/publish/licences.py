@@ -1,4 +1,4 @@
-"""What licences ask of what is made from a work, as far as their names tell. No legal advice.
+"""What licences ask of what is made from a work, as far as their names say it. No legal advice.
 
 A licence is named as on the Hugging Face hub (docs/hub/repositories-licenses); any other name is a licence with terms
 of its own.
@@ -22,7 +22,7 @@ PERMISSIVE: Final = _names(
     "cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ms-pl odc-by "
     "openmdw-1.0 postgresql ofl-1.1 ncsa unlicense zlib pddl"
 )
-"""Ask to be named at most."""
+"""They ask at most to be named."""
 SHARE_ALIKE: Final = _names(
     "cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 odbl gfdl gpl gpl-2.0 "
     "gpl-3.0 agpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr mpl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 osl-3.0 lppl-1.3c"
@@ -48,7 +48,7 @@ TEXTS: Final = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A work that something was made from.
 
     ``role`` is what it was used as: data, model (that was trained, merged or quantized) or writer (a model that wrote
@@ -77,7 +77,7 @@ class Decision:
 
 
 def require_name(name: str, key: str) -> str:
-    """Raises HalaError for what cannot be a licence's name, whoever's it is; ``key`` says where it was given."""
+    """Raises HalaError for what cannot be the name of any licence; ``key`` says where it was given."""
     if not NAME.fullmatch(normal(name)):
         raise HalaError(f"{key}: {name!r} cannot be a licence's name", "as the hub names it, for example cc-by-4.0")
     return name
@@ -90,8 +90,8 @@ def normal(name: str) -> str:
     return {"cc0": "cc0-1.0", "odc-by-1.0": "odc-by", "gplv3": "gpl-3.0", "gplv2": "gpl-2.0"}.get(licence, licence)
 
 
-def conflict(source: Source, licence: str) -> str | None:
-    """Why something made from ``source`` should not be published under ``licence``; None where nothing is known to."""
+def conflict(source: Origin, licence: str) -> str | None:
+    """Why something made from ``source`` should not be published under ``licence``; None where nothing forbids it."""
     theirs = source.licence
     what = f"{source.name} ({theirs})" if theirs else source.name
     if theirs is None or theirs in UNKNOWN:
@@ -109,7 +109,7 @@ def conflict(source: Source, licence: str) -> str | None:
     return None
 
 
-def decide(sources: Sequence[Source], wanted: str | None) -> Decision:
+def decide(sources: Sequence[Origin], wanted: str | None) -> Decision:
     """The licence that is wanted; else the only one of the sources' that contradicts none of them, if there is one."""
     if wanted is not None:
         return Decision(wanted, _conflicts(sources, wanted), carried=False)
@@ -130,14 +130,12 @@ def decide(sources: Sequence[Source], wanted: str | None) -> Decision:
     return Decision(None, (f"no licence given, and {why}", *details), carried=False)
 
 
-def with_given(sources: Iterable[Source], given: Mapping[str, str]) -> list[Source]:
+def with_given(sources: Iterable[Origin], given: Mapping[str, str]) -> list[Origin]:
     """Sources with the licences that a person gives them by name. Raises HalaError for a name that no source has."""
     known = list(sources)
-    names = {source.name for source in known}
-    if strange := given.keys() - names:
-        raise HalaError(
-            f"--licence-of: no source '{min(strange)}'", f"sources: {', '.join(sorted(names)) or 'there are none'}"
-        )
+    if strange := given.keys() - {source.name for source in known}:
+        names = ", ".join(sorted({source.name for source in known})) or "there are none"
+        raise HalaError(f"--licence-of: no source '{min(strange)}'", f"sources: {names}")
     return [
         replace(source, licence=normal(given[source.name]), named_by="the command line")
         if source.name in given
@@ -146,7 +144,7 @@ def with_given(sources: Iterable[Source], given: Mapping[str, str]) -> list[Sour
     ]
 
 
-def text_of(licence: str | None, sources: Iterable[Source]) -> Path | None:
+def text_of(licence: str | None, sources: Iterable[Origin]) -> Path | None:
     """The text of a licence with terms of its own, which has to go along: that of the model that came under it."""
     if licence is None or (licence in ON_THE_HUB and licence not in OWN_TERMS):
         return None
@@ -155,7 +153,7 @@ def text_of(licence: str | None, sources: Iterable[Source]) -> Path | None:
     return next((text for text in texts if text.is_file()), None)
 
 
-def _conflicts(sources: Iterable[Source], licence: str) -> tuple[str, ...]:
+def _conflicts(sources: Iterable[Origin], licence: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(why for source in sources if (why := conflict(source, licence))))
 
 

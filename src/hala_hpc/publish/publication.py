@@ -15,7 +15,7 @@ from hala_hpc.models import location
 from hala_hpc.publish import cards, hub, licences, scores
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
-from hala_hpc.publish.licences import Decision, Source
+from hala_hpc.publish.licences import Decision, Origin
 from hala_hpc.publish.scores import Scores
 from hala_hpc.run import files, history, manifest
 from hala_hpc.run.collect import LINKED
@@ -41,7 +41,7 @@ class Publication:
 
     content: Content
     entries: tuple[Entry, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Origin, ...]
     decision: Decision
     warnings: tuple[str, ...] = ()
 
@@ -100,7 +100,7 @@ def prepare(run: Path, content: Content, options: PublishOptions) -> Publication
 
 
 def _odd(licence: str | None, text: str | None) -> Iterator[str]:
-    """What there is to say of a licence that the hub has no name for."""
+    """Warnings about a licence that the hub has no name for."""
     if licence is None or licence in licences.ON_THE_HUB:
         return
     near = difflib.get_close_matches(licence, licences.ON_THE_HUB, n=1, cutoff=0.8)

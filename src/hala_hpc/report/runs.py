@@ -21,7 +21,7 @@ DIGEST_SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run directory. ``name`` is unique in a report; ``recipe`` the frozen one as plain data."""
 
     name: str
@@ -51,7 +51,7 @@ class Run:
         return history.of_run(self.path, self.recipe.get("site") or {})
 
 
-def read(paths: Sequence[Path]) -> list[Run]:
+def read(paths: Sequence[Path]) -> list[ReportedRun]:
     """The runs at ``paths``. Two of one name from different folders are numbered.
 
     Raises HalaError where a recipe or a manifest cannot be read.
@@ -63,11 +63,11 @@ def read(paths: Sequence[Path]) -> list[Run]:
         name = path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"
         facts = manifest.read(path / "manifest.parquet").facts
         frozen.settings(path)  # refused here, not in the middle of a report
-        runs.append(Run(name, RunDirectory(path, facts.suffix), frozen.read(path), facts))
+        runs.append(ReportedRun(name, RunDirectory(path, facts.suffix), frozen.read(path), facts))
     return runs
 
 
-def overview(runs: Sequence[Run]) -> Section:
+def overview(runs: Sequence[ReportedRun]) -> Section:
     """How far each run is, what it took and what made it."""
     columns = ("run", "task", "done", "failed", "workers", "hours", "worker-hours", "GPU-hours", "planned", "commit")
     note = (
@@ -78,7 +78,7 @@ def overview(runs: Sequence[Run]) -> Section:
     return Section("runs", "Runs", tables=(shown,))
 
 
-def _row(run: Run) -> table.Row:
+def _row(run: ReportedRun) -> table.Row:
     state, work = run.status, run.work
     done = f"{state.rows_done:,} of {state.rows:,} {state.unit}"
     done += f", {state.quarantined:,} in quarantine" if state.quarantined else ""

@@ -13,7 +13,7 @@ from hala_hpc.config.words import known
 from hala_hpc.report import runs
 from hala_hpc.report.page import formats, page, plots
 from hala_hpc.report.page.table import Report, Section
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, trainings, workers
 from hala_hpc.run import files
 from hala_hpc.tasks.evaluate import scores
@@ -128,7 +128,7 @@ def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
     return Report(title, f"Made by hala_hpc {__version__}, {now}", tuple(sections))
 
 
-def _scores(shown: Sequence[Run], options: ReportOptions) -> Iterator[Section]:
+def _scores(shown: Sequence[ReportedRun], options: ReportOptions) -> Iterator[Section]:
     """Scores, their curve over weights or steps, and the choice; nothing where no run is an evaluation."""
     evaluated = [run for run in shown if run.kind == "evaluate"]
     if not evaluated:

@@ -10,7 +10,7 @@ import pytest
 from hala_hpc.data.arrow import schema, unify
 from hala_hpc.report import runs
 from hala_hpc.report.page.table import isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, merges, own_report, rows, workers
 from hala_hpc.run import create
 from hala_hpc.run.manifest import Facts, Shard
@@ -21,7 +21,7 @@ from tests.report.made import Model
 SETTINGS = made.SETTINGS
 
 
-def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> Run:
+def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> ReportedRun:
     """A run of one shard that nobody has worked on."""
     recipe = {"name": folder.name, "task": {"kind": kind, **task}, "run": SETTINGS}
     create.create(folder, json.dumps(recipe), lambda _: ([Shard(0, kind, "s", 0, 0, facts.rows, 0, 1, "d")], facts))

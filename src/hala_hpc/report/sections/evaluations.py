@@ -6,7 +6,7 @@ from typing import Any, Final
 from hala_hpc.models.card import read_json
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Cell, Example, Section, Table, isolated
-from hala_hpc.report.runs import DIGEST_SHOWN, Run
+from hala_hpc.report.runs import DIGEST_SHOWN, ReportedRun
 from hala_hpc.report.sections import evaluation_plots
 from hala_hpc.report.sections.evaluation_plots import columns_of, means_of
 from hala_hpc.tasks.evaluate import paired, results
@@ -202,7 +202,7 @@ RECORD = "best.json"
 """In the folder of the evaluation's run: what `hala best` chose."""
 
 
-def choice(run: Run) -> Section | None:
+def choice(run: ReportedRun) -> Section | None:
     """Which model was chosen, by what, from which table; None where nothing was, or its record cannot be read."""
     record = read_json(run.path / RECORD)
     try:
@@ -218,7 +218,7 @@ def choice(run: Run) -> Section | None:
     name = f"chosen-{run.name}"
     columns = ["model", "chosen by", "held out", "fits the rule", "weights"]
     note = (
-        "Averages in percent with standard errors. What is held out had no say, so it tells what the choice is worth."
+        "Averages in percent with standard errors. What is held out had no say, so it shows what the choice is worth."
     )
     shown = table.of(name, "Candidates", columns, rows, note)
     return Section(name, f"Choice from {isolated(run.name)}", (text,), (shown,))

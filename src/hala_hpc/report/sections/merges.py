@@ -9,7 +9,7 @@ from hala_hpc.models.card import read_json
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section, Value, isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.tasks.merge.folder import REPORT
 from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
@@ -43,7 +43,7 @@ def read(folder: Path) -> MergeReport | None:
     return cast("MergeReport", report) if report.get("kind") == "merge" else None
 
 
-def section(run: Run) -> Section | None:
+def section(run: ReportedRun) -> Section | None:
     """The merges of a run: their weights and how alike their models were; None for another run, or before the first."""
     if run.kind != "merge":
         return None

@@ -10,7 +10,7 @@ from hala_hpc.models.card import read_json
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot
 from hala_hpc.report.page.table import Cell, Section, Table, isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.tasks.evaluate.scores import PERCENT
 
 REPORT: Final = "report.json"
@@ -21,7 +21,7 @@ OwnReport = Mapping[str, Any]
 """JSON that the run's task wrote: each has a form of its own."""
 
 
-def section(run: Run) -> Section | None:
+def section(run: ReportedRun) -> Section | None:
     """The run's own report; None where it has none."""
     report, name = read_json(run.path / "final" / REPORT), f"report-{run.name}"
     if report.get("kind") == "compare":
@@ -99,7 +99,7 @@ NOTE: Final = (
 )
 
 
-def _comparison(run: Run, name: str, report: OwnReport) -> Section:
+def _comparison(run: ReportedRun, name: str, report: OwnReport) -> Section:
     """What ``tasks.compare.distance`` reports: ``against_base`` of a model is None for the base itself."""
     models: Mapping[str, OwnReport] = report["models"]
     by_text: list[tuple[str, str, OwnReport]] = [

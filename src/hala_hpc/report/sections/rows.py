@@ -15,7 +15,7 @@ from hala_hpc.data.arrow.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Example, Section, isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 
 EXAMPLES_EACH: Final = 3
 """Rows shown for each example that is wanted: texts are shorter than questions with all their choices."""
@@ -23,7 +23,7 @@ MOST_TEXTS: Final = 12
 MOST_CHARACTERS: Final = 600
 
 
-def section(run: Run, examples: int) -> Section | None:
+def section(run: ReportedRun, examples: int) -> Section | None:
     """The rows of a run; None for a run whose shards are not rows."""
     if run.facts.unit != "rows" or run.facts.suffix != ".parquet":
         return None
@@ -33,7 +33,7 @@ def section(run: Run, examples: int) -> Section | None:
     return Section(f"rows-{run.name}", f"Rows of {isolated(run.name)}", tables=tables, examples=shown)
 
 
-def _counts(run: Run) -> table.Table:
+def _counts(run: ReportedRun) -> table.Table:
     state, work = run.status, run.work
     columns = ["rows", "done", "in quarantine", "left", "texts", "prompt tokens", "output tokens"]
     done, left = state.rows_done - state.quarantined, state.rows - state.rows_done
@@ -42,7 +42,7 @@ def _counts(run: Run) -> table.Table:
     return table.of(f"rows-{run.name}", "Rows", columns, [row], note)
 
 
-def _quarantine(run: Run, done: Sequence[Path]) -> table.Table:
+def _quarantine(run: ReportedRun, done: Sequence[Path]) -> table.Table:
     reasons: Counter[str] = Counter()
     damaged = 0
     for path in done:
@@ -56,7 +56,7 @@ def _quarantine(run: Run, done: Sequence[Path]) -> table.Table:
     return table.of(f"quarantine-{run.name}", "Quarantine", ["reason", "rows"], reasons.most_common(), note)
 
 
-def _examples(run: Run, output: Path) -> Iterator[Example]:
+def _examples(run: ReportedRun, output: Path) -> Iterator[Example]:
     """The rows of a shard that were done: what went in beside what came out."""
     suffix = str(run.recipe["task"].get("suffix", ""))
     with suppress(pa.ArrowException, OSError, ValueError):  # damaged, which `hala verify` says

@@ -9,7 +9,7 @@ import numpy as np
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.tasks.train import card, metrics
 
 POINTS: Final = 400
@@ -28,7 +28,7 @@ Steps = Sequence[Mapping[str, object]]
 """Lines of a training's metrics (``tasks.train.metrics``)."""
 
 
-def section(runs: Sequence[Run]) -> Section:
+def section(runs: Sequence[ReportedRun]) -> Section:
     """All trainings of a report."""
     lines: dict[str, Steps] = {run.name: metrics.read(run.path) for run in runs}
     shown = tuple(plot for keys, title in CURVES.items() if (plot := _curve(lines, keys, title)))
@@ -36,7 +36,7 @@ def section(runs: Sequence[Run]) -> Section:
     return Section("training", "Training", text, (_totals(runs, lines),), shown)
 
 
-def _totals(runs: Sequence[Run], lines: Mapping[str, Steps]) -> table.Table:
+def _totals(runs: Sequence[ReportedRun], lines: Mapping[str, Steps]) -> table.Table:
     columns = ["run", "steps", "tokens", "last loss", HELD_OUT, "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
     rows = []
     for run in runs:

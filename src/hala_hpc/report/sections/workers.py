@@ -8,7 +8,7 @@ from typing import Final
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot, Rows
 from hala_hpc.report.page.table import Cell, Section, Table, isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.run import history
 from hala_hpc.run.history import History, Trouble
 
@@ -36,7 +36,7 @@ class _Clock:
         return (time - self.past.start) / self.unit[0]
 
 
-def section(run: Run) -> Section:
+def section(run: ReportedRun) -> Section:
     """The work on one run."""
     past = run.history
     name, title = f"work-{run.name}", f"Work on {isolated(run.name)}"
@@ -50,7 +50,7 @@ def section(run: Run) -> Section:
     return Section(name, title, (text,), _troubles(past, name), drawn)
 
 
-def _progress(run: Run, name: str) -> list[Plot]:
+def _progress(run: ReportedRun, name: str) -> list[Plot]:
     """How many items were done by when: items are few and each takes long. Rows have rates instead."""
     past, unit = run.history, run.facts.unit
     ends = sorted(span.end for worker in past.workers for span in worker.spans if span.ending == "done")
@@ -63,7 +63,7 @@ def _progress(run: Run, name: str) -> list[Plot]:
     return [Plot(f"{name}-done", title, says, plots.area(rows, "time", "done", (clock.unit[1], title)))]
 
 
-def _rates(run: Run, name: str) -> list[Plot]:
+def _rates(run: ReportedRun, name: str) -> list[Plot]:
     unit, (scale, across) = run.facts.unit, _Clock(run.history).unit
     rows = [
         {"time": rate.seconds / scale, unit: rate.rows, "tokens": rate.tokens, "workers": rate.workers}
