@@ -20,6 +20,7 @@ TAKEN: Final = {
     "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code"), "ar"),  # ISO 639 codes, not names
     "datasets": (NAME, "org/name"),
     "base_model": (NAME, "org/name"),
+    "tags": (re.compile(r"(?s).*"), "arabic"),
 }
 """What the hub takes under a key of the metadata, and an example of it."""
 MEND: Final = "mend the README.md of the model"
@@ -57,9 +58,6 @@ def refuse_odd(text: str) -> None:
         for value in _listed(metadata.get(key)):
             if not isinstance(value, str) or not pattern.fullmatch(value):
                 raise HalaError(f"the card's {key}: the hub does not take {value!r}", f"for example {example}; {MEND}")
-    tags = metadata.get("tags") or []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise HalaError(f"the card's tags: {tags!r} is not a list of texts", MEND)
 
 
 def _listed(value: object) -> list[object]:

@@ -179,8 +179,6 @@ PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 one of the backgrounds would swallow."""
 DARK_PALETTE: Final = ("#56b4e9", "#ff8f45", "#2fc79f", "#e8a3c9", "#f2c14e", "#a9d6f5", "#c9a66b", "#b5b5b5")
 """The same hues, lighter."""
-PNG_WIDTH: Final = 640
-PNG_SCALE: Final = 2
 LABELS: Final = 170
 """Most pixels of a label beside an axis: a phone has 390 in all."""
 
@@ -209,8 +207,8 @@ def colours(light: bool) -> Json:
 
 def png(plot: Plot) -> bytes:
     """The plot on white, 1,280 pixels wide and a little more. Raises HalaError where the library is not there."""
-    spec = {**plot.drawing.spec(), "width": PNG_WIDTH, "title": plot.title, "padding": 12}
-    data: bytes = converter().vegalite_to_png(spec, scale=PNG_SCALE, config=colours(light=True))
+    spec = {**plot.drawing.spec(), "width": 640, "title": plot.title, "padding": 12}
+    data: bytes = converter().vegalite_to_png(spec, scale=2, config=colours(light=True))
     return data
 
 

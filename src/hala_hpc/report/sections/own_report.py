@@ -82,7 +82,6 @@ def _words(key: str) -> str:
     return str(key).replace("_", " ")
 
 
-GIGA: Final = 1e9
 NUMBERS: Final = {
     "log_probability": "log-probability",
     "difference": "difference",
@@ -119,7 +118,7 @@ def _models(name: str, models: Mapping[str, OwnReport]) -> Table:
     rows: list[table.Row] = [
         [
             label,
-            Cell(model["bytes"] / GIGA, digits=3),
+            Cell(model["bytes"] / 1e9, digits=3),
             Cell(model.get("size_ratio"), digits=3),
             Cell(model.get("throughput", {}).get("output_tokens_per_second"), digits=1),
             Cell(model.get("throughput_ratio"), digits=3),

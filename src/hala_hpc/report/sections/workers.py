@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final
 
 from hala_hpc.report.page import plots, table
@@ -19,21 +18,6 @@ MOST_TROUBLES: Final = 50
 REASON_LENGTH: Final = 90
 UNITS: Final = ((86400.0, "days", 4 * 86400), (3600.0, "hours", 3 * 3600), (60.0, "minutes", 120), (1.0, "seconds", 0))
 """Seconds of a unit of time, its name, and the shortest run that is shown in it."""
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """Times of a run in the unit that suits it, since its start."""
-
-    past: History
-
-    @property
-    def unit(self) -> tuple[float, str]:
-        length = self.past.end - self.past.start
-        return next((scale, f"{name} since the start") for scale, name, least in UNITS if length >= least)
-
-    def at(self, time: float) -> float:
-        return (time - self.past.start) / self.unit[0]
 
 
 def section(run: ReportedRun) -> Section:
@@ -56,15 +40,15 @@ def _progress(run: ReportedRun, name: str) -> list[Plot]:
     ends = sorted(span.end for worker in past.workers for span in worker.spans if span.ending == "done")
     if unit == "rows" or len(ends) < 2:
         return []
-    clock = _Clock(past)
-    rows = [{"time": clock.at(end), "done": count} for count, end in enumerate([past.start, *ends])]
+    scale, across = _time(past)
+    rows = [{"time": (end - past.start) / scale, "done": count} for count, end in enumerate([past.start, *ends])]
     title = f"{_capital(unit)} done"
     says = f"{title} over time, {len(ends)} of {run.status.shards} in the end"
-    return [Plot(f"{name}-done", title, says, plots.area(rows, "time", "done", (clock.unit[1], title)))]
+    return [Plot(f"{name}-done", title, says, plots.area(rows, "time", "done", (across, title)))]
 
 
 def _rates(run: ReportedRun, name: str) -> list[Plot]:
-    unit, (scale, across) = run.facts.unit, _Clock(run.history).unit
+    unit, (scale, across) = run.facts.unit, _time(run.history)
     rows = [
         {"time": rate.seconds / scale, unit: rate.rows, "tokens": rate.tokens, "workers": rate.workers}
         for rate in history.rates(run.history)
@@ -89,13 +73,13 @@ def _shards(past: History, name: str) -> list[Plot]:
     spans = [span for worker in past.workers if worker.name in places for span in worker.spans]
     if not spans:
         return []
-    clock = _Clock(past)
-    joined = history.joined(spans, (past.end - past.start) / history.PARTS)
+    (scale, across), length = _time(past), past.end - past.start
+    joined = history.joined(spans, length / history.PARTS)
     rows: Rows = [
         {
             "worker": f"{places[span.worker] + 1} · {past.workers[places[span.worker]].host}",
-            "start": clock.at(span.start),
-            "end": clock.at(span.end),
+            "start": (span.start - past.start) / scale,
+            "end": (span.end - past.start) / scale,
             "ending": span.ending,
             "shard": span.shard,
         }
@@ -104,7 +88,7 @@ def _shards(past: History, name: str) -> list[Plot]:
     hidden = f", the first {MOST_WORKERS} of {len(past.workers)}" if len(past.workers) > MOST_WORKERS else ""
     title = f"Shards over time by worker{hidden}"
     says = f"{title}: {len(spans):,} claims, {sum(span.ending == 'done' for span in spans):,} of them finished"
-    return [Plot(f"{name}-shards", title, says, plots.spans(rows, clock.unit[1], clock.at(past.end)))]
+    return [Plot(f"{name}-shards", title, says, plots.spans(rows, across, length / scale))]
 
 
 def _failures(past: History, name: str) -> list[Plot]:
@@ -128,6 +112,12 @@ def _troubles(past: History, name: str) -> tuple[Table, ...]:
     note = f"The last {MOST_TROUBLES} of {len(troubles):,}." if len(troubles) > MOST_TROUBLES else ""
     columns = ["minutes after start", "worker", "node", "shard", "error"]
     return (table.of(f"{name}-failures", "Failures", columns, rows, note),)
+
+
+def _time(past: History) -> tuple[float, str]:
+    """Seconds of the unit that suits the run, and its name."""
+    length = past.end - past.start
+    return next((scale, f"{name} since the start") for scale, name, least in UNITS if length >= least)
 
 
 def _reason(trouble: Trouble) -> str:
