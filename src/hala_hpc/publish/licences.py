@@ -114,19 +114,17 @@ def decide(sources: Sequence[Origin], wanted: str | None) -> Decision:
     if wanted is not None:
         return Decision(wanted, _conflicts(sources, wanted), carried=False)
     theirs = {source.licence for source in sources if source.licence and source.licence not in UNKNOWN}
-    fitting = [licence for licence in sorted(theirs) if not _conflicts(sources, licence)]
+    conflicts = {licence: _conflicts(sources, licence) for licence in sorted(theirs)}
+    fitting = [licence for licence, against in conflicts.items() if not against]
     if len(fitting) == 1:
         return Decision(fitting[0], (), carried=True)
-    details = []
-    if not sources:
-        why = "nothing names a licence"
-    elif not theirs:
-        why = "no licence is known of any source"
-    elif fitting:
-        why = f"the sources allow several: {', '.join(fitting)}"
-    else:
-        why = "none of the sources' fits all of them"
-        details = [f"as {licence}: {'; '.join(_conflicts(sources, licence))}" for licence in sorted(theirs)]
+    if fitting:
+        return Decision(
+            None, (f"no licence given, and the sources allow several: {', '.join(fitting)}",), carried=False
+        )
+    unknown = "no licence is known of any source" if sources else "nothing names a licence"
+    why = "none of the sources' fits all of them" if theirs else unknown
+    details = (f"as {licence}: {'; '.join(against)}" for licence, against in conflicts.items())
     return Decision(None, (f"no licence given, and {why}", *details), carried=False)
 
 

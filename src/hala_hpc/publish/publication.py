@@ -16,7 +16,6 @@ from hala_hpc.publish import cards, hub, licences, scores
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Origin
-from hala_hpc.publish.scores import Scores
 from hala_hpc.run import files, history, manifest
 from hala_hpc.run.collect import LINKED
 
@@ -78,6 +77,8 @@ def prepare(run: Path, content: Content, options: PublishOptions) -> Publication
     text = licences.text_of(decision.licence, sources)
     if text is not None and not {entry.name for entry in entries} & set(licences.TEXTS):
         entries.append(Entry(text.name, text))
+    if options.scores and content.kind == "dataset":
+        raise HalaError("--scores: a dataset has none", "leave it out")
     facts = cards.CardFacts(
         run=run.name,
         recipe=recipe,
@@ -85,7 +86,7 @@ def prepare(run: Path, content: Content, options: PublishOptions) -> Publication
         sources=sources,
         decision=decision,
         work=history.of_run(run, site),
-        scores=_scores(content, options.scores),
+        scores=scores.of(options.scores, location.digest(content.folder)) if options.scores else None,
         about=options.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),
     )
@@ -107,15 +108,6 @@ def _odd(licence: str | None, text: str | None) -> Iterator[str]:
     yield f"the hub has no licence '{licence}'" + (f" (did you mean '{near[0]}'?)" if near else "")
     if text is None:
         yield f"the text of {licence} does not go along: nobody has a LICENSE file of it"
-
-
-def _scores(content: Content, runs: tuple[Path, ...]) -> Scores | None:
-    """Scores of exactly these weights; their digest takes reading the whole model."""
-    if not runs:
-        return None
-    if content.kind == "dataset":
-        raise HalaError("--scores: a dataset has none", "leave it out")
-    return scores.of(runs, location.digest(content.folder))
 
 
 def put(entries: Sequence[Entry], target: Path) -> None:

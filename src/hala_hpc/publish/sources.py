@@ -105,8 +105,8 @@ def _of_folder(named: RecipeSource, about: Origin, place: Path, find_card: FindC
     """A folder that is not a run's: by what the recipe says, its card, or the record of a model that was ours."""
     if licensed := _licensed(about, named, [] if named.licence else _beside(place, named.role)):
         return licensed
-    sources = []
-    for inner in _named(read_json(place / RECORD).get("recipe") or {}, []):
+    sources, recipe = [], read_json(place / RECORD).get("recipe")
+    for inner in _named(recipe if isinstance(recipe, dict) else {}, []):
         # a record names folders by their last part alone; should it have more, that is nobody's business
         name = Path(inner.name).name if inner.folders else inner.name
         sources += _by_name(replace(inner, name=name, folders=()), find_card)
