@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import location
 from hala_hpc.publish import cards, content, publication
-from hala_hpc.publish.publication import Asked, Publication
+from hala_hpc.publish.publication import Publication, PublishOptions
 from tests.publish import runs
 
 LABELS = {"base": (0.4, 0.02), "sft": (0.5, 0.03)}
 
 
-def prepared(run: Path, item: str | None = None, **asked: object) -> Publication:
-    return publication.prepare(run, content.model(run, item), Asked(**asked))  # type: ignore[arg-type]
+def prepared(run: Path, item: str | None = None, **options: object) -> Publication:
+    return publication.prepare(run, content.model(run, item), PublishOptions(**options))  # type: ignore[arg-type]
 
 
 def front(card: str) -> dict[str, object]:
@@ -201,13 +201,13 @@ def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str
 @pytest.mark.parametrize(
     ("front", "told"),
     [
-        ("tags: [a", "no YAML: line "),
-        ("- a", "no YAML mapping"),
+        ("tags: [a", "not YAML: line "),
+        ("- a", "not a YAML mapping"),
         ("language: Arabic", "language: the hub does not take 'Arabic' (for example ar"),
         ("language: no", "language: the hub does not take False"),
         ("datasets: [my corpus v2]", "datasets: the hub does not take 'my corpus v2'"),
         ("base_model: /models/x", "base_model: the hub does not take"),
-        ("tags: yes", "tags: [True, 'hala-hpc', 'train'] is not a list of texts"),
+        ("tags: yes", "tags: the hub does not take True (for example arabic"),
     ],
 )
 def test_a_card_that_the_hub_would_refuse_is_refused_before_anything_is_sent(

@@ -4,11 +4,11 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import licences
-from hala_hpc.publish.licences import Source, conflict, decide, normal
+from hala_hpc.publish.licences import Origin, conflict, decide, normal
 
 
-def source(licence: str | None, name: str = "a/b", role: str = "data") -> Source:
-    return Source(name, role, licence)
+def source(licence: str | None, name: str = "a/b", role: str = "data") -> Origin:
+    return Origin(name, role, licence)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_a_chosen_licence_is_held_against_every_source() -> None:
 
 def test_a_licence_may_be_given_to_a_source_by_name_but_not_to_one_that_is_none() -> None:
     given = licences.with_given([source(None), source("mit", "c")], {"a/b": "CC BY 4.0"})
-    assert [(one.licence, one.told) for one in given] == [("cc-by-4.0", "the command line"), ("mit", "")]
+    assert [(one.licence, one.named_by) for one in given] == [("cc-by-4.0", "the command line"), ("mit", "")]
     with pytest.raises(HalaError, match=r"no source 'x'.*a/b"):
         licences.with_given([source(None)], {"x": "mit"})

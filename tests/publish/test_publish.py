@@ -193,5 +193,5 @@ def test_runs_that_make_nothing_to_publish(tmp_path: Path, rows: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hub:", "hub:name", "hub:a/b/c", "hub:../b", "hub:a/b--c", "hub:a b/c"])
 def test_names_that_the_hub_has_not(tuned: Path, name: str) -> None:
-    with pytest.raises(HalaError, match="no name on the hub"):
+    with pytest.raises(HalaError, match="not a name on the hub"):
         publish(tuned, name, "--dry-run")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.publish import hub, sources
-from hala_hpc.publish.licences import Source
+from hala_hpc.publish.licences import Origin
 from tests.publish import runs
 
 
@@ -19,7 +19,7 @@ def cache(tmp_path: Path) -> Path:
     return place
 
 
-def found(run: Path, cache: Path) -> dict[str, Source]:
+def found(run: Path, cache: Path) -> dict[str, Origin]:
     return {source.name: source for source in sources.of_run(run, hub.cards(cache, online=False))}
 
 
@@ -67,7 +67,7 @@ def test_what_the_recipe_says_of_a_licence_counts_most(tmp_path: Path, cache: Pa
     data = {"english": {"hub": "Org/english", "licence": "CC BY-SA 4.0"}}
     tuned = runs.trained(tmp_path / "sft", {"name": "Org/base-1b", "licence": "Apache 2.0"}, data, [])
     named = found(tuned, cache)
-    assert named["Org/english"].licence == "cc-by-sa-4.0" and named["Org/english"].told == "the recipe"
+    assert named["Org/english"].licence == "cc-by-sa-4.0" and named["Org/english"].named_by == "the recipe"
     assert named["Org/base-1b"].licence == "apache-2.0"
 
 

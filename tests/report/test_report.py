@@ -12,7 +12,7 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.report import write
 from hala_hpc.report.page.table import Report
-from hala_hpc.report.write import Asked
+from hala_hpc.report.write import ReportOptions
 from hala_hpc.tasks.train import metrics
 from tests.report import made
 from tests.report.made import Model
@@ -37,7 +37,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("report") / "report"
-    write.write(write.gather([merged], Asked()), target, EVERY)
+    write.write(write.gather([merged], ReportOptions()), target, EVERY)
     return target
 
 
@@ -104,13 +104,13 @@ def test_work_and_failures_are_told(written: Path) -> None:
 
 def test_a_report_is_renewed_and_nothing_else_is_overwritten(merged: Path, tmp_path: Path) -> None:
     target = tmp_path / "report"
-    report = write.gather([merged], Asked(benchmarks=("aratrust",)))
+    report = write.gather([merged], ReportOptions(benchmarks=("aratrust",)))
     write.write(report, target, ["md", "csv"])
     (target / "stale").touch()
     write.write(report, target, ["md"])
     assert {path.name for path in target.iterdir()} == {"report.md", "report.json"}
     (target / "report.json").unlink()
-    with pytest.raises(HalaError, match="is no report"):
+    with pytest.raises(HalaError, match="is not a report"):
         write.write(report, target, ["md"])
     assert (target / "report.md").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
@@ -118,7 +118,7 @@ def test_a_report_is_renewed_and_nothing_else_is_overwritten(merged: Path, tmp_p
 
 def test_a_failed_report_leaves_the_old_one(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report"
-    report = write.gather([merged], Asked())
+    report = write.gather([merged], ReportOptions())
     write.write(report, target, ["md"])
     before = (target / "report.md").read_bytes()
     monkeypatch.setattr("hala_hpc.run.files.fsync_tree", _full)
@@ -133,7 +133,7 @@ def test_what_is_unequal_is_told(tmp_path: Path) -> None:
     second = made.evaluation(
         tmp_path / "second", [TUNED], questions=30, few_shot=5, truncated=2, skip=[(TUNED.label, "aratrust")]
     )
-    text = " ".join(write.gather([first, second], Asked()).sections[0].text)
+    text = " ".join(write.gather([first, second], ReportOptions()).sections[0].text)
     assert "only the first 40 questions" in text
     assert "has no aratrust, so it has no average" in text
     assert "arabic_mmlu: not all models were asked the same questions" in text
@@ -144,13 +144,13 @@ def test_what_is_unequal_is_told(tmp_path: Path) -> None:
 def test_a_limit_is_told_of_the_benchmarks_that_had_it(tmp_path: Path) -> None:
     one = made.evaluation(tmp_path / "one", [BASE, TUNED], {"arabic_mmlu": ["law"]}, limit=10, truncated=4)
     two = made.evaluation(tmp_path / "two", [BASE, TUNED], {"aratrust": ["ethics"]})
-    text = " ".join(write.gather([one, two], Asked()).sections[0].text)
+    text = " ".join(write.gather([one, two], ReportOptions()).sections[0].text)
     assert "A try: of arabic_mmlu only the first 10 questions" in text
     assert "arabic_mmlu: 4 prompts of each of 2 models were too long" in text
 
 
 def test_examples_are_answers_that_changed(merged: Path) -> None:
-    shown = write.gather([merged], Asked(examples=2)).sections[0].examples
+    shown = write.gather([merged], ReportOptions(examples=2)).sections[0].examples
     assert {example.title.partition(":")[0] for example in shown} == set(made.BENCHMARKS)
     for example in shown:
         texts = dict(example.texts)
@@ -158,7 +158,7 @@ def test_examples_are_answers_that_changed(merged: Path) -> None:
         model = next(name for name in texts if name.startswith("merged") or name == TUNED.label)
         assert (texts["choice (right)"] == texts[model]) == is_better
         assert (texts["choice (right)"] == texts["base"]) != is_better
-    assert write.gather([merged], Asked(examples=0)).sections[0].examples == ()
+    assert write.gather([merged], ReportOptions(examples=0)).sections[0].examples == ()
 
 
 def test_a_training_shows_its_curves(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_a_training_shows_its_curves(tmp_path: Path) -> None:
             loss = float("nan") if step == 5 else 3.0 - step / 1_000
             writer.write(step=step, loss=loss, tokens=10, seconds=1.0, tokens_per_second=10.0, **held_out)
         writer.close()
-    report: Report = write.gather([run], Asked())
+    report: Report = write.gather([run], ReportOptions())
     (plot,) = [plot for plot in report.plots if plot.name == "training-loss"]
-    rows = plot.spec["data"]["values"]
+    rows = plot.drawing.rows
     trained = [row for row in rows if row["run"] == "sft"]
     assert len(trained) == 400
     assert trained[-1]["loss"] == pytest.approx(2.0, abs=0.01)
@@ -186,7 +186,7 @@ def test_without_the_plot_library_the_rest_still_works(
     merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)  # as where it is not installed
-    report = write.gather([merged], Asked())
+    report = write.gather([merged], ReportOptions())
     write.write(report, tmp_path / "report", ["md", "csv", "latex"])
     with pytest.raises(HalaError, match=r"hala-hpc\[report\]"):
         write.write(report, tmp_path / "other", ["png"])

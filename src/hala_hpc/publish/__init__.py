@@ -1,1 +1,1 @@
-"""What a run made goes out: with a card that tells where it comes from, to the hub or to a folder."""
+"""What a run made is published, with a card that says where it comes from: on the hub or in a folder."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,81 +10,81 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import card
 from hala_hpc.publish.content import CARD, Content
-from hala_hpc.publish.licences import NOT_TOLD, ON_THE_HUB, Decision, Source, normal
+from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
 from hala_hpc.publish.scores import Scores
 from hala_hpc.run.history import WorkTotals
 
-FENCE: Final = "---"
-LANGUAGE: Final = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
-"""The hub's values of ``language``: ISO 639 codes, not names."""
 NAME: Final = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
-"""Of a dataset or a model on the hub."""
-
+"""A dataset or a model on the hub."""
+TAKEN: Final = {
+    "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code"), "ar"),  # ISO 639 codes, not names
+    "datasets": (NAME, "org/name"),
+    "base_model": (NAME, "org/name"),
+    "tags": (re.compile(r"(?s).*"), "arabic"),
+}
+"""What the hub takes under a key of the metadata, and an example of it."""
 MEND: Final = "mend the README.md of the model"
 
+Metadata = dict[str, object]
+"""A card's front matter, which may be anybody's."""
 
-def split(text: str) -> tuple[dict[str, Any], str]:
-    """The metadata of a card and the text after it. Raises HalaError where the metadata are no YAML mapping."""
+
+def split(text: str) -> tuple[Metadata, str]:
+    """The metadata of a card, as the hub finds them, and the text after them.
+
+    Raises HalaError where the metadata are not a YAML mapping.
+    """
     import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    lines = text.lstrip("\ufeff").splitlines()
-    if not lines or lines[0].strip() != FENCE:
-        return {}, text
-    end = next((at for at, line in enumerate(lines[1:], 1) if line.strip() == FENCE), None)
-    if end is None:
+    block = REGEX_YAML_BLOCK.search(text)
+    if block is None:
         return {}, text
     try:
-        found = yaml.safe_load("\n".join(lines[1:end])) or {}
+        metadata = yaml.safe_load(block[2]) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 2}: " if mark is not None else ""
-        raise HalaError(f"the card's metadata are no YAML: {where}{getattr(error, 'problem', error)}", MEND) from error
-    if not isinstance(found, dict):
-        raise HalaError("the card's metadata are no YAML mapping", MEND)
-    return found, "\n".join(lines[end + 1 :]).strip() + "\n"
+        raise HalaError(f"the card's metadata are not YAML: {where}{getattr(error, 'problem', error)}", MEND) from error
+    if not isinstance(metadata, dict):
+        raise HalaError("the card's metadata are not a YAML mapping", MEND)
+    return metadata, text[block.end() :].strip() + "\n"
 
 
 def refuse_odd(text: str) -> None:
     """Refuse metadata that the hub would refuse, after everything else was sent. Raises HalaError naming the key."""
     metadata, _ = split(text)
-    for key, pattern, example in (
-        ("language", LANGUAGE, "ar"),
-        ("datasets", NAME, "org/name"),
-        ("base_model", NAME, "org/name"),
-    ):
-        value = [] if metadata.get(key) is None else metadata[key]
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, str) or not pattern.fullmatch(one):
-                raise HalaError(f"the card's {key}: the hub does not take {one!r}", f"for example {example}; {MEND}")
-    tags = metadata.get("tags") or []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise HalaError(f"the card's tags: {tags!r} is not a list of texts", MEND)
+    for key, (pattern, example) in TAKEN.items():
+        for value in _listed(metadata.get(key)):
+            if not isinstance(value, str) or not pattern.fullmatch(value):
+                raise HalaError(f"the card's {key}: the hub does not take {value!r}", f"for example {example}; {MEND}")
 
 
-def join(metadata: dict[str, Any], text: str) -> str:
+def _listed(value: object) -> list[object]:
+    """What a card has under a key that takes one value or several."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def join(metadata: Metadata, text: str) -> str:
     """A card; metadata without a value are left out."""
-    import yaml
-
-    told = {key: value for key, value in metadata.items() if value not in (None, "", [], {})}
-    head = str(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
-    return f"{FENCE}\n{head}{FENCE}\n{text.rstrip()}\n"
+    known = {key: value for key, value in metadata.items() if value not in (None, "", [], {})}
+    return f"---\n{card.yaml_of(known)}\n---\n{text.rstrip()}\n"
 
 
 def licences_in(path: Path) -> list[str]:
-    """The licences that a card names, as the hub writes them; none where there is no card or it tells none."""
+    """The licences that a card names, as the hub writes them; none where there is no card or it names none."""
     try:
-        metadata, _ = split(path.read_text("utf-8"))
+        metadata, _ = split(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, HalaError):  # somebody else's card: its licence is not known then
         return []
-    told = metadata.get("license")
-    names = [normal(str(name)) for name in (told if isinstance(told, list) else [told]) if name]
-    if set(names) <= NOT_TOLD and metadata.get("license_name"):
+    names = [normal(str(name)) for name in _listed(metadata.get("license")) if name]
+    if set(names) <= UNKNOWN and metadata.get("license_name"):
         names = [normal(str(metadata["license_name"]))]
-    return [name for name in names if name not in NOT_TOLD]
+    return [name for name in names if name not in UNKNOWN]
 
 
-def licence_metadata(licence: str | None, link: str | None = None) -> dict[str, Any]:
-    """How a card's metadata name a licence. Of one that the hub does not know ``link`` says where its text is."""
+def licence_metadata(licence: str | None, link: str | None = None) -> Metadata:
+    """How a card's metadata name a licence. ``link``: the text of one that the hub does not know."""
     if licence is None or licence in ON_THE_HUB:
         return {"license": licence}
     return {"license": "other", "license_name": licence, "license_link": link}
@@ -101,21 +101,23 @@ LANGUAGES: Final = {
 SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B")
 ROLES: Final = {"data": "data", "model": "model", "writer": "model that wrote it"}
 LLAMA: Final = "llama3"
-"""Licences that ask for these words beside what was made with the model, and for its name in front (1.b.i)."""
+"""How the names of licences begin that ask for "Built with Llama" beside what was made with the model, and for Llama in
+front of its name (1.b.i).
+"""
 RELATIONS: Final = {"train": "finetune", "export": "finetune", "merge": "merge", "quantize": "quantized"}
 """The hub's base_model_relation, by what made the model."""
 SAID: Final = ("name", "task", "data", "model", "sampling")
-"""Sections of a recipe that tell of the data; an engine's may name hosts, a site's people and folders."""
+"""Sections of a recipe that say something of the data; an engine's may name hosts, a site's people and folders."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """Everything that a card tells besides what is published. ``about`` is a person's own words, Markdown."""
+class CardFacts:
+    """Everything that a card says besides what is published. ``about`` is a person's own words, Markdown."""
 
     run: str
-    recipe: dict[str, Any]
-    made_by: dict[str, str]
-    sources: Sequence[Source]
+    recipe: Mapping[str, Any]
+    made_by: Mapping[str, str]
+    sources: Sequence[Origin]
     decision: Decision
     work: WorkTotals
     scores: Scores | None = None
@@ -123,78 +125,67 @@ class Told:
     licence_file: str | None = None
 
 
-def model(content: Content, told: Told) -> str:
+def model(content: Content, facts: CardFacts) -> str:
     """A model's card: the one that it got when it was made, with licence, sources, scores and what it cost."""
     try:
-        metadata, text = split((content.folder / CARD).read_text("utf-8"))
+        metadata, text = split((content.folder / CARD).read_text("utf-8-sig"))
     except OSError:
-        metadata, text = {}, f"# {told.run}\n"
+        metadata, text = {}, f"# {facts.run}\n"
     except UnicodeDecodeError as error:
         raise HalaError(f"{content.folder / CARD}: not UTF-8", MEND) from error
     except HalaError as error:
         raise HalaError(f"{content.folder / CARD}: {error.message}", error.hint) from error
-    kind = str(told.recipe["task"].get("kind", ""))
-    metadata |= licence_metadata(told.decision.licence, told.licence_file)
+    kind = str(facts.recipe["task"].get("kind", ""))
+    metadata |= licence_metadata(facts.decision.licence, facts.licence_file)
     metadata |= {"base_model_relation": RELATIONS.get(kind)} if metadata.get("base_model") else {}
-    data = sorted({source.name for source in told.sources if source.role == "data" and source.on_hub})
-    metadata["datasets"] = list(dict.fromkeys([*_listed(metadata.get("datasets")), *data]))
+    metadata["datasets"] = list(dict.fromkeys([*_listed(metadata.get("datasets")), *_datasets_on_hub(facts)]))
     metadata["tags"] = list(dict.fromkeys([*_listed(metadata.get("tags")), "hala-hpc", *([kind] if kind else [])]))
-    metadata["model-index"] = _model_index(told.run, told.scores) if told.scores else []
-    ours = [*_about(told), *_scores(told.scores), *_licences(told)]
-    if "training" not in content.record:  # whose card has its hours already
-        ours += _work(told)
+    metadata["model-index"] = _model_index(facts.run, facts.scores) if facts.scores else []
+    ours = [*_about(facts), *_scores(facts.scores), *_licences(facts)]
+    ours += [] if content.has_hours else _work(facts.work)
     head, mark, rest = text.partition("\n## ")
     return join(metadata, "\n".join([head.rstrip(), "", *ours]) + mark + rest)
 
 
-def _listed(value: Any) -> list[Any]:
-    """What a person's own card has under a key."""
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def dataset(content: Content, told: Told) -> str:
+def dataset(content: Content, facts: CardFacts) -> str:
     """A dataset's card."""
-    task = told.recipe["task"]
+    task = facts.recipe["task"]
+    is_translated = task.get("kind") == "translate"
+    how = f"Translated from {task.get('source')} into {task.get('target')}" if is_translated else ""
+    how = how or f"Made (task: {task.get('kind')})"
     languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source")]
-    from_hub = {source.name for source in told.sources if source.role == "data" and source.on_hub}
-    metadata = licence_metadata(told.decision.licence, told.licence_file) | {
+    metadata = licence_metadata(facts.decision.licence, facts.licence_file) | {
         "language": [code for code in languages if code],
-        "size_categories": [_size(content.rows)],
-        "task_categories": ["translation" if task.get("kind") == "translate" else "text-generation"],
+        "size_categories": [SIZES[min(max(0, len(str(content.rows)) - 3), len(SIZES) - 1)]],
+        "task_categories": ["translation" if is_translated else "text-generation"],
         "tags": ["hala-hpc", "synthetic"],
-        "source_datasets": [f"extended|{name}" for name in sorted(from_hub)],
+        "source_datasets": [f"extended|{name}" for name in _datasets_on_hub(facts)],
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
     }
-    lines = [f"# {told.run}", "", f"{_what(told)} by hala_hpc.", "", *_about(told)]
-    lines += [*card.table(("", ""), _dataset_facts(content, told)), ""]
+    lines = [f"# {facts.run}", "", f"{how} by hala_hpc.", "", *_about(facts)]
+    lines += [*card.table(("", ""), _dataset_facts(content, facts)), ""]
     columns = ((f"`{name}`", f"`{kind.replace('|', '/')}`") for name, kind in content.columns)
     lines += ["## Columns", "", *card.table(("column", "type"), columns), ""]
-    lines += [*_licences(told), *_work(told)]
-    recipe = card.without_folders({key: told.recipe[key] for key in SAID if told.recipe.get(key)})
+    lines += [*_licences(facts), *_work(facts.work)]
+    recipe = card.without_folders({key: facts.recipe[key] for key in SAID if facts.recipe.get(key)})
     lines += ["## Recipe", "", "```yaml", card.yaml_of(recipe), "```"]
     return join(metadata, "\n".join(lines))
 
 
-def _what(told: Told) -> str:
-    task = told.recipe["task"]
-    if task.get("kind") == "translate":
-        return f"Translated from {task.get('source')} into {task.get('target')}"
-    return f"Made (task: {task.get('kind')})"
+def _datasets_on_hub(facts: CardFacts) -> list[str]:
+    return sorted({source.name for source in facts.sources if source.role == "data" and source.on_hub})
 
 
-def _dataset_facts(content: Content, told: Told) -> Iterator[tuple[str, str]]:
+def _dataset_facts(content: Content, facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "rows", f"{content.rows:,}"
-    for reason, count in sorted(content.quarantined.items()):
-        yield f"left out: {_plain(reason)}", f"{count:,}"
-    engine = (told.recipe.get("engine") or {}).get("kind")
-    if engine:
+    yield from ((f"left out: {_plain(why)}", f"{count:,}") for why, count in sorted(content.quarantined.items()))
+    if engine := (facts.recipe.get("engine") or {}).get("kind"):
         yield "engine", str(engine)
-    for key, value in told.made_by.items():
-        yield key.replace("_", " "), value
+    yield from ((key.replace("_", " "), value) for key, value in facts.made_by.items())
 
 
-def _about(told: Told) -> list[str]:
-    return [told.about.strip(), ""] if told.about.strip() else []
+def _about(facts: CardFacts) -> list[str]:
+    return [facts.about.strip(), ""] if facts.about.strip() else []
 
 
 def _scores(scores: Scores | None) -> list[str]:
@@ -204,49 +195,44 @@ def _scores(scores: Scores | None) -> list[str]:
     header = ["benchmark", "shots", "questions", "**this model**", *map(_plain, scores.models[1:])]
     rows = []
     for line in scores.lines:
-        told = [_plain(line.benchmark), str(line.few_shot if line.few_shot is not None else ""), f"{line.questions:,}"]
+        shots = "" if line.few_shot is None else str(line.few_shot)
         cells = (line.scores.get(model) for model in scores.models)
-        rows.append([*told, *("" if cell is None else _percent(*cell) for cell in cells)])
+        shown = ("" if cell is None else _percent(*cell) for cell in cells)
+        rows.append([_plain(line.benchmark), shots, f"{line.questions:,}", *shown])
     averages = [scores.average(model) for model in scores.models]
     last = ("" if average is None else f"{average * 100:.2f}" for average in averages)
     lines = ["## Scores", "", *card.table(header, [*rows, ["average of benchmarks", "", "", *last]]), ""]
     lines += [f"- {_plain(line.benchmark)}: {', '.join(line.notes)}" for line in scores.lines if line.notes]
-    said = " ".join(["Evaluated on exactly these weights; ± is one standard error.", *map(_plain, scores.choices)])
-    return [*lines, "", said, ""]
+    how = " ".join(["Evaluated on exactly these weights; ± is one standard error.", *map(_plain, scores.choices)])
+    return [*lines, "", how, ""]
 
 
-def _licences(told: Told) -> list[str]:
+def _licences(facts: CardFacts) -> list[str]:
     """Every source with its licence, how ours was come by, and in what it contradicts them."""
     lines = ["## Sources and licences", ""]
-    columns = ("source", "used as", "rows", "licence", "told by", "went into")
-    lines += [*card.table(columns, map(_source_cells, told.sources)), ""] if told.sources else []
-    licence = told.decision.licence
+    columns = ("source", "used as", "rows", "licence", "named by", "went into")
+    lines += [*card.table(columns, map(_source_cells, facts.sources)), ""] if facts.sources else []
+    licence = facts.decision.licence
     if licence is not None:
-        how = ", the only one of its sources' that contradicts none of them" if told.decision.carried else ""
+        how = ", the only one of its sources' that contradicts none of them" if facts.decision.carried else ""
         lines += [f"Published under {licence}{how}.", ""]
-    if any((source.licence or "").startswith(LLAMA) for source in told.sources):
+    if any((source.licence or "").startswith(LLAMA) for source in facts.sources):
         lines += ["Built with Llama.", ""]
-    if told.decision.conflicts:
-        lines += [
-            "Not published yet:" if licence is None else "Known contradictions between this licence and the sources:",
-            "",
-        ]
-        lines += [*(f"- {_plain(conflict)}" for conflict in told.decision.conflicts), ""]
+    if conflicts := [f"- {_plain(conflict)}" for conflict in facts.decision.conflicts]:
+        known = "Known contradictions between this licence and the sources:"
+        lines += ["Not published yet:" if licence is None else known, "", *conflicts, ""]
     return lines
 
 
-def _source_cells(source: Source) -> tuple[str, ...]:
-    place = "datasets/" if source.role == "data" else ""
-    name = _plain(source.name)
+def _source_cells(source: Origin) -> tuple[str, ...]:
+    place, name = "datasets/" if source.role == "data" else "", _plain(source.name)
     shown = f"[{name}](https://huggingface.co/{place}{name})" if source.on_hub else f"`{name}`"
-    if source.revision:
-        shown += f" at `{_plain(source.revision)}`"
+    shown += f" at `{_plain(source.revision)}`" if source.revision else ""
     licence = _plain(source.licence or "not known")
-    return shown, ROLES[source.role], card.number(source.rows), licence, source.told, _plain(source.made)
+    return shown, ROLES[source.role], card.number(source.rows), licence, source.named_by, _plain(source.made)
 
 
-def _work(told: Told) -> list[str]:
-    work = told.work
+def _work(work: Work) -> list[str]:
     if not work.workers:
         return []
     rows = [("workers", f"{work.workers:,}"), ("hours of all workers", f"{work.hours:.4g}")]
@@ -264,22 +250,16 @@ def _percent(score: float, error: float) -> str:
     return f"{score * 100:.2f}" + ("" if math.isnan(error) else f" ± {error * 100:.2f}")
 
 
-def _model_index(name: str, scores: Scores) -> list[dict[str, Any]]:
+def _model_index(name: str, scores: Scores) -> list[object]:
     """Scores as the hub's own field has them: there they stand without notes, so tries on a few questions do not."""
+    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+
     results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"type": line.benchmark, "name": line.benchmark},
-            "metrics": [{"type": line.metric, "value": round(line.scores[scores.own][0], 6)}],
-        }
+        EvalResult("text-generation", line.benchmark, line.benchmark, line.metric, round(line.scores[scores.own][0], 6))
         for line in scores.lines
         if line.whole
     ]
-    return [{"name": name, "results": results}] if results else []
-
-
-def _size(rows: int) -> str:
-    return SIZES[min(max(0, len(str(rows)) - 3), len(SIZES) - 1)]
+    return list(eval_results_to_model_index(name, results)) if results else []
 
 
 def _plain(text: str) -> str:

@@ -1,13 +1,13 @@
-"""What of a run goes out: the files of its model, or of its dataset. Read only; nothing is changed."""
+"""What a run publishes: the files of its model, or of its dataset. They are only read; nothing is changed."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config import secrets
@@ -16,6 +16,7 @@ from hala_hpc.config.words import plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
 from hala_hpc.data.shards import ERROR, reason_of
 from hala_hpc.models import location
+from hala_hpc.models.card import read_json
 from hala_hpc.models.check import RECORD, unsound
 from hala_hpc.run import digests, manifest, seal
 from hala_hpc.run.layout import RunDirectory
@@ -30,7 +31,7 @@ TOKEN: Final = re.compile(secrets.KEYS.encode())
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of what goes out: under which name, and where it is, or what it says. Sizes in bytes."""
+    """One file that goes out: its name there, and where it is now, or its text. Sizes in bytes."""
 
     name: str
     file: Path | None = None
@@ -45,9 +46,9 @@ class Entry:
 class Content:
     """A model or a dataset, but for its card.
 
-    ``folder`` is the model's, or that of the collected dataset. Of a dataset: ``rows`` that go out, those in quarantine
-    by reason, and ``columns`` (name, type). ``record`` is what the model's own hala.json says. ``is_there`` is false of
-    a dataset that has to be collected first: its entries are shards.
+    ``folder`` is the model's, or that of the collected dataset. A dataset has ``rows`` that go out, those in
+    quarantine by reason, and ``columns`` (name, type). ``has_hours``: the model's own card says what its training cost.
+    ``is_there`` is false for a dataset that has to be collected first: its entries are shards.
     """
 
     kind: Literal["model", "dataset"]
@@ -56,7 +57,7 @@ class Content:
     rows: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     columns: tuple[tuple[str, str], ...] = ()
-    record: dict[str, Any] = field(default_factory=dict)
+    has_hours: bool = False
     is_there: bool = True
 
 
@@ -75,22 +76,19 @@ def kind_of(run: Path) -> Literal["model", "dataset"]:
 def model(run: Path, item: str | None = None) -> Content:
     """The model that a run made; of several (merges, checkpoints) the one that ``item`` names.
 
-    Raises HalaError where it is not finished, or ``item`` is none of them.
+    Raises HalaError where it is not finished, or the run has no ``item``.
     """
     folder = _one_of(run, item)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
-    entries = [Entry(path.relative_to(folder).as_posix(), path) for path in files if path != folder / CARD]
-    try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise HalaError(f"{folder / RECORD} cannot be read: {error}", "is the model whole?") from error
-    return Content("model", folder, tuple(entries), record=record if isinstance(record, dict) else {})
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    entries = tuple(Entry(name.as_posix(), folder / name) for name in shown if name != Path(CARD))
+    return Content("model", folder, entries, has_hours="training" in read_json(folder / RECORD))
 
 
 def _one_of(run: Path, item: str | None) -> Path:
     """The folder of a run's only model, or of the one that is named: that needs no other to be finished."""
     facts = manifest.read(run / "manifest.parquet").facts
-    names = [str(each["name"]) for each in facts.items] if facts.unit != "files" else []
+    names = [str(item["name"]) for item in facts.items] if facts.unit != "files" else []
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
     if item is None:
@@ -106,10 +104,10 @@ def _one_of(run: Path, item: str | None) -> Path:
 def refuse_unsound(content: Content) -> None:
     """Hold every file of a model against its record. Reads all of it. Raises HalaError.
 
-    Of a dataset that has been done as it was read.
+    The files of a dataset have been checked when they were read.
     """
     if content.kind == "model" and (faults := digests.faults(content.folder) or unsound(content.folder)):
-        raise HalaError(f"{content.folder}: not as it was made: {'; '.join(faults[:4])}", "`hala verify` tells more")
+        raise HalaError(f"{content.folder}: not as it was made: {'; '.join(faults[:4])}", "`hala verify` says more")
 
 
 def dataset(run: Path, collected: Path) -> Content:
@@ -122,18 +120,17 @@ def dataset(run: Path, collected: Path) -> Content:
     if not files:
         raise HalaError(f"{collected}: no rows that could be published")
     verdict = verify(collected)
-    if verdict.problems:
-        raise HalaError(f"{collected}: {'; '.join(verdict.problems[:3])}", f"remove it; `hala collect {run}`")
     rows = verdict.rows + verdict.quarantined
-    if rows != expected:
-        raise HalaError(f"{collected}: {rows:,} of the run's {expected:,} rows", f"remove it; `hala collect {run}`")
+    problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
+    if problems:
+        raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
     held = _reasons(seal.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
 
 
 def uncollected(run: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter) -> Content:
-    """What ``dataset`` will be once it is collected, told from the shards. Reads all of them.
+    """What ``dataset`` will return once it is collected, by the shards. Reads all of them.
 
     Raises HalaError where some are missing or damaged.
     """
@@ -158,24 +155,21 @@ def refuse_keys(entries: Sequence[Entry]) -> None:
 
 
 def naming(entries: Sequence[Entry], folders: Sequence[Path]) -> list[str]:
-    """Which texts name one of ``folders``, and so tell who worked where, in plain words."""
+    """Which texts name one of ``folders``, and so say who worked where, in plain words."""
     marks = [str(folder) for folder in dict.fromkeys(folders) if len(folder.parts) > 2]
-    named = ((entry, [mark for mark in marks if mark.encode() in said]) for entry in entries if (said := _text(entry)))
-    return [f"{entry.name} names the folder {found[0]}" for entry, found in named if found]
+    texts = ((entry.name, _text(entry)) for entry in entries)
+    first = ((name, next((mark for mark in marks if mark.encode() in text), None)) for name, text in texts)
+    return [f"{name} names the folder {mark}" for name, mark in first if mark]
 
 
 def _text(entry: Entry) -> bytes:
-    """What a text file says; of weights and rows nothing."""
+    """The contents of a text file; nothing for weights and rows."""
     if entry.file is None:
         return entry.text.encode()
     return entry.file.read_bytes() if entry.name.endswith(TEXTS) and entry.size <= MOST_TEXT else b""
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts) or path.suffix == ".tmp"
-
-
-def _reasons(table: Any) -> Counter[str]:
+def _reasons(table: pa.Table) -> Counter[str]:
     """Rows in quarantine by the reason of their error."""
     return Counter(reason_of(error) for error in map(str, table[ERROR].drop_null().to_pylist()))
 

@@ -1,4 +1,6 @@
-"""A publication before it goes: files, card, sources and licence, and what speaks against it; and to a folder."""
+"""A publication before it is sent: files, card, sources and licence, and what speaks against it; and how it is put into
+a folder.
+"""
 
 import difflib
 import shlex
@@ -12,14 +14,13 @@ from hala_hpc.models import location
 from hala_hpc.publish import cards, hub, licences, scores
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
-from hala_hpc.publish.licences import Decision, Source
-from hala_hpc.publish.scores import Scores
+from hala_hpc.publish.licences import Decision, Origin
 from hala_hpc.run import files, history, manifest
 from hala_hpc.run.collect import LINKED
 
 
 @dataclass(frozen=True)
-class Asked:
+class PublishOptions:
     """What a person says of it: its licence, those of sources by name, evaluations, words for the card.
 
     ``online``: cards of sources that are not in the cache may be fetched.
@@ -38,7 +39,7 @@ class Publication:
 
     content: Content
     entries: tuple[Entry, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Origin, ...]
     decision: Decision
     warnings: tuple[str, ...] = ()
 
@@ -50,17 +51,17 @@ class Publication:
         """Raises HalaError where there is no licence, or where it contradicts a source's and nobody accepted that."""
         licence, conflicts = self.decision.licence, "; ".join(self.decision.conflicts)
         unknown = [source.name for source in self.sources if source.licence is None]
-        of = f"--licence-of {shlex.quote(unknown[0])}=LICENCE" if unknown else ""
+        name_it = f"--licence-of {shlex.quote(unknown[0])}=LICENCE" if unknown else ""
         if licence is None:
-            raise HalaError(f"licence: {conflicts}", f"choose with --licence{f', and tell {of}' if of else ''}")
+            raise HalaError(f"licence: {conflicts}", f"choose with --licence{name_it and f', and name {name_it}'}")
         if conflicts and not accepted:
-            cure = of or "another --licence, or --licence-of NAME=LICENCE for one that is told wrongly"
+            cure = name_it or "another --licence, or --licence-of NAME=LICENCE for a source whose licence is wrong"
             raise HalaError(
                 f"{licence} contradicts the licences of sources: {conflicts}", f"{cure}, or --accept-conflicts"
             )
 
 
-def prepare(run: Path, content: Content, asked: Asked) -> Publication:
+def prepare(run: Path, content: Content, options: PublishOptions) -> Publication:
     """Find sources and licence, and write the card. Nothing is changed, and nothing sent.
 
     Raises HalaError for a licence of no source, scores of other weights, a card that the hub would refuse, and texts
@@ -69,50 +70,43 @@ def prepare(run: Path, content: Content, asked: Asked) -> Publication:
     recipe = frozen.read(run)
     site = recipe.get("site") or {}
     cache = Path(site["cache"]) / "hub" if site.get("cache") else None
-    sources = licences.with_given(origins.of_run(run, hub.cards(cache, asked.online)), asked.licences_of)
-    decision = licences.decide(sources, licences.normal(asked.licence) if asked.licence else None)
+    sources = licences.with_given(origins.of_run(run, hub.cards(cache, options.online)), options.licences_of)
+    decision = licences.decide(sources, licences.normal(options.licence) if options.licence else None)
     entries = list(content.entries)
     text = licences.text_of(decision.licence, sources)
     if text is not None and not {entry.name for entry in entries} & set(licences.TEXTS):
         entries.append(Entry(text.name, text))
-    told = cards.Told(
+    if options.scores and content.kind == "dataset":
+        raise HalaError("--scores: a dataset has none", "leave it out")
+    facts = cards.CardFacts(
         run=run.name,
         recipe=recipe,
         made_by=manifest.read(run / "manifest.parquet").facts.made_by,
         sources=sources,
         decision=decision,
         work=history.of_run(run, site),
-        scores=_scores(content, asked.scores),
-        about=asked.about,
+        scores=scores.of(options.scores, location.digest(content.folder)) if options.scores else None,
+        about=options.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),
     )
     write = cards.dataset if content.kind == "dataset" else cards.model
-    entries.append(Entry(CARD, text=write(content, told)))
+    entries.append(Entry(CARD, text=write(content, facts)))
     cards.refuse_odd(entries[-1].text)
     refuse_keys(entries)
-    warnings = [*naming(entries, [run, run.parent, Path.home()]), *_odd(decision.licence, told.licence_file)]
+    warnings = [*naming(entries, [run, run.parent, Path.home()]), *_odd(decision.licence, facts.licence_file)]
     if content.kind == "model" and any((source.licence or "").startswith(cards.LLAMA) for source in sources):
         warnings.append("Llama's licence wants the model's name to begin with Llama")
     return Publication(content, tuple(entries), tuple(sources), decision, tuple(warnings))
 
 
 def _odd(licence: str | None, text: str | None) -> Iterator[str]:
-    """What there is to say of a licence that the hub has no name for."""
+    """Warnings about a licence that the hub has no name for."""
     if licence is None or licence in licences.ON_THE_HUB:
         return
     near = difflib.get_close_matches(licence, licences.ON_THE_HUB, n=1, cutoff=0.8)
     yield f"the hub has no licence '{licence}'" + (f" (did you mean '{near[0]}'?)" if near else "")
     if text is None:
         yield f"the text of {licence} does not go along: nobody has a LICENSE file of it"
-
-
-def _scores(content: Content, runs: tuple[Path, ...]) -> Scores | None:
-    """Scores of exactly these weights; their digest takes reading the whole model."""
-    if not runs:
-        return None
-    if content.kind == "dataset":
-        raise HalaError("--scores: a dataset has none", "leave it out")
-    return scores.of(runs, location.digest(content.folder))
 
 
 def put(entries: Sequence[Entry], target: Path) -> None:
@@ -140,4 +134,4 @@ def refuse_existing(target: Path) -> None:
         raise HalaError(f"{target} exists", "give another folder with --to")
     above = next(folder for folder in target.parents if folder.exists())
     if not above.is_dir():
-        raise HalaError(f"--to: {target}: {above} is no folder", "give another one")
+        raise HalaError(f"--to: {target}: {above} is not a folder", "give another one")

@@ -1,35 +1,37 @@
 """What a run was made from, back to what is not ours, and under which licences.
 
-Of runs of ours their frozen recipes tell, through any number of stages: a merge of a model that was trained on a
-dataset that another model translated names all of them. Of what is not ours the recipe's ``licence`` tells, else the
-card beside it or in the hub's cache.
+The frozen recipes of our runs name it, through any number of stages: a merge of a model that was trained on a dataset
+that another model translated names all of them. The licence of what is not ours is the recipe's ``licence``, else that
+of the card beside it or in the hub's cache.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config import frozen
+from hala_hpc.models.card import read_json
 from hala_hpc.models.check import RECORD
 from hala_hpc.publish import cards
-from hala_hpc.publish.licences import Source, normal
+from hala_hpc.publish.licences import Origin, normal
 from hala_hpc.run import manifest
 
 UP: Final = 4
-"""So many folders above a file a run or a card may be that tells of it: RUN/shards/000/000000/model.safetensors."""
+"""A run may be so many folders above a file of it: RUN/shards/000/000000/model.safetensors."""
 CARD: Final = "README.md"
 IN_CACHE: Final = re.compile(r"/models--([\w.]+(?:-[\w.]+)*)--([\w.-]+)/snapshots/([0-9a-f]{40})$")
 """A model named by its folder in the hub's cache."""
 
+RecipePart = Mapping[str, Any]
+"""A part of a frozen recipe of any task, or what a manifest has of a file that was read."""
 FindCard = Callable[[str, str, str | None], Path | None]
 """(name on the hub, model or dataset, revision) to the card's file, where it can be had."""
 
 
 @dataclass(frozen=True)
-class Named:
+class RecipeSource:
     """A model or dataset as a recipe names it.
 
     ``folders``: where it lies, with a name for each and the rows that were read from there.
@@ -43,19 +45,19 @@ class Named:
     folders: tuple[tuple[Path, str, int | None], ...] = ()
 
 
-def of_run(run: Path, find_card: FindCard) -> list[Source]:
+def of_run(run: Path, find_card: FindCard) -> list[Origin]:
     """The sources of the run at ``run``, each once. ``find_card`` gets cards from the hub or its cache.
 
-    Where one of several recipes tells a work's licence, it is known for all of them.
+    A work's licence that one of several recipes names is known for all of them.
     """
-    found: dict[tuple[str, str, str | None], Source] = {}
+    sources: dict[tuple[str, str, str | None], Origin] = {}
     for source in _of_run(run, find_card, frozenset({run.resolve()})):
-        found.setdefault((source.name, source.role, source.licence), source)
-    known = {_work(source) for source in found.values() if source.licence is not None}
-    return [source for source in found.values() if source.licence is not None or _work(source) not in known]
+        sources.setdefault((source.name, source.role, source.licence), source)
+    known = {_work(source) for source in sources.values() if source.licence is not None}
+    return [source for source in sources.values() if source.licence is not None or _work(source) not in known]
 
 
-def _work(source: Source) -> tuple[str, str, Path | None]:
+def _work(source: Origin) -> tuple[str, str, Path | None]:
     """What a source is, whoever names it: a name on the hub, or a folder."""
     return source.name, source.role, None if source.on_hub or source.folder is None else source.folder.resolve()
 
@@ -68,52 +70,54 @@ def owner(path: Path) -> Path | None:
     return None
 
 
-def _of_run(run: Path, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Source]:
+def _of_run(run: Path, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Origin]:
     read = manifest.read(run / "manifest.parquet").facts.sources
     for named in _named(frozen.read(run), read):
         yield from _of_named(named, find_card, seen)
 
 
-def _of_named(named: Named, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Source]:
+def _of_named(named: RecipeSource, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Origin]:
     if not named.folders:
         yield from _by_name(named, find_card)
     for place, called, rows in named.folders:
         run = owner(place)
         if named.licence is not None or run is None:
-            yield from _of_folder(named, place, called, rows, find_card)
+            about = Origin(called, named.role, rows=rows, folder=place)
+            yield from _of_folder(named, about, place, find_card)
         elif run.resolve() not in seen:
-            found = _of_run(run, find_card, seen | {run.resolve()})
-            yield from (replace(source, made=source.made or run.name) for source in found)
+            below = _of_run(run, find_card, seen | {run.resolve()})
+            yield from (replace(source, made=source.made or run.name) for source in below)
 
 
-def _by_name(named: Named, find_card: FindCard) -> Iterator[Source]:
-    """A name on the hub; one without a slash is a folder's that is not here (from a record)."""
-    about = Source(named.name, named.role, None, "", named.rows, named.revision, on_hub="/" in named.name)
+def _by_name(named: RecipeSource, find_card: FindCard) -> list[Origin]:
+    """A name on the hub; one without a slash is that of a folder that is not here (from a record)."""
+    about = Origin(named.name, named.role, None, "", named.rows, named.revision, on_hub="/" in named.name)
+    if named.licence is not None or not about.on_hub:
+        return _licensed(about, named, []) or [about]
+    card = find_card(named.name, "dataset" if named.role == "data" else "model", named.revision)
+    if card is None:
+        return [about]
+    about = replace(about, folder=card.parent)
+    return _licensed(about, named, cards.licences_in(card), "its card on the hub") or [about]
+
+
+def _of_folder(named: RecipeSource, about: Origin, place: Path, find_card: FindCard) -> list[Origin]:
+    """A folder that is not a run's: by what the recipe says, its card, or the record of a model that was ours."""
+    if licensed := _licensed(about, named, [] if named.licence else _beside(place, named.role)):
+        return licensed
+    sources, recipe = [], read_json(place / RECORD).get("recipe")
+    for inner in _named(recipe if isinstance(recipe, dict) else {}, []):
+        # a record names folders by their last part alone; should it have more, that is nobody's business
+        name = Path(inner.name).name if inner.folders else inner.name
+        sources += _by_name(replace(inner, name=name, folders=()), find_card)
+    return [replace(source, made=place.name) for source in sources] or [about]
+
+
+def _licensed(about: Origin, named: RecipeSource, on_card: Sequence[str], named_by: str = "its card") -> list[Origin]:
+    """The source once for each of its licences: the recipe's, else those on its card."""
     if named.licence is not None:
-        yield replace(about, licence=normal(named.licence), told="the recipe")
-        return
-    kind = "dataset" if named.role == "data" else "model"
-    card = find_card(named.name, kind, named.revision) if about.on_hub else None
-    about = replace(about, folder=card.parent if card is not None else None)
-    licences = cards.licences_in(card) if card is not None else []
-    yield from (replace(about, licence=licence, told="its card on the hub") for licence in licences)
-    if not licences:
-        yield about
-
-
-def _of_folder(named: Named, place: Path, called: str, rows: int | None, find_card: FindCard) -> Iterator[Source]:
-    """A folder that is no run's: what the recipe says, its card, or the record of a model that was ours."""
-    about = Source(called, named.role, rows=rows, folder=place)
-    if named.licence is not None:
-        yield replace(about, licence=normal(named.licence), told="the recipe")
-    elif licences := _beside(place, named.role):
-        yield from (replace(about, licence=licence, told="its card") for licence in licences)
-    elif recorded := list(_named(_recorded(place), [])):
-        for inner in recorded:
-            found = _by_name(replace(inner, name=_last(inner), folders=()), find_card)
-            yield from (replace(source, made=place.name) for source in found)
-    else:
-        yield about
+        return [replace(about, licence=normal(named.licence), named_by="the recipe")]
+    return [replace(about, licence=licence, named_by=named_by) for licence in on_card]
 
 
 def _beside(place: Path, role: str) -> list[str]:
@@ -122,22 +126,8 @@ def _beside(place: Path, role: str) -> list[str]:
     return own or (cards.licences_in(place.parent / CARD) if role == "data" else [])
 
 
-def _last(named: Named) -> str:
-    """A record has of folders their last name alone; should it have more, that is nobody's business."""
-    return Path(named.name).name if named.folders else named.name
-
-
-def _recorded(place: Path) -> dict[str, Any]:
-    """The recipe in a model's own record."""
-    try:
-        recipe = json.loads((place / RECORD).read_text("utf-8")).get("recipe")
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def _named(recipe: dict[str, Any], read: list[dict[str, Any]]) -> Iterator[Named]:
-    """Every model and dataset that a recipe names, whatever its task. ``read``: the files, from the manifest."""
+def _named(recipe: RecipePart, read: Sequence[RecipePart]) -> Iterator[RecipeSource]:
+    """Every model and dataset that a recipe of any task names. ``read``: the files, from the manifest."""
     task, data, model = (recipe.get(section) or {} for section in ("task", "data", "model"))
     for name, dataset in (task.get("datasets") or {}).items():
         yield _dataset(dataset, [source for source in read if source.get("dataset") == name])
@@ -150,33 +140,33 @@ def _named(recipe: dict[str, Any], read: list[dict[str, Any]]) -> Iterator[Named
     if model.get("name") and (recipe.get("engine") or {}).get("kind") != "echo":
         yield _model(model, "writer" if has_data else "model")
     given = task.get("models") or []
-    for each in [*(given.values() if isinstance(given, dict) else given), task.get("base_model")]:
-        asked = each if isinstance(each, dict) else {"name": each}
-        if asked.get("name"):
-            yield _model(asked, "model")
+    for item in [*(given.values() if isinstance(given, dict) else given), task.get("base_model")]:
+        source = item if isinstance(item, dict) else {"name": item}
+        if source.get("name"):
+            yield _model(source, "model")
 
 
-def _model(asked: dict[str, Any], role: str) -> Named:
-    name = str(asked["name"])
+def _model(model: RecipePart, role: str) -> RecipeSource:
+    name = str(model["name"])
     if cached := IN_CACHE.search(name):
-        return Named(f"{cached[1]}/{cached[2]}", role, asked.get("licence"), cached[3])
+        return RecipeSource(f"{cached[1]}/{cached[2]}", role, model.get("licence"), cached[3])
     folders = ((Path(name), Path(name).name, None),) if name.startswith("/") else ()
-    return Named(name, role, asked.get("licence"), asked.get("revision"), folders=folders)
+    return RecipeSource(name, role, model.get("licence"), model.get("revision"), folders=folders)
 
 
-def _dataset(data: dict[str, Any], read: list[dict[str, Any]]) -> Named:
+def _dataset(data: RecipePart, read: Sequence[RecipePart]) -> RecipeSource:
     licence, revision = data.get("licence"), data.get("revision")
     rows = sum(int(source["rows"]) for source in read) if read else None
     if data.get("hub"):
-        return Named(str(data["hub"]), "data", licence, revision, rows)
-    files: dict[Path, list[tuple[str, int]]] = {}
+        return RecipeSource(str(data["hub"]), "data", licence, revision, rows)
+    by_folder: dict[Path, list[tuple[str, int]]] = {}
     for source in read:
         file = Path(str(source["original"]))
-        files.setdefault(file.parent, []).append((file.name, int(source["rows"])))
+        by_folder.setdefault(file.parent, []).append((file.name, int(source["rows"])))
     folders: list[tuple[Path, str, int | None]] = [
-        (folder, held[0][0] if len(held) == 1 else folder.name, sum(rows for _, rows in held))
-        for folder, held in files.items()
+        (folder, files[0][0] if len(files) == 1 else folder.name, sum(rows for _, rows in files))
+        for folder, files in by_folder.items()
     ]
     paths = [Path(str(path)) for path in data.get("path") or []]
     folders += [(path, path.name, None) for path in paths if not read and path.is_absolute()]
-    return Named(paths[0].name if paths else "", "data", licence, revision, rows, tuple(folders))
+    return RecipeSource(paths[0].name if paths else "", "data", licence, revision, rows, tuple(folders))

@@ -1,1 +1,1 @@
-"""What runs came to: tables, plots, one page; and the choice between models. Reads run directories, changes nothing."""
+"""Tables, plots and one page of what runs did, and of the choice between models. Run directories are only read."""

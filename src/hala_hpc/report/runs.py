@@ -11,7 +11,7 @@ from hala_hpc.config import frozen
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Section
 from hala_hpc.run import history, manifest, status
-from hala_hpc.run.history import History
+from hala_hpc.run.history import History, Work
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
 from hala_hpc.tasks.train import card
@@ -21,7 +21,7 @@ DIGEST_SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run directory. ``name`` is unique in a report; ``recipe`` the frozen one as plain data."""
 
     name: str
@@ -46,58 +46,43 @@ class Run:
     def history(self) -> History:
         return history.read(self.directory)
 
-    @property
-    def gpus(self) -> int:
-        """That one worker has: 0 on a site without."""
-        slurm = self.recipe.get("site", {}).get("slurm", {})
-        return int(slurm.get("gpus_per_worker", 0)) * int(slurm.get("nodes_per_worker", 1))
+    @cached_property
+    def work(self) -> Work:
+        return history.of_run(self.path, self.recipe.get("site") or {})
 
 
-def read(paths: Sequence[Path]) -> list[Run]:
-    """The runs at ``paths``. Two of one name from different folders are numbered. Raises HalaError."""
+def read(paths: Sequence[Path]) -> list[ReportedRun]:
+    """The runs at ``paths``. Two of one name from different folders are numbered.
+
+    Raises HalaError where a recipe or a manifest cannot be read.
+    """
     times = Counter[str]()
-    found = []
+    runs = []
     for path in dict.fromkeys(paths):
         times[path.name] += 1
-        found.append(_read(path, path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"))
-    return found
+        name = path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"
+        facts = manifest.read(path / "manifest.parquet").facts
+        frozen.settings(path)  # refused here, not in the middle of a report
+        runs.append(ReportedRun(name, RunDirectory(path, facts.suffix), frozen.read(path), facts))
+    return runs
 
 
-def _read(path: Path, name: str) -> Run:
-    """Raises HalaError where its recipe or manifest cannot be read."""
-    facts = manifest.read(path / "manifest.parquet").facts
-    recipe = frozen.read(path)
-    frozen.settings(path)
-    return Run(name, RunDirectory(path, facts.suffix), recipe, facts)
-
-
-def overview(runs: Sequence[Run]) -> Section:
+def overview(runs: Sequence[ReportedRun]) -> Section:
     """How far each run is, what it took and what made it."""
-    columns = ["run", "task", "done", "failed", "workers", "hours", "worker-hours", "GPU-hours", "planned", "commit"]
+    columns = ("run", "task", "done", "failed", "workers", "hours", "worker-hours", "GPU-hours", "planned", "commit")
     note = (
         "Hours are from the first worker's start to the last one's end; worker-hours add up all workers. "
         "The commit is the one of the folder that the run was planned in."
     )
-    rows = [_row(run) for run in runs]
-    return Section("runs", "Runs", tables=(table.of("runs", "Runs", columns, rows, note),))
+    shown = table.of("runs", "Runs", columns, [*map(_row, runs)], note)
+    return Section("runs", "Runs", tables=(shown,))
 
 
-def _row(run: Run) -> list[table.Cell | table.Value]:
-    state, past = run.status, run.history
+def _row(run: ReportedRun) -> table.Row:
+    state, work = run.status, run.work
     done = f"{state.rows_done:,} of {state.rows:,} {state.unit}"
-    quarantined = f", {state.quarantined:,} in quarantine" if state.quarantined else ""
-    worked = past.worker_seconds / 3600
-    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else worked * run.gpus or None
-    made = run.facts.made_by
-    return [
-        run.name,
-        run.kind,
-        done + quarantined,
-        state.failed,
-        len(past.workers),
-        (past.end - past.start) / 3600,
-        worked,
-        gpu_hours,
-        made.get("planned_at", ""),
-        made.get("git_commit", "")[:DIGEST_SHOWN],
-    ]
+    done += f", {state.quarantined:,} in quarantine" if state.quarantined else ""
+    gpu_hours = card.trained(run.path).get("gpu_hours") if run.kind == "train" else work.gpu_hours or None
+    planned, commit = (run.facts.made_by.get(key, "") for key in ("planned_at", "git_commit"))
+    hours = (work.elapsed_hours, work.hours, gpu_hours)
+    return [run.name, run.kind, done, state.failed, work.workers, *hours, planned, commit[:DIGEST_SHOWN]]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from hala_hpc.config.words import known
 from hala_hpc.report import runs
 from hala_hpc.report.page import formats, page, plots
 from hala_hpc.report.page.table import Report, Section
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, trainings, workers
 from hala_hpc.run import files
 from hala_hpc.tasks.evaluate import scores
@@ -29,7 +29,7 @@ def write(report: Report, target: Path, wanted: Collection[str]) -> list[Path]:
     Raises HalaError where ``target`` is something else.
     """
     if target.exists() and not (target / RECORD).is_file():
-        raise HalaError(f"{target} exists and is no report", "give another folder with --to")
+        raise HalaError(f"{target} exists and is not a report", "give another folder with --to")
     old = files.beside(target)
     contents = dict(_contents(report, wanted))
     if target.exists():
@@ -49,40 +49,32 @@ def write(report: Report, target: Path, wanted: Collection[str]) -> list[Path]:
 
 def as_data(report: Report) -> dict[str, object]:
     """Title, sections and tables as plain data; a table's rows by its columns, with standard errors apart."""
-    tables = {
-        table.name: {
+    tables = {}
+    for table in report.tables:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        tables[table.name] = {
             "title": table.title,
-            "rows": [
-                {name: known(cell.value) for name, cell in zip(table.columns, row, strict=True)} for row in table.rows
-            ],
+            "rows": [{name: known(cell.value) for name, cell in row.items()} for row in rows],
             "standard_errors": [
-                {
-                    name: known(cell.error)
-                    for name, cell in zip(table.columns, row, strict=True)
-                    if cell.error is not None
-                }
-                for row in table.rows
+                {name: known(cell.error) for name, cell in row.items() if cell.error is not None} for row in rows
             ],
         }
-        for table in report.tables
-    }
     sections = {section.name: {"title": section.title, "text": section.text} for section in report.sections}
     return {"title": report.title, "made": report.made, "sections": sections, "tables": tables}
 
 
-def _contents(report: Report, wanted: Collection[str]) -> list[tuple[str, bytes]]:
-    found = [(RECORD, json.dumps(as_data(report), ensure_ascii=False, indent=1, allow_nan=False).encode())]
+def _contents(report: Report, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    yield RECORD, json.dumps(as_data(report), ensure_ascii=False, indent=1, allow_nan=False).encode()
     if "html" in wanted:
-        found.append(("report.html", page.render(report).encode()))
+        yield "report.html", page.render(report).encode()
     if "md" in wanted:
-        found.append(("report.md", markdown(report, with_plots="png" in wanted).encode()))
+        yield "report.md", markdown(report, with_plots="png" in wanted).encode()
     if "latex" in wanted:
-        found += [(f"tables/{table.name}.tex", formats.latex(table).encode()) for table in report.tables]
+        yield from ((f"tables/{table.name}.tex", formats.latex(table).encode()) for table in report.tables)
     if "csv" in wanted:
-        found += [(f"tables/{table.name}.csv", formats.comma_separated(table).encode()) for table in report.tables]
+        yield from ((f"tables/{table.name}.csv", formats.comma_separated(table).encode()) for table in report.tables)
     if "png" in wanted:
-        found += [(f"plots/{plot.name}.png", plots.png(plot)) for plot in report.plots]
-    return found
+        yield from ((f"plots/{plot.name}.png", plots.png(plot)) for plot in report.plots)
 
 
 def markdown(report: Report, with_plots: bool) -> str:
@@ -103,17 +95,13 @@ def _section(section: Section, with_plots: bool) -> list[str]:
     for plot in section.plots if with_plots else ():
         lines += [f"![{plot.says}](plots/{plot.name}.png)", ""]
     for example in section.examples:
-        lines += [
-            f"### {example.title}",
-            "",
-            *(f"- {name}: {' '.join(text.split())}" for name, text in example.texts),
-            "",
-        ]
+        texts = (f"- {name}: {' '.join(text.split())}" for name, text in example.texts)
+        lines += [f"### {example.title}", "", *texts, ""]
     return lines
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportOptions:
     """What a person may choose: the base's label, patterns of models and benchmarks, how many examples, a title."""
 
     base: str = ""
@@ -123,33 +111,31 @@ class Asked:
     title: str = ""
 
 
-def gather(paths: Sequence[Path], asked: Asked) -> Report:
-    """The report on some runs, finished or not. Raises HalaError where ``asked`` names what is not there."""
-    found = runs.read(paths)
-    if not found:
+def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
+    """The report on some runs, finished or not. Raises HalaError where ``options`` name what is not there."""
+    shown = runs.read(paths)
+    if not shown:
         raise HalaError("no run to report on")
-    sections = [*_scores(found, asked), runs.overview(found)]
-    if trained := [run for run in found if run.kind == "train"]:
+    sections = [*_scores(shown, options), runs.overview(shown)]
+    if trained := [run for run in shown if run.kind == "train"]:
         sections.append(trainings.section(trained))
-    for run in found:
-        sections += [
-            each for each in (merges.section(run), own_report.section(run), rows.section(run, asked.examples)) if each
-        ]
-    sections += [workers.section(run) for run in found]
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    title = asked.title or ", ".join(run.name for run in found[:4]) + (" …" if len(found) > 4 else "")
-    return Report(title, f"Made by hala_hpc {__version__}, {made}", tuple(sections))
+    for run in shown:
+        parts = (merges.section(run), own_report.section(run), rows.section(run, options.examples))
+        sections += filter(None, parts)
+    sections += map(workers.section, shown)
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    title = options.title or ", ".join(run.name for run in shown[:4]) + (" …" if len(shown) > 4 else "")
+    return Report(title, f"Made by hala_hpc {__version__}, {now}", tuple(sections))
 
 
-def _scores(found: Sequence[Run], asked: Asked) -> list[Section]:
-    """Scores, and their curve over weights or steps; nothing where no run is an evaluation."""
-    evaluated = [run for run in found if run.kind == "evaluate"]
+def _scores(shown: Sequence[ReportedRun], options: ReportOptions) -> Iterator[Section]:
+    """Scores, their curve over weights or steps, and the choice; nothing where no run is an evaluation."""
+    evaluated = [run for run in shown if run.kind == "evaluate"]
     if not evaluated:
-        return []
+        return
     if not any(run.status.done for run in evaluated):
-        return [Section("scores", "Scores", ("No benchmark is finished yet.",))]
-    together = scores.read([run.path for run in evaluated], asked.base).only(asked.models, asked.benchmarks)
-    shown = [evaluations.section(together, asked.examples)]
-    if drawn := evaluation_plots.section(together):
-        shown.append(drawn)
-    return shown + [choice for run in evaluated if (choice := evaluations.choice(run))]
+        yield Section("scores", "Scores", ("No benchmark is finished yet.",))
+        return
+    together = scores.read([run.path for run in evaluated], options.base).only(options.models, options.benchmarks)
+    yield evaluations.section(together, options.examples)
+    yield from filter(None, [evaluation_plots.section(together), *map(evaluations.choice, evaluated)])

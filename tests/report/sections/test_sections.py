@@ -10,7 +10,7 @@ import pytest
 from hala_hpc.data.arrow import schema, unify
 from hala_hpc.report import runs
 from hala_hpc.report.page.table import isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, merges, own_report, rows, workers
 from hala_hpc.run import create
 from hala_hpc.run.manifest import Facts, Shard
@@ -21,7 +21,7 @@ from tests.report.made import Model
 SETTINGS = made.SETTINGS
 
 
-def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> Run:
+def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> ReportedRun:
     """A run of one shard that nobody has worked on."""
     recipe = {"name": folder.name, "task": {"kind": kind, **task}, "run": SETTINGS}
     create.create(folder, json.dumps(recipe), lambda _: ([Shard(0, kind, "s", 0, 0, facts.rows, 0, 1, "d")], facts))
@@ -113,7 +113,7 @@ def test_a_comparison_is_shown_by_model_and_by_text(tmp_path: Path) -> None:
     assert line["GB"] == "1.000"
     assert (line["difference"], line["divergence"], line["same first"]) == ("−0.2500", "0.1250", "50.0")
     assert [cell.value for cell in by_text.rows[0]][:3] == ["fp8", "arabic", 7]
-    assert [row["divergence"] for row in found.plots[0].spec["data"]["values"]] == [0.125]
+    assert [row["divergence"] for row in found.plots[0].drawing.rows] == [0.125]
 
 
 def test_merges_tell_their_cosines(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_merges_tell_their_cosines(tmp_path: Path) -> None:
     assert [cell.text for cell in merged.rows[0][4:]] == ["8", "8", "0", "0.992000", "0.997000"]
     assert least.rows[0][0].value == "model.layers.3.mlp.up_proj.weight"
     (plot,) = found.plots
-    assert {(row["layer"], row["part"]) for row in plot.spec["data"]["values"]} == {
+    assert {(row["layer"], row["part"]) for row in plot.drawing.rows} == {
         (layer, part) for layer in range(4) for part in ("self_attn", "mlp")
     }
 
@@ -182,7 +182,7 @@ def test_failures_that_differ_in_a_number_are_one_reason(tmp_path: Path) -> None
     (run.directory.ledger / "a.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     found = workers.section(run)
     (plot,) = [plot for plot in found.plots if plot.name.endswith("failures")]
-    assert plot.spec["data"]["values"] == [{"reason": "OSError: … line #: gone", "times": 3}]
+    assert plot.drawing.rows == [{"reason": "OSError: … line #: gone", "times": 3}]
 
 
 def test_two_runs_of_one_name_keep_their_own_names(tmp_path: Path) -> None:

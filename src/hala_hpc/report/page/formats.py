@@ -4,7 +4,8 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from hala_hpc.config.words import known
@@ -21,100 +22,82 @@ LATEX: Final = {
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def markdown(table: Table) -> str:
-    """A pipe table, numbers to the right."""
-    aligned = ["---:" if _is_numeric(table, column) else "---" for column in range(len(table.columns))]
-    lines = [_pipes([_plain_pipe(name) for name in table.columns]), _pipes(aligned)]
-    lines += [_pipes([_markdown_cell(cell) for cell in row]) for row in table.rows]
-    return "\n".join([*lines, ""])
+@dataclass(frozen=True)
+class Markup:
+    """How a format writes texts, the best cell of a column, standard errors, and marks of significance."""
+
+    escape: Callable[[str], str]
+    best: str
+    error: str
+    mark: str
+
+    def cell(self, cell: Cell) -> str:
+        text = self.escape(cell.text or UNKNOWN)
+        text = self.best.format(text) if cell.best else text
+        error = self.error.format(cell.error_text) if cell.error_text else ""
+        return text + error + (self.mark.format(self.escape(cell.mark)) if cell.mark else "")
 
 
-def latex(table: Table) -> str:
-    """A booktabs table. Arabic needs XeLaTeX or LuaLaTeX with a font that has it, as any LaTeX text does."""
-    columns = "".join("r" if _is_numeric(table, column) else "l" for column in range(len(table.columns)))
-    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [_ampersands([_escaped(name) for name in table.columns]), "\\midrule"]
-    lines += [_ampersands([_latex_cell(cell) for cell in row]) for row in table.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-def comma_separated(table: Table) -> str:
-    """Full numbers, not rounded ones; a column of standard errors after each that has some."""
-    with_error = [any(row[column].error is not None for row in table.rows) for column in range(len(table.columns))]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_doubled(table.columns, [f"{name} (standard error)" for name in table.columns], with_error))
-    for row in table.rows:
-        values = [known(cell.value) for cell in row]
-        writer.writerow(_doubled(values, [known(cell.error) for cell in row], with_error))
-    return file.getvalue()
-
-
-def hypertext(table: Table) -> str:
-    """A ``<table>``; each text in its own direction."""
-    numeric = [_is_numeric(table, column) for column in range(len(table.columns))]
-    heads = "".join(
-        f'<th scope="col"{_kind(is_number)} dir="auto">{html.escape(name)}</th>'
-        for name, is_number in zip(table.columns, numeric, strict=True)
-    )
-    body = "".join(f"<tr>{_html_row(row, numeric)}</tr>" for row in table.rows)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _is_numeric(table: Table, column: int) -> bool:
-    cells = [row[column] for row in table.rows if row[column].value is not None]
-    return bool(cells) and all(cell.is_number for cell in cells)
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain_pipe(text: str) -> str:
+def _piped(text: str) -> str:
     """One line, and no character that Markdown or HTML would read."""
     return re.sub(r"([\\|*`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = _plain_pipe(cell.text) or UNKNOWN
-    text = f"**{text}**" if cell.best else text
-    return text + (f" ± {cell.error_text}" if cell.error_text else "") + _plain_pipe(cell.mark)
-
-
-def _ampersands(cells: Sequence[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
 
 
 def _escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _latex_cell(cell: Cell) -> str:
-    text = _escaped(cell.text or UNKNOWN)
-    text = f"\\textbf{{{text}}}" if cell.best else text
-    error = f"{{\\tiny\\,$\\pm$\\,{cell.error_text}}}" if cell.error_text else ""
-    return text + error + (f"\\textsuperscript{{{_escaped(cell.mark)}}}" if cell.mark else "")
+MARKDOWN: Final = Markup(_piped, "**{}**", " ± {}", "{}")
+TEX: Final = Markup(_escaped, r"\textbf{{{}}}", r"{{\tiny\,$\pm$\,{}}}", r"\textsuperscript{{{}}}")
+HTML: Final = Markup(html.escape, "<strong>{}</strong>", ' <span class="error">± {}</span>', "<sup>{}</sup>")
 
 
-def _html_row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    cells = [
-        f"<td{_kind(is_number)}{'' if is_number else ' dir=auto'}>{_html_cell(cell)}</td>"
-        for cell, is_number in zip(row, numeric, strict=True)
-    ]
-    return f'<th scope="row"{_kind(numeric[0])} dir="auto">{_html_cell(row[0])}</th>{"".join(cells[1:])}'
+def markdown(table: Table) -> str:
+    """A pipe table, numbers to the right."""
+    aligned = ["---:" if is_number else "---" for is_number in _numeric(table)]
+    rows = [map(_piped, table.columns), aligned, *(map(MARKDOWN.cell, row) for row in table.rows)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), ""])
 
 
-def _html_cell(cell: Cell) -> str:
-    text = html.escape(cell.text) or UNKNOWN
-    text = f"<strong>{text}</strong>" if cell.best else text
-    error = f' <span class="error">± {cell.error_text}</span>' if cell.error_text else ""
-    return text + error + (f"<sup>{html.escape(cell.mark)}</sup>" if cell.mark else "")
+def latex(table: Table) -> str:
+    """A booktabs table. Arabic needs XeLaTeX or LuaLaTeX and a font that has it, as in any LaTeX text."""
+    columns = "".join("r" if is_number else "l" for is_number in _numeric(table))
+    rows = [map(_escaped, table.columns), *(map(TEX.cell, row) for row in table.rows)]
+    head, *body = (f"{' & '.join(row)} \\\\" for row in rows)
+    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", head, "\\midrule"]
+    return "\n".join([*lines, *body, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def _kind(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+def comma_separated(table: Table) -> str:
+    """Full numbers, not rounded ones; a column of standard errors after each that has some."""
+    columns: list[list[Value]] = []
+    for at, name in enumerate(table.columns):
+        cells = [row[at] for row in table.rows]
+        columns.append([name, *(known(cell.value) for cell in cells)])
+        if any(cell.error is not None for cell in cells):
+            columns.append([f"{name} (standard error)", *(known(cell.error) for cell in cells)])
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return file.getvalue()
 
 
-def _doubled(values: Sequence[Value], errors: Sequence[Value], with_error: Sequence[bool]) -> list[Value]:
-    pairs = zip(values, errors, with_error, strict=True)
-    return [each for value, error, has in pairs for each in ([value, error] if has else [value])]
+def hypertext(table: Table) -> str:
+    """A ``<table>``; each text in its own direction."""
+    kinds = [' class="number"' if is_number else "" for is_number in _numeric(table)]
+    heads = (
+        f'<th scope="col"{kind} dir="auto">{html.escape(name)}</th>'
+        for kind, name in zip(kinds, table.columns, strict=True)
+    )
+    tags = [f'<th scope="row"{kinds[0]} dir="auto">', *(f"<td{kind or ' dir=auto'}>" for kind in kinds[1:])]
+    rows = (
+        "".join(f"{tag}{HTML.cell(cell)}</{tag[1:3]}>" for tag, cell in zip(tags, row, strict=True))
+        for row in table.rows
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Whether all that is known in a column are numbers, by column."""
+    columns = [[row[at] for row in table.rows if row[at].value is not None] for at in range(len(table.columns))]
+    return [bool(cells) and all(cell.is_number for cell in cells) for cells in columns]

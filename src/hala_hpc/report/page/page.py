@@ -1,11 +1,11 @@
-"""The report as one page: styles, plots and the program that draws them are in it, and it asks no network."""
+"""The report as one page: styles, plots and the program that draws them are in it, so it needs no network."""
 
 import html
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hala_hpc.config.words import plural
 from hala_hpc.report.page import formats, plots
@@ -22,46 +22,41 @@ def render(report: Report) -> str:
         "made": html.escape(report.made),
         "style": _asset("page.css"),
         "contents": " ".join(
-            f'<a href="#{_attribute(section.name)}">{html.escape(section.title)}</a>' for section in report.sections
+            f'<a href="#{html.escape(section.name)}">{html.escape(section.title)}</a>' for section in report.sections
         ),
         "sections": "\n".join(map(_section, report.sections)),
         "plots": _json(report.plots),
         "script": _script() if report.plots else "",
     }
-    return re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], _asset("page.html"))
+    return re.sub(r"@([a-z]+)@", lambda match: parts[match[1]], _asset("page.html"))
 
 
 def _section(section: Section) -> str:
-    figures = "".join(map(_figure, section.plots))
-    lines = [f'<section id="{_attribute(section.name)}">', f"<h2>{html.escape(section.title)}</h2>"]
+    lines = [f'<section id="{html.escape(section.name)}">', f"<h2>{html.escape(section.title)}</h2>"]
     lines += [f"<p>{html.escape(text)}</p>" for text in section.text]
-    first, *rest = section.tables or [None]
-    lines += [_table(first)] if first else []
-    lines += [f'<div class="plots">{figures}</div>'] if figures else []
-    lines += [_table(table) for table in rest if table]
-    lines += [_examples(section.examples)] if section.examples else []
+    tables = [*map(_table, section.tables)]
+    figures = "".join(map(_figure, section.plots))
+    lines += [*tables[:1], *([f'<div class="plots">{figures}</div>'] if figures else []), *tables[1:]]
+    if shown := "".join(map(_example, section.examples)):
+        lines.append(f"<details open><summary>Examples ({len(section.examples)})</summary>{shown}</details>")
     return "\n".join([*lines, "</section>"])
 
 
 def _figure(plot: Plot) -> str:
-    caption, says = html.escape(plot.title), _attribute(plot.says)
+    name, title, says = map(html.escape, (plot.name, plot.title, plot.says))
     return (
-        f'<figure data-plot="{_attribute(plot.name)}"><figcaption>{caption}</figcaption>'
+        f'<figure data-plot="{name}"><figcaption>{title}</figcaption>'
         f'<div class="plot" role="img" aria-label="{says}"></div></figure>'
     )
 
 
 def _table(table: Table) -> str:
-    title, note = _attribute(table.title), html.escape(table.note)
+    title = html.escape(table.title)
     drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{formats.hypertext(table)}</div>'
-    drawn += f'<p class="note">{note}</p>' if note else ""
+    drawn += f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     if table.folded:
         return f"<details><summary>{title} ({plural(len(table.rows), 'row')})</summary>{drawn}</details>"
     return f"<h3>{title}</h3>{drawn}"
-
-
-def _examples(examples: Sequence[Example]) -> str:
-    return f"<details open><summary>Examples ({len(examples)})</summary>{''.join(map(_example, examples))}</details>"
 
 
 def _example(example: Example) -> str:
@@ -74,22 +69,18 @@ def _example(example: Example) -> str:
 
 def _json(drawn: Sequence[Plot]) -> str:
     """Data for the program; nothing in it can end the script element that holds it."""
-    asked: dict[str, Any] = {
-        "specs": {plot.name: plot.spec for plot in drawn},
+    data = {
+        "specs": {plot.name: plot.drawing.spec() for plot in drawn},
         "light": plots.colours(light=True),
         "dark": plots.colours(light=False),
     }
-    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _script() -> str:
     """Vega, Vega-Lite, Vega-Embed and ours in one program."""
     bundle: str = plots.converter().javascript_bundle(_asset("page.js"))
     return re.sub("</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE).replace("<!--", r"<\!--")
-
-
-def _attribute(text: str) -> str:
-    return html.escape(text, quote=True)
 
 
 def _asset(name: str) -> str:

@@ -1,13 +1,14 @@
 """What a report is made of, before it is written in any format: tables, plots, examples, sections."""
 
-import math
 import unicodedata
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from hala_hpc.config.words import known
 from hala_hpc.report.page.plots import Plot
 
-FOLDED_FROM = 40
+FOLDED_FROM: Final = 40
 """Rows."""
 
 Value = str | int | float | None
@@ -15,9 +16,9 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One value. ``error`` is its standard error, in the same unit; ``digits`` are shown after the point of a float.
+    """One value. ``error`` is its standard error, in the same unit; a float is shown with ``digits`` after the point.
 
-    ``best`` is set off; ``mark`` stands behind it (of significance); ``signed`` shows a plus too.
+    ``best`` is set off; ``mark`` (of significance) stands behind the value; ``signed`` shows a plus too.
     """
 
     value: Value
@@ -34,12 +35,9 @@ class Cell:
     @property
     def text(self) -> str:
         """As people read it, without error and mark; empty for what is not known."""
-        value = self.value
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            return ""
-        if isinstance(value, str):
-            return value
-        sign = "+" if self.signed else ""
+        value, sign = known(self.value), "+" if self.signed else ""
+        if value is None or isinstance(value, str):
+            return value or ""
         if isinstance(value, int):
             return f"{value:{sign},}"
         return f"{value:{sign},.{self.digits}f}".replace("-", "−")
@@ -47,7 +45,7 @@ class Cell:
     @property
     def error_text(self) -> str:
         """The standard error, with as many digits; empty where there is none."""
-        return f"{self.error:,.{self.digits}f}" if self.error is not None and math.isfinite(self.error) else ""
+        return "" if known(self.error) is None else f"{self.error:,.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -62,20 +60,19 @@ class Table:
     folded: bool = False
 
 
+Row = Sequence[Cell | Value]
+
+
 def of(
-    name: str, title: str, columns: list[str], rows: list[list[Cell | Value]], note: str = "", folded: bool = False
+    name: str, title: str, columns: Sequence[str], rows: Sequence[Row], note: str = "", folded: bool = False
 ) -> Table:
-    """A table of plain values and cells, folded if it is long. Columns in which nothing is known, but the first, go."""
-    made = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    kept = [place for place in range(len(columns)) if not place or not rows or any(row[place].text for row in made)]
-    return Table(
-        name,
-        title,
-        tuple(columns[place] for place in kept),
-        tuple(tuple(row[place] for place in kept) for row in made),
-        note,
-        folded or len(rows) >= FOLDED_FROM,
-    )
+    """A table of plain values and cells, folded if it is long. A column in which nothing is known is left out, unless
+    it is the first.
+    """
+    cells = [tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows]
+    kept = [at for at in range(len(columns)) if not at or not rows or any(row[at].text for row in cells)]
+    shown = tuple(tuple(row[at] for at in kept) for row in cells)
+    return Table(name, title, tuple(columns[at] for at in kept), shown, note, folded or len(rows) >= FOLDED_FROM)
 
 
 RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
@@ -90,7 +87,7 @@ def isolated(name: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """Something shown as it is: named texts, each in the direction of its own script."""
+    """Named texts shown as they are, each in the direction of its own script."""
 
     title: str
     texts: tuple[tuple[str, str], ...]
@@ -110,11 +107,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole. ``made`` says when and by which version."""
+    """The whole page. ``made`` says when it was made and by which version."""
 
     title: str
     made: str
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...] = ()
 
     @property
     def tables(self) -> list[Table]:

@@ -1,9 +1,11 @@
 """Rows that were made, of a translation for example: how many, what is in quarantine and why, and a few to look at."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,38 +15,35 @@ from hala_hpc.data.arrow.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Example, Section, isolated
-from hala_hpc.report.runs import Run
+from hala_hpc.report.runs import ReportedRun
 
 EXAMPLES_EACH: Final = 3
-"""Rows shown for each example asked for: texts are shorter than questions with all their choices."""
+"""Rows shown for each example that is wanted: texts are shorter than questions with all their choices."""
 MOST_TEXTS: Final = 12
 MOST_CHARACTERS: Final = 600
 
 
-def section(run: Run, examples: int) -> Section | None:
+def section(run: ReportedRun, examples: int) -> Section | None:
     """The rows of a run; None for a run whose shards are not rows."""
     if run.facts.unit != "rows" or run.facts.suffix != ".parquet":
         return None
     done = [path for shard in range(run.status.shards) if (path := run.directory.shard_output(shard)).is_file()]
-    tables = [_counts(run)]
-    if run.status.quarantined and done:
-        tables.append(_quarantine(run, done))
-    shown = tuple(_examples(run, done, examples * EXAMPLES_EACH))
-    return Section(f"rows-{run.name}", f"Rows of {isolated(run.name)}", tables=tuple(tables), examples=shown)
+    tables = (_counts(run), *([_quarantine(run, done)] if run.status.quarantined and done else []))
+    shown = tuple(islice(_examples(run, done[0]), examples * EXAMPLES_EACH)) if done else ()
+    return Section(f"rows-{run.name}", f"Rows of {isolated(run.name)}", tables=tables, examples=shown)
 
 
-def _counts(run: Run) -> table.Table:
-    state, workers = run.status, run.status.workers
+def _counts(run: ReportedRun) -> table.Table:
+    state, work = run.status, run.work
     columns = ["rows", "done", "in quarantine", "left", "texts", "prompt tokens", "output tokens"]
     done, left = state.rows_done - state.quarantined, state.rows - state.rows_done
-    tokens = (sum(worker.prompt_tokens for worker in workers), sum(worker.output_tokens for worker in workers))
-    row: list[table.Cell | table.Value] = [state.rows, done, state.quarantined, left, run.facts.texts, *tokens]
+    row = [state.rows, done, state.quarantined, left, run.facts.texts, work.prompt_tokens, work.output_tokens]
     note = "Quarantine counts finished shards only; tokens include repeated work."
     return table.of(f"rows-{run.name}", "Rows", columns, [row], note)
 
 
-def _quarantine(run: Run, done: list[Path]) -> table.Table:
-    counted: Counter[str] = Counter()
+def _quarantine(run: ReportedRun, done: Sequence[Path]) -> table.Table:
+    reasons: Counter[str] = Counter()
     damaged = 0
     for path in done:
         try:
@@ -52,63 +51,43 @@ def _quarantine(run: Run, done: list[Path]) -> table.Table:
         except (pa.ArrowException, OSError, KeyError):
             damaged += 1
             continue
-        counted.update(reason_of(str(error)) for error in errors.to_pylist())
-    rows: list[list[table.Cell | table.Value]] = [[reason, count] for reason, count in counted.most_common()]
-    name = f"quarantine-{run.name}"
-    return table.of(name, "Quarantine", ["reason", "rows"], rows, f"Of finished shards.{_said(damaged)}")
+        reasons.update(reason_of(str(error)) for error in errors.to_pylist())
+    note = "Of finished shards." + (f" {damaged} of them are damaged and not counted (hala verify)." if damaged else "")
+    return table.of(f"quarantine-{run.name}", "Quarantine", ["reason", "rows"], reasons.most_common(), note)
 
 
-def _said(damaged: int) -> str:
-    return f" {damaged} of them are damaged and not counted (hala verify)." if damaged else ""
-
-
-def _examples(run: Run, done: list[Path], count: int) -> Iterator[Example]:
-    """The first rows of the run that were done: what went in beside what came out."""
-    if not done or not count:
-        return
-    try:
-        yield from _examples_in(run, done[0], count)
-    except (pa.ArrowException, OSError, ValueError):
-        return  # damaged, which `hala verify` tells
-
-
-def _examples_in(run: Run, output: Path, count: int) -> Iterator[Example]:
-    file = pq.ParquetFile(output)
-    given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
-    made = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
+def _examples(run: ReportedRun, output: Path) -> Iterator[Example]:
+    """The rows of a shard that were done: what went in beside what came out."""
     suffix = str(run.recipe["task"].get("suffix", ""))
-    shown = 0
-    for batch in file.iter_batches(batch_size=64):
-        for row in to_rows(pa.Table.from_batches([batch])):
-            if shown == count:
-                return
-            if row.get(ERROR) is None:
-                shown += 1
-                yield Example(f"row {row[ROW]:,}", tuple(_texts(row, made, suffix)))
+    with suppress(pa.ArrowException, OSError, ValueError):  # damaged, which `hala verify` says
+        given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
+        file = pq.ParquetFile(output)
+        new = [name for name in file.schema_arrow.names if name not in given and name not in (ROW, ERROR)]
+        for batch in file.iter_batches(batch_size=64):
+            for row in to_rows(pa.Table.from_batches([batch])):
+                if row.get(ERROR) is None:
+                    yield Example(f"row {row[ROW]:,}", tuple(_texts(row, new, suffix)))
 
 
-def _texts(row: dict[str, Any], made: list[str], suffix: str) -> list[tuple[str, str]]:
-    """For each new column its original's texts and its own, in turn."""
-    found: list[tuple[str, str]] = []
-    for name in made:
+def _texts(row: Mapping[str, object], new: Sequence[str], suffix: str) -> list[tuple[str, str]]:
+    """The texts of each new column in turn with those of its original."""
+    texts: list[tuple[str, str]] = []
+    for name in new:
         original = name.removesuffix(suffix)
-        before = list(_strings(row[original])) if original != name and original in row else []
-        after = list(_strings(row[name]))
+        before = [(original, text) for text in _strings(row.get(original))] if original != name else []
+        after = [(name, text) for text in _strings(row[name])]
         if len(before) == len(after):
             pairs = zip(before, after, strict=True)
-            found += [pair for old, new in pairs for pair in ((original, old), (name, new)) if old != new]
+            texts += [named for old, mine in pairs for named in (old, mine) if old[1] != mine[1]]
         else:
-            found += [(original, text) for text in before] + [(name, text) for text in after]
-    return [(name, text[:MOST_CHARACTERS] + "…" * (len(text) > MOST_CHARACTERS)) for name, text in found[:MOST_TEXTS]]
+            texts += before + after
+    return [(name, text[:MOST_CHARACTERS] + "…" * (len(text) > MOST_CHARACTERS)) for name, text in texts[:MOST_TEXTS]]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """All texts in a value, in order."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)

@@ -2,97 +2,92 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.table import Section
-from hala_hpc.report.runs import Run
+from hala_hpc.report.page.plots import Plot, Row
+from hala_hpc.report.page.table import Cell, Section
+from hala_hpc.report.runs import ReportedRun
 from hala_hpc.tasks.train import card, metrics
 
 POINTS: Final = 400
-"""Of one curve; of a longer training each is a mean over neighbouring steps."""
+"""Points of one curve; those of a longer training are means over neighbouring steps."""
 CURVES: Final = {
-    "learning_rate": "learning rate",
-    "grad_norm": "gradient norm",
-    "tokens_per_second": "tokens/s",
-    "memory_gb": "GPU memory in GB",
+    ("loss", "eval_loss"): "loss",
+    ("learning_rate",): "learning rate",
+    ("grad_norm",): "gradient norm",
+    ("tokens_per_second",): "tokens/s",
+    ("memory_gb",): "GPU memory in GB",
 }
-"""Besides the loss: key of a step's line, and its title."""
+"""Keys of a step's line, the second on held-out data, and their title."""
 HELD_OUT: Final = "held out"
 
-Lines = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Of each run, its steps."""
+Steps = Sequence[Mapping[str, object]]
+"""Lines of a training's metrics (``tasks.train.metrics``)."""
 
 
-def section(runs: Sequence[Run]) -> Section:
+def section(runs: Sequence[ReportedRun]) -> Section:
     """All trainings of a report."""
-    lines = {run.name: metrics.read(run.path) for run in runs}
-    drawn = [_loss(lines), *(_curve(lines, key, title) for key, title in CURVES.items())]
-    shown = tuple(plot for plot in drawn if plot is not None)
+    lines: dict[str, Steps] = {run.name: metrics.read(run.path) for run in runs}
+    shown = tuple(plot for keys, title in CURVES.items() if (plot := _curve(lines, keys, title)))
     text = () if shown else ("No step is done yet.",)
     return Section("training", "Training", text, (_totals(runs, lines),), shown)
 
 
-def _totals(runs: Sequence[Run], lines: Lines) -> table.Table:
-    columns = ["run", "steps", "tokens", "last loss", "held out", "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
-    rows: list[list[table.Cell | table.Value]] = []
+def _totals(runs: Sequence[ReportedRun], lines: Mapping[str, Steps]) -> table.Table:
+    columns = ["run", "steps", "tokens", "last loss", HELD_OUT, "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
+    rows = []
     for run in runs:
-        totals: Mapping[str, Any] = card.trained(run.path)
+        total = card.trained(run.path).get
         steps = [line for line in lines[run.name] if "loss" in line]
-        rows.append(
-            [
-                run.name,
-                *(totals.get(key) for key in ("steps", "tokens")),
-                *(table.Cell(totals.get(key), digits=4) for key in ("final_loss", "eval_loss")),
-                *(table.Cell(totals.get(key)) for key in ("hours", "gpu_hours")),
-                table.Cell(metrics.mean_by_time(steps, "tokens_per_second"), digits=0),
-                metrics.mean_by_time(steps, "mfu"),
-                totals.get("launches"),
-            ]
-        )
+        losses = (Cell(total(key), digits=4) for key in ("final_loss", "eval_loss"))
+        learned = (total("steps"), total("tokens"), *losses)
+        rates = (Cell(_mean(steps, "tokens_per_second"), digits=0), _mean(steps, "mfu"))
+        rows.append([run.name, *learned, total("hours"), total("gpu_hours"), *rates, total("launches")])
     note = (
         "Hours are from the first to the last step of each launch; tokens/s and MFU are means over steps by their time."
     )
     return table.of("trainings", "Trainings", columns, rows, note)
 
 
-def _loss(lines: Lines) -> Plot | None:
-    rows: list[dict[str, Any]] = []
-    for name, steps in lines.items():
-        for key, curve in (("loss", name), ("eval_loss", f"{name}, {HELD_OUT}")):
-            rows += [{"step": step, "loss": value, "run": curve} for step, value in _thinned(steps, key)]
-    if not rows:
-        return None
-    says = (
-        f"Loss by step of {', '.join(lines)}: from {rows[0]['loss']:.4g}, least {min(row['loss'] for row in rows):.4g}"
-    )
-    return Plot("training-loss", "Loss", says, plots.lines(rows, "step", "loss", "run", ("step", "loss")))
-
-
-def _curve(lines: Lines, key: str, title: str) -> Plot | None:
-    rows = [
-        {"step": step, title: value, "run": name}
+def _curve(lines: Mapping[str, Steps], keys: Sequence[str], title: str) -> Plot | None:
+    """The curve of each training, and with a second of ``keys`` one on held-out data beside it."""
+    rows: list[Row] = [
+        {"step": step, title: value, "run": curve}
         for name, steps in lines.items()
+        for key, curve in zip(keys, (name, f"{name}, {HELD_OUT}"), strict=False)
         for step, value in _thinned(steps, key)
     ]
-    if not any(row[title] for row in rows):
+    values = [float(row[title]) for row in rows]
+    if not any(values):
         return None
-    says = f"{title} by step of {', '.join(lines)}"
-    name = f"training-{key.replace('_', '-')}"
-    return Plot(name, title[0].upper() + title[1:], says, plots.lines(rows, "step", title, "run", ("step", title)))
+    shown = title[0].upper() + title[1:]
+    says = f"{shown} by step of {', '.join(lines)}: from {values[0]:.4g}, least {min(values):.4g}"
+    drawing = plots.lines(rows, "step", title, "run", ("step", title))
+    return Plot(f"training-{keys[0].replace('_', '-')}", shown, says, drawing)
 
 
-def _thinned(steps: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Means of step and value over at most POINTS neighbourhoods; a value that is no number is left out."""
-    known = [(line["step"], line[key]) for line in steps if _is_finite(line.get(key))]
-    if len(known) <= POINTS:
-        return [(float(step), float(value)) for step, value in known]
-    parts = np.array_split(np.array(known, float), POINTS)
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:
+    """Means of step and value over at most POINTS neighbourhoods. A value that is not finite is left out."""
+    known = _known(steps, ("step", key))
+    parts = np.array_split(np.array(known, float), POINTS) if len(known) > POINTS else []
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts] or known
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _mean(steps: Steps, key: str) -> float | None:
+    """The mean over steps by their time."""
+    known = _known(steps, (key, "seconds"))
+    seconds = sum(took for _, took in known)
+    return sum(value * took for value, took in known) / seconds if seconds else None
+
+
+def _known(steps: Steps, keys: tuple[str, str]) -> list[tuple[float, float]]:
+    """Two numbers of each step that has both, and both finite."""
+    pairs = ((line.get(keys[0]), line.get(keys[1])) for line in steps)
+    return [
+        (float(first), float(second))
+        for first, second in pairs
+        if isinstance(first, int | float) and isinstance(second, int | float) and math.isfinite(first + second)
+    ]
