@@ -74,8 +74,7 @@ def command(
     state = status.read(path, recipe.run.lease_seconds, recipe.run.attempts)
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
-        alive = sum(worker.alive for worker in state.workers)
-        workers = min(recipe.run.workers, missing) - max(alive, starting.at_work(path)) if missing else 0
+        workers = min(recipe.run.workers, missing) - max(state.alive, starting.at_work(path)) if missing else 0
     workers = min(workers, missing)
     jobs = []
     if workers > 0:

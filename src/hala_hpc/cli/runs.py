@@ -96,6 +96,6 @@ def _row(path: Path) -> dict[str, Any]:
         "failed": state.failed,
         "rows": state.rows,
         "rows_done": state.rows_done,
-        "workers": sum(worker.alive for worker in state.workers),
+        "workers": state.alive,
         "planned_at": manifest.read(path / "manifest.parquet").facts.made_by.get("planned_at", ""),
     }

@@ -141,7 +141,8 @@ def _shown(seen: Seen) -> Any:
     done = training.done_share(seen.training, state) if seen.training else state.rows_done / state.rows
     bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
     parts: list[Any] = [bar, facts]
-    alive = [worker for worker in state.workers if worker.alive]
+    wholes = {worker.part_of for worker in state.workers}
+    alive = [worker for worker in state.workers if worker.alive and worker.worker not in wholes]
     if alive and seen.training is None:
         parts += [Text(), _workers(alive) if state.unit == "rows" else _workers_on_items(alive, state.unit)]
     for error in state.errors:
@@ -180,9 +181,9 @@ def _facts(seen: Seen) -> list[tuple[str, str]]:
         lines += [("rows", f"{share}, {state.quarantined:,} in quarantine{more}")]
         lines += [("noted", told)] if (told := _noted(state)) else []
         lines += [("rate", f"{state.rows_per_second:,.1f} rows/s, {state.tokens_per_second:,.0f} tokens/s")]
-    alive = sum(worker.alive for worker in state.workers)
+    ended = sum(not worker.alive and not worker.part_of for worker in state.workers)
     lines += [("time left", "finished" if state.finished else common.human_seconds(left))]
-    lines += [("workers", f"{alive} alive, {len(state.workers) - alive} ended")]
+    lines += [("workers", f"{state.alive} alive, {ended} ended")]
     if seen.changed:
         told = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
         lines += [("changed", rich.markup.escape(told))]

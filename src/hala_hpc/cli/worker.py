@@ -14,9 +14,6 @@ def command(run: str) -> None:
     \b
     srun hala worker runs/translate-openorca
     """
-    import sys
-
     from hala_hpc.worker.job import main
 
-    sys.argv = ["hala worker", str(lookup.find(run))]
-    raise click.exceptions.Exit(main())
+    raise click.exceptions.Exit(main([str(lookup.find(run))]))

@@ -65,6 +65,7 @@ class Worker:
     counts: tuple[tuple[float, int, int], ...]
     spans: tuple[Span, ...]
     troubles: tuple[Trouble, ...]
+    part_of: str = ""  # the worker of which it is a process
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class History:
 
     @property
     def worker_seconds(self) -> float:
-        return sum(worker.end - worker.start for worker in self.workers)
+        return sum(worker.end - worker.start for worker in self.workers if not worker.part_of)
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -152,6 +153,7 @@ def _worker(path: Path) -> Worker | None:
         counts=tuple(_counts(events)),
         spans=tuple(_spans(path.stem, events, end)),
         troubles=tuple(_troubles(path.stem, host, events)),
+        part_of=str(events[0].get("part_of", "")),
     )
 
 
@@ -223,7 +225,8 @@ def of_run(run: Path, site: dict[str, Any]) -> Work:
         for event in ledger.read(file):
             last = event
             counted = event if "output_tokens" in event else counted
-        spans.append((float(opening["time"]), float(last["time"])))
+        if "part_of" not in opening:  # a process of a worker, whose time that counts
+            spans.append((float(opening["time"]), float(last["time"])))
         totals.update({key: int(counted.get(key, 0)) for key in COUNTED})
     seconds = sum(end - start for start, end in spans)
     slurm = site.get("slurm") or {}

@@ -23,6 +23,11 @@ class Outcome(Enum):
     STOPPED = "stopped"  # a signal or the end of the job's time asked for it; the job should be requeued
     REQUEUED = "requeued"  # the job was put back in the queue already, to run on other nodes
 
+    @property
+    def code(self) -> int:
+        """Exit code: 1 has accounting show a job whose work failed as FAILED; sbatch scripts requeue on 85."""
+        return {"finished": 0, "gave up": 1}.get(self.value, 85)
+
 
 class Counters(Counter[str]):
     """What a worker has done since it started, in the words of the ledger; a new one need only be counted.

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hala_hpc import __version__, engines
@@ -18,8 +18,9 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
-from hala_hpc.worker import registry
+from hala_hpc.worker import processes, registry
 from hala_hpc.worker.context import Context, Outcome
+from hala_hpc.worker.task import PerCore
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
@@ -27,11 +28,6 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
-REQUEUE_CODE = 85
-"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""
-GAVE_UP_CODE = 1
-"""Of one that set shards aside, so that accounting shows a job whose work failed as FAILED."""
-CODES = {Outcome.FINISHED: 0, Outcome.GAVE_UP: GAVE_UP_CODE}
 
 
 class StopFlag:
@@ -61,28 +57,34 @@ class StopFlag:
             os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
 
 
-def work(path: Path, stop: StopFlag) -> Outcome:
+def work(path: Path, stop: StopFlag, name: str = "") -> Outcome:
     """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
 
     Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
     case finished rows are kept and shards given back.
     """
     stop.install()
-    return work_until(path, lambda: bool(stop))
+    return work_until(path, lambda: bool(stop), name)
 
 
-def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
-    """``work``, for a caller that sees to signals itself."""
+def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> Outcome:
+    """``work``, for a caller that sees to signals itself. ``name`` is that of one of a worker's processes."""
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
     run.create_folders(len(plan))
     task = registry.create(recipe)
-    worker = worker_name()
+    worker = name or worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
-    identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
+    # The worker speaks for its processes where it is asked what became of a job.
+    job = (
+        {"executor": "", "job": "", "part_of": name.partition("+")[0]}
+        if name
+        else {"executor": executor(), "job": job_name()}
+    )
+    identity = {"host": socket.gethostname(), **job, "pid": os.getpid()}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
-    loop = importlib.import_module(task.loop)
+    loop = processes if isinstance(task, PerCore) and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)
@@ -146,20 +148,24 @@ def job_name() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
-def main() -> int:
-    """``python -m hala_hpc.worker RUN``.
+def main(arguments: Sequence[str]) -> int:
+    """``python -m hala_hpc.worker RUN [NAME]``; with a name: one of the processes of a worker.
 
     Exit code 0: nothing is left; 1: nothing, but this worker set shards aside; 85: a signal stopped it (requeue).
     """
-    if len(sys.argv) != 2:
+    if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
     stop = StopFlag()
+    stop.install()
+    if is_part := len(arguments) == 2:
+        processes.stop_with_parent()
     try:
-        outcome = work(Path(sys.argv[1]).resolve(), stop)
+        outcome = work(Path(arguments[0]).resolve(), stop, *arguments[1:])
         stop.ignore()
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
-    linger(stop, outcome)
-    return CODES.get(outcome, REQUEUE_CODE)
+    if not is_part:
+        linger(stop, outcome)
+    return outcome.code

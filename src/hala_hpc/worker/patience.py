@@ -1,6 +1,7 @@
 """Sources that are out of reach for a while: waited for, as an engine is, with no attempt counted against a shard."""
 
 import time
+from collections.abc import Sequence
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
@@ -33,10 +34,10 @@ class PatientFinder:
         due = max(self._rest_until, self._due.get(self._sources[shard], 0.0)) if isinstance(shard, int) else 0.0
         return time.monotonic() < due
 
-    def next(self) -> Lease | None:
-        """Claim a shard; None where there is none to claim now."""
+    def next(self, preferred: Sequence[int] = ()) -> Lease | None:
+        """Claim a shard, a preferred one where it is free; None where there is none to claim now."""
         began = time.monotonic()
-        lease = self._finder.next(avoided=self)
+        lease = self._finder.next(preferred, avoided=self)
         if lease is None and self._rest_until < began:  # shards of what was due are done, by others
             self._due = {source: due for source, due in self._due.items() if due >= began}
         return lease

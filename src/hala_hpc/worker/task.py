@@ -30,6 +30,13 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class PerCore(Protocol):
+    """A task whose shard keeps one core busy: a worker then works as so many processes as it has cores."""
+
+    one_per_core: bool
+
+
+@runtime_checkable
 class NeedsHub(Protocol):
     """A task that reads more from the hub than the recipe's own ``model`` and ``data``; ``hala prefetch`` asks it."""
 

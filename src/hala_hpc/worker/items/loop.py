@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import cast
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import partial, publish, status
 from hala_hpc.run.files import remove_tree
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
+from hala_hpc.run.lease import Heartbeat, Lease
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.items.task import Item, ItemTask, ItemWork, Stopped
+from hala_hpc.worker.patience import PatientFinder
 
 MOST_FAILURES = 3
 """Different items in a row that failed in this worker: then the node or the code is at fault, not they."""
@@ -27,7 +29,7 @@ class ItemLoop:
     def __init__(self, context: Context, task: ItemTask) -> None:
         self._context, self._task = context, task
         self._worker = context.leases.beacon.name
-        self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
+        self._finder = PatientFinder(context)
         self._sources: list[str] = context.plan.column("source")
         self._source = ""  # of the item done last: its engine is still there
         self._work: ItemWork | None = None
@@ -81,6 +83,8 @@ class ItemLoop:
         except Stopped:
             context.ledger.write("released" if self._is_ours else "lost", shard=lease.shard, attempt=lease.attempt)
             context.leases.release(lease)
+        except SourceAway as error:
+            self._finder.missed(lease, error)
         except NoEngine as error:
             context.ledger.write("released", shard=lease.shard, attempt=lease.attempt, error=str(error))
             context.leases.release(lease)
@@ -104,14 +108,18 @@ class ItemLoop:
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
         began = time.monotonic()
-        asked = context.plan.facts.items[lease.shard]
-        item = Item(shard, asked, self._place(lease), kept, self._check_stop, lambda text: self._tell(lease, text))
+        asked = items[lease.shard] if (items := context.plan.facts.items) else {}
+        place = self._place(lease)
+        item = Item(shard, asked, place, kept, self._check_stop, lambda text: self._tell(lease, text), self._worker)
         numbers = self._work.do(item)
         self._source = shard.source
         self._failing.clear()
         self._pause = FIRST_PAUSE
+        self._finder.reached(lease.shard)
         won = publish.publish(context.run, lease.shard, item.place)
         self._counters["rows"] += shard.rows
+        self._counters["quarantined"] += numbers.get("errors", 0)
+        self._counters["prompt_tokens"] += numbers.get("prompt_tokens", 0)
         seconds = round(time.monotonic() - began, 3)
         told = {"done": shard.rows, "errors": 0, "seconds": seconds, **numbers} if won else {}
         context.ledger.write("published" if won else "lost", shard=lease.shard, attempt=lease.attempt, **told)

@@ -25,7 +25,7 @@ class Item:
     ``asked`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
     or a folder where the task's suffix is ''. ``kept`` is a folder of this shard alone, which the next attempt finds
     again (on any node): for what is worth keeping when a worker dies. ``check_stop`` raises Stopped; to be called at
-    least every half minute. ``tell`` says how far the item is, for ``hala status``.
+    least every half minute. ``tell`` says how far the item is, for ``hala status``. ``worker`` is who does it.
     """
 
     shard: Shard
@@ -34,6 +34,7 @@ class Item:
     kept: Path
     check_stop: Callable[[], None]
     tell: Callable[[str], None]
+    worker: str = ""
 
 
 class ItemWork(Protocol):
@@ -45,8 +46,8 @@ class ItemWork(Protocol):
     def do(self, item: Item) -> dict[str, Any]:
         """Put the result at ``item.place``; returns numbers for the ledger.
 
-        Raises Stopped (from ``check_stop``), HalaError for what another attempt would not change, anything else for
-        what it might.
+        Raises Stopped (from ``check_stop``), SourceAway for what may come back, HalaError for what another attempt
+        would not change, anything else for what it might.
         """
 
     def close(self) -> None:
@@ -54,7 +55,7 @@ class ItemWork(Protocol):
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan fills ``Facts.items``, one entry a shard."""
+    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard."""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
         """Start working, in the stage's environment. Nothing heavy before the first item."""

@@ -4,9 +4,9 @@ The tokenizer is kept in the run, so what plans, what works and what trains see 
 model's folder or the template's file.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,8 @@ from hala_hpc.data.chat import templates
 from hala_hpc.data.chat.documents import Document, Dropped, Reader
 from hala_hpc.data.chat.marks import NAMES
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.train.options import Dataset
 from hala_hpc.tasks.train.options import Prepare as Options
@@ -32,8 +33,10 @@ from hala_hpc.tasks.train.order.prepared import place_of
 from hala_hpc.tasks.train.prepare import token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
 from hala_hpc.tasks.train.prepare.token_file import Done, Opened
-from hala_hpc.tasks.train.prepare.tokens import Tokenizing, tokenizing
+from hala_hpc.tasks.train.prepare.tokens import Tokenizing
 from hala_hpc.text.control import ControlWords
+from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.task import ITEMS
 
 SHARD_TOKENS: Final = 1_000_000
 """Of a training's datasets (ours): some seconds of one core, and few files for the training to map."""
@@ -49,7 +52,8 @@ class Prepare:
     """See the module."""
 
     stage = "work"
-    loop = "hala_hpc.tasks.train.prepare.loop"
+    loop = ITEMS
+    one_per_core = True
     suffix = ".arrow"
 
     def __init__(self, recipe: Recipe) -> None:
@@ -78,9 +82,38 @@ class Prepare:
         del facts
         return partial(check_shard, most=self._recipe.task.sequence_length)
 
-    def work_on(self, run: Path, schema: pa.Schema) -> Tokenizing:
-        """How the rows of a planned run become tokens."""
-        return tokenizing(load_tokenizer(run), self._recipe.task, self._recipe.data, schema)
+    def open(self, run: RunDirectory, plan: Manifest) -> "PrepareWork":
+        """Raises HalaError where the tokenizer that the run keeps cannot be read."""
+        schema = schemas.load(plan.facts.schema)
+        return PrepareWork(
+            run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
+        )
+
+    def finish(self, run: RunDirectory, plan: Manifest) -> None:
+        """Nothing is left to do: a training takes the shards as they are."""
+
+
+class PrepareWork:
+    """Makes the tokens of one shard after the other."""
+
+    def __init__(self, run: RunDirectory, facts: Facts, work: Tokenizing) -> None:
+        self._run, self._facts, self._work = run, facts, work
+
+    def do(self, item: Item) -> dict[str, int]:
+        """Raises SourceAway where the source is out of reach, HalaError where it changed since the run was planned."""
+        given = shards.read_input(self._run.path, item.shard, self._facts)
+        done: list[tuple[int, Done]] = []
+        for number, row in given.numbered():
+            item.check_stop()
+            done.append((number, _done(self._work, row)))
+        made_by = json.dumps(self._facts.made_by | {"worker": item.worker, "shard": item.shard.id}).encode()
+        token_file.write(item.place, done, made_by, item.shard.digest)
+        kept = [row for _, row in done if not isinstance(row, str)]
+        tokens = sum(len(piece.ids) for pieces in kept for piece in pieces)
+        return {"done": len(kept), "errors": len(done) - len(kept), "prompt_tokens": tokens}
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
 
 def create(recipe: Recipe) -> Prepare:
@@ -108,33 +141,6 @@ def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:
 def load_tokenizer(run: Path) -> Any:
     """The tokenizer that a planned run keeps. Raises HalaError."""
     return templates.load_tokenizer(Model(name=str(run / TOKENIZER)))
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a shard came to."""
-
-    rows: int
-    dropped: int
-    tokens: int
-
-
-def make(
-    run: Path, shard: Shard, facts: Facts, work: Tokenizing, target: Path, made_by: bytes, stop: Callable[[], bool]
-) -> Made | None:
-    """Tokenize a shard into the file ``target``. None where ``stop`` became true.
-
-    Raises HalaError where the source changed since the run was planned.
-    """
-    given = shards.read_input(run, shard, facts)
-    done: list[tuple[int, Done]] = []
-    for number, row in given.numbered():
-        if stop():
-            return None
-        done.append((number, _done(work, row)))
-    token_file.write(target, done, made_by, shard.digest)
-    pieces = [piece for _, row in done if not isinstance(row, str) for piece in row]
-    return Made(len(done), sum(isinstance(row, str) for _, row in done), sum(len(piece.ids) for piece in pieces))
 
 
 def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
@@ -223,7 +229,7 @@ class _Measure:
             )
 
     def _work(self, schema: pa.Schema) -> Tokenizing:
-        return tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
+        return Tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
 
     def _note(self, length: int) -> None:
         self._too_long += 1

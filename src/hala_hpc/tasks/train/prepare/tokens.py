@@ -126,11 +126,6 @@ class Tokenizing:
         return tokens
 
 
-def tokenizing(tokenizer: Any, options: Prepare, data: Data, schema: pa.Schema) -> Tokenizing:
-    """How rows of this schema become tokens. Raises HalaError where the columns do not fit the kind of the rows."""
-    return Tokenizing(tokenizer, options, data, schema)
-
-
 def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Loss:
     """Which tokens hold a character of one of the spans.
 
