@@ -16,13 +16,12 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
 from hala_hpc.data.arrow import schema
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
-from hala_hpc.run import partial, publish
-from hala_hpc.run.lease import Heartbeat
+from hala_hpc.run import partial
+from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.claims import Claims
 from hala_hpc.worker.rows.in_flight import Out, Outstanding
-from hala_hpc.worker.rows.shard import OpenShard, RowInHand, most_in_flight, working_on
+from hala_hpc.worker.rows.shard import OpenShard, Reading, RowInHand, most_in_flight, working_on
 from hala_hpc.worker.rows.task import RowError, RowTask
 
 POLL_SECONDS = 0.1
@@ -39,7 +38,8 @@ class RowLoop:
         self._context = context
         self._worker = context.leases.beacon.name
         self._work = task.work_on(schema.load(context.plan.facts.schema))
-        self._claims = Claims(context, self._worker)
+        self._claims = Claims(context)
+        self._reading = Reading(context, self._claims)
         self._counters = Counters()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None
@@ -55,7 +55,7 @@ class RowLoop:
 
     def work(self) -> Outcome:
         """Raises whatever is a bug or a broken disk, after giving everything back."""
-        with Heartbeat(self._context.leases, self._check_leases):
+        with self._claims:
             try:
                 while not self._context.should_stop():
                     if not self._turn():
@@ -122,7 +122,7 @@ class RowLoop:
         left = len(self._feeding.unsent) if self._feeding else 0
         is_time = self._engine is None or left <= self._engine.capacity
         if self._coming is None and is_time and time.monotonic() >= self._ask_again:
-            self._coming = self._disk.submit(self._claims.next)
+            self._coming = self._disk.submit(self._reading.next)
 
     def _next_shard(self) -> OpenShard | None:
         """The shard that was claimed ahead, if it is there by now."""
@@ -145,17 +145,11 @@ class RowLoop:
 
     def _wait_for_the_silent(self) -> bool:
         """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
-        seconds = self._claims.wait_for()
-        if seconds is None:
-            # One last look: a shard may have been given back since.
-            self._coming = self._disk.submit(self._claims.next)
-            if self._coming.result() is None:
-                self._coming = None
-                return False
-            return True
-        time.sleep(min(seconds, 1.0) + 0.05)
-        self._coming = self._disk.submit(self._claims.next)
-        return True
+        is_last_look = not self._claims.wait()  # a shard may have been given back since
+        self._coming = self._disk.submit(self._reading.next)
+        if is_last_look and self._coming.result() is None:
+            self._coming = None
+        return self._coming is not None
 
     # --- requests go out, rows come back --------------------------------------------------------------------------
 
@@ -238,32 +232,19 @@ class RowLoop:
         try:
             self._write_and_publish(shard)
         except BaseException:
-            self._context.leases.release(shard.lease)
+            self._claims.give_back(shard.claim, done=shard.done)
             raise
 
     def _write_and_publish(self, shard: OpenShard) -> None:
-        """What was kept of the shard is no longer needed once it is published, by whomever."""
-        context, started = self._context, time.monotonic()
+        context, began = self._context, time.monotonic()
         shard.flush()
         shard.close()
         temporary = partial.temporary_output(context.run, shard.id, self._worker)
         made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
         shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
-        if publish.publish(context.run, shard.id, temporary):
+        counts = {"done": len(shard.results), "errors": len(shard.errors)}
+        if self._claims.publish(shard.claim, temporary, began, **counts):
             self._revival.published()
-            seconds = round(time.monotonic() - started, 3)
-            context.ledger.write(
-                "published",
-                shard=shard.id,
-                attempt=shard.lease.attempt,
-                done=len(shard.results),
-                errors=len(shard.errors),
-                seconds=seconds,
-            )
-        else:
-            context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
-        partial.drop(context.run, shard.id)
-        context.leases.clear(shard.id)
 
     def _tend(self) -> None:
         """What is due now and then: durable rows, news for the ledger, shards that were taken from us."""
@@ -274,7 +255,7 @@ class RowLoop:
         for shard in [shard for shard in self._open if shard.lost]:
             self._open.remove(shard)
             shard.close()
-            self._context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+            self._claims.give_back(shard.claim, "lost")
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
             self._writing += [self._disk.submit(shard.flush) for shard in self._open]
@@ -285,12 +266,6 @@ class RowLoop:
         self._told = time.monotonic()
         at = working_on(self._open) if working is None else working
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
-
-    def _check_leases(self) -> None:
-        """In the heartbeat's thread."""
-        for shard in list(self._open):
-            if not self._context.leases.holds(shard.lease):
-                shard.lost = True
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -361,15 +336,13 @@ class RowLoop:
         self._open.remove(shard)
         if self._feeding is shard:
             self._feeding = None
-        leases, lease = self._context.leases, shard.lease
         try:
             if event != "abandoned":
                 shard.withdraw()
             shard.flush()
             shard.close()
         finally:
-            (leases.fail if event == "abandoned" else leases.release)(lease)
-            self._context.ledger.write(event, shard=shard.id, attempt=lease.attempt, done=shard.done)
+            self._claims.give_back(shard.claim, event, done=shard.done)
 
     def _end(self) -> None:
         """Keep what is finished, give back what is not."""

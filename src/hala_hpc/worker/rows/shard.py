@@ -1,23 +1,28 @@
-"""One shard on its way through a worker: which rows are to be sent, which are out, what came back."""
+"""One shard on its way through a worker: claimed and read, which rows are to be sent, which are out, what came back."""
 
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data import shards
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.shards import ShardInput
 from hala_hpc.engines.base import Completion
 from hala_hpc.run import partial
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Lease
 from hala_hpc.run.partial import ROW, PartialFile
+from hala_hpc.worker.claims import Claim, Claims
+from hala_hpc.worker.context import Context
 
 CAREFUL_FROM = 3
 """From this attempt on a shard goes row by row, for something in it may have killed two workers."""
 BEGUN = "begun"
 """Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
 value false it takes that back."""
+MOST_UNREADABLE = 3
+"""Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
 MOST_REFUSALS = 3
 """So often an engine fails at a row, and answers others in between, before the row is set aside."""
 
@@ -38,16 +43,15 @@ class RowInHand:
 class OpenShard:
     """A claimed shard, with what earlier workers had finished of it."""
 
-    def __init__(self, run: RunDirectory, lease: Lease, given: ShardInput, worker: str) -> None:
-        self.lease = lease
+    def __init__(self, run: RunDirectory, claim: Claim, given: ShardInput, worker: str) -> None:
+        self.claim = claim
         self.given = given
-        self.careful = lease.attempt >= CAREFUL_FROM
-        self.lost = False
+        self.careful = claim.lease.attempt >= CAREFUL_FROM
         self.results: dict[int, Row] = {}
         self.errors: dict[int, str] = {}
         self._begun: set[int] = set()
         self._refusals: Counter[int] = Counter()
-        self._file = PartialFile(run, lease.shard, worker)
+        self._file = PartialFile(run, claim.shard, worker)
         self._lock = threading.Lock()
         self._take_up(run)
         done = self.results.keys() | self.errors.keys()
@@ -56,7 +60,11 @@ class OpenShard:
 
     @property
     def id(self) -> int:
-        return self.lease.shard
+        return self.claim.shard
+
+    @property
+    def lost(self) -> bool:
+        return self.claim.lost
 
     @property
     def done(self) -> int:
@@ -125,6 +133,36 @@ class OpenShard:
                 self.errors[number] = kept["error"]
             else:
                 self.results[number] = kept["new"]
+
+
+class Reading:
+    """Claims shards and reads them; used by the worker's disk thread, for it waits for the file server."""
+
+    def __init__(self, context: Context, claims: Claims) -> None:
+        self._context, self._claims = context, claims
+        self._unreadable: set[int] = set()
+
+    def next(self) -> OpenShard | None:
+        """The next shard; None when there is none to claim. Raises HalaError after too many that cannot be read."""
+        run, plan = self._context.run, self._context.plan
+        while (claim := self._claims.find()) is not None:
+            try:
+                given = shards.read_input(run.path, plan[claim.shard], plan.facts)
+                shard = OpenShard(run, claim, given, self._context.leases.beacon.name)
+            except shards.SourceAway as error:
+                self._claims.missed(claim, error)
+                continue
+            except (HalaError, OSError) as error:
+                self._claims.give_back(claim, "failed", error=str(error))
+                self._unreadable.add(claim.shard)
+                if len(self._unreadable) >= MOST_UNREADABLE:
+                    raise HalaError(f"{MOST_UNREADABLE} shards in a row cannot be read: {error}") from error
+                continue
+            self._unreadable.clear()
+            self._claims.reached(claim)
+            self._claims.note("claimed", claim, taken_up=shard.taken_up)
+            return shard
+        return None
 
 
 def most_in_flight(shard: OpenShard, capacity: int) -> int:
