@@ -19,7 +19,7 @@ from hala_hpc.run.lease import Finder
 from hala_hpc.run.partial import PartialFile
 from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
-from hala_hpc.worker.rows.in_flight import Memory
+from hala_hpc.worker.rows.shard import Memory
 from tests.worker.helpers import (
     asked,
     directory,

@@ -6,6 +6,7 @@ Shards whose source is out of reach are waited for, as an engine is, with no att
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError
@@ -41,10 +42,17 @@ class Claims:
 
     def __init__(self, context: Context) -> None:
         self._context, self._leases = context, context.leases
-        self._finder = _PatientFinder(context)
+        self._finder = Finder(context.leases, len(context.plan), seed=context.leases.beacon.name)
         self._held: dict[int, Claim] = {}
         self._lock = threading.Lock()
         self._heartbeat = Heartbeat(context.leases, self._look)
+        self._sources: list[str] = context.plan.column("source")
+        self._due: dict[str, float] = {}  # by source that is out of reach: when it is tried again
+        self._waits: dict[str, float] = {}
+        self._in_a_row = 0
+        self._rest_until = 0.0
+        self._since: float | None = None
+        self._why = ""
 
     def __enter__(self) -> "Claims":
         self._heartbeat.__enter__()
@@ -64,7 +72,10 @@ class Claims:
 
     def find(self, preferred: Sequence[int] = ()) -> Claim | None:
         """Claim a shard, a preferred one where it is free; None where there is none to claim now. See ``note``."""
-        if (lease := self._finder.next(preferred)) is None:
+        began = time.monotonic()
+        if (lease := self._finder.next(preferred, avoided=self)) is None:
+            if self._rest_until < began:  # shards of what was due are done, by others
+                self._due = {source: due for source, due in self._due.items() if due >= began}
             return None
         claim = self._held[lease.shard] = Claim(lease)
         return claim
@@ -74,7 +85,7 @@ class Claims:
 
         Raises HalaError where a source was away for too long.
         """
-        if (seconds := self._finder.wait_for()) is None:
+        if (seconds := self._seconds_to_wait()) is None:
             return False
         time.sleep(min(seconds, 1.0) + 0.05)
         return True
@@ -83,38 +94,47 @@ class Claims:
         """An event of a shard, for the ledger."""
         self._context.ledger.write(event, shard=claim.shard, attempt=claim.lease.attempt, **fields)
 
+    def __contains__(self, shard: object) -> bool:
+        """Whether a shard is left alone for now, because its source is out of reach."""
+        due = max(self._rest_until, self._due.get(self._sources[shard], 0.0)) if isinstance(shard, int) else 0.0
+        return time.monotonic() < due
+
     def reached(self, claim: Claim) -> None:
         """The shard's source was read."""
-        self._finder.reached(claim.shard)
+        for by_source in (self._due, self._waits):
+            by_source.pop(self._sources[claim.shard], None)
+        self._in_a_row = 0
+        self._since = None
 
     def missed(self, claim: Claim, error: SourceAway) -> None:
         """Give a shard back whose source is out of reach; the ledger has each source once."""
-        self._held.pop(claim.shard, None)
-        if self._finder.missed(claim.shard, error):
+        now, source = time.monotonic(), self._sources[claim.shard]
+        if source not in self._waits:
             self.note("unreachable", claim, error=f"{error}: waited for, no shard counts it")
-        self._leases.release(claim.lease)
+            self._in_a_row += 1
+            if self._in_a_row % MOST_NEW == 0:
+                self._rest_until = now + FIRST_WAIT
+        self.end(claim, self._leases.release)
+        self._since, self._why = self._since or now, str(error)
+        self._waits[source] = min(2 * self._waits.get(source, FIRST_WAIT / 2), LONGEST_WAIT)
+        self._due[source] = now + self._waits[source]
 
     def give_back(self, claim: Claim, event: str = "released", **fields: Any) -> None:
         """Let another worker have the shard; COUNTED events count an attempt against it."""
-        (self.fail if event in COUNTED else self._release)(claim)
+        self.end(claim, self._leases.fail if event in COUNTED else self._leases.release)
         self.note(event, claim, **fields)
 
-    def fail(self, claim: Claim) -> None:
-        """Count an attempt against the shard, without a word."""
+    def end(self, claim: Claim, how: Callable[[Lease], None]) -> None:
+        """End a claim without a word: by ``release``, ``fail`` or ``give_up`` of the leases."""
         self._held.pop(claim.shard, None)
-        self._leases.fail(claim.lease)
-
-    def give_up(self, claim: Claim) -> None:
-        """Set the shard aside, because another attempt would end the same; without a word."""
-        self._held.pop(claim.shard, None)
-        self._leases.give_up(claim.lease)
+        how(claim.lease)
 
     def renew(self, claim: Claim) -> None:
         """The shard got further: attempts before that do not count any more."""
         with self._lock:
             claim.lease = self._leases.renew(claim.lease)
 
-    def publish(self, claim: Claim, place: Any, began: float, *, done: int, errors: int = 0, **numbers: Any) -> bool:
+    def publish(self, claim: Claim, place: Path, began: float, *, done: int, errors: int = 0, **numbers: Any) -> bool:
         """Give the result at ``place`` its final name; False where another worker was first.
 
         What was kept of the shard is no longer needed then, by whomever. ``began``: on the monotonic clock.
@@ -130,47 +150,14 @@ class Claims:
         self._leases.clear(claim.shard)
         return won
 
-    def _release(self, claim: Claim) -> None:
-        self._held.pop(claim.shard, None)
-        self._leases.release(claim.lease)
-
     def _look(self) -> None:
         """In the heartbeat's thread."""
         for claim in list(self._held.values()):
             with self._lock:
                 claim.lost = claim.lost or not self._leases.holds(claim.lease)
 
-
-class _PatientFinder:
-    """A ``Finder`` that leaves shards alone while their source is out of reach. These are ``in`` it."""
-
-    def __init__(self, context: Context) -> None:
-        self._run = context.run.name
-        self._finder = Finder(context.leases, len(context.plan), seed=context.leases.beacon.name)
-        self._sources: list[str] = context.plan.column("source")
-        self._due: dict[str, float] = {}  # by source that is out of reach: when it is tried again
-        self._waits: dict[str, float] = {}
-        self._in_a_row = 0
-        self._rest_until = 0.0
-        self._since: float | None = None
-        self._why = ""
-
-    def __contains__(self, shard: object) -> bool:
-        due = max(self._rest_until, self._due.get(self._sources[shard], 0.0)) if isinstance(shard, int) else 0.0
-        return time.monotonic() < due
-
-    def next(self, preferred: Sequence[int]) -> Lease | None:
-        began = time.monotonic()
-        lease = self._finder.next(preferred, avoided=self)
-        if lease is None and self._rest_until < began:  # shards of what was due are done, by others
-            self._due = {source: due for source, due in self._due.items() if due >= began}
-        return lease
-
-    def wait_for(self) -> float | None:
-        """Seconds until a silent worker's shard may be taken, or a source is tried again. None: nothing to wait for.
-
-        For a worker that has nothing else to do. Raises HalaError where it has waited for too long.
-        """
+    def _seconds_to_wait(self) -> float | None:
+        """Until a silent worker's shard may be taken, or a source is tried again. None: nothing to wait for."""
         silent = self._finder.wait_for()
         if not self._due:
             return silent
@@ -179,25 +166,7 @@ class _PatientFinder:
         if now - self._since > PATIENCE_SECONDS:
             raise HalaError(
                 f"out of reach for {now - self._since:.0f} seconds: {self._why}",
-                f"`hala resume {self._run}` once it is back; no shard counts it",
+                f"`hala resume {self._context.run.name}` once it is back; no shard counts it",
             )
         due = max(0.0, max(self._rest_until, min(self._due.values())) - now)
         return due if silent is None else min(due, silent)
-
-    def missed(self, shard: int, error: SourceAway) -> bool:
-        """Whether the source of this shard was not known to be out of reach."""
-        now, source = time.monotonic(), self._sources[shard]
-        if is_new := source not in self._waits:
-            self._in_a_row += 1
-            if self._in_a_row % MOST_NEW == 0:
-                self._rest_until = now + FIRST_WAIT
-        self._since, self._why = self._since or now, str(error)
-        self._waits[source] = min(2 * self._waits.get(source, FIRST_WAIT / 2), LONGEST_WAIT)
-        self._due[source] = now + self._waits[source]
-        return is_new
-
-    def reached(self, shard: int) -> None:
-        for known in (self._due, self._waits):
-            known.pop(self._sources[shard], None)
-        self._in_a_row = 0
-        self._since = None

@@ -1,4 +1,4 @@
-"""One worker, from its start to its end: read the run, load the engine, work, tell how it ended."""
+"""One worker, from its start to its end: read the run, load the engine, work, say how it ended."""
 
 import contextlib
 import importlib
@@ -116,14 +116,14 @@ def requeue(path: Path) -> Outcome:
     from hala_hpc.worker.context import say
 
     try:
-        allocation.requeue(job_name(), lambda told: say(f"not in the queue yet, trying again: {told}"))
+        allocation.requeue(job_name(), lambda reason: say(f"not in the queue yet, trying again: {reason}"))
     except HalaError as error:
         why = "no scontrol here" if "not found" in error.message else error.message
-        told = f"cannot requeue: {why}; hala resume {path.name}"
-        say(told)
+        message = f"cannot requeue: {why}; hala resume {path.name}"
+        say(message)
         with contextlib.suppress(OSError):
             history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
-            history.write("failed", error=told)
+            history.write("failed", error=message)
             history.close()
         return Outcome.STOPPED
     return Outcome.REQUEUED

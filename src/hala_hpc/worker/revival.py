@@ -44,9 +44,9 @@ class Revival:
             raise
         except Exception as error:
             say(f"the engine does not start:\n{''.join(traceback.format_exception(error))}")
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             raise HalaError(
-                f"the engine does not start: {told}", "the lines above tell more; no row counts it"
+                f"the engine does not start: {reason}", "the lines above say more; no row counts it"
             ) from error
         self._context.ledger.write("loaded", seconds=round(time.monotonic() - began, 3))
         return engine

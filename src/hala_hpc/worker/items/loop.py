@@ -4,7 +4,7 @@ import contextlib
 import time
 import traceback
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
@@ -78,7 +78,7 @@ class ItemLoop:
         except Exception as error:  # noqa: BLE001 (another item may well succeed; see MOST_FAILURES)
             self._fail(claim, error)
         except BaseException:
-            claims.fail(claim)
+            claims.end(claim, self._context.leases.fail)
             raise
         finally:
             _remove(self._place(claim))
@@ -99,7 +99,7 @@ class ItemLoop:
 
         entry = items[claim.shard] if (items := context.plan.facts.items) else {}
         item = Item(shard, entry, place, kept, check_stop, lambda text: self._progress(claim, text), self._worker)
-        numbers = {"done": shard.rows, **self._work.do(item)}
+        numbers: dict[str, Any] = {"done": shard.rows, **self._work.do(item)}
         self._source = shard.source
         self._failing.clear()
         self._pause = FIRST_PAUSE
@@ -115,7 +115,8 @@ class ItemLoop:
         say(f"shard {claim.shard} failed:\n{''.join(traceback.format_exception(error))}")
         self._claims.note("failed", claim, error=f"{type(error).__name__}: {error}"[:2_000])
         is_away = _is_away(error, self._context.plan[claim.shard].source)
-        (self._claims.give_up if isinstance(error, HalaError) and not is_away else self._claims.fail)(claim)
+        leases = self._context.leases
+        self._claims.end(claim, leases.give_up if isinstance(error, HalaError) and not is_away else leases.fail)
         self._close()
         self._failing.add(claim.shard)
         if len(self._failing) >= MOST_FAILURES:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class ItemWork(Protocol):
     Items that the plan gives the same ``Shard.source`` (a model, as a rule) come after each other.
     """
 
-    def do(self, item: Item) -> dict[str, Any]:
+    def do(self, item: Item) -> Mapping[str, float]:
         """Put the result at ``item.place``; returns numbers for the ledger.
 
         Raises Stopped (from ``check_stop``), SourceAway for what may come back, HalaError for what another attempt
@@ -98,6 +98,6 @@ def cut(
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    asked = [item.asked for item in items]
-    facts = Facts("", len(items), texts, 0, total, sources, unit=unit, items=asked, assembled=assembled)
+    entries = [item.asked for item in items]
+    facts = Facts("", len(items), texts, 0, total, sources, unit=unit, items=entries, assembled=assembled)
     return Cut(shards, facts)

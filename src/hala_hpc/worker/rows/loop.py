@@ -20,8 +20,7 @@ from hala_hpc.run import partial
 from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.in_flight import Out, Outstanding
-from hala_hpc.worker.rows.shard import OpenShard, Reading, RowInHand, most_in_flight, working_on
+from hala_hpc.worker.rows.shard import OpenShard, Out, Outstanding, Reading, RowInHand, most_in_flight, working_on
 from hala_hpc.worker.rows.task import RowError, RowTask
 
 POLL_SECONDS = 0.1
@@ -280,7 +279,7 @@ class RowLoop:
         faulthandler.cancel_dump_traceback_later()
         died = isinstance(gone, EngineDied)
         out = self._out.clear()
-        suspects = {shard.id: shard for one in out for shard, _, _ in one.waiters}
+        suspects = {shard.id: shard for sent in out for shard, _, _ in sent.waiters}
         self._note(gone, sorted(suspects))
         for shard in [shard for shard in self._open if died and shard.id not in suspects]:
             self._give_back(shard)
@@ -309,9 +308,9 @@ class RowLoop:
 
     def _send_again(self, out: list[Out], gone: Gone) -> None:
         """Rows that were out go out again; one that the engine failed at goes last, and after some times nowhere."""
-        blamed = {one.id for one in out if isinstance(gone, EngineUnreachable) and one.id == gone.request}
+        blamed = gone.request if isinstance(gone, EngineUnreachable) else None
         hands = {
-            (shard.id, hand.number): (shard, hand, one.id in blamed) for one in out for shard, hand, _ in one.waiters
+            (shard.id, hand.number): (shard, hand, sent.id == blamed) for sent in out for shard, hand, _ in sent.waiters
         }
         for shard in list(self._open):
             mine = [(hand, is_blamed) for own, hand, is_blamed in hands.values() if own is shard]

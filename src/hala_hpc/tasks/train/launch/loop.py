@@ -58,10 +58,10 @@ class Launcher:
         try:
             outcome = self._prepared_and_trained()
         except HalaError:
-            self._claims.give_up(self._claim)
+            self._claims.end(self._claim, self._context.leases.give_up)
             raise
         except BaseException:
-            self._claims.fail(self._claim)
+            self._claims.end(self._claim, self._context.leases.fail)
             raise
         if outcome is Outcome.FINISHED:
             return outcome
@@ -96,8 +96,8 @@ class Launcher:
                     return False
                 left = status.read(run, settings.lease_seconds, settings.attempts)
                 if left.failed:
-                    told = left.errors[-1].get("error", "") if left.errors else ""
-                    raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {told}")
+                    reason = left.errors[-1].get("error", "") if left.errors else ""
+                    raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {reason}")
                 if not left.finished:
                     time.sleep(ASK_AGAIN_SECONDS)
         return not context.should_stop()
@@ -179,7 +179,7 @@ class Launcher:
         return Outcome.FINISHED
 
     def _leave(self, bad: list[Bad]) -> Outcome:
-        self._leaving = [one.node for one in bad]
+        self._leaving = [node.node for node in bad]
         return Outcome.REQUEUED
 
     def _next_name(self) -> str:

@@ -73,10 +73,10 @@ class Prepare:
         watch.say("keeping the tokenizer")
         kept = _kept(tokenizer, folder / TOKENIZER)
         measure = _Measure(kept, recipe)
-        found = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
-        measure.conclude(found.facts)
+        cut = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
+        measure.conclude(cut.facts)
         expected = asdict(measure.tally.expected())
-        return Cut(found.shards, replace(found.facts, suffix=self.suffix, expected=expected))
+        return Cut(cut.shards, replace(cut.facts, suffix=self.suffix, expected=expected))
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
@@ -251,8 +251,10 @@ def _kept(tokenizer: Any, folder: Path) -> Any:
     tokenizer.save_pretrained(folder)
     kept = templates.load_tokenizer(Model(name=str(folder)))
     sample = SAMPLE + SAMPLE.join(tokenizer.special_tokens_map.values())
-    one, other = (one.backend_tokenizer.encode(sample, add_special_tokens=False).ids for one in (tokenizer, kept))
-    if one != other or tokenizer.chat_template != kept.chat_template:
+    before, after = (
+        version.backend_tokenizer.encode(sample, add_special_tokens=False).ids for version in (tokenizer, kept)
+    )
+    if before != after or tokenizer.chat_template != kept.chat_template:
         raise HalaError("model: the tokenizer is another once it is saved and loaded", "is its tokenizer.json whole?")
     return kept
 
@@ -287,8 +289,8 @@ def _token_problems(file: Opened, most: int) -> list[str]:
         problems.append("a dropped row has no reason, or one that was kept has one")
     if lengths[is_kept].min(initial=1) < 1 or lengths[is_kept].max(initial=1) > most or lengths[~is_kept].any():
         problems.append(f"pieces that are empty or longer than {most} tokens")
-    told = file.metadata.get(token_file.COLUMNS)
-    is_whole = told is None or token_file.columns_digest(file.batch).encode() == told
+    digest = file.metadata.get(token_file.COLUMNS)
+    is_whole = digest is None or token_file.columns_digest(file.batch).encode() == digest
     if not is_whole or token_file.content_digest(file.ids, file.loss).encode() != file.metadata.get(token_file.CONTENT):
         problems.append("its tokens are not those that were written")
     running = np.concatenate([[0], np.cumsum(file.loss)])

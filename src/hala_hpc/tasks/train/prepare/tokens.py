@@ -70,13 +70,13 @@ class Tokenizing:
 
         Raises HalaError where the chat template leaves out what ``leave_out`` does not name.
         """
-        found = [CONTROL_WORDS] if holds_control_words(document, self._words) else []
+        notes = [CONTROL_WORDS] if holds_control_words(document, self._words) else []
         if isinstance(document, Chat):
             missing = self._marks.look(document).left_out
-            found += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
-            found += document.notes
-            found += ["turns of the assistant that are not to be learned"] * len(document.unlearned)
-        return found
+            notes += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
+            notes += document.notes
+            notes += ["turns of the assistant that are not to be learned"] * len(document.unlearned)
+        return notes
 
     def length(self, document: Document) -> int:
         """Tokens of a document, however long."""
@@ -96,8 +96,8 @@ class Tokenizing:
     def _encoded(self, document: Document) -> Tokens:
         if isinstance(document, Chat):
             text, spans = self._rendered(document)
-            found = self._words.encode(text, self._marks.learned(document, spans))
-            ids, loss = np.array(found.ids, np.int32), overlapping(found.offsets, found.spans)
+            encoded = self._words.encode(text, self._marks.learned(document, spans))
+            ids, loss = np.array(encoded.ids, np.int32), overlapping(encoded.offsets, encoded.spans)
         elif isinstance(document, Completion):
             before, answer = [*self._bos, *self._ids(document.prompt)], [*self._ids(document.answer), *self._eos]
             ids = np.array(before + answer, np.int32)
