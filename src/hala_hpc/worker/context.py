@@ -1,4 +1,4 @@
-"""What a loop of the worker is given, and what it answers."""
+"""What a worker's loop works with, and how it may end."""
 
 import time
 from collections import Counter
@@ -30,9 +30,9 @@ class Outcome(Enum):
 
 
 class Counters(Counter[str]):
-    """What a worker has done since it started, in the words of the ledger; a new one need only be counted.
+    """What a worker has done since it started, in the words of the ledger; a new name need only be counted.
 
-    rows, quarantined, requests, remembered (requests answered from what it had before), prompt_tokens, output_tokens;
+    rows, quarantined, requests, remembered (requests answered from the cache), prompt_tokens, output_tokens;
     thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
     control tokens, which were sent as text.
     """
@@ -43,7 +43,7 @@ class Counters(Counter[str]):
 
 @dataclass(frozen=True)
 class Context:
-    """What the loop works with. ``start_engine`` may be called again, when an engine died."""
+    """What the loop works with. ``start_engine`` may be called again, after an engine died."""
 
     run: RunDirectory
     recipe: Recipe

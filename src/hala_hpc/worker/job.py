@@ -25,7 +25,6 @@ from hala_hpc.worker.task import PerCore
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
 
-
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
 
@@ -41,7 +40,7 @@ class StopFlag:
             signal.signal(number, self._received)
 
     def ignore(self) -> None:
-        """All is given back: a further signal must not end the process before its exit code tells how it ended.
+        """All is given back: a further signal must not end the process before its exit code says how it ended.
 
         Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
         """
@@ -76,13 +75,9 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     task = registry.create(recipe)
     worker = name or worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
-    # The worker speaks for its processes where it is asked what became of a job.
-    job = (
-        {"executor": "", "job": "", "part_of": name.partition("+")[0]}
-        if name
-        else {"executor": executor(), "job": job_name()}
-    )
-    identity = {"host": socket.gethostname(), **job, "pid": os.getpid()}
+    identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
+    if name:  # what became of a job is for its worker to say
+        identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
     loop = processes if isinstance(task, PerCore) and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
@@ -151,7 +146,7 @@ def job_name() -> str:
 def main(arguments: Sequence[str]) -> int:
     """``python -m hala_hpc.worker RUN [NAME]``; with a name: one of the processes of a worker.
 
-    Exit code 0: nothing is left; 1: nothing, but this worker set shards aside; 85: a signal stopped it (requeue).
+    Exit code 0: nothing is left; 1: so it is, but this worker set shards aside; 85: a signal stopped it (requeue).
     """
     if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")

@@ -80,34 +80,26 @@ class Processes:
             self._failure = reason.removeprefix("HalaError: ") or f"a process ended with {code}: see the log"
 
     def _bury(self, name: str, code: int) -> None:
-        """What a dead process was at may have killed it: that shard counts an attempt, no other does."""
-        context = self._context
-        if context.should_stop():  # it died of the same signal that stops us, which is no fault of the shard
-            self._give_back(name, counted=False)
-            self._codes.add(Outcome.STOPPED.code)
+        """Give back what a dead process held. It may have killed it: that shard counts an attempt, no other does."""
+        context, ours = self._context, self._context.leases
+        is_stopping = context.should_stop()  # it died of the same signal that stops us, which is no fault of the shard
+        leases = Leases(ours.run, name, ours.ttl, ours.attempts, of_dead=True)
+        held = leases.held()
+        for lease in held:
+            (leases.release if is_stopping else leases.fail)(lease)
+        leases.close()
+        ours.given_up |= leases.given_up
+        self._codes.add((Outcome.STOPPED if is_stopping else Outcome.FINISHED).code)
+        if is_stopping:
             return
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        context.ledger.write("crashed", error=f"a process {how}", shards=self._give_back(name, counted=True))
+        context.ledger.write("crashed", error=f"a process {how}", shards=[lease.shard for lease in held])
         missing = len(status.missing(context.run.path))
         self._deaths = self._deaths + 1 if missing == self._missing else 1
         self._missing = missing
         if self._deaths > context.recipe.run.attempts:  # more than one poisoned shard can cost
-            raise HalaError(
-                f"{self._deaths} processes in a row died, the last {how.removeprefix('died ')}", "see the log"
-            )
-        self._codes.add(Outcome.FINISHED.code)
+            raise HalaError(f"{self._deaths} processes in a row died; the last {how}", "see the log")
         self._start()
-
-    def _give_back(self, name: str, *, counted: bool) -> list[int]:
-        """Give back what a dead process held, for nobody else knows so soon; returns the shards."""
-        ours = self._context.leases
-        leases = Leases(ours.run, name, ours.ttl, ours.attempts, of_dead=True)
-        held = leases.held()
-        for lease in held:
-            (leases.fail if counted else leases.release)(lease)
-        ours.given_up |= leases.given_up
-        leases.close()
-        return [lease.shard for lease in held]
 
 
 def work(context: Context) -> Outcome:

@@ -1,6 +1,5 @@
 """The loop for tasks whose shards are items: one at a time, those of the same model after each other."""
 
-import contextlib
 import time
 import traceback
 from pathlib import Path
@@ -10,7 +9,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import partial, status
-from hala_hpc.run.files import remove_tree
+from hala_hpc.run.files import remove
 from hala_hpc.worker.claims import Claim, Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.items.task import Item, ItemTask, ItemWork, Stopped
@@ -81,13 +80,13 @@ class ItemLoop:
             claims.end(claim, self._context.leases.fail)
             raise
         finally:
-            _remove(self._place(claim))
+            remove(self._place(claim))
 
     def _do(self, claim: Claim) -> None:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
         kept = partial.kept_folder(context.run, claim.shard)
         kept.mkdir(exist_ok=True)
-        _remove(place)
+        remove(place)
         self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
@@ -145,18 +144,10 @@ def work(context: Context) -> Outcome:
 
 
 def _is_away(error: BaseException, source: str) -> bool:
-    """Whether a file or folder is out of reach, which may pass: no refusal of what the item itself asks for."""
+    """Whether a file or folder is out of reach, which may pass, instead of the item itself being at fault."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
             return True
         cause = cause.__cause__
     return source.startswith("/") and not Path(source).exists()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()

@@ -74,7 +74,7 @@ class Planned:
     ``known``: what the result depends on, in JSON, for the shard's digest; None: all that is asked.
     """
 
-    asked: dict[str, Any]
+    asked: Mapping[str, Any]
     source: Path
     cost: int = 1
     known: Any = None
@@ -84,7 +84,7 @@ def cut(
     kind: str,
     unit: Unit,
     items: Sequence[Planned],
-    sources: list[dict[str, Any]],
+    sources: Sequence[Mapping[str, Any]],
     texts: int = 0,
     assembled: bool = False,
 ) -> Cut:
@@ -98,6 +98,8 @@ def cut(
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    entries = [item.asked for item in items]
-    facts = Facts("", len(items), texts, 0, total, sources, unit=unit, items=entries, assembled=assembled)
+    entries = [dict(item.asked) for item in items]
+    facts = Facts(
+        "", len(items), texts, 0, total, list(map(dict, sources)), unit=unit, items=entries, assembled=assembled
+    )
     return Cut(shards, facts)

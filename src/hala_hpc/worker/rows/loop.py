@@ -20,12 +20,12 @@ from hala_hpc.run import partial
 from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.shard import OpenShard, Out, Outstanding, Reading, RowInHand, most_in_flight, working_on
+from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, working_on
 from hala_hpc.worker.rows.task import RowError, RowTask
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 5.0
-"""The ledger tells how far the worker is this often."""
+"""How often the ledger notes how far the worker is."""
 ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
 
@@ -44,13 +44,13 @@ class RowLoop:
         self._engine: Engine | None = None
         self._revival = Revival(context)
         self._doing = ""  # while the engine is gone
-        self._out = Outstanding()
+        self._in_flight = InFlight()
         self._feeding: OpenShard | None = None
         self._open: list[OpenShard] = []
         self._coming: Future[OpenShard | None] | None = None
         self._writing: list[Future[None]] = []
         self._ask_again = 0.0
-        self._flushed = self._told = time.monotonic()
+        self._flushed = self._noted = time.monotonic()
 
     def work(self) -> Outcome:
         """Raises whatever is a bug or a broken disk, after giving everything back."""
@@ -77,9 +77,9 @@ class RowLoop:
                     return self._wait_for_the_silent()
                 futures.wait(self._writing, POLL_SECONDS)  # else our own last leases would look like a silent worker's
             elif self._engine is not None:
-                self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
-            if not self._out and self._coming:
-                self._await_coming()
+                self._take(self._engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
+            if not self._in_flight and self._coming is not None and not self._coming.done():
+                time.sleep(0.005)
         except (EngineDied, EngineUnreachable) as error:
             self._recover(error)
         self._tend()
@@ -105,8 +105,8 @@ class RowLoop:
                 self._engine = self._revival.start()
                 continue
             engine = self._engine
-            while shard.unsent and len(self._out) < most_in_flight(shard, engine.capacity):
-                if (out := next(self._out.shards(), None)) is not None and out.careful:
+            while shard.unsent and len(self._in_flight) < (1 if shard.careful else engine.capacity):
+                if (out := next(self._in_flight.shards(), None)) is not None and out.careful:
                     return  # a careful row is alone, whatever comes after it
                 self._send(engine, shard)
             if shard.unsent:
@@ -128,7 +128,7 @@ class RowLoop:
         if self._coming is None or not self._coming.done():
             return None
         if self._open and self._coming.exception() is not None:
-            return None  # what is open is finished first, then the error is told
+            return None  # what is open is finished first, then the error is raised
         shard, self._coming = self._coming.result(), None
         if shard is None:
             self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
@@ -137,10 +137,6 @@ class RowLoop:
         if shard.complete:  # all its rows were done when its worker died
             self._publish(shard)
         return shard
-
-    def _await_coming(self) -> None:
-        if self._coming is not None and not self._coming.done():
-            time.sleep(0.005)
 
     def _wait_for_the_silent(self) -> bool:
         """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
@@ -160,14 +156,14 @@ class RowLoop:
             shard.begin(number)
         if not requests:
             self._finish(shard, hand)
-        if not self._out:
+        if not self._in_flight:
             self._watch_for_stall()
         for index, request in enumerate(requests):
-            out = len(self._out)
-            if (known := self._out.ask(engine, request, (shard, hand, index))) is not None:
+            out = len(self._in_flight)
+            if (known := self._in_flight.ask(engine, request, (shard, hand, index))) is not None:
                 self._settle(shard, hand, index, known)
             self._counters["requests"] += 1
-            self._counters["remembered"] += len(self._out) == out
+            self._counters["remembered"] += len(self._in_flight) == out
 
     def _take(self, completions: list[Completion]) -> None:
         if completions:
@@ -176,12 +172,12 @@ class RowLoop:
         for completion in completions:
             self._counters["prompt_tokens"] += completion.prompt_tokens
             self._counters["output_tokens"] += completion.output_tokens
-            waiters, answer = self._out.answered(completion)
+            waiters, answer = self._in_flight.answered(completion)
             self._counters["thoughts"] += answer.thought
             self._counters["escaped"] += answer.escaped
             for waiter in waiters:
                 self._settle(*waiter, answer)
-        if not self._out:
+        if not self._in_flight:
             faulthandler.cancel_dump_traceback_later()
         elif completions:
             self._watch_for_stall()
@@ -196,26 +192,18 @@ class RowLoop:
         if hand.left == 0:
             self._finish(shard, hand)
 
-    def _finish(self, shard: OpenShard, hand: RowInHand) -> None:
+    def _finish(self, shard: OpenShard, hand: RowInHand, error: str | None = None) -> None:
+        """A row that is done, or set aside with an error."""
         completions = [completion for completion in hand.completions if completion is not None]
-        error = next((completion.error for completion in completions if completion.error), None)
+        error = error or next((completion.error for completion in completions if completion.error), None)
         try:
             if error is None:
                 shard.finish(hand.number, self._work.finish(hand.row, completions))
         except RowError as refusal:
             error = str(refusal)
         if error is not None:
-            self._set_aside(shard, hand, error)
-            return
-        self._done_with(shard)
-
-    def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
-        shard.quarantine(hand.number, error)
-        self._counters["quarantined"] += 1
-        self._done_with(shard)
-
-    def _done_with(self, shard: OpenShard) -> None:
-        """One more of its rows."""
+            shard.quarantine(hand.number, error)
+            self._counters["quarantined"] += 1
         self._counters["rows"] += 1
         if shard.complete and not shard.lost:
             self._publish(shard)
@@ -228,22 +216,19 @@ class RowLoop:
 
     def _write(self, shard: OpenShard) -> None:
         """In the disk thread: write and publish, or (a full disk) give the shard back for another to try."""
+        context, began = self._context, time.monotonic()
         try:
-            self._write_and_publish(shard)
+            shard.flush()
+            shard.close()
+            temporary = partial.temporary_output(context.run, shard.id, self._worker)
+            made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
+            shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+            counts = {"done": len(shard.results), "errors": len(shard.errors)}
+            if self._claims.publish(shard.claim, temporary, began, **counts):
+                self._revival.published()
         except BaseException:
             self._claims.give_back(shard.claim, done=shard.done)
             raise
-
-    def _write_and_publish(self, shard: OpenShard) -> None:
-        context, began = self._context, time.monotonic()
-        shard.flush()
-        shard.close()
-        temporary = partial.temporary_output(context.run, shard.id, self._worker)
-        made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
-        shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
-        counts = {"done": len(shard.results), "errors": len(shard.errors)}
-        if self._claims.publish(shard.claim, temporary, began, **counts):
-            self._revival.published()
 
     def _tend(self) -> None:
         """What is due now and then: durable rows, news for the ledger, shards that were taken from us."""
@@ -258,11 +243,11 @@ class RowLoop:
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
             self._writing += [self._disk.submit(shard.flush) for shard in self._open]
-        if now - self._told >= PROGRESS_SECONDS:
-            self._tell()
+        if now - self._noted >= PROGRESS_SECONDS:
+            self._progress()
 
-    def _tell(self, working: dict[str, int] | None = None) -> None:
-        self._told = time.monotonic()
+    def _progress(self, working: dict[str, int] | None = None) -> None:
+        self._noted = time.monotonic()
         at = working_on(self._open) if working is None else working
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
 
@@ -278,7 +263,7 @@ class RowLoop:
             return
         faulthandler.cancel_dump_traceback_later()
         died = isinstance(gone, EngineDied)
-        out = self._out.clear()
+        out = self._in_flight.clear()
         suspects = {shard.id: shard for sent in out for shard, _, _ in sent.waiters}
         self._note(gone, sorted(suspects))
         for shard in [shard for shard in self._open if died and shard.id not in suspects]:
@@ -304,9 +289,9 @@ class RowLoop:
         self._context.ledger.write("crashed" if died else "unreachable", error=said[:2_000], shards=suspects)
         say(said)
         self._doing = said[:200]
-        self._tell()
+        self._progress()
 
-    def _send_again(self, out: list[Out], gone: Gone) -> None:
+    def _send_again(self, out: list[Sent], gone: Gone) -> None:
         """Rows that were out go out again; one that the engine failed at goes last, and after some times nowhere."""
         blamed = gone.request if isinstance(gone, EngineUnreachable) else None
         hands = {
@@ -317,18 +302,16 @@ class RowLoop:
             shard.send_again(hand for hand, is_blamed in mine if not is_blamed)
             for hand in [hand for hand, is_blamed in mine if is_blamed]:
                 if shard.refused(hand):
-                    self._set_aside(
-                        shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}"
-                    )
+                    self._finish(shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}")
 
     def _abandon(self) -> None:
         """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
-        suspects = {shard.id for shard in self._out.shards()}
+        suspects = {shard.id for shard in self._in_flight.shards()}
         for shard in list(self._open):
             if shard.id in suspects:
                 self._give_back(shard, "abandoned")
         self._feeding = None
-        self._out.clear()
+        self._in_flight.clear()
 
     def _give_back(self, shard: OpenShard, event: str = "released") -> None:
         """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
@@ -357,7 +340,7 @@ class RowLoop:
         finally:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._close_engine)
-                stack.callback(self._tell, working)
+                stack.callback(self._progress, working)
                 for shard in list(self._open):
                     stack.callback(self._give_back, shard)
 

@@ -1,6 +1,6 @@
 """Shards on their way through a worker: claimed and read; rows to be sent, in flight, and back.
 
-A text that is in flight, or was had before, is asked for once: system prompts, greetings, empty-handed answers.
+A text that repeats is requested once, as its answer is in flight or cached: system prompts, greetings, empty answers.
 """
 
 import itertools
@@ -27,7 +27,7 @@ BEGUN = "begun"
 """Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
 value false it takes that back."""
 MOST_CHARACTERS = 32_000_000
-"""Of remembered text (ours: some tens of megabytes)."""
+"""Characters that the cache holds at most (ours: some tens of megabytes)."""
 MOST_UNREADABLE = 3
 """Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
 MOST_REFUSALS = 3
@@ -150,7 +150,7 @@ class Reading:
         self._unreadable: set[int] = set()
 
     def next(self) -> OpenShard | None:
-        """The next shard; None when there is none to claim. Raises HalaError after too many that cannot be read."""
+        """The next shard; None when nothing can be claimed. Raises HalaError after too many that cannot be read."""
         run, plan = self._context.run, self._context.plan
         while (claim := self._claims.find()) is not None:
             try:
@@ -172,18 +172,13 @@ class Reading:
         return None
 
 
-def most_in_flight(shard: OpenShard, capacity: int) -> int:
-    """How many requests may be out while rows of this shard are sent."""
-    return 1 if shard.careful else capacity
-
-
 def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
     """Rows finished per open shard, for the ledger."""
     return {str(shard.id): shard.done for shard in shards}
 
 
-class Memory:
-    """The last completions, by the digest of their request; the least recently used are forgotten first.
+class AnswerCache:
+    """The last completions, by the digest of their request; the least recently used go first.
 
     Equal requests get equal texts whichever came first, since a request's seed depends on its text alone.
     """
@@ -213,7 +208,7 @@ Waiter = tuple[OpenShard, RowInHand, int]
 
 
 @dataclass(frozen=True)
-class Out:
+class Sent:
     """A request that the engine has, and all that wait for it."""
 
     id: str
@@ -221,35 +216,35 @@ class Out:
     waiters: list[Waiter]
 
 
-class Outstanding:
+class InFlight:
     """Hands requests to the engine and finds, for a completion, whose it is. ``len`` is how many are out."""
 
     def __init__(self) -> None:
-        self._memory = Memory()
+        self._cache = AnswerCache()
         self._ids = itertools.count()
         self._digests: dict[str, bytes] = {}  # by request id
-        self._out: dict[bytes, Out] = {}
+        self._out: dict[bytes, Sent] = {}
 
     def __len__(self) -> int:
         return len(self._digests)
 
-    def clear(self) -> list[Out]:
+    def clear(self) -> list[Sent]:
         """Nothing is out any more: the engine took everything with it. Returns what was out."""
         was = list(self._out.values())
         self._digests, self._out = {}, {}
         return was
 
     def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
-        """Ask for a text. Returns it at once where it was had before."""
+        """Send a request. Returns its answer at once where it is cached."""
         digest = request.digest()
-        if (known := self._memory.get(digest)) is not None:
+        if (known := self._cache.get(digest)) is not None:
             return known
         if (out := self._out.get(digest)) is not None:
             out.waiters.append(waiter)
             return None
         id = str(next(self._ids))
         self._digests[id] = digest
-        self._out[digest] = Out(id, request, [waiter])
+        self._out[digest] = Sent(id, request, [waiter])
         engine.add(id, request)
         return None
 
@@ -258,7 +253,7 @@ class Outstanding:
         digest = self._digests.pop(completion.id)
         out = self._out.pop(digest)
         answer = _answer(completion, out.request)
-        self._memory.put(digest, answer)
+        self._cache.put(digest, answer)
         return out.waiters, answer
 
     def shards(self) -> Iterator[OpenShard]:

@@ -183,7 +183,7 @@ class Launcher:
         return Outcome.REQUEUED
 
     def _next_name(self) -> str:
-        """Of a launch: unique, since one launcher only has the lease, and in the order of time."""
+        """A name for a launch: unique, since only one launcher has the lease, and in the order of time."""
         self._launches += 1
         return f"{time.strftime('%Y%m%d-%H%M%S')}-{self._context.leases.beacon.name}-{self._launches}"
 

@@ -39,7 +39,7 @@ from hala_hpc.worker.items.task import Item
 from hala_hpc.worker.task import ITEMS
 
 SHARD_TOKENS: Final = 1_000_000
-"""Of a training's datasets (ours): some seconds of one core, and few files for the training to map."""
+"""Tokens in a shard of a training's dataset (ours): some seconds of one core, and few files for the training to map."""
 TOKENIZER: Final = "tokenizer"
 """Folder of the run that holds the tokenizer with its chat template."""
 LISTED: Final = 5
@@ -144,7 +144,7 @@ def load_tokenizer(run: Path) -> Any:
 
 
 def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
-    """Hold a file of tokens against its line of the manifest: every row there once, in order, kept or dropped."""
+    """Check a file of tokens against its line of the manifest: every row there once, in order, kept or dropped."""
     try:
         file = token_file.read(path)
         file.batch.validate(full=True)  # offsets that lead out of the file would end this process

@@ -59,14 +59,14 @@ class Tokenizing:
         return self.pieces(self.reader.read(row))
 
     def pieces(self, document: Document) -> list[Tokens]:
-        """As of a row."""
+        """The pieces of a document, as of a row."""
         tokens = self._encoded(document)
         if isinstance(document, Text):
             return _cut(tokens, self._options.sequence_length)
         return [self._fitted(tokens)]
 
     def notes(self, document: Document) -> list[str]:
-        """What of a document is left out, or not taken as it may be meant; in words that are the same for all rows.
+        """Parts of a document that are left out or may be misunderstood, in words that are the same for all rows.
 
         Raises HalaError where the chat template leaves out what ``leave_out`` does not name.
         """
