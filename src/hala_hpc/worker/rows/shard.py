@@ -3,7 +3,6 @@
 A text that repeats is requested once, as its answer is in flight or cached: system prompts, greetings, empty answers.
 """
 
-import itertools
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -209,7 +208,7 @@ Waiter = tuple[OpenShard, RowInHand, int]
 
 @dataclass(frozen=True)
 class Sent:
-    """A request that the engine has, and all that wait for it."""
+    """A request that the engine has, by its digest in hexadecimal, and all that wait for it."""
 
     id: str
     request: Request
@@ -217,48 +216,42 @@ class Sent:
 
 
 class InFlight:
-    """Hands requests to the engine and finds, for a completion, whose it is. ``len`` is how many are out."""
+    """Hands requests to the engine and finds whose a completion is. ``len`` is how many are in flight."""
 
     def __init__(self) -> None:
         self._cache = AnswerCache()
-        self._ids = itertools.count()
-        self._digests: dict[str, bytes] = {}  # by request id
-        self._out: dict[bytes, Sent] = {}
+        self._sent: dict[str, Sent] = {}  # by id
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._sent)
 
     def clear(self) -> list[Sent]:
-        """Nothing is out any more: the engine took everything with it. Returns what was out."""
-        was = list(self._out.values())
-        self._digests, self._out = {}, {}
-        return was
+        """Nothing is in flight any more, for the engine took everything with it. Returns what was."""
+        sent, self._sent = list(self._sent.values()), {}
+        return sent
 
     def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
         """Send a request. Returns its answer at once where it is cached."""
         digest = request.digest()
         if (known := self._cache.get(digest)) is not None:
             return known
-        if (out := self._out.get(digest)) is not None:
-            out.waiters.append(waiter)
-            return None
-        id = str(next(self._ids))
-        self._digests[id] = digest
-        self._out[digest] = Sent(id, request, [waiter])
-        engine.add(id, request)
+        if (sent := self._sent.get(id := digest.hex())) is not None:
+            sent.waiters.append(waiter)
+        else:
+            self._sent[id] = Sent(id, request, [waiter])
+            engine.add(id, request)
         return None
 
     def answered(self, completion: Completion) -> tuple[list[Waiter], Completion]:
         """Everybody who waits for this completion, and it without what the model thought before its answer."""
-        digest = self._digests.pop(completion.id)
-        out = self._out.pop(digest)
-        answer = _answer(completion, out.request)
-        self._cache.put(digest, answer)
-        return out.waiters, answer
+        sent = self._sent.pop(completion.id)
+        answer = _answer(completion, sent.request)
+        self._cache.put(bytes.fromhex(sent.id), answer)
+        return sent.waiters, answer
 
     def shards(self) -> Iterator[OpenShard]:
-        """The shards with rows out, some of them more than once."""
-        return (shard for out in self._out.values() for shard, _, _ in out.waiters)
+        """The shards with rows in flight, some of them more than once."""
+        return (shard for sent in self._sent.values() for shard, _, _ in sent.waiters)
 
 
 def _answer(completion: Completion, request: Request) -> Completion:
