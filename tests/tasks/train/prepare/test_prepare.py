@@ -223,7 +223,10 @@ def test_what_the_template_leaves_out_is_told_by_file_and_row_or_counted(plan: P
         HalaError, match=r"rows\.jsonl: row 4: the chat template leaves out reasoning_content of turn 2"
     ):
         plan(rows)
-    for key, value, said in (("leave_out", "thought", "no such part"), ("control_tokens", "<x>", "no control token")):
+    for key, value, said in (
+        ("leave_out", "thought", "no such part"),
+        ("control_tokens", "<x>", "not a control token"),
+    ):
         with pytest.raises(HalaError, match=f"{key}: .*{said}|{key}: '<x>' is {said}"):
             plan(rows, **{key: [value]})
     facts = manifest.read(plan(rows, leave_out=["reasoning_content"]) / "manifest.parquet").facts

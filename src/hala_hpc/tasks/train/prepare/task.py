@@ -60,9 +60,9 @@ class Prepare:
         self._recipe = recipe
         options: Options = recipe.task
         if options.sequence_length < 2:
-            raise HalaError(f"task.sequence_length: {options.sequence_length}", "at least 2")
+            raise HalaError(f"task.sequence_length: {options.sequence_length}", "must be at least 2")
         if not (recipe.model.tokenizer or recipe.model.name):
-            raise HalaError("model.name: no model, so no tokenizer", "a folder or a name on the hub")
+            raise HalaError("model.name: must be given, for the tokenizer", "a folder or a name on the hub")
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a template or a row that would spoil the training, with file and row."""
@@ -239,11 +239,11 @@ class _Measure:
 
 
 def _refuse_unknown(options: Options, tokenizer: Any) -> None:
-    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that there are not."""
+    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that do not exist."""
     if unknown := set(options.leave_out) - NAMES:
         raise HalaError(f"leave_out: no such part of a row: {min(unknown)!r}", f"one of {', '.join(sorted(NAMES))}")
     if unknown := set(options.control_tokens) - ControlWords(tokenizer.backend_tokenizer).words:
-        raise HalaError(f"control_tokens: {min(unknown)!r} is no control token of this tokenizer", "leave it out")
+        raise HalaError(f"control_tokens: {min(unknown)!r} is not a control token of this tokenizer", "leave it out")
 
 
 def _kept(tokenizer: Any, folder: Path) -> Any:
@@ -255,7 +255,7 @@ def _kept(tokenizer: Any, folder: Path) -> Any:
         version.backend_tokenizer.encode(sample, add_special_tokens=False).ids for version in (tokenizer, kept)
     )
     if before != after or tokenizer.chat_template != kept.chat_template:
-        raise HalaError("model: the tokenizer is another once it is saved and loaded", "is its tokenizer.json whole?")
+        raise HalaError("model: the tokenizer changes when it is saved and loaded", "is its tokenizer.json whole?")
     return kept
 
 
