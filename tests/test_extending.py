@@ -42,7 +42,7 @@ def worked(hala: Hala, recipe: Path, *words: str) -> list[dict[str, object]]:
 
 def test_a_task(hala: Hala, package: Path, tmp_path: Path) -> None:
     (package / "tasks" / "keywords").mkdir()
-    (package / "tasks" / "keywords" / "task.py").write_text(block("python", "class Keywords:"))
+    (package / "tasks" / "keywords" / "task.py").write_text(block("python", "class Keywords(RowTask):"))
     (tmp_path / "keywords.yaml").write_text(block("yaml", "kind: keywords"))
     rows = worked(hala, tmp_path / "keywords.yaml")
     assert [row["text"] for row in rows] == ["one, two", "three"]

@@ -19,7 +19,7 @@ from hala_hpc.data.reopen import reopen
 from hala_hpc.run import create, files, lease, manifest, seal, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.redo import set_aside_damaged
-from hala_hpc.worker import patience
+from hala_hpc.worker import claims
 from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
 from tests import damaged
@@ -269,7 +269,7 @@ def test_a_run_of_somebody_else_is_said_to_be_theirs(run: Path) -> None:
 def test_data_that_is_gone_is_named_with_what_to_do(
     begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.0)
     waiting = copied(begun, tmp_path)
     data = begun.parents[1] / "u.jsonl"
     data.rename(tmp_path / "elsewhere.jsonl")

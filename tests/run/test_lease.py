@@ -260,3 +260,20 @@ def test_a_lease_costs_no_more_than_a_name(tmp_path: Path) -> None:
     ada = worker(run, "ada")
     assert all(ada.claim(shard) for shard in range(3))
     assert ada.beacon.stat().st_nlink == 4
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_the_dead_held_is_given_back_at_once_by_who_saw_them_die(tmp_path: Path, counted: bool) -> None:
+    run = bare_run(tmp_path, 3)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    assert ada.claim(0) and ada.claim(1) and bo.claim(2)
+    output(run, 1)  # it died between this and the end of its lease, which nobody heeds any more
+    dead = Leases(run, "ada", TTL, ada.attempts, of_dead=True)
+    held = dead.held()
+    for lease in held:
+        (dead.fail if counted else dead.release)(lease)
+    dead.close()
+    assert [lease.shard for lease in held] == [0]
+    assert not ada.beacon.exists() and bo.beacon.exists()
+    taken = Finder(bo, 3, seed="bo").next()
+    assert taken is not None and (taken.shard, taken.attempt) == (0, 1 + counted)

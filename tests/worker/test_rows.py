@@ -19,7 +19,7 @@ from hala_hpc.run.lease import Finder
 from hala_hpc.run.partial import PartialFile
 from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
-from hala_hpc.worker.rows.in_flight import Memory
+from hala_hpc.worker.rows.shard import AnswerCache
 from tests.worker.helpers import (
     asked,
     directory,
@@ -54,7 +54,7 @@ def test_equal_texts_are_asked_once(tmp_path: Path) -> None:
 
 
 def test_the_memory_forgets_what_was_not_used_for_longest() -> None:
-    memory = Memory(most_characters=10)
+    memory = AnswerCache(most_characters=10)
     for name in (b"a", b"b"):
         memory.put(name, Completion(id="1", text="12345"))
     assert memory.get(b"a")

@@ -8,7 +8,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import status
-from hala_hpc.worker import patience
+from hala_hpc.worker import claims
 from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
 from tests.worker.helpers import asked, events, leftovers, plan, proof, rows, start, texts, unbroken, wait_until
@@ -16,8 +16,8 @@ from tests.worker.helpers import asked, events, leftovers, plan, proof, rows, st
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(patience, "FIRST_WAIT", 0.1)
-    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(claims, "FIRST_WAIT", 0.1)
+    monkeypatch.setattr(claims, "LONGEST_WAIT", 0.2)
     yield
 
 
@@ -57,7 +57,7 @@ def test_they_are_waited_for_while_the_others_are_done(tmp_path: Path, gone: int
 def test_what_the_disk_refuses_counts_no_attempt_and_after_a_while_the_worker_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.5)
     run = plan(tmp_path, texts(20))
     data, aside = tmp_path / "r.jsonl", tmp_path / "aside"
     data.rename(aside)

@@ -17,7 +17,7 @@ from hala_hpc.report.sections.evaluations import RECORD
 from hala_hpc.run import status
 from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.evaluate import choose, scores
-from hala_hpc.tasks.evaluate.paired import Mean
+from hala_hpc.tasks.evaluate.statistics import Mean
 
 
 @click.command()
@@ -75,10 +75,10 @@ def command(
             raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path}`")
     evaluations = scores.read(paths, base).only(models, benchmarks)
     choice = choose.choose(evaluations, rule, choose.Split(1.0 if split == "all" else share, seed), with_base)
-    record = choose.told(choice, evaluations) | {"runs": [path.name for path in paths]}
-    folder = Path(record["path"])
+    record: dict[str, object] = choose.as_json(choice) | {"runs": [path.name for path in paths]}
+    folder = Path(choice.path)
     # Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody.
-    if folder.is_dir() and location.digest(folder) != record["weights"]:
+    if folder.is_dir() and location.digest(folder) != choice.weights:
         raise HalaError(f"{choice.model}: {folder} is not what was evaluated", "evaluate it again, as a new run")
     target = to or paths[0] / RECORD
     write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
@@ -106,7 +106,7 @@ def _worth(lead: choose.Lead) -> str:
 def _lines(choice: choose.Choice, folder: Path, target: Path) -> Iterator[object]:
     table = common.table("model", "chosen by", "held out", "fits")
     for candidate in choice.candidates:
-        means = [_percent(mean) for mean in (candidate.average, candidate.held_out)]
+        means = [_percent(mean) for mean in (candidate.chosen_by, candidate.held_out)]
         style = "bold" if candidate.model == choice.model else None
         table.add_row(candidate.model, *means, "yes" if candidate.fits else "no", style=style)
     yield table

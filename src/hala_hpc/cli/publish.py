@@ -60,7 +60,7 @@ def command(
         hub.refuse_without_key()
     elif not name:
         publication.refuse_existing(Path(to).resolve())
-    wanted = publication.Asked(
+    wanted = publication.PublishOptions(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
         scores=tuple(lookup.find(evaluation) for evaluation in scores),

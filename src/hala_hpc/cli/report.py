@@ -44,7 +44,7 @@ def command(
     hala report evaluate-nano --benchmarks 'arabic_*' --format md --json
     """
     paths = [path for run in runs for path in lookup.runs(run)]
-    report = write.gather(paths, write.Asked(base, models, benchmarks, examples, title))
+    report = write.gather(paths, write.ReportOptions(base, models, benchmarks, examples, title))
     target = (to or Path(f"report-{paths[0].name}")).resolve()
     written = write.write(report, target, formats or write.FORMATS)
     lines = [str(path) for path in written if path.parent == target and path.name != write.RECORD]

@@ -65,8 +65,7 @@ def command(
     state, retried = starting.retry(planned)
     missing = state.shards - state.done or int(state.unassembled)
     if workers is None:
-        alive = sum(worker.alive for worker in state.workers)
-        workers = min(planned.recipe.run.workers, missing) - max(alive, starting.at_work(path)) if missing else 0
+        workers = min(planned.recipe.run.workers, missing) - max(state.alive, starting.at_work(path)) if missing else 0
     workers = max(0, min(workers, missing))
     jobs = []
     if workers:

@@ -83,6 +83,6 @@ def _row(path: Path) -> RunRow:
         state = lookup.state_of(path)
     except (HalaError, OSError) as error:
         return RunRow(path, " ".join(str(error).split()))
-    counts = {key: getattr(state, key) for key in SUMS} | {"workers": sum(worker.alive for worker in state.workers)}
+    counts = {key: getattr(state, key) for key in SUMS} | {"workers": state.alive}
     planned_at = manifest.read(path / "manifest.parquet").facts.made_by.get("planned_at", "")
     return RunRow(Path(state.path), "", None, counts, planned_at)

@@ -11,7 +11,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views.grid import GridView
 from hala_hpc.cli.views.run import RunView
 from hala_hpc.pipeline import lookup
-from hala_hpc.slurm.queue import Asked
+from hala_hpc.slurm.queue import QueueView
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(run: str, watch: bool, json_: bool) -> None:
     """
     grid = lookup.find_grid(run)
     members = lookup.members(run)
-    read = partial((GridView if grid else RunView).read, members[0], Asked(*members))
+    read = partial((GridView if grid else RunView).read, members[0], QueueView(*members))
     if json_:
         common.show(read().as_json(), json_, ())
     elif not watch:

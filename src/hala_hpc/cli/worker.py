@@ -1,7 +1,5 @@
 """``hala worker``: what a job calls."""
 
-import sys
-
 import click
 
 from hala_hpc.cli import common
@@ -17,5 +15,4 @@ def command(run: str) -> None:
     \b
     srun hala worker runs/translate-openorca
     """
-    sys.argv = ["hala worker", str(lookup.find(run))]
-    raise click.exceptions.Exit(main())
+    raise click.exceptions.Exit(main([str(lookup.find(run))]))

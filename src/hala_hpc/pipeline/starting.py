@@ -119,7 +119,7 @@ def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
         run = thawed(path, overrides)
         note_moved(run, overrides)
         state, _ = retry(run)
-        if not state.finished and not busy and not any(worker.alive for worker in state.workers):
+        if not state.finished and not busy and not state.alive:
             left.append(run)
     if not left:
         return None

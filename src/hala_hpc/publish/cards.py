@@ -232,7 +232,7 @@ def _source_cells(source: Origin) -> tuple[str, ...]:
     return shown, ROLES[source.role], card.number(source.rows), licence, source.named_by, _plain(source.made)
 
 
-def _work(work: Work) -> list[str]:
+def _work(work: WorkTotals) -> list[str]:
     if not work.workers:
         return []
     rows = [("workers", f"{work.workers:,}"), ("hours of all workers", f"{work.hours:.4g}")]

@@ -11,7 +11,7 @@ from hala_hpc.config import frozen
 from hala_hpc.report.page import table
 from hala_hpc.report.page.table import Section
 from hala_hpc.run import history, manifest, status
-from hala_hpc.run.history import History, Work
+from hala_hpc.run.history import History, WorkTotals
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
 from hala_hpc.tasks.train import card
@@ -47,7 +47,7 @@ class ReportedRun:
         return history.read(self.directory)
 
     @cached_property
-    def work(self) -> Work:
+    def work(self) -> WorkTotals:
         return history.of_run(self.path, self.recipe.get("site") or {})
 
 

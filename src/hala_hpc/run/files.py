@@ -130,6 +130,14 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder; what is gone already does not matter."""
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def touched_now(path: Path) -> float:
     """Touch ``path`` and return the file server's idea of now (seconds since 1970).
 

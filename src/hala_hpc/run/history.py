@@ -67,6 +67,7 @@ class Worker:
     totals: Mapping[str, int]
     spans: tuple[Span, ...]
     troubles: tuple[Incident, ...]
+    part_of: str = ""  # the worker of which it is a process
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class History:
 
     @property
     def worker_seconds(self) -> float:
-        return sum(worker.end - worker.start for worker in self.workers)
+        return sum(worker.end - worker.start for worker in self.workers if not worker.part_of)
 
     @property
     def troubles(self) -> list[Incident]:
@@ -153,6 +154,7 @@ def _worker(name: str, opening: Event, events: Sequence[Event]) -> Worker:
         totals={name: value for name, value in counts[-1].items() if isinstance(value, int)} if counts else {},
         spans=tuple(_spans(name, events, end)),
         troubles=tuple(_troubles(name, host, events)),
+        part_of=opening.get("part_of", ""),
     )
 
 
@@ -211,4 +213,5 @@ def of_run(run: Path, site: Mapping[str, Any]) -> WorkTotals:
     gpus = int(slurm.get("gpus_per_worker") or 0) * int(slurm.get("nodes_per_worker") or 1)
     hours = past.worker_seconds / 3600
     totals = {key: sum(worker.totals.get(key, 0) for worker in past.workers) for key in COUNTED}
-    return WorkTotals(len(past.workers), hours, hours * gpus, (past.end - past.start) / 3600, **totals)
+    workers = sum(not worker.part_of for worker in past.workers)
+    return WorkTotals(workers, hours, hours * gpus, (past.end - past.start) / 3600, **totals)

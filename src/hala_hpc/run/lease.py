@@ -50,13 +50,14 @@ class Held:
 class Leases:
     """The leases of one worker: claims, keeps and gives back."""
 
-    def __init__(self, run: RunDirectory, worker: str, ttl: float, attempts: int) -> None:
+    def __init__(self, run: RunDirectory, worker: str, ttl: float, attempts: int, *, of_dead: bool = False) -> None:
+        """``of_dead``: give back what another worker held that is known to be dead, instead of waiting for it."""
         self.run = run
         self.ttl = ttl
         self.attempts = attempts
         self.beacon = run.workers / worker
         layout.make_again(self.beacon.parent)
-        self.beacon.touch(exist_ok=False)
+        self.beacon.touch(exist_ok=of_dead)
         self._inode = self.beacon.stat().st_ino
         self.given_up: set[int] = set()
         """Shards that this worker was the last to fail at: they are set aside until `hala resume`."""
@@ -125,6 +126,16 @@ class Leases:
         """Drop all leases of a finished shard, also those of dead workers."""
         for held in listed(self.run, layout.folder_of(shard)).get(shard, []):
             held.path.unlink(missing_ok=True)
+
+    def held(self) -> list[Lease]:
+        """Leases of this worker on unfinished shards, as they stand on the disk."""
+        return [
+            Lease(shard, one.attempt, one.path)
+            for folder in layout.listing(self.run.leases)
+            for shard, leases in unfinished(self.run, folder).items()
+            for one in leases
+            if not one.failed and self._is_ours(one.path)
+        ]
 
     def now(self) -> float:
         """The file server's time; touching the beacon for it is a heartbeat as well."""

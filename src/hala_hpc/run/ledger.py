@@ -19,6 +19,7 @@ class Event(TypedDict, total=False):
     job: str
     executor: str
     pid: int
+    part_of: str  # the worker of which the writer is a process
     shard: int
     shards: list[int]
     error: str

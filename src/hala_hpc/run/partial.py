@@ -14,7 +14,7 @@ from typing import Any, Final, Required, TypedDict, cast
 
 from hala_hpc.run import layout
 from hala_hpc.run.appending import Appender, read_lines
-from hala_hpc.run.files import remove_tree
+from hala_hpc.run.files import remove
 from hala_hpc.run.layout import RunDirectory
 
 ROW: Final = "row"
@@ -59,10 +59,7 @@ def read(run: RunDirectory, shard: int) -> dict[int, list[Record]]:
 def drop(run: RunDirectory, shard: int) -> None:
     """Remove everything that was kept for a shard, unfinished outputs of dead workers included."""
     for path in _files(run, shard, ""):
-        if path.is_dir():
-            remove_tree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def temporary_output(run: RunDirectory, shard: int, worker: str) -> Path:

@@ -50,6 +50,7 @@ class WorkerStatus:
     working_on: dict[str, int]  # shard to rows finished in it
     doing: str = ""  # how far its item is, in words
     counts: dict[str, int] = field(default_factory=dict)
+    part_of: str = ""  # the worker of which it is a process
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Status:
     unknown_quarantine: int = 0
     damaged: int = 0
     absent: list[str] = field(default_factory=list)
+
+    @property
+    def alive(self) -> int:
+        """Live workers, each with all its processes as one."""
+        return sum(worker.alive and not worker.part_of for worker in self.workers)
 
     @property
     def finished(self) -> bool:
@@ -236,6 +242,7 @@ def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: floa
         working_on=last.get("working_on", {}),
         doing=last.get("doing", ""),
         counts={name: value for name, value in last.items() if isinstance(value, int)},
+        part_of=opening.get("part_of", ""),
     )
 
 

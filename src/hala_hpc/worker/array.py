@@ -22,7 +22,7 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.worker.context import Outcome
-        from hala_hpc.worker.job import GAVE_UP_CODE, StopFlag, executor, linger, requeue, work
+        from hala_hpc.worker.job import StopFlag, executor, linger, requeue, work
 
         asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
 
@@ -42,7 +42,7 @@ class ArrayWorker:
                 again(signal.SIGUSR2, None)  # does not return
         linger(stop, outcome)
         if outcome is Outcome.GAVE_UP:
-            sys.exit(GAVE_UP_CODE)
+            sys.exit(outcome.code)
         return str(outcome.value)
 
     def checkpoint(self) -> object:

@@ -1,4 +1,4 @@
-"""What a loop of the worker is given, and what it answers."""
+"""What a worker's loop works with, and how it may end."""
 
 import time
 from collections import Counter
@@ -23,11 +23,16 @@ class Outcome(Enum):
     STOPPED = "stopped"  # a signal or the end of the job's time asked for it; the job should be requeued
     REQUEUED = "requeued"  # the job was put back in the queue already, to run on other nodes
 
+    @property
+    def code(self) -> int:
+        """Exit code: 1 has accounting show a job whose work failed as FAILED; sbatch scripts requeue on 85."""
+        return {"finished": 0, "gave up": 1}.get(self.value, 85)
+
 
 class Counters(Counter[str]):
-    """What a worker has done since it started, in the words of the ledger; a new one need only be counted.
+    """What a worker has done since it started, in the words of the ledger; a new name need only be counted.
 
-    rows, quarantined, requests, remembered (requests answered from what it had before), prompt_tokens, output_tokens;
+    rows, quarantined, requests, remembered (requests answered from the cache), prompt_tokens, output_tokens;
     thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
     control tokens, which were sent as text.
     """
@@ -38,7 +43,7 @@ class Counters(Counter[str]):
 
 @dataclass(frozen=True)
 class Context:
-    """What the loop works with. ``start_engine`` may be called again, when an engine died."""
+    """What the loop works with. ``start_engine`` may be called again, after an engine died."""
 
     run: RunDirectory
     recipe: Recipe

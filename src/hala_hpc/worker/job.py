@@ -1,4 +1,4 @@
-"""One worker, from its start to its end: read the run, load the engine, work, tell how it ended."""
+"""One worker, from its start to its end: read the run, load the engine, work, say how it ended."""
 
 import contextlib
 import importlib
@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hala_hpc import __version__, engines
@@ -18,20 +18,15 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
-from hala_hpc.worker import registry
+from hala_hpc.worker import processes, registry
 from hala_hpc.worker.context import Context, Outcome
+from hala_hpc.worker.task import PerCore
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
 
-
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
-REQUEUE_CODE = 85
-"""Exit code of a worker that a signal stopped: sbatch scripts requeue their job on it."""
-GAVE_UP_CODE = 1
-"""Of one that set shards aside, so that accounting shows a job whose work failed as FAILED."""
-CODES = {Outcome.FINISHED: 0, Outcome.GAVE_UP: GAVE_UP_CODE}
 
 
 class StopFlag:
@@ -45,7 +40,7 @@ class StopFlag:
             signal.signal(number, self._received)
 
     def ignore(self) -> None:
-        """All is given back: a further signal must not end the process before its exit code tells how it ended.
+        """All is given back: a further signal must not end the process before its exit code says how it ended.
 
         Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
         """
@@ -61,28 +56,30 @@ class StopFlag:
             os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
 
 
-def work(path: Path, stop: StopFlag) -> Outcome:
+def work(path: Path, stop: StopFlag, name: str = "") -> Outcome:
     """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
 
     Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
     case finished rows are kept and shards given back.
     """
     stop.install()
-    return work_until(path, lambda: bool(stop))
+    return work_until(path, lambda: bool(stop), name)
 
 
-def work_until(path: Path, should_stop: Callable[[], bool]) -> Outcome:
-    """``work``, for a caller that sees to signals itself."""
+def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> Outcome:
+    """``work``, for a caller that sees to signals itself. ``name`` is that of one of a worker's processes."""
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
     run.create_folders(len(plan))
     task = registry.create(recipe)
-    worker = worker_name()
+    worker = name or worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
+    if name:  # what became of a job is for its worker to say
+        identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
-    loop = importlib.import_module(task.loop)
+    loop = processes if isinstance(task, PerCore) and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)
@@ -114,14 +111,14 @@ def requeue(path: Path) -> Outcome:
     from hala_hpc.worker.context import say
 
     try:
-        allocation.requeue(job_name(), lambda told: say(f"not in the queue yet, trying again: {told}"))
+        allocation.requeue(job_name(), lambda reason: say(f"not in the queue yet, trying again: {reason}"))
     except HalaError as error:
         why = "no scontrol here" if "not found" in error.message else error.message
-        told = f"cannot requeue: {why}; hala resume {path.name}"
-        say(told)
+        message = f"cannot requeue: {why}; hala resume {path.name}"
+        say(message)
         with contextlib.suppress(OSError):
             history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
-            history.write("failed", error=told)
+            history.write("failed", error=message)
             history.close()
         return Outcome.STOPPED
     return Outcome.REQUEUED
@@ -146,20 +143,24 @@ def job_name() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
-def main() -> int:
-    """``python -m hala_hpc.worker RUN``.
+def main(arguments: Sequence[str]) -> int:
+    """``python -m hala_hpc.worker RUN [NAME]``; with a name: one of the processes of a worker.
 
-    Exit code 0: nothing is left; 1: nothing, but this worker set shards aside; 85: a signal stopped it (requeue).
+    Exit code 0: nothing is left; 1: so it is, but this worker set shards aside; 85: a signal stopped it (requeue).
     """
-    if len(sys.argv) != 2:
+    if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
     stop = StopFlag()
+    stop.install()
+    if is_part := len(arguments) == 2:
+        processes.stop_with_parent()
     try:
-        outcome = work(Path(sys.argv[1]).resolve(), stop)
+        outcome = work(Path(arguments[0]).resolve(), stop, *arguments[1:])
         stop.ignore()
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
-    linger(stop, outcome)
-    return CODES.get(outcome, REQUEUE_CODE)
+    if not is_part:
+        linger(stop, outcome)
+    return outcome.code

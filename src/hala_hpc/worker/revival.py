@@ -36,7 +36,7 @@ class Revival:
         self._wait = FIRST_WAIT
 
     def start(self) -> Engine:
-        """The recipe's engine. Raises HalaError where it does not start; the log then tells how."""
+        """The recipe's engine. Raises HalaError where it does not start; the log then says why."""
         began = time.monotonic()
         try:
             engine = self._context.start_engine()
@@ -44,9 +44,9 @@ class Revival:
             raise
         except Exception as error:
             say(f"the engine does not start:\n{''.join(traceback.format_exception(error))}")
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             raise HalaError(
-                f"the engine does not start: {told}", "the lines above tell more; no row counts it"
+                f"the engine does not start: {reason}", "the lines above say more; no row counts it"
             ) from error
         self._context.ledger.write("loaded", seconds=round(time.monotonic() - began, 3))
         return engine
@@ -56,7 +56,7 @@ class Revival:
         self._away_since, self._wait = None, FIRST_WAIT
 
     def published(self) -> None:
-        """What engines died of is behind us."""
+        """A shard was published: deaths before it do not count any more."""
         self._deaths = 0
 
     def another(self, gone: Gone, sample: Request | None, meanwhile: Callable[[], None]) -> Engine | None:
@@ -99,7 +99,7 @@ class Revival:
             ) from gone
 
     def _sleep(self, meanwhile: Callable[[], None]) -> bool:
-        """Whether the time passed without a signal. By chance shorter, lest all workers come back at once."""
+        """Whether the time passed without a signal. It is shortened at random, lest all workers come back at once."""
         until = time.monotonic() + self._wait * random.uniform(0.5, 1.0)
         self._wait = min(2 * self._wait, LONGEST_WAIT)
         while (left := until - time.monotonic()) > 0 and not self._context.should_stop():
@@ -108,7 +108,7 @@ class Revival:
         return not self._context.should_stop()
 
     def _tried(self, engine: Engine, sample: Request, meanwhile: Callable[[], None]) -> bool:
-        """Whether the engine answered, before a signal came. A refusal is an answer, too."""
+        """Whether the engine answered before a signal came. A refusal is an answer, too."""
         prompt = "1" if isinstance(sample.prompt, str) else (Message("user", "1"),)
         engine.add(TRIAL, replace(sample, prompt=prompt, max_tokens=TRIAL_TOKENS))
         deadline = time.monotonic() + self._context.recipe.run.stall_seconds

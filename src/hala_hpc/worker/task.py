@@ -20,13 +20,20 @@ class Task(Protocol):
     loop: str
     """The module whose ``work`` does its shards on the worker: ``ROWS``, ``ITEMS``, or one that a task brings."""
     suffix: str
-    """Of a shard's output: '' for a folder."""
+    """Ends the name of a shard's output: '' for a folder."""
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""
 
     def checker(self, facts: Facts) -> CheckShard:
-        """How one published output is held against the manifest."""
+        """How one published output is checked against the manifest."""
+
+
+@runtime_checkable
+class PerCore(Protocol):
+    """A task whose shard keeps one core busy: a worker then works as so many processes as it has cores."""
+
+    one_per_core: bool
 
 
 @runtime_checkable

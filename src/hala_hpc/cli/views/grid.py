@@ -16,7 +16,7 @@ from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status
 from hala_hpc.slurm.commands import counted
-from hala_hpc.slurm.queue import Asked, Queue
+from hala_hpc.slurm.queue import Queue, QueueView
 
 NOT_RUN: Final = {"as_is": "as it is", "excluded": "left out"}
 COLOURS: Final = {"done": "green", "running": "cyan", "failed": "red"}
@@ -59,7 +59,7 @@ class GridView:
     queue: Queue
 
     @classmethod
-    def read(cls, folder: Path, queue: Asked) -> "GridView":
+    def read(cls, folder: Path, queue: QueueView) -> "GridView":
         rows = []
         for cell in lookup.cells(folder):
             path = folder / cell["name"]

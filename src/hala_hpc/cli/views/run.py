@@ -21,7 +21,7 @@ from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
 from hala_hpc.slurm.commands import counted
-from hala_hpc.slurm.queue import Asked, Queue
+from hala_hpc.slurm.queue import Queue, QueueView
 
 OLD_SECONDS = 1.0
 """The run is read anew after a longer wait for Slurm."""
@@ -43,7 +43,7 @@ class RunView:
     slurm: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path, queue: Asked) -> "RunView":
+    def read(cls, path: Path, queue: QueueView) -> "RunView":
         before, now = frozen.read(path), frozen.now(path)
         state = lookup.state_of(path)
         began = time.monotonic()
@@ -72,7 +72,8 @@ class RunView:
         done = self.progress.done_share if self.progress else state.rows_done / state.rows
         bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
         parts: list[Any] = [bar, common.facts(_facts(self))]
-        alive = [worker for worker in state.workers if worker.alive]
+        wholes = {worker.part_of for worker in state.workers}
+        alive = [worker for worker in state.workers if worker.alive and worker.worker not in wholes]
         if alive and self.progress is None:
             parts += [Text(), _workers(alive, state.unit)]
         for error in state.errors:
@@ -108,7 +109,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
     lost = ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
     gone = f"[red]{folders}[/]: hala resume makes them again{lost}"
     is_last_step = state.unassembled and state.done == state.shards
-    alive = sum(worker.alive for worker in state.workers)
+    ended = sum(not worker.alive and not worker.part_of for worker in state.workers)
     changed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in seen.changed.items())
     lines = [
         ("run", state.path),
@@ -118,7 +119,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         ("last step", "to do: it makes final/ of all that is done" if is_last_step else ""),
         *progress,
         ("time left", "finished" if state.finished else common.human_seconds(left)),
-        ("workers", f"{alive} alive, {len(state.workers) - alive} ended"),
+        ("workers", f"{state.alive} alive, {ended} ended"),
         ("changed", rich.markup.escape(changed)),
         ("jobs", jobs_in(seen.queue)),
     ]
@@ -152,6 +153,6 @@ def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:
 
 def advice(queue: Queue, path: Path, slurm: Mapping[str, Any], finished: bool, states: Sequence[Status]) -> list[str]:
     """What Slurm says that a person should know of ``states``, of a run with its data or of a grid."""
-    alive = any(worker.alive for state in states for worker in state.workers)
+    alive = any(state.alive for state in states)
     has_progress = any(state.rows_done for state in states)
     return jobs.advice(queue, path, slurm, finished=finished, alive=alive, has_progress=has_progress)

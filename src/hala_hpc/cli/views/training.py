@@ -78,7 +78,7 @@ class TrainingState:
 
 def is_alive(state: Status) -> bool:
     """Whether any worker of the run is."""
-    return any(worker.alive for worker in state.workers)
+    return state.alive > 0
 
 
 def read(path: Path, state: Status) -> TrainingState | None:

@@ -12,7 +12,6 @@ from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section, Value
 from hala_hpc.report.sections import merges
 from hala_hpc.report.sections.merges import MergeReport
-from hala_hpc.tasks.evaluate.paired import Mean
 from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 

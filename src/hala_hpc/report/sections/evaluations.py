@@ -9,8 +9,7 @@ from hala_hpc.report.page.table import Cell, Example, Section, Table, isolated
 from hala_hpc.report.runs import DIGEST_SHOWN, ReportedRun
 from hala_hpc.report.sections import evaluation_plots
 from hala_hpc.report.sections.evaluation_plots import columns_of, means_of
-from hala_hpc.tasks.evaluate import paired, results
-from hala_hpc.tasks.evaluate.paired import Mean
+from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Answered, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 
@@ -70,7 +69,7 @@ def _differences(evaluations: Evaluations, adjusted: PValues) -> Table:
     ]
     note = (
         f"Paired with {evaluations.base} question by question, in points of percent; from and to: 95 % by the normal "
-        f"distribution. p: two-sided, {paired.ROUNDS:,} random sign flips, seed {paired.SEED}; "
+        f"distribution. p: two-sided, {statistics.ROUNDS:,} random sign flips, seed {statistics.SEED}; "
         "Holm's is over the models that are compared on one benchmark."
     )
     return table.of("differences", f"Differences to {evaluations.base}", columns, rows, note)
@@ -81,7 +80,7 @@ def _adjusted(evaluations: Evaluations) -> PValues:
     adjusted: PValues = {}
     for column in columns_of(evaluations):
         gaps = {key: gap for key, gap in evaluations.differences.items() if key[1] == column}
-        adjusted |= zip(gaps, paired.holm([gap.p for gap in gaps.values()]), strict=True)
+        adjusted |= zip(gaps, statistics.holm([gap.p for gap in gaps.values()]), strict=True)
     return adjusted
 
 
@@ -97,7 +96,7 @@ def _tasks(evaluations: Evaluations) -> Table:
         for task in dict.fromkeys(task for cell in _cells(evaluations, benchmark) for task in cell.scores):
             cells = (evaluations.cells.get((model, benchmark)) for model in evaluations.models)
             scores = [cell.scores.get(task) if cell else None for cell in cells]
-            means = [None if answers is None else paired.mean(answers) for answers in scores]
+            means = [None if answers is None else statistics.mean(answers) for answers in scores]
             questions = max(mean.questions for mean in means if mean)
             rows.append([benchmark, task, questions, *map(_percent, means)])
     columns = ["benchmark", "task", "questions", *evaluations.models]

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final, TypedDict, cast
 
 from hala_hpc.models.card import read_json
+from hala_hpc.models.folder import REPORT
 from hala_hpc.report.page import plots, table
 from hala_hpc.report.page.plots import Plot, Row
 from hala_hpc.report.page.table import Cell, Section, Value, isolated
 from hala_hpc.report.runs import ReportedRun
-from hala_hpc.tasks.merge.folder import REPORT
 from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")

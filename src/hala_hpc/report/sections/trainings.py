@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -40,11 +40,12 @@ def _totals(runs: Sequence[ReportedRun], lines: Mapping[str, Steps]) -> table.Ta
     columns = ["run", "steps", "tokens", "last loss", HELD_OUT, "hours", "GPU-hours", "tokens/s", "MFU", "launches"]
     rows = []
     for run in runs:
-        total = card.trained(run.path).get
+        trained: Mapping[str, Any] = card.trained(run.path)
+        total = trained.get
         steps = [line for line in lines[run.name] if "loss" in line]
         losses = (Cell(total(key), digits=4) for key in ("final_loss", "eval_loss"))
         learned = (total("steps"), total("tokens"), *losses)
-        rates = (Cell(_mean(steps, "tokens_per_second"), digits=0), _mean(steps, "mfu"))
+        rates = (Cell(metrics.mean_by_time(steps, "tokens_per_second"), digits=0), metrics.mean_by_time(steps, "mfu"))
         rows.append([run.name, *learned, total("hours"), total("gpu_hours"), *rates, total("launches")])
     note = (
         "Hours are from the first to the last step of each launch; tokens/s and MFU are means over steps by their time."
@@ -74,13 +75,6 @@ def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:
     known = _known(steps, ("step", key))
     parts = np.array_split(np.array(known, float), POINTS) if len(known) > POINTS else []
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts] or known
-
-
-def _mean(steps: Steps, key: str) -> float | None:
-    """The mean over steps by their time."""
-    known = _known(steps, (key, "seconds"))
-    seconds = sum(took for _, took in known)
-    return sum(value * took for value, took in known) / seconds if seconds else None
 
 
 def _known(steps: Steps, keys: tuple[str, str]) -> list[tuple[float, float]]:

@@ -120,7 +120,7 @@ def _time(past: History) -> tuple[float, str]:
     return next((scale, f"{name} since the start") for scale, name, least in UNITS if length >= least)
 
 
-def _reason(trouble: Trouble) -> str:
+def _reason(trouble: Incident) -> str:
     """The same for failures that differ in a number or a name only."""
     first = (trouble.error.splitlines() or [""])[0]
     return re.sub(r"\d+", "#", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "…", first))[:REASON_LENGTH]

@@ -13,7 +13,7 @@ from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
 from hala_hpc.engines.base import TokenRequest, outputs_of
-from hala_hpc.tasks.evaluate.kept import Kept
+from hala_hpc.run.appending import Answers
 
 MOST_BRANCHES: Final = 128
 """Tokens whose log-probabilities vLLM returns at one place (its ``MAX_LOGPROB_TOKEN_IDS``)."""
@@ -189,7 +189,7 @@ class Scorer:
 
     def _answers(self, requests: Sequence[_Request], attempt: Attempt) -> list[Any]:
         """Answers in the order of ``requests``; equal ones are asked once. The engine is kept full throughout."""
-        keys, kept = [request.key for request in requests], Kept(attempt.kept)
+        keys, kept = [request.key for request in requests], Answers(attempt.kept)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.counts.remembered += len(set(keys)) - len(missing)
         handed_in = (TokenRequest(key, list(request.tokens), request.params) for key, request in missing.items())

@@ -126,12 +126,11 @@ def render(record: Mapping[str, Any]) -> str:
     return card.page(record, said, _facts(record), lines)
 
 
-def _facts(record: dict[str, Any], training: Trained) -> Iterator[tuple[str, str]]:
+def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{record['parameters']:,}"
-    for name, value in training.items():
+    for name, value in record["training"].items():
         if value is not None:
             yield name.replace("_", " "), card.number(value)
-    yield from card.made_by(record)
 
 
 def _datasets(

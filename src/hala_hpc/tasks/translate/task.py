@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -11,15 +10,10 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.arrow.columns import OF, field_of
 from hala_hpc.data.arrow.schema import Fields, Row, is_json
-from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.shapes import Shape, shape_of
 from hala_hpc.engines.base import Completion, Message, Request, request
-from hala_hpc.run.manifest import Facts
-from hala_hpc.run.verify import CheckShard
 from hala_hpc.text import prompts
-from hala_hpc.worker.rows import task as rows
-from hala_hpc.worker.rows.task import RowError, RowWork
-from hala_hpc.worker.task import ROWS
+from hala_hpc.worker.rows.task import RowError, RowTask, RowWork
 
 TRUNCATED = "hala_truncated"
 """Column: whether any text of the row was cut off by max_tokens (only with ``truncated: keep``)."""
@@ -40,26 +34,16 @@ class Options(TaskOptions):
     truncated: Literal["quarantine", "keep"] = "quarantine"  # a text that max_tokens cut off is spoiled
 
 
-class Translate:
-    """See the module and ``worker.rows.task``."""
-
-    stage = "serve"
-    loop = ROWS
-    suffix = ".parquet"
+class Translate(RowTask):
+    """See the module."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+        super().__init__(recipe)
         options: Options = recipe.task
         if problem := prompts.problem_of(options.prompt):
             raise HalaError(f"task.prompt: {problem}", "for example: Translate from {source} to {target}: {text}")
         if not options.suffix:
             raise HalaError("task.suffix: empty, so a translation would overwrite its original", "for example _ar")
-
-    def plan(self, folder: Path, watch: Watch) -> Cut:
-        return rows.plan(self, "translate", self._recipe, folder, watch)
-
-    def checker(self, facts: Facts) -> CheckShard:
-        return rows.checker(self, facts)
 
     def work_on(self, schema: pa.Schema) -> RowWork:
         options: Options = self._recipe.task
@@ -121,9 +105,9 @@ def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":
 
     Its metadata say of which column it is the translation.
     """
-    found = field_of(column, schema)
-    assert found is not None  # shape_of has looked
-    is_text = not pa.types.is_nested(found.type) and not is_json(found.type)
-    field = pa.field(name, pa.string()) if is_text else found.with_name(name)
-    metadata: Any = found.metadata or {}
+    original = field_of(column, schema)
+    assert original is not None  # shape_of has looked
+    is_text = not pa.types.is_nested(original.type) and not is_json(original.type)
+    field = pa.field(name, pa.string()) if is_text else original.with_name(name)
+    metadata: Any = original.metadata or {}
     return field.with_metadata({**metadata, OF: column.encode()})

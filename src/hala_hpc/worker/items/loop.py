@@ -1,17 +1,16 @@
 """The loop for tasks whose shards are items: one at a time, those of the same model after each other."""
 
-import contextlib
-import threading
 import time
 import traceback
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
-from hala_hpc.run import partial, publish, status
-from hala_hpc.run.files import remove_tree
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
+from hala_hpc.run import partial, status
+from hala_hpc.run.files import remove
+from hala_hpc.worker.claims import Claim, Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.items.task import Item, ItemTask, ItemWork, Stopped
 
@@ -27,33 +26,26 @@ class ItemLoop:
     def __init__(self, context: Context, task: ItemTask) -> None:
         self._context, self._task = context, task
         self._worker = context.leases.beacon.name
-        self._finder = Finder(context.leases, len(context.plan), seed=self._worker)
+        self._claims = Claims(context)
         self._sources: list[str] = context.plan.column("source")
         self._source = ""  # of the item done last: its engine is still there
         self._work: ItemWork | None = None
-        self._lease: Lease | None = None
-        self._lock = threading.Lock()
-        self._is_ours = True
         self._counters = Counters()
         self._failing: set[int] = set()
         self._pause = FIRST_PAUSE
 
     def work(self) -> Outcome:
         """Raises HalaError after too many failures in a row; whatever is begun is given back before."""
-        context = self._context
-        with Heartbeat(context.leases, self._check_lease):
+        with self._claims:
             try:
-                while not context.should_stop():
-                    if (lease := self._finder.next(self._alike())) is not None:
-                        self._attempt(lease)
-                    elif (seconds := self._finder.wait_for()) is not None:
-                        time.sleep(min(seconds, 1.0) + 0.05)
-                    else:
-                        self._close()  # a device is free before anything is put together
-                        if not status.missing(context.run.path):
-                            self._finish()
-                        return Outcome.FINISHED
-                return Outcome.STOPPED
+                for claim in self._claims.each(self._alike):
+                    self._attempt(claim)
+                if self._context.should_stop():
+                    return Outcome.STOPPED
+                self._close()  # a device is free before anything is put together
+                if not status.missing(self._context.run.path):
+                    self._finish()
+                return Outcome.FINISHED
             finally:
                 self._close()
 
@@ -71,73 +63,66 @@ class ItemLoop:
         """Shards of the model that is loaded."""
         return [shard for shard, source in enumerate(self._sources) if source == self._source]
 
-    def _attempt(self, lease: Lease) -> None:
-        context = self._context
-        context.ledger.write("claimed", shard=lease.shard, attempt=lease.attempt)
-        with self._lock:
-            self._lease, self._is_ours = lease, True
+    def _attempt(self, claim: Claim) -> None:
+        claims = self._claims
         try:
-            self._do(lease)
+            self._do(claim)
         except Stopped:
-            context.ledger.write("released" if self._is_ours else "lost", shard=lease.shard, attempt=lease.attempt)
-            context.leases.release(lease)
+            claims.give_back(claim, "lost" if claim.lost else "released")
+        except SourceAway as error:
+            claims.missed(claim, error)
         except NoEngine as error:
-            context.ledger.write("released", shard=lease.shard, attempt=lease.attempt, error=str(error))
-            context.leases.release(lease)
+            claims.give_back(claim, error=str(error))
             raise
         except Exception as error:  # noqa: BLE001 (another item may well succeed; see MOST_FAILURES)
-            self._fail(lease, error)
+            self._fail(claim, error)
         except BaseException:
-            context.leases.fail(lease)
+            claims.end(claim, self._context.leases.fail)
             raise
         finally:
-            with self._lock:
-                self._lease = None
-            _remove(self._place(lease))
+            remove(self._place(claim))
 
-    def _do(self, lease: Lease) -> None:
-        context, shard = self._context, self._context.plan[lease.shard]
-        kept = partial.kept_folder(context.run, lease.shard)
+    def _do(self, claim: Claim) -> None:
+        context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
+        kept = partial.kept_folder(context.run, claim.shard)
         kept.mkdir(exist_ok=True)
-        _remove(self._place(lease))
-        self._tell(lease, "")
+        remove(place)
+        self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
         began = time.monotonic()
-        asked = context.plan.facts.items[lease.shard]
-        item = Item(shard, asked, self._place(lease), kept, self._check_stop, lambda text: self._tell(lease, text))
-        numbers = self._work.do(item)
+
+        def check_stop() -> None:
+            if context.should_stop() or claim.lost:
+                raise Stopped
+
+        entry = items[claim.shard] if (items := context.plan.facts.items) else {}
+        item = Item(shard, entry, place, kept, check_stop, lambda text: self._progress(claim, text), self._worker)
+        numbers: dict[str, Any] = {"done": shard.rows, **self._work.do(item)}
         self._source = shard.source
         self._failing.clear()
         self._pause = FIRST_PAUSE
-        won = publish.publish(context.run, lease.shard, item.place)
+        self._claims.reached(claim)
+        self._claims.publish(claim, place, began, **numbers)
         self._counters["rows"] += shard.rows
-        seconds = round(time.monotonic() - began, 3)
-        told = {"done": shard.rows, "errors": 0, "seconds": seconds, **numbers} if won else {}
-        context.ledger.write("published" if won else "lost", shard=lease.shard, attempt=lease.attempt, **told)
-        partial.drop(context.run, lease.shard)
-        context.leases.clear(lease.shard)
-        self._tell(None, "")
+        self._counters["quarantined"] += numbers.get("errors", 0)
+        self._counters["prompt_tokens"] += numbers.get("prompt_tokens", 0)
+        self._progress(None, "")
 
-    def _fail(self, lease: Lease, error: Exception) -> None:
+    def _fail(self, claim: Claim, error: Exception) -> None:
         """Leave the item to another attempt, or to a person where that would change nothing."""
-        context = self._context
-        say(f"shard {lease.shard} failed:\n{''.join(traceback.format_exception(error))}")
-        context.ledger.write(
-            "failed", shard=lease.shard, attempt=lease.attempt, error=f"{type(error).__name__}: {error}"[:2_000]
-        )
-        is_away = _is_away(error, context.plan[lease.shard].source)
-        if isinstance(error, HalaError) and not is_away:
-            context.leases.give_up(lease)
-        else:
-            context.leases.fail(lease)
+        say(f"shard {claim.shard} failed:\n{''.join(traceback.format_exception(error))}")
+        self._claims.note("failed", claim, error=f"{type(error).__name__}: {error}"[:2_000])
+        is_away = _is_away(error, self._context.plan[claim.shard].source)
+        leases = self._context.leases
+        self._claims.end(claim, leases.give_up if isinstance(error, HalaError) and not is_away else leases.fail)
         self._close()
-        self._failing.add(lease.shard)
+        self._failing.add(claim.shard)
         if len(self._failing) >= MOST_FAILURES:
             raise HalaError(f"{MOST_FAILURES} items in a row failed, the last: {error}") from error
         if is_away:
             until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
-            while time.monotonic() < until and not context.should_stop():
+            while time.monotonic() < until and not self._context.should_stop():
                 time.sleep(0.1)
 
     def _close(self) -> None:
@@ -145,22 +130,12 @@ class ItemLoop:
         if work is not None:
             work.close()
 
-    def _check_stop(self) -> None:
-        if self._context.should_stop() or not self._is_ours:
-            raise Stopped
-
-    def _check_lease(self) -> None:
-        """In the heartbeat's thread."""
-        with self._lock:
-            if self._lease is not None and not self._context.leases.holds(self._lease):
-                self._is_ours = False
-
-    def _tell(self, lease: Lease | None, doing: str) -> None:
-        at = {str(lease.shard): 0} if lease else {}
+    def _progress(self, claim: Claim | None, doing: str) -> None:
+        at = {str(claim.shard): 0} if claim else {}
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=doing)
 
-    def _place(self, lease: Lease) -> Path:
-        return partial.temporary_output(self._context.run, lease.shard, self._worker)
+    def _place(self, claim: Claim) -> Path:
+        return partial.temporary_output(self._context.run, claim.shard, self._worker)
 
 
 def work(context: Context) -> Outcome:
@@ -169,18 +144,10 @@ def work(context: Context) -> Outcome:
 
 
 def _is_away(error: BaseException, source: str) -> bool:
-    """Whether a file or folder is out of reach, which may pass: no refusal of what the item itself asks for."""
+    """Whether a file or folder is out of reach, which may pass, instead of the item itself being at fault."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
             return True
         cause = cause.__cause__
     return source.startswith("/") and not Path(source).exists()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()

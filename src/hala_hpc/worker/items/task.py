@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ class Item:
     ``asked`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
     or a folder where the task's suffix is ''. ``kept`` is a folder of this shard alone, which the next attempt finds
     again (on any node): for what is worth keeping when a worker dies. ``check_stop`` raises Stopped; to be called at
-    least every half minute. ``tell`` says how far the item is, for ``hala status``.
+    least every half minute. ``tell`` says how far the item is, for ``hala status``. ``worker`` is who does it.
     """
 
     shard: Shard
@@ -34,6 +34,7 @@ class Item:
     kept: Path
     check_stop: Callable[[], None]
     tell: Callable[[str], None]
+    worker: str = ""
 
 
 class ItemWork(Protocol):
@@ -42,11 +43,11 @@ class ItemWork(Protocol):
     Items that the plan gives the same ``Shard.source`` (a model, as a rule) come after each other.
     """
 
-    def do(self, item: Item) -> dict[str, Any]:
+    def do(self, item: Item) -> Mapping[str, float]:
         """Put the result at ``item.place``; returns numbers for the ledger.
 
-        Raises Stopped (from ``check_stop``), HalaError for what another attempt would not change, anything else for
-        what it might.
+        Raises Stopped (from ``check_stop``), SourceAway for what may come back, HalaError for what another attempt
+        would not change, anything else for what it might.
         """
 
     def close(self) -> None:
@@ -54,7 +55,7 @@ class ItemWork(Protocol):
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan fills ``Facts.items``, one entry a shard."""
+    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard."""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
         """Start working, in the stage's environment. Nothing heavy before the first item."""
@@ -73,7 +74,7 @@ class Planned:
     ``known``: what the result depends on, in JSON, for the shard's digest; None: all that is asked.
     """
 
-    asked: dict[str, Any]
+    asked: Mapping[str, Any]
     source: Path
     cost: int = 1
     known: Any = None
@@ -83,7 +84,7 @@ def cut(
     kind: str,
     unit: Unit,
     items: Sequence[Planned],
-    sources: list[dict[str, Any]],
+    sources: Sequence[Mapping[str, Any]],
     texts: int = 0,
     assembled: bool = False,
 ) -> Cut:
@@ -97,6 +98,8 @@ def cut(
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    asked = [item.asked for item in items]
-    facts = Facts("", len(items), texts, 0, total, sources, unit=unit, items=asked, assembled=assembled)
+    entries = [dict(item.asked) for item in items]
+    facts = Facts(
+        "", len(items), texts, 0, total, list(map(dict, sources)), unit=unit, items=entries, assembled=assembled
+    )
     return Cut(shards, facts)

@@ -16,18 +16,16 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
 from hala_hpc.data.arrow import schema
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
-from hala_hpc.run import partial, publish
-from hala_hpc.run.lease import Heartbeat
+from hala_hpc.run import partial
+from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.claims import Claims
-from hala_hpc.worker.rows.in_flight import Out, Outstanding
-from hala_hpc.worker.rows.shard import OpenShard, RowInHand, most_in_flight, working_on
+from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, working_on
 from hala_hpc.worker.rows.task import RowError, RowTask
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 5.0
-"""The ledger tells how far the worker is this often."""
+"""How often the ledger notes how far the worker is."""
 ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
 
@@ -39,23 +37,24 @@ class RowLoop:
         self._context = context
         self._worker = context.leases.beacon.name
         self._work = task.work_on(schema.load(context.plan.facts.schema))
-        self._claims = Claims(context, self._worker)
+        self._claims = Claims(context)
+        self._reading = Reading(context, self._claims)
         self._counters = Counters()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None
         self._revival = Revival(context)
         self._doing = ""  # while the engine is gone
-        self._out = Outstanding()
+        self._in_flight = InFlight()
         self._feeding: OpenShard | None = None
         self._open: list[OpenShard] = []
         self._coming: Future[OpenShard | None] | None = None
         self._writing: list[Future[None]] = []
         self._ask_again = 0.0
-        self._flushed = self._told = time.monotonic()
+        self._flushed = self._noted = time.monotonic()
 
     def work(self) -> Outcome:
         """Raises whatever is a bug or a broken disk, after giving everything back."""
-        with Heartbeat(self._context.leases, self._check_leases):
+        with self._claims:
             try:
                 while not self._context.should_stop():
                     if not self._turn():
@@ -78,9 +77,9 @@ class RowLoop:
                     return self._wait_for_the_silent()
                 futures.wait(self._writing, POLL_SECONDS)  # else our own last leases would look like a silent worker's
             elif self._engine is not None:
-                self._take(self._engine.poll(POLL_SECONDS if self._out or not self._coming else 0.0))
-            if not self._out and self._coming:
-                self._await_coming()
+                self._take(self._engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
+            if not self._in_flight and self._coming is not None and not self._coming.done():
+                time.sleep(0.005)
         except (EngineDied, EngineUnreachable) as error:
             self._recover(error)
         self._tend()
@@ -106,8 +105,8 @@ class RowLoop:
                 self._engine = self._revival.start()
                 continue
             engine = self._engine
-            while shard.unsent and len(self._out) < most_in_flight(shard, engine.capacity):
-                if (out := next(self._out.shards(), None)) is not None and out.careful:
+            while shard.unsent and len(self._in_flight) < (1 if shard.careful else engine.capacity):
+                if (out := next(self._in_flight.shards(), None)) is not None and out.careful:
                     return  # a careful row is alone, whatever comes after it
                 self._send(engine, shard)
             if shard.unsent:
@@ -122,14 +121,14 @@ class RowLoop:
         left = len(self._feeding.unsent) if self._feeding else 0
         is_time = self._engine is None or left <= self._engine.capacity
         if self._coming is None and is_time and time.monotonic() >= self._ask_again:
-            self._coming = self._disk.submit(self._claims.next)
+            self._coming = self._disk.submit(self._reading.next)
 
     def _next_shard(self) -> OpenShard | None:
         """The shard that was claimed ahead, if it is there by now."""
         if self._coming is None or not self._coming.done():
             return None
         if self._open and self._coming.exception() is not None:
-            return None  # what is open is finished first, then the error is told
+            return None  # what is open is finished first, then the error is raised
         shard, self._coming = self._coming.result(), None
         if shard is None:
             self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
@@ -139,23 +138,13 @@ class RowLoop:
             self._publish(shard)
         return shard
 
-    def _await_coming(self) -> None:
-        if self._coming is not None and not self._coming.done():
-            time.sleep(0.005)
-
     def _wait_for_the_silent(self) -> bool:
         """Nothing to claim: go, unless a worker is silent and its shard may soon be ours."""
-        seconds = self._claims.wait_for()
-        if seconds is None:
-            # One last look: a shard may have been given back since.
-            self._coming = self._disk.submit(self._claims.next)
-            if self._coming.result() is None:
-                self._coming = None
-                return False
-            return True
-        time.sleep(min(seconds, 1.0) + 0.05)
-        self._coming = self._disk.submit(self._claims.next)
-        return True
+        is_last_look = not self._claims.wait()  # a shard may have been given back since
+        self._coming = self._disk.submit(self._reading.next)
+        if is_last_look and self._coming.result() is None:
+            self._coming = None
+        return self._coming is not None
 
     # --- requests go out, rows come back --------------------------------------------------------------------------
 
@@ -167,14 +156,14 @@ class RowLoop:
             shard.begin(number)
         if not requests:
             self._finish(shard, hand)
-        if not self._out:
+        if not self._in_flight:
             self._watch_for_stall()
         for index, request in enumerate(requests):
-            out = len(self._out)
-            if (known := self._out.ask(engine, request, (shard, hand, index))) is not None:
+            out = len(self._in_flight)
+            if (known := self._in_flight.ask(engine, request, (shard, hand, index))) is not None:
                 self._settle(shard, hand, index, known)
             self._counters["requests"] += 1
-            self._counters["remembered"] += len(self._out) == out
+            self._counters["remembered"] += len(self._in_flight) == out
 
     def _take(self, completions: list[Completion]) -> None:
         if completions:
@@ -183,12 +172,12 @@ class RowLoop:
         for completion in completions:
             self._counters["prompt_tokens"] += completion.prompt_tokens
             self._counters["output_tokens"] += completion.output_tokens
-            waiters, answer = self._out.answered(completion)
+            waiters, answer = self._in_flight.answered(completion)
             self._counters["thoughts"] += answer.thought
             self._counters["escaped"] += answer.escaped
             for waiter in waiters:
                 self._settle(*waiter, answer)
-        if not self._out:
+        if not self._in_flight:
             faulthandler.cancel_dump_traceback_later()
         elif completions:
             self._watch_for_stall()
@@ -203,26 +192,18 @@ class RowLoop:
         if hand.left == 0:
             self._finish(shard, hand)
 
-    def _finish(self, shard: OpenShard, hand: RowInHand) -> None:
+    def _finish(self, shard: OpenShard, hand: RowInHand, error: str | None = None) -> None:
+        """A row that is done, or set aside with an error."""
         completions = [completion for completion in hand.completions if completion is not None]
-        error = next((completion.error for completion in completions if completion.error), None)
+        error = error or next((completion.error for completion in completions if completion.error), None)
         try:
             if error is None:
                 shard.finish(hand.number, self._work.finish(hand.row, completions))
         except RowError as refusal:
             error = str(refusal)
         if error is not None:
-            self._set_aside(shard, hand, error)
-            return
-        self._done_with(shard)
-
-    def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
-        shard.quarantine(hand.number, error)
-        self._counters["quarantined"] += 1
-        self._done_with(shard)
-
-    def _done_with(self, shard: OpenShard) -> None:
-        """One more of its rows."""
+            shard.quarantine(hand.number, error)
+            self._counters["quarantined"] += 1
         self._counters["rows"] += 1
         if shard.complete and not shard.lost:
             self._publish(shard)
@@ -235,35 +216,19 @@ class RowLoop:
 
     def _write(self, shard: OpenShard) -> None:
         """In the disk thread: write and publish, or (a full disk) give the shard back for another to try."""
+        context, began = self._context, time.monotonic()
         try:
-            self._write_and_publish(shard)
+            shard.flush()
+            shard.close()
+            temporary = partial.temporary_output(context.run, shard.id, self._worker)
+            made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
+            shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+            counts = {"done": len(shard.results), "errors": len(shard.errors)}
+            if self._claims.publish(shard.claim, temporary, began, **counts):
+                self._revival.published()
         except BaseException:
-            self._context.leases.release(shard.lease)
+            self._claims.give_back(shard.claim, done=shard.done)
             raise
-
-    def _write_and_publish(self, shard: OpenShard) -> None:
-        """What was kept of the shard is no longer needed once it is published, by whomever."""
-        context, started = self._context, time.monotonic()
-        shard.flush()
-        shard.close()
-        temporary = partial.temporary_output(context.run, shard.id, self._worker)
-        made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
-        shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
-        if publish.publish(context.run, shard.id, temporary):
-            self._revival.published()
-            seconds = round(time.monotonic() - started, 3)
-            context.ledger.write(
-                "published",
-                shard=shard.id,
-                attempt=shard.lease.attempt,
-                done=len(shard.results),
-                errors=len(shard.errors),
-                seconds=seconds,
-            )
-        else:
-            context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
-        partial.drop(context.run, shard.id)
-        context.leases.clear(shard.id)
 
     def _tend(self) -> None:
         """What is due now and then: durable rows, news for the ledger, shards that were taken from us."""
@@ -274,23 +239,17 @@ class RowLoop:
         for shard in [shard for shard in self._open if shard.lost]:
             self._open.remove(shard)
             shard.close()
-            self._context.ledger.write("lost", shard=shard.id, attempt=shard.lease.attempt)
+            self._claims.give_back(shard.claim, "lost")
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
             self._writing += [self._disk.submit(shard.flush) for shard in self._open]
-        if now - self._told >= PROGRESS_SECONDS:
-            self._tell()
+        if now - self._noted >= PROGRESS_SECONDS:
+            self._progress()
 
-    def _tell(self, working: dict[str, int] | None = None) -> None:
-        self._told = time.monotonic()
+    def _progress(self, working: dict[str, int] | None = None) -> None:
+        self._noted = time.monotonic()
         at = working_on(self._open) if working is None else working
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
-
-    def _check_leases(self) -> None:
-        """In the heartbeat's thread."""
-        for shard in list(self._open):
-            if not self._context.leases.holds(shard.lease):
-                shard.lost = True
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -304,8 +263,8 @@ class RowLoop:
             return
         faulthandler.cancel_dump_traceback_later()
         died = isinstance(gone, EngineDied)
-        out = self._out.clear()
-        suspects = {shard.id: shard for one in out for shard, _, _ in one.waiters}
+        out = self._in_flight.clear()
+        suspects = {shard.id: shard for sent in out for shard, _, _ in sent.waiters}
         self._note(gone, sorted(suspects))
         for shard in [shard for shard in self._open if died and shard.id not in suspects]:
             self._give_back(shard)
@@ -330,46 +289,42 @@ class RowLoop:
         self._context.ledger.write("crashed" if died else "unreachable", error=said[:2_000], shards=suspects)
         say(said)
         self._doing = said[:200]
-        self._tell()
+        self._progress()
 
-    def _send_again(self, out: list[Out], gone: Gone) -> None:
+    def _send_again(self, out: list[Sent], gone: Gone) -> None:
         """Rows that were out go out again; one that the engine failed at goes last, and after some times nowhere."""
-        blamed = {one.id for one in out if isinstance(gone, EngineUnreachable) and one.id == gone.request}
+        blamed = gone.request if isinstance(gone, EngineUnreachable) else None
         hands = {
-            (shard.id, hand.number): (shard, hand, one.id in blamed) for one in out for shard, hand, _ in one.waiters
+            (shard.id, hand.number): (shard, hand, sent.id == blamed) for sent in out for shard, hand, _ in sent.waiters
         }
         for shard in list(self._open):
             mine = [(hand, is_blamed) for own, hand, is_blamed in hands.values() if own is shard]
             shard.send_again(hand for hand, is_blamed in mine if not is_blamed)
             for hand in [hand for hand, is_blamed in mine if is_blamed]:
                 if shard.refused(hand):
-                    self._set_aside(
-                        shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}"
-                    )
+                    self._finish(shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}")
 
     def _abandon(self) -> None:
         """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
-        suspects = {shard.id for shard in self._out.shards()}
+        suspects = {shard.id for shard in self._in_flight.shards()}
         for shard in list(self._open):
             if shard.id in suspects:
                 self._give_back(shard, "abandoned")
         self._feeding = None
-        self._out.clear()
+        self._in_flight.clear()
 
     def _give_back(self, shard: OpenShard, event: str = "released") -> None:
         """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
         self._open.remove(shard)
         if self._feeding is shard:
             self._feeding = None
-        leases, lease = self._context.leases, shard.lease
         try:
             if event != "abandoned":
                 shard.withdraw()
             shard.flush()
             shard.close()
         finally:
-            (leases.fail if event == "abandoned" else leases.release)(lease)
-            self._context.ledger.write(event, shard=shard.id, attempt=lease.attempt, done=shard.done)
+            self._claims.give_back(shard.claim, event, done=shard.done)
 
     def _end(self) -> None:
         """Keep what is finished, give back what is not."""
@@ -385,7 +340,7 @@ class RowLoop:
         finally:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._close_engine)
-                stack.callback(self._tell, working)
+                stack.callback(self._progress, working)
                 for shard in list(self._open):
                     stack.callback(self._give_back, shard)
 

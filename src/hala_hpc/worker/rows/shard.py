@@ -1,24 +1,35 @@
-"""One shard on its way through a worker: which rows are to be sent, which are out, what came back."""
+"""Shards on their way through a worker: claimed and read; rows to be sent, in flight, and back.
+
+A text that repeats is requested once, as its answer is in flight or cached: system prompts, greetings, empty answers.
+"""
 
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from hala_hpc.config.errors import HalaError
+from hala_hpc.data import shards
 from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.shards import ShardInput
-from hala_hpc.engines.base import Completion
+from hala_hpc.engines.base import Completion, Engine, Request
 from hala_hpc.run import partial
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Lease
 from hala_hpc.run.partial import ROW, PartialFile
+from hala_hpc.text import thinking
+from hala_hpc.worker.claims import Claim, Claims
+from hala_hpc.worker.context import Context
 
 CAREFUL_FROM = 3
 """From this attempt on a shard goes row by row, for something in it may have killed two workers."""
 BEGUN: Final = "begun"
 """Key of a record that a careful worker leaves before it sends a row: if the worker dies, that row did it. With the
 value false it takes that back."""
+MOST_CHARACTERS = 32_000_000
+"""Characters that the cache holds at most (ours: some tens of megabytes)."""
+MOST_UNREADABLE = 3
+"""Different shards in a row that cannot even be read: then something is wrong with this node, not with them."""
 MOST_REFUSALS = 3
 """So often an engine fails at a row, and answers others in between, before the row is set aside."""
 
@@ -39,16 +50,15 @@ class RowInHand:
 class OpenShard:
     """A claimed shard, with what earlier workers had finished of it."""
 
-    def __init__(self, run: RunDirectory, lease: Lease, given: ShardInput, worker: str) -> None:
-        self.lease = lease
+    def __init__(self, run: RunDirectory, claim: Claim, given: ShardInput, worker: str) -> None:
+        self.claim = claim
         self.given = given
-        self.careful = lease.attempt >= CAREFUL_FROM
-        self.lost = False
+        self.careful = claim.lease.attempt >= CAREFUL_FROM
         self.results: dict[int, Row] = {}
         self.errors: dict[int, str] = {}
         self._begun: set[int] = set()
         self._refusals: Counter[int] = Counter()
-        self._file = PartialFile(run, lease.shard, worker)
+        self._file = PartialFile(run, claim.shard, worker)
         self._lock = threading.Lock()
         self._take_up(run)
         done = self.results.keys() | self.errors.keys()
@@ -57,7 +67,11 @@ class OpenShard:
 
     @property
     def id(self) -> int:
-        return self.lease.shard
+        return self.claim.shard
+
+    @property
+    def lost(self) -> bool:
+        return self.claim.lost
 
     @property
     def done(self) -> int:
@@ -128,11 +142,124 @@ class OpenShard:
                 self.results[number] = kept["new"]
 
 
-def most_in_flight(shard: OpenShard, capacity: int) -> int:
-    """How many requests may be out while rows of this shard are sent."""
-    return 1 if shard.careful else capacity
+class Reading:
+    """Claims shards and reads them; used by the worker's disk thread, for it waits for the file server."""
+
+    def __init__(self, context: Context, claims: Claims) -> None:
+        self._context, self._claims = context, claims
+        self._unreadable: set[int] = set()
+
+    def next(self) -> OpenShard | None:
+        """The next shard; None when nothing can be claimed. Raises HalaError after too many that cannot be read."""
+        run, plan = self._context.run, self._context.plan
+        while (claim := self._claims.find()) is not None:
+            try:
+                given = shards.read_input(run.path, plan[claim.shard], plan.facts)
+                shard = OpenShard(run, claim, given, self._context.leases.beacon.name)
+            except shards.SourceAway as error:
+                self._claims.missed(claim, error)
+                continue
+            except (HalaError, OSError) as error:
+                self._claims.give_back(claim, "failed", error=str(error))
+                self._unreadable.add(claim.shard)
+                if len(self._unreadable) >= MOST_UNREADABLE:
+                    raise HalaError(f"{MOST_UNREADABLE} shards in a row cannot be read: {error}") from error
+                continue
+            self._unreadable.clear()
+            self._claims.reached(claim)
+            self._claims.note("claimed", claim, taken_up=shard.taken_up)
+            return shard
+        return None
 
 
 def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
     """Rows finished per open shard, for the ledger."""
     return {str(shard.id): shard.done for shard in shards}
+
+
+class AnswerCache:
+    """The last completions, by the digest of their request; the least recently used go first.
+
+    Equal requests get equal texts whichever came first, since a request's seed depends on its text alone.
+    """
+
+    def __init__(self, most_characters: int = MOST_CHARACTERS) -> None:
+        self._most = most_characters
+        self._characters = 0
+        self._known: OrderedDict[bytes, Completion] = OrderedDict()
+
+    def get(self, digest: bytes) -> Completion | None:
+        if (known := self._known.get(digest)) is not None:
+            self._known.move_to_end(digest)
+        return known
+
+    def put(self, digest: bytes, completion: Completion) -> None:
+        if digest in self._known:
+            return
+        self._known[digest] = completion
+        self._characters += len(completion.text)
+        while self._characters > self._most:
+            _, oldest = self._known.popitem(last=False)
+            self._characters -= len(oldest.text)
+
+
+Waiter = tuple[OpenShard, RowInHand, int]
+"""The shard, its row, and which of the row's requests it is."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that the engine has, by its digest in hexadecimal, and all that wait for it."""
+
+    id: str
+    request: Request
+    waiters: list[Waiter]
+
+
+class InFlight:
+    """Hands requests to the engine and finds whose a completion is. ``len`` is how many are in flight."""
+
+    def __init__(self) -> None:
+        self._cache = AnswerCache()
+        self._sent: dict[str, Sent] = {}  # by id
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def clear(self) -> list[Sent]:
+        """Nothing is in flight any more, for the engine took everything with it. Returns what was."""
+        sent, self._sent = list(self._sent.values()), {}
+        return sent
+
+    def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
+        """Send a request. Returns its answer at once where it is cached."""
+        digest = request.digest()
+        if (known := self._cache.get(digest)) is not None:
+            return known
+        if (sent := self._sent.get(id := digest.hex())) is not None:
+            sent.waiters.append(waiter)
+        else:
+            self._sent[id] = Sent(id, request, [waiter])
+            engine.add(id, request)
+        return None
+
+    def answered(self, completion: Completion) -> tuple[list[Waiter], Completion]:
+        """Everybody who waits for this completion, and it without what the model thought before its answer."""
+        sent = self._sent.pop(completion.id)
+        answer = _answer(completion, sent.request)
+        self._cache.put(bytes.fromhex(sent.id), answer)
+        return sent.waiters, answer
+
+    def shards(self) -> Iterator[OpenShard]:
+        """The shards with rows in flight, some of them more than once."""
+        return (shard for sent in self._sent.values() for shard, _, _ in sent.waiters)
+
+
+def _answer(completion: Completion, request: Request) -> Completion:
+    if completion.error is not None:
+        return completion
+    try:
+        text = thinking.answer_of(completion.text, request.last, completion.opened)
+    except thinking.EndlessThought as error:
+        return replace(completion, error=f"thinking: {error} ({completion.output_tokens} tokens)", thought=True)
+    return completion if text == completion.text else replace(completion, text=text, thought=True)

@@ -1,5 +1,6 @@
 """What row tasks share: a row becomes requests, completions become new columns; the worker does everything else."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.worker.task import Task
+from hala_hpc.worker.task import ROWS
 
 MOST_NOTES: Final = 30
 """So many things that are left as they are get a count of their own; roles may be people's names."""
@@ -50,57 +51,60 @@ class RowWork(Protocol):
         """The added columns, given the completions in the order of the requests, none failed. Raises RowError."""
 
 
-class RowTask(Task, Protocol):
-    """A task whose shards are rows."""
+class RowTask(ABC):
+    """A task whose shards are rows: all of it but how rows are done."""
 
+    stage = "serve"
+    loop = ROWS
+    suffix = ".parquet"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    @abstractmethod
     def work_on(self, schema: pa.Schema) -> RowWork:
         """How rows of this schema are done. Raises HalaError where a column is missing."""
 
+    def plan(self, folder: Path, watch: Watch) -> Cut:
+        """Cut the recipe's data into shards, every row looked at.
 
-def plan(task: RowTask, kind: str, recipe: Recipe, folder: Path, watch: Watch) -> Cut:
-    """Cut the recipe's data into shards, every row looked at.
+        Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.
+        """
+        recipe = self._recipe
+        promised: set[str] = set()
+        tally = _Tally(recipe)
 
-    Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.
-    """
-    promised: set[str] = set()
-    tally = _Tally(recipe)
+        def texts_of(schema: pa.Schema) -> cutting.TextsOf:
+            work = self.work_on(schema)
+            names = [field.name for field in work.fields]
+            shards.refuse_reserved(schema, names)
+            promised.update(names)
+            return lambda row: tally.counted(work, row)
 
-    def texts_of(schema: pa.Schema) -> cutting.TextsOf:
-        work = task.work_on(schema)
-        names = [field.name for field in work.fields]
-        shards.refuse_reserved(schema, names)
-        promised.update(names)
-        return lambda row: tally.counted(work, row)
+        cut = cutting.cut(recipe.data, recipe.run, recipe.task.kind, folder, texts_of, watch, tally.notes)
+        whole = schemas.load(cut.facts.schema)
+        added = [field.name for field in self.work_on(whole).fields]
+        shards.refuse_reserved(whole, added)
+        if lost := sorted(promised.difference(added)):
+            raise HalaError(
+                f"data: rows of different shapes: some would get '{lost[0]}', all together '{added[0]}'",
+                "set data.shape or data.columns, or plan them as runs of their own",
+            )
+        if not cut.facts.texts:
+            raise HalaError(
+                f"data: none of the {cut.facts.rows} rows holds a text to work on",
+                "see data.shape, data.columns and task.roles",
+            )
+        pairs = zip(whole.names, shards.as_stored(whole.names), strict=True)
+        if renamed := [f"{name} to {stored}" for name, stored in pairs if name != stored]:
+            tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
+        tally.conclude(cut.facts)
+        return replace(cut, facts=replace(cut.facts, notes=dict(tally.notes)))
 
-    found = cutting.cut(recipe.data, recipe.run, kind, folder, texts_of, watch, tally.notes)
-    whole = schemas.load(found.facts.schema)
-    made = [field.name for field in task.work_on(whole).fields]
-    shards.refuse_reserved(whole, made)
-    if lost := sorted(promised.difference(made)):
-        raise HalaError(
-            f"data: rows of different shapes: some would get '{lost[0]}', all together '{made[0]}'",
-            "set data.shape or data.columns, or plan them as runs of their own",
-        )
-    if not found.facts.texts:
-        raise HalaError(
-            f"data: none of the {found.facts.rows} rows holds a text to work on",
-            "see data.shape, data.columns and task.roles",
-        )
-    renamed = [
-        f"{name} to {stored}"
-        for name, stored in zip(whole.names, shards.as_stored(whole.names), strict=True)
-        if name != stored
-    ]
-    if renamed:
-        tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
-    tally.conclude(found.facts)
-    return replace(found, facts=replace(found.facts, notes=dict(tally.notes)))
-
-
-def checker(task: RowTask, facts: Facts) -> CheckShard:
-    """Every row once, in order, its input unchanged."""
-    fields = task.work_on(schemas.load(facts.schema)).fields
-    return partial(shards.check_output, facts=facts, fields=fields)
+    def checker(self, facts: Facts) -> CheckShard:
+        """Every row once, in order, its input unchanged."""
+        fields = self.work_on(schemas.load(facts.schema)).fields
+        return partial(shards.check_output, facts=facts, fields=fields)
 
 
 class _Tally:

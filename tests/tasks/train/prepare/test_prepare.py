@@ -15,7 +15,7 @@ import pytest
 from hala_hpc.config.compose import freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.pipeline import lookup, planning
-from hala_hpc.run import manifest
+from hala_hpc.run import history, ledger, manifest, status
 from hala_hpc.tasks.train.options import Dataset, Options
 from hala_hpc.tasks.train.order.prepared import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
@@ -111,8 +111,10 @@ def test_the_command_line_does_all_of_it(
         assert tokenizer.decode(ids[loss]) == row["output"] + "<end_of_turn>"
         assert row["instruction"] in tokenizer.decode(ids)
         assert prepared.describe(piece) == f"r: {source}: row {prepared.rows[piece] + 1}"
-    tokens = sum(event["tokens"] for event in events(tmp_path / "runs/r", "published"))
-    assert tokens == prepared.lengths.sum() == events(tmp_path / "runs/r", "progress")[-1]["prompt_tokens"]
+    tokens = sum(event["prompt_tokens"] for event in events(tmp_path / "runs/r", "published"))
+    assert tokens == prepared.lengths.sum()
+    cost = history.of_run(tmp_path / "runs/r", {})
+    assert (cost.prompt_tokens, cost.workers) == (tokens, 1), "a worker with all its processes is one"
 
 
 def test_texts_are_cut_and_rows_without_anything_stand_with_their_reason(plan: Plan) -> None:
@@ -221,7 +223,10 @@ def test_what_the_template_leaves_out_is_told_by_file_and_row_or_counted(plan: P
         HalaError, match=r"rows\.jsonl: row 4: the chat template leaves out reasoning_content of turn 2"
     ):
         plan(rows)
-    for key, value, said in (("leave_out", "thought", "no such part"), ("control_tokens", "<x>", "no control token")):
+    for key, value, said in (
+        ("leave_out", "thought", "no such part"),
+        ("control_tokens", "<x>", "not a control token"),
+    ):
         with pytest.raises(HalaError, match=f"{key}: .*{said}|{key}: '<x>' is {said}"):
             plan(rows, **{key: [value]})
     facts = manifest.read(plan(rows, leave_out=["reasoning_content"]) / "manifest.parquet").facts
@@ -347,13 +352,32 @@ def test_a_killed_worker_takes_its_processes_with_it_and_another_goes_on(
     assert leftovers(run) == []
 
 
+def at_work(run: Path, process: subprocess.Popen[str]) -> int:
+    """One of the processes below, stopped while it holds a lease."""
+    pids = {event["pid"]: event["part_of"] for event in events(run, "started") if "part_of" in event}
+    beacons = {ledger.first(file).get("pid"): run / "leases/workers" / file.stem for file in run.glob("ledger/*.jsonl")}
+    for pid in helpers(process):
+        if pid in pids and is_there(pid):
+            os.kill(pid, signal.SIGSTOP)
+            inode = beacons[pid].stat().st_ino if beacons[pid].exists() else 0
+            held = [path for path in (run / "leases/000").iterdir() if path.stat().st_ino == inode]
+            if any(not (run / "shards/000" / f"{path.name[:6]}.arrow").exists() for path in held):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+    return 0
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_costs_an_attempt_and_nothing_else(plan: Plan, unbroken: dict[str, bytes]) -> None:
-    run = plan(many(6000), run={"shard_rows": 400})
+    """Nor a wait: its lease would be good for an hour."""
+    run = plan(many(6000), run={"shard_rows": 400, "lease_seconds": 3600.0})
     process = start(run)
     wait_until(lambda: len(events(run, "published")) >= 2)
-    tokenizing = [pid for pid in helpers(process) if is_there(pid) and "multiprocessing.forkserver" in command_of(pid)]
-    os.kill(tokenizing[-1], signal.SIGKILL)
+    victims: list[int] = []
+    wait_until(lambda: bool(victims.append(at_work(run, process)) or victims[-1]))
+    state = status.read(run, 3600.0, 5)
+    assert (state.alive, len(state.workers) > 2) == (1, True), "a worker with all its processes is one"
+    os.kill(victims[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     (crash,) = events(run, "crashed")
@@ -365,8 +389,33 @@ def test_a_process_that_is_killed_costs_an_attempt_and_nothing_else(plan: Plan, 
     assert leftovers(run) == []
 
 
-def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+@pytest.mark.slow
+def test_a_shard_that_kills_its_process_is_set_aside_after_the_usual_attempts(plan: Plan) -> None:
+    """Here a process is killed as soon as it is seen at that shard."""
+    run = plan(many(3000), run={"shard_rows": 300, "lease_seconds": 3600.0, "attempts": 2})
+    process = start(run)
+    killed: set[str] = set()
+    while process.poll() is None:
+        for lease in run.glob("leases/000/000004.?"):
+            pids = {f"{file.stem}": ledger.first(file)["pid"] for file in run.glob("ledger/*+*.jsonl")}
+            holders = [name for name in pids if _is_link(run / "leases/workers" / name, lease)]
+            for name in holders:
+                if name not in killed:
+                    os.kill(pids[name], signal.SIGKILL)
+                killed.add(name)
+        time.sleep(0.005)
+    assert process.returncode == 1, "work was set aside, as accounting is to show"
+    assert [event["shards"] for event in events(run, "crashed")] == [[4], [4]]
+    state = status.read(run, 3600.0, 2)
+    assert (state.done, state.failed, state.running) == (9, 1, 0)
+    assert events(run, "ended")[-1]["outcome"] == "gave up"
+
+
+def _is_link(beacon: Path, lease: Path) -> bool:
+    try:
+        return beacon.samefile(lease)
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow
@@ -380,7 +429,7 @@ def test_two_workers_share_the_shards(plan: Plan, unbroken: dict[str, bytes]) ->
 
 
 def test_a_source_that_changed_is_not_tokenized(plan: Plan, tmp_path: Path) -> None:
-    run = plan(CHAT[10:], run={"attempts": 1})
+    run = plan(CHAT[10:], run={"attempts": 1}, words=("site.slurm.cpus_per_worker=2",))  # three for one of the two
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(CHAT[10:])))
     said = finish(run, code=2)
     assert "changed since the run was planned" in said

@@ -17,7 +17,7 @@ from hala_hpc.data.arrow import schema, unify
 from hala_hpc.data.chat.documents import Chat, Completion, Dropped, Text
 from hala_hpc.data.files import readers
 from hala_hpc.tasks.train.options import Prepare
-from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping, tokenizing
+from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping
 from tests.data.chat.tokenizer_kinds import KINDS, Kind
 
 Rows = list[dict[str, Any]]
@@ -49,7 +49,7 @@ def kind(request: pytest.FixtureRequest, real: dict[str, Rows], arabic: list[str
 
 def work_on(kind: Kind, seen: Rows, data: Data | None = None, **options: Any) -> Tokenizing:
     asked = Prepare(**{"sequence_length": LONG} | options)
-    return tokenizing(kind.tokenizer, asked, data or Data(), unify.infer(seen))
+    return Tokenizing(kind.tokenizer, asked, data or Data(), unify.infer(seen))
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -5,16 +5,14 @@ after a crash, and publishes the model. What was done is in the checkpoints, so 
 """
 
 import contextlib
-import threading
 import time
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.words import plural
 from hala_hpc.data.chat import templates
-from hala_hpc.run import partial, publish, status
+from hala_hpc.run import status
 from hala_hpc.run.files import write_durably
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import options, paths
 from hala_hpc.tasks.train import task as train
@@ -26,6 +24,7 @@ from hala_hpc.tasks.train.launch.step import Allocation, allocation
 from hala_hpc.tasks.train.options import Options
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.worker.claims import Claim, Claims
 from hala_hpc.worker.context import Context, Outcome, say
 from hala_hpc.worker.job import job_name, work_until
 
@@ -35,28 +34,21 @@ ASK_AGAIN_SECONDS = 5.0
 
 def work(context: Context) -> Outcome:
     """The entry that ``worker.job`` calls."""
-    finder = Finder(context.leases, len(context.plan), seed=context.leases.beacon.name)
-    while not context.should_stop():
-        if (lease := finder.next()) is not None:
-            outcome = Launcher(context, lease).work()
+    with Claims(context) as claims:
+        for claim in claims.each():
+            outcome = Launcher(context, claims, claim).work()
             if outcome is not Outcome.FINISHED:
                 return outcome
-        elif (seconds := finder.wait_for()) is not None:
-            time.sleep(min(seconds, 1.0) + 0.05)
-        else:
-            return Outcome.FINISHED
-    return Outcome.STOPPED
+    return Outcome.STOPPED if context.should_stop() else Outcome.FINISHED
 
 
 class Launcher:
     """One training, for as long as this process has its lease."""
 
-    def __init__(self, context: Context, lease: Lease) -> None:
-        self._context, self._lease = context, lease
+    def __init__(self, context: Context, claims: Claims, claim: Claim) -> None:
+        self._context, self._claims, self._claim = context, claims, claim
         self._run: Path = context.run.path
         self._options: Options = context.recipe.task
-        self._lock = threading.Lock()
-        self._is_ours = True
         self._launches = 0
         self._restarts = 0
         self._reached = checkpoints.newest_step(self._run / paths.CHECKPOINTS)
@@ -64,21 +56,17 @@ class Launcher:
 
     def work(self) -> Outcome:
         """Train, and publish. Raises HalaError where a person has to look."""
-        context = self._context
-        context.ledger.write("claimed", shard=self._lease.shard, attempt=self._lease.attempt)
         try:
-            with Heartbeat(context.leases, self._check_lease):
-                outcome = self._prepared_and_trained()
+            outcome = self._prepared_and_trained()
         except HalaError:
-            context.leases.give_up(self._lease)
+            self._claims.end(self._claim, self._context.leases.give_up)
             raise
         except BaseException:
-            context.leases.fail(self._lease)
+            self._claims.end(self._claim, self._context.leases.fail)
             raise
         if outcome is Outcome.FINISHED:
             return outcome
-        context.leases.release(self._lease)
-        context.ledger.write("released", shard=self._lease.shard, attempt=self._lease.attempt)
+        self._claims.give_back(self._claim)
         if outcome is Outcome.REQUEUED:
             say(f"back into the queue, without {', '.join(self._leaving)}")
             slurm.requeue_without(job_name(), self._leaving)
@@ -109,8 +97,8 @@ class Launcher:
                     return False
                 left = status.read(run, settings.lease_seconds, settings.attempts)
                 if left.failed:
-                    told = left.errors[-1].get("error", "") if left.errors else ""
-                    raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {told}")
+                    reason = left.errors[-1].get("error", "") if left.errors else ""
+                    raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {reason}")
                 if not left.finished:
                     time.sleep(ASK_AGAIN_SECONDS)
         return not context.should_stop()
@@ -134,7 +122,7 @@ class Launcher:
     def _train(self, where: Allocation) -> Outcome:
         context, watch = self._context, self._options.watch
         (self._run / paths.RANK_LOGS).mkdir(parents=True, exist_ok=True)
-        orders = Orders(context.should_stop, lambda: self._is_ours, self._tend)
+        orders = Orders(context.should_stop, lambda: not self._claim.lost, self._tend)
         while not context.should_stop():
             self._set_failure_aside()
             name = self._next_name()
@@ -148,7 +136,8 @@ class Launcher:
             if ended.how is How.FAILED:
                 raise HalaError(f"the training stopped for good: {ended.reason}", f"hala logs {context.run.name}")
             if ended.how is How.LOST:
-                return self._lost()
+                self._claims.give_back(self._claim, "lost")
+                return Outcome.FINISHED
             if ended.how is How.STOPPED:
                 break
             if self._after_crash(where, name, ended):
@@ -181,41 +170,21 @@ class Launcher:
         if (newest := checkpoints.newest_step(self._run / paths.CHECKPOINTS)) <= self._reached:
             return
         self._reached, self._restarts = newest, 0
-        with self._lock:
-            self._lease = self._context.leases.renew(self._lease)
+        self._claims.renew(self._claim)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _publish(self) -> Outcome:
-        context, lease, began = self._context, self._lease, time.monotonic()
-        if publish.publish(context.run, lease.shard, self._run / paths.EXPORTED):
-            seconds = round(time.monotonic() - began, 3)
-            context.ledger.write(
-                "published", shard=lease.shard, attempt=lease.attempt, done=1, errors=0, seconds=seconds
-            )
-            say(f"finished: {context.run.shard_output(lease.shard)}")
-        else:
-            context.ledger.write("lost", shard=lease.shard, attempt=lease.attempt)
-        partial.drop(context.run, lease.shard)
-        context.leases.clear(lease.shard)
-        return Outcome.FINISHED
-
-    def _lost(self) -> Outcome:
-        self._context.ledger.write("lost", shard=self._lease.shard, attempt=self._lease.attempt)
+        if self._claims.publish(self._claim, self._run / paths.EXPORTED, time.monotonic(), done=1):
+            say(f"finished: {self._context.run.shard_output(self._claim.shard)}")
         return Outcome.FINISHED
 
     def _leave(self, bad: list[Bad]) -> Outcome:
-        self._leaving = [one.node for one in bad]
+        self._leaving = [node.node for node in bad]
         return Outcome.REQUEUED
 
-    def _check_lease(self) -> None:
-        """In the heartbeat's thread."""
-        with self._lock:
-            if not self._context.leases.holds(self._lease):
-                self._is_ours = False
-
     def _next_name(self) -> str:
-        """Of a launch: unique, since one launcher only has the lease, and in the order of time."""
+        """A name for a launch: unique, since only one launcher has the lease, and in the order of time."""
         self._launches += 1
         return f"{time.strftime('%Y%m%d-%H%M%S')}-{self._context.leases.beacon.name}-{self._launches}"
 

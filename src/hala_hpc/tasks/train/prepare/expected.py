@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 if TYPE_CHECKING:  # status reads this too, and has no need of what they import
     from hala_hpc.run.manifest import Facts
     from hala_hpc.tasks.train.prepare.token_file import Tokens
 
 FIRST, EVERY = 500, 50
-"""Rows that are tokenized for the estimate of tokens alone: the first of them, then each so-and-so-many-th (ours)."""
+"""Rows that are tokenized for the estimate of tokens alone: so many at the start, then one in so many (ours)."""
 LOUD: Final = 0.2
-"""A training that leaves out more than this share of a dataset's rows is told of so in red (ours)."""
+"""A plan says in red that a training leaves out more than this share of a dataset's rows (ours)."""
 
 
 @dataclass
@@ -73,35 +73,50 @@ class Tally:
 
 
 def of(facts: "Facts") -> Expected:
-    """As a manifest keeps it; of a run that was planned before it did, what it tells instead."""
+    """What a manifest expects; for a run planned before manifests held it, the next best."""
     if facts.expected:
         return Expected(**facts.expected)
     return Expected(facts.rows, tokens=facts.tokens, is_exact=False)
 
 
-def of_runs(runs: Iterable[tuple[str, Path]]) -> list[dict[str, Any]]:
-    """Of each dataset, given with the run that makes its tokens: name, rows, and what they will come to."""
+class ExpectedDataset(TypedDict):
+    """One dataset of a training: the fields of ``Expected``, and where its rows come from."""
+
+    name: str
+    rows: int
+    dropped: dict[str, int]
+    truncated: int
+    tokens: int
+    is_exact: bool
+    used: int
+    is_loud: bool
+    sources: list[str]
+
+
+def of_runs(runs: Iterable[tuple[str, Path]]) -> list[ExpectedDataset]:
+    """What the datasets will come to, each given by its name and the run that makes its tokens."""
     from hala_hpc.run import manifest
 
-    found = []
+    datasets: list[ExpectedDataset] = []
     for name, run in runs:
         facts = manifest.read(run / "manifest.parquet").facts
-        one = of(facts)
+        rows = of(facts)
         sources = [source["original"] for source in facts.sources]
-        found.append({"name": name, **asdict(one), "used": one.used, "is_loud": one.is_loud, "sources": sources})
-    return found
+        more = {"used": rows.used, "is_loud": rows.is_loud, "sources": sources}
+        datasets.append({"name": name, **asdict(rows), **more})  # type: ignore[typeddict-item]
+    return datasets
 
 
-def loud(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
+def loud(datasets: Sequence[ExpectedDataset]) -> list[str]:
     """A line for each dataset of which a large part is dropped."""
     return [
-        f"dataset {each['name']}: only {each['used']:,} of {each['rows']:,} rows are used ({reasons(each)})"
-        for each in datasets
-        if each["is_loud"]
+        f"dataset {rows['name']}: only {rows['used']:,} of {rows['rows']:,} rows are used ({reasons(rows)})"
+        for rows in datasets
+        if rows["is_loud"]
     ]
 
 
-def reasons(each: Mapping[str, Any]) -> str:
+def reasons(dataset: Mapping[str, Any]) -> str:
     """Why rows of a dataset are dropped or cut, with counts."""
-    parts = [f"{count:,} {reason}" for reason, count in sorted(each["dropped"].items())]
-    return ", ".join([*parts, *([f"{each['truncated']:,} truncated"] if each["truncated"] else [])])
+    parts = [f"{count:,} {reason}" for reason, count in sorted(dataset["dropped"].items())]
+    return ", ".join([*parts, *([f"{dataset['truncated']:,} truncated"] if dataset["truncated"] else [])])

@@ -4,9 +4,9 @@ The tokenizer is kept in the run, so what plans, what works and what trains see 
 model's folder or the template's file.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,8 @@ from hala_hpc.data.chat import templates
 from hala_hpc.data.chat.documents import Document, Dropped, Reader
 from hala_hpc.data.chat.marks import NAMES
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.train.options import Dataset
 from hala_hpc.tasks.train.options import Prepare as Options
@@ -32,11 +33,13 @@ from hala_hpc.tasks.train.order.prepared import place_of
 from hala_hpc.tasks.train.prepare import token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
 from hala_hpc.tasks.train.prepare.token_file import Done, Opened
-from hala_hpc.tasks.train.prepare.tokens import Tokenizing, tokenizing
+from hala_hpc.tasks.train.prepare.tokens import Tokenizing
 from hala_hpc.text.control import ControlWords
+from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.task import ITEMS
 
 SHARD_TOKENS: Final = 1_000_000
-"""Of a training's datasets (ours): some seconds of one core, and few files for the training to map."""
+"""Tokens in a shard of a training's dataset (ours): some seconds of one core, and few files for the training to map."""
 TOKENIZER: Final = "tokenizer"
 """Folder of the run that holds the tokenizer with its chat template."""
 LISTED: Final = 5
@@ -49,16 +52,17 @@ class Prepare:
     """See the module."""
 
     stage = "work"
-    loop = "hala_hpc.tasks.train.prepare.loop"
+    loop = ITEMS
+    one_per_core = True
     suffix = ".arrow"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         options: Options = recipe.task
         if options.sequence_length < 2:
-            raise HalaError(f"task.sequence_length: {options.sequence_length}", "at least 2")
+            raise HalaError(f"task.sequence_length: {options.sequence_length}", "must be at least 2")
         if not (recipe.model.tokenizer or recipe.model.name):
-            raise HalaError("model.name: no model, so no tokenizer", "a folder or a name on the hub")
+            raise HalaError("model.name: must be given, for the tokenizer", "a folder or a name on the hub")
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Raises HalaError for a template or a row that would spoil the training, with file and row."""
@@ -69,18 +73,47 @@ class Prepare:
         watch.say("keeping the tokenizer")
         kept = _kept(tokenizer, folder / TOKENIZER)
         measure = _Measure(kept, recipe)
-        found = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
-        measure.conclude(found.facts)
+        cut = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
+        measure.conclude(cut.facts)
         expected = asdict(measure.tally.expected())
-        return Cut(found.shards, replace(found.facts, suffix=self.suffix, expected=expected))
+        return Cut(cut.shards, replace(cut.facts, suffix=self.suffix, expected=expected))
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
         return partial(check_shard, most=self._recipe.task.sequence_length)
 
-    def work_on(self, run: Path, schema: pa.Schema) -> Tokenizing:
-        """How the rows of a planned run become tokens."""
-        return tokenizing(load_tokenizer(run), self._recipe.task, self._recipe.data, schema)
+    def open(self, run: RunDirectory, plan: Manifest) -> "PrepareWork":
+        """Raises HalaError where the tokenizer that the run keeps cannot be read."""
+        schema = schemas.load(plan.facts.schema)
+        return PrepareWork(
+            run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
+        )
+
+    def finish(self, run: RunDirectory, plan: Manifest) -> None:
+        """Nothing is left to do: a training takes the shards as they are."""
+
+
+class PrepareWork:
+    """Makes the tokens of one shard after the other."""
+
+    def __init__(self, run: RunDirectory, facts: Facts, work: Tokenizing) -> None:
+        self._run, self._facts, self._work = run, facts, work
+
+    def do(self, item: Item) -> dict[str, int]:
+        """Raises SourceAway where the source is out of reach, HalaError where it changed since the run was planned."""
+        given = shards.read_input(self._run.path, item.shard, self._facts)
+        done: list[tuple[int, Done]] = []
+        for number, row in given.numbered():
+            item.check_stop()
+            done.append((number, _done(self._work, row)))
+        made_by = json.dumps(self._facts.made_by | {"worker": item.worker, "shard": item.shard.id}).encode()
+        token_file.write(item.place, done, made_by, item.shard.digest)
+        kept = [row for _, row in done if not isinstance(row, str)]
+        tokens = sum(len(piece.ids) for pieces in kept for piece in pieces)
+        return {"done": len(kept), "errors": len(done) - len(kept), "prompt_tokens": tokens}
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
 
 def create(recipe: Recipe) -> Prepare:
@@ -110,35 +143,8 @@ def load_tokenizer(run: Path) -> Any:
     return templates.load_tokenizer(Model(name=str(run / TOKENIZER)))
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a shard came to."""
-
-    rows: int
-    dropped: int
-    tokens: int
-
-
-def make(
-    run: Path, shard: Shard, facts: Facts, work: Tokenizing, target: Path, made_by: bytes, stop: Callable[[], bool]
-) -> Made | None:
-    """Tokenize a shard into the file ``target``. None where ``stop`` became true.
-
-    Raises HalaError where the source changed since the run was planned.
-    """
-    given = shards.read_input(run, shard, facts)
-    done: list[tuple[int, Done]] = []
-    for number, row in given.numbered():
-        if stop():
-            return None
-        done.append((number, _done(work, row)))
-    token_file.write(target, done, made_by, shard.digest)
-    pieces = [piece for _, row in done if not isinstance(row, str) for piece in row]
-    return Made(len(done), sum(isinstance(row, str) for _, row in done), sum(len(piece.ids) for piece in pieces))
-
-
 def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
-    """Hold a file of tokens against its line of the manifest: every row there once, in order, kept or dropped."""
+    """Check a file of tokens against its line of the manifest: every row there once, in order, kept or dropped."""
     try:
         file = token_file.read(path)
         file.batch.validate(full=True)  # offsets that lead out of the file would end this process
@@ -223,7 +229,7 @@ class _Measure:
             )
 
     def _work(self, schema: pa.Schema) -> Tokenizing:
-        return tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
+        return Tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
 
     def _note(self, length: int) -> None:
         self._too_long += 1
@@ -233,11 +239,11 @@ class _Measure:
 
 
 def _refuse_unknown(options: Options, tokenizer: Any) -> None:
-    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that there are not."""
+    """Raises HalaError for names in ``leave_out`` and ``control_tokens`` that do not exist."""
     if unknown := set(options.leave_out) - NAMES:
         raise HalaError(f"leave_out: no such part of a row: {min(unknown)!r}", f"one of {', '.join(sorted(NAMES))}")
     if unknown := set(options.control_tokens) - ControlWords(tokenizer.backend_tokenizer).words:
-        raise HalaError(f"control_tokens: {min(unknown)!r} is no control token of this tokenizer", "leave it out")
+        raise HalaError(f"control_tokens: {min(unknown)!r} is not a control token of this tokenizer", "leave it out")
 
 
 def _kept(tokenizer: Any, folder: Path) -> Any:
@@ -245,9 +251,11 @@ def _kept(tokenizer: Any, folder: Path) -> Any:
     tokenizer.save_pretrained(folder)
     kept = templates.load_tokenizer(Model(name=str(folder)))
     sample = SAMPLE + SAMPLE.join(tokenizer.special_tokens_map.values())
-    one, other = (one.backend_tokenizer.encode(sample, add_special_tokens=False).ids for one in (tokenizer, kept))
-    if one != other or tokenizer.chat_template != kept.chat_template:
-        raise HalaError("model: the tokenizer is another once it is saved and loaded", "is its tokenizer.json whole?")
+    before, after = (
+        version.backend_tokenizer.encode(sample, add_special_tokens=False).ids for version in (tokenizer, kept)
+    )
+    if before != after or tokenizer.chat_template != kept.chat_template:
+        raise HalaError("model: the tokenizer changes when it is saved and loaded", "is its tokenizer.json whole?")
     return kept
 
 
@@ -281,8 +289,8 @@ def _token_problems(file: Opened, most: int) -> list[str]:
         problems.append("a dropped row has no reason, or one that was kept has one")
     if lengths[is_kept].min(initial=1) < 1 or lengths[is_kept].max(initial=1) > most or lengths[~is_kept].any():
         problems.append(f"pieces that are empty or longer than {most} tokens")
-    told = file.metadata.get(token_file.COLUMNS)
-    is_whole = told is None or token_file.columns_digest(file.batch).encode() == told
+    digest = file.metadata.get(token_file.COLUMNS)
+    is_whole = digest is None or token_file.columns_digest(file.batch).encode() == digest
     if not is_whole or token_file.content_digest(file.ids, file.loss).encode() != file.metadata.get(token_file.CONTENT):
         problems.append("its tokens are not those that were written")
     running = np.concatenate([[0], np.cumsum(file.loss)])

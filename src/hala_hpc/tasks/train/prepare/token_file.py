@@ -89,7 +89,7 @@ def write(path: Path, rows: Iterable[tuple[int, Done]], made_by: bytes, digest: 
 
 
 def read(path: Path) -> Opened:
-    """Map a file. Raises pyarrow.ArrowException or OSError where it is none of ours."""
+    """Map a file. Raises pyarrow.ArrowException or OSError where it is not a file of tokens."""
     # The map outlives the open file, so ten thousand shards do not take ten thousand descriptors.
     with pa.memory_map(str(path)) as source:
         file = pa.ipc.open_file(source)

@@ -59,24 +59,24 @@ class Tokenizing:
         return self.pieces(self.reader.read(row))
 
     def pieces(self, document: Document) -> list[Tokens]:
-        """As of a row."""
+        """The pieces of a document, as of a row."""
         tokens = self._encoded(document)
         if isinstance(document, Text):
             return _cut(tokens, self._options.sequence_length)
         return [self._fitted(tokens)]
 
     def notes(self, document: Document) -> list[str]:
-        """What of a document is left out, or not taken as it may be meant; in words that are the same for all rows.
+        """Parts of a document that are left out or may be misunderstood, in words that are the same for all rows.
 
         Raises HalaError where the chat template leaves out what ``leave_out`` does not name.
         """
-        found = [CONTROL_WORDS] if holds_control_words(document, self._words) else []
+        notes = [CONTROL_WORDS] if holds_control_words(document, self._words) else []
         if isinstance(document, Chat):
             missing = self._marks.look(document).left_out
-            found += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
-            found += document.notes
-            found += ["turns of the assistant that are not to be learned"] * len(document.unlearned)
-        return found
+            notes += [f"rows whose {name} the chat template leaves out" for name in sorted(missing)]
+            notes += document.notes
+            notes += ["turns of the assistant that are not to be learned"] * len(document.unlearned)
+        return notes
 
     def length(self, document: Document) -> int:
         """Tokens of a document, however long."""
@@ -96,8 +96,8 @@ class Tokenizing:
     def _encoded(self, document: Document) -> Tokens:
         if isinstance(document, Chat):
             text, spans = self._rendered(document)
-            found = self._words.encode(text, self._marks.learned(document, spans))
-            ids, loss = np.array(found.ids, np.int32), overlapping(found.offsets, found.spans)
+            encoded = self._words.encode(text, self._marks.learned(document, spans))
+            ids, loss = np.array(encoded.ids, np.int32), overlapping(encoded.offsets, encoded.spans)
         elif isinstance(document, Completion):
             before, answer = [*self._bos, *self._ids(document.prompt)], [*self._ids(document.answer), *self._eos]
             ids = np.array(before + answer, np.int32)
@@ -124,11 +124,6 @@ class Tokenizing:
         if not tokens.loss.any():
             raise Dropped("no answer: none of it within the sequence length" if tokens.truncated else "empty: no loss")
         return tokens
-
-
-def tokenizing(tokenizer: Any, options: Prepare, data: Data, schema: pa.Schema) -> Tokenizing:
-    """How rows of this schema become tokens. Raises HalaError where the columns do not fit the kind of the rows."""
-    return Tokenizing(tokenizer, options, data, schema)
 
 
 def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Loss:
