@@ -14,6 +14,7 @@ from hala_hpc.cli import common
 from hala_hpc.config import frozen
 from hala_hpc.config.words import plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import status
 from hala_hpc.run.status import Status
 from hala_hpc.tasks.train.estimate.training import GPU, SUM
 from hala_hpc.tasks.train.prepare import expected
@@ -90,7 +91,9 @@ def read(path: Path, state: Status) -> TrainingState | None:
     now = progress.read(path, state.time)
     if now is not None or state.finished:
         return TrainingState(state, now, (), loud(path))
-    return TrainingState(state, None, [lookup.state_of(run) for run in data_runs(path).values()], loud(path))
+    settings = frozen.settings(path)
+    preparation = [status.read(run, settings.lease_seconds, settings.attempts) for run in data_runs(path).values()]
+    return TrainingState(state, None, preparation, loud(path))
 
 
 def data_runs(path: Path) -> dict[str, Path]:
