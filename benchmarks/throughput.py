@@ -117,8 +117,8 @@ def worker(engine: Any, run: Path, requests: list[Any]) -> float:
     from hala_hpc.run.lease import Leases
     from hala_hpc.run.ledger import Ledger
     from hala_hpc.worker import registry
-    from hala_hpc.worker.context import Context
     from hala_hpc.worker.rows import loop as rows
+    from hala_hpc.worker.task import Context
 
     recipe = thaw(run / "recipe.yaml", registry.options_of)
     plan = manifest.read(run / "manifest.parquet")
@@ -136,7 +136,7 @@ def worker(engine: Any, run: Path, requests: list[Any]) -> float:
 
 def work_of(run: Path) -> Any:
     from hala_hpc.config.compose import thaw
-    from hala_hpc.data.arrow import schema
+    from hala_hpc.data import schema
     from hala_hpc.run import manifest
     from hala_hpc.worker import registry
 

@@ -24,7 +24,7 @@ SLOW = (
     "tests/worker/",
     "tests/publish/test_publish.py",
     "tests/publish/test_hub.py",
-    "tests/report/page/test_page.py",
+    "tests/report/test_page.py",
     "tests/tasks/train/export/test_export.py",
     "tests/test_hostile_options.py",
     "tests/test_extending.py",

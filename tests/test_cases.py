@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow import schema
+from hala_hpc.data import schema
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import manifest
 from hala_hpc.worker.job import work_until

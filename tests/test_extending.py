@@ -83,8 +83,8 @@ def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
 def add(file: Path, after: str, lines: str) -> None:
     """Put the lines of an example behind the one line that begins so."""
     content = file.read_text()
-    (found,) = [line for line in content.splitlines(keepends=True) if line.strip().startswith(after)]
-    file.write_text(content.replace(found, found + lines))
+    (line,) = [line for line in content.splitlines(keepends=True) if line.strip().startswith(after)]
+    file.write_text(content.replace(line, line + lines))
 
 
 def test_an_option_of_slurm(hala: Hala, package: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_option_of_slurm(hala: Hala, package: Path, tmp_path: Path) -> None:
 def test_a_line_of_status(hala: Hala, package: Path, tmp_path: Path) -> None:
     taken = 'self._counters["output_tokens"] +='
     add(package / "worker" / "rows" / "loop.py", taken, block("python", "len(completion.text)"))
-    add(package / "cli" / "status.py", 'lines += [("rate", f"{state.rows', block("python", "'characters', 0"))
+    add(package / "cli" / "views" / "run.py", "is_last_step =", block("python", "'characters', 0"))
     recipe = tmp_path / "r.yaml"
     task = {"kind": "translate", "prompt": "{text}"}
     recipe.write_text(

@@ -10,7 +10,8 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import content
-from hala_hpc.run import digests, manifest, publish
+from hala_hpc.run import digests, manifest
+from hala_hpc.run import files as publish
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import ShardReport, verify

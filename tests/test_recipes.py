@@ -10,7 +10,7 @@ from hala_hpc.config import grid
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
 from hala_hpc.tasks.train.estimate import architecture
-from hala_hpc.tasks.train.estimate import training as estimates
+from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.tasks.train.estimate.memory import Memory
 from hala_hpc.worker import registry
 from tests.conftest import ROOT

@@ -12,18 +12,18 @@ import pytest
 from hala_hpc.cli.views import training
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data.arrow import schema as schemas
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import manifest, status
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.train import card
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.estimate import training as estimates
+from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.tasks.train.order import index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from tests.data.chat.tokenizer_kinds import KINDS, save
+from hala_hpc.worker.items import Item
+from tests.data.tokenizer_kinds import KINDS, save
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | {
     "num_key_value_heads": 2, "vocab_size": 2000, "intermediate_size": 128, "tie_word_embeddings": True,
@@ -61,10 +61,11 @@ def made(run: Path) -> None:
     """Tokenize a run of one shard, here."""
     plan = manifest.read(run / "manifest.parquet")
     recipe = thaw(run / "recipe.yaml", registry.options_of)
-    work = prepare.create(recipe).work_on(run, schemas.load(plan.facts.schema))
-    output = RunDirectory(run, plan.facts.suffix).shard_output(0)
+    directory = RunDirectory(run, plan.facts.suffix)
+    output = directory.shard_output(0)
     output.parent.mkdir(parents=True, exist_ok=True)
-    assert prepare.make(run, plan[0], plan.facts, work, output, b"{}", lambda: False) is not None
+    item = Item(plan[0], {}, output, run / "kept", check_stop=lambda: None, tell=lambda _: None)
+    prepare.create(recipe).open(directory, plan).do(item)
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -11,7 +11,7 @@ from hala_hpc.config import frozen
 from hala_hpc.config.compose import compose, freeze, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Run
-from hala_hpc.run.redo import write
+from hala_hpc.run.verify import write
 from hala_hpc.worker import registry
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import shards
-from hala_hpc.data.arrow.schema import Row, row_bytes
 from hala_hpc.data.cut import Cut
+from hala_hpc.data.schema import Row, row_bytes
 
 NOTHING = cutting.Watch()
 

@@ -15,10 +15,10 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import bad_rows, shards
 from hala_hpc.data import cut as cutting
-from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.files import readers, sources
+from hala_hpc.data.schema import Row
 from hala_hpc.data.shapes import shape_of
 from tests.data.helpers import NOTHING, lines, planned, read, rows_of, write
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hala_hpc.cli.publish import command
+from hala_hpc.cli.publish import publish_command
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.collect import collect, verify
-from hala_hpc.run import manifest, seal
+from hala_hpc.run import digests, manifest
 from tests import damaged
 from tests.damaged import DAMAGES, Damage, copied, flipped, hala
 from tests.worker.helpers import proof
@@ -36,7 +36,7 @@ def outputs(run: Path) -> list[Path]:
 
 
 def published(run: Path, target: Path, *words: str) -> None:
-    command.main([str(run), "--to", str(target), "--licence-of", "r.jsonl=mit", *words], standalone_mode=False)
+    publish_command.main([str(run), "--to", str(target), "--licence-of", "r.jsonl=mit", *words], standalone_mode=False)
 
 
 def published_dry(run: Path, target: Path, *words: str) -> None:
@@ -104,8 +104,8 @@ def test_every_flip_is_found(run: Path, dataset: Path, tmp_path: Path) -> None:
             data[bit // 8] ^= 1 << bit % 8
             spoiled.write_bytes(data)
             try:
-                _, sealed = seal.read(spoiled)
-            except seal.Damaged:
+                _, sealed = digests.read(spoiled)
+            except digests.Damaged:
                 continue
             assert facts.sealed and not sealed, f"{path.name}, bit {bit}"
 
@@ -181,10 +181,10 @@ def unsealed(run: Path) -> None:
     plan = manifest.read(run / "manifest.parquet")
     told = asdict(replace(plan.facts, sealed=False))
     del told["sealed"], told["assembled"]
-    table = seal.read(run / "manifest.parquet")[0]
+    table = digests.read(run / "manifest.parquet")[0]
     pq.write_table(table.replace_schema_metadata({b"hala": json.dumps(told).encode()}), run / "manifest.parquet")
     for output in outputs(run):
-        pq.write_table(seal.read(output)[0], output)
+        pq.write_table(digests.read(output)[0], output)
 
 
 def test_a_run_from_before_there_were_seals_is_read_and_told(run: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_run_from_before_there_were_seals_is_read_and_told(run: Path, tmp_path
     assert code == 0 and "3 of 3 shards were written before there were seals" in said and "\nproven" in said
     collect(old, tmp_path / "out")
     assert verify(tmp_path / "out").proven, "what is collected is sealed now"
-    changed = seal.read(outputs(old)[0])[0]
+    changed = digests.read(outputs(old)[0])[0]
     pq.write_table(changed.slice(1), outputs(old)[0])
     with pytest.raises(HalaError, match=r"shard 0 .*1 row lost"):
         collect(old, tmp_path / "again")
@@ -202,7 +202,7 @@ def test_a_run_from_before_there_were_seals_is_read_and_told(run: Path, tmp_path
 
 def test_a_shard_that_lost_its_seal_is_damaged(run: Path, tmp_path: Path) -> None:
     spoiled = copied(run, tmp_path)
-    pq.write_table(seal.read(outputs(spoiled)[0])[0], outputs(spoiled)[0])
+    pq.write_table(digests.read(outputs(spoiled)[0])[0], outputs(spoiled)[0])
     assert proof(spoiled).problems == ["shard 0: is damaged: its seal is gone"]
 
 

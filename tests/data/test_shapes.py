@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.schema import Row
-from hala_hpc.data.arrow.unify import infer
+from hala_hpc.data.schema import Row
 from hala_hpc.data.shapes import ASIDE, Shape, shape_of, turns_of
+from hala_hpc.data.unify import infer
 
 BOTH = ("user", "assistant")
 TURNS = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "GPT", "value": "g"}]

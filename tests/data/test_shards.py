@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
-from hala_hpc.data.arrow.schema import Row, digest_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.files import readers
+from hala_hpc.data.schema import Row, digest_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 from tests.data.helpers import planned, read, same, write

@@ -7,7 +7,7 @@ import pytest
 from hala_hpc.config.schema import Sampling
 from hala_hpc.engines.base import Message, Request, request
 from hala_hpc.engines.vllm import Encoder
-from tests.data.chat.tokenizer_kinds import KINDS
+from tests.data.tokenizer_kinds import KINDS
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"

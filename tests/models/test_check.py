@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hala_hpc.models import check, safetensors_file
+from hala_hpc.models import folder as model_folder
+from hala_hpc.models import safetensors_file
 from hala_hpc.run import digests
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 from hala_hpc.tasks.train import paths
-from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints
+from hala_hpc.tasks.train.checkpoints import Checkpoints
 from tests.conftest import Hala, TinyModel
 from tests.tasks.merge.merge_pairs import store
 from tests.tasks.train.rank import trainings
@@ -48,7 +49,7 @@ def model(folder: Path) -> Path:
     one, two = sorted(path.name for path in folder.iterdir())
     index = {"weight_map": {"a": one, "b": two, "c": two}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for name in check.NEEDED:
+    for name in model_folder.NEEDED:
         (folder / name).write_text("{}")
     return record(folder)
 
@@ -58,16 +59,16 @@ def record(folder: Path) -> Path:
     listed = {
         path.name: {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
         for path in sorted(folder.iterdir())
-        if path.name != check.RECORD
+        if path.name != model_folder.RECORD
     }
-    (folder / check.RECORD).write_text(json.dumps({"files": listed}))
+    (folder / model_folder.RECORD).write_text(json.dumps({"files": listed}))
     return folder
 
 
 def test_a_whole_folder_is_sound_whatever_its_card_says(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     (folder / "README.md").write_text("edited by a person")
-    report = check.check_model(SHARD, folder)
+    report = model_folder.check_model(SHARD, folder)
     assert (report.done, report.problems) == (1, ())
 
 
@@ -90,14 +91,14 @@ def cut(folder: Path) -> None:
         (cut, "model-00002-of-00002.safetensors has"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not what was written"),
-        (lambda folder: (folder / check.RECORD).unlink(), "hala.json cannot be read"),
-        (lambda folder: (folder / check.RECORD).write_text('{"fil'), "hala.json cannot be read"),
+        (lambda folder: (folder / model_folder.RECORD).unlink(), "hala.json cannot be read"),
+        (lambda folder: (folder / model_folder.RECORD).write_text('{"fil'), "hala.json cannot be read"),
     ],
 )
 def test_what_became_of_it_later_is_seen(tmp_path: Path, harm: Callable[[Path], object], told: str) -> None:
     folder = model(tmp_path / "m")
     harm(folder)
-    report = check.check_model(SHARD, folder)
+    report = model_folder.check_model(SHARD, folder)
     assert report.done == 0
     assert any(told in problem for problem in report.problems), report.problems
 
@@ -114,26 +115,26 @@ def test_what_became_of_it_later_is_seen(tmp_path: Path, harm: Callable[[Path], 
 def test_numbers_that_are_none_are_found(tmp_path: Path, dtype: str, bits: list[int]) -> None:
     folder = model(tmp_path / "m")
     weights(folder / "model-00001-of-00002.safetensors", {"a": (dtype, bits)})
-    assert any("a is not finite" in fault for fault in check.unsound(record(folder)))
+    assert any("a is not finite" in fault for fault in model_folder.unsound(record(folder)))
 
 
 def test_large_numbers_are_numbers(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     weights(folder / "model-00001-of-00002.safetensors", {"a": ("BF16", [0x7F7F, 0xFF7F, 0x0001])})
-    assert check.unsound(record(folder)) == []
+    assert model_folder.unsound(record(folder)) == []
 
 
 def test_a_file_that_was_broken_when_it_was_written(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     first, second = folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors"
     weights(first, {"a": ("BF16", [1, 2])}, gap=2)
-    assert any("do not hold its shape" in fault for fault in check.unsound(record(folder)))
+    assert any("do not hold its shape" in fault for fault in model_folder.unsound(record(folder)))
     first.write_bytes(b"\x00" * 4)
-    assert any("no safetensors header" in fault for fault in check.unsound(record(folder)))
+    assert any("no safetensors header" in fault for fault in model_folder.unsound(record(folder)))
     first.write_bytes((9).to_bytes(8, "little") + b"not json!")
-    assert any("header is not JSON" in fault for fault in check.unsound(record(folder)))
+    assert any("header is not JSON" in fault for fault in model_folder.unsound(record(folder)))
     shutil.copyfile(second, first)
-    faults = check.unsound(record(folder))
+    faults = model_folder.unsound(record(folder))
     assert any("b is stored twice" in fault for fault in faults)
     assert any("1 tensor of the index stored nowhere, e.g. a" in fault for fault in faults)
 
@@ -146,10 +147,10 @@ def test_a_finished_training_is_proven_and_collected(tmp_path: Path, hala: Hala)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         path.name for path in published.iterdir()
     )
-    assert collected.files == 7 and check.unsound(tmp_path / "out") == []
+    assert collected.files == 7 and model_folder.unsound(tmp_path / "out") == []
     assert collected.linked == 0 and (tmp_path / "out" / big.name).stat().st_ino != big.stat().st_ino
     hala("collect", run, "--to", "again")
-    assert check.unsound(tmp_path / "again") == []
+    assert model_folder.unsound(tmp_path / "again") == []
     assert "exists" in hala("collect", run, "--to", "again", code=2).stderr
 
 
@@ -159,7 +160,7 @@ def test_large_files_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("hala_hpc.run.collect.LINKED", 50)
     collected = collect_folders(run, tmp_path / "out")
     assert collected.linked == sum(path.stat().st_size >= 50 for path in published.iterdir()) > 0
-    assert (tmp_path / "out" / check.RECORD).stat().st_ino == (published / check.RECORD).stat().st_ino
+    assert (tmp_path / "out" / model_folder.RECORD).stat().st_ino == (published / model_folder.RECORD).stat().st_ino
 
 
 def test_nothing_is_collected_before_it_is_trained(tmp_path: Path, hala: Hala) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hala_hpc.cli.publish import command
+from hala_hpc.cli.publish import publish_command
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import cards
 from tests.publish import runs
@@ -36,7 +36,7 @@ def tuned(tmp_path: Path) -> Path:
 
 
 def publish(run: Path, to: object, *words: object) -> None:
-    command.main([str(run), "--to", str(to), *map(str, words)], standalone_mode=False)
+    publish_command.main([str(run), "--to", str(to), *map(str, words)], standalone_mode=False)
 
 
 def dry(capsys: pytest.CaptureFixture[str], run: Path, to: object, *words: object) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hala_hpc.run import create
+from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Facts, Shard
@@ -69,7 +69,7 @@ def evaluation(
     items = [{"name": f"{model.label}-{benchmark}", "model": model.label} for model, benchmark in cells]
     facts = Facts("", len(shards), 0, 0, questions * len(shards), unit="benchmarks", items=items)
     recipe = {"name": run.name, "task": {"kind": "evaluate"}, "run": dict(SETTINGS)}
-    made = create.create(run, json.dumps(recipe), lambda folder: (shards, facts))
+    made = manifest.create(run, json.dumps(recipe), lambda folder: (shards, facts))
     for shard, (model, benchmark) in zip(shards, cells, strict=True):
         if (model.label, benchmark) not in skip:
             answers = [each for task in benchmarks[benchmark] for each in samples(model, task, questions)]
@@ -79,7 +79,7 @@ def evaluation(
 
 
 def merge_report(folder: Path, name: str, t: float, base: str, other: str, **cell: Any) -> Path:
-    """What stands in the folder of a merged model beside its weights, as ``tasks.merge.folder`` writes it."""
+    """What stands in the folder of a merged model beside its weights, as ``tasks.merge.merging`` writes it."""
     tensors = [
         {
             "name": f"model.layers.{layer}.{part}.weight",

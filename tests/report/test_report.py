@@ -11,7 +11,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.report import write
-from hala_hpc.report.page.table import Report
+from hala_hpc.report.table import Report
 from hala_hpc.report.write import ReportOptions
 from hala_hpc.tasks.train import metrics
 from tests.report import made

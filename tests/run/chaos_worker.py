@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from hala_hpc.run import partial
+from hala_hpc.run import appending
+from hala_hpc.run.files import publish
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Finder, Heartbeat, Leases
 from hala_hpc.run.ledger import Ledger
-from hala_hpc.run.publish import publish
 
 PIECES = 6
 
@@ -46,7 +46,7 @@ def main() -> None:
                     break
                 time.sleep(min(seconds, 0.05) + 0.01)
                 continue
-            temporary = partial.temporary_output(run, lease.shard, name)
+            temporary = appending.temporary_output(run, lease.shard, name)
             try:
                 do_shard(temporary, name, chance)
             except FileNotFoundError:  # whoever published it swept our folder away while we slept
@@ -55,7 +55,7 @@ def main() -> None:
                 history.write("published", shard=lease.shard)
             else:
                 history.write("lost", shard=lease.shard)
-            partial.drop(run, lease.shard)
+            appending.drop(run, lease.shard)
             leases.clear(lease.shard)
     leases.close()
 

@@ -8,9 +8,8 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import files, manifest
-from hala_hpc.run.create import create
 from hala_hpc.run.layout import find_run
-from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.manifest import Facts, Shard, create
 
 SHARDS = [Shard(i, "translate", "a.jsonl", 100 * i, 10 * i, 10, 55, 12, f"d{i}") for i in range(3)]
 FACTS = Facts(".parquet", 30, 60, 165, 36, [{"path": "a.jsonl", "rows": 30}], "ff", {"hala_hpc": "0"})

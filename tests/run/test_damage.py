@@ -15,13 +15,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import shards
 from hala_hpc.data.files import sources
-from hala_hpc.data.reopen import reopen
-from hala_hpc.run import create, files, lease, manifest, seal, status
+from hala_hpc.data.shards import reopen
+from hala_hpc.run import digests, files, lease, manifest, status
 from hala_hpc.run.ledger import Ledger
-from hala_hpc.run.redo import set_aside_damaged
+from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.worker import claims
-from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
+from hala_hpc.worker.task import Outcome
 from tests import damaged
 from tests.damaged import copied, flipped, hala
 from tests.run.helpers import TTL, planned_run, worker
@@ -56,7 +56,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def table(run: Path) -> pa.Table:
-    return pa.concat_tables(seal.read(path)[0].replace_schema_metadata() for path in sorted(run.rglob("00*.parquet")))
+    return pa.concat_tables(
+        digests.read(path)[0].replace_schema_metadata() for path in sorted(run.rglob("00*.parquet"))
+    )
 
 
 def test_damaged_shards_are_set_aside_and_done_again(run: Path, tmp_path: Path, at_once: None) -> None:
@@ -235,7 +237,7 @@ def test_what_a_killed_plan_left_is_removed_once_it_is_a_day_old(tmp_path: Path)
     for folder in (old, other):
         for path in (folder / "input" / "rows", folder / "input", folder):
             os.utime(path, (yesterday, yesterday))
-    create.create(tmp_path / "r", "name: r\n", fill)
+    manifest.create(tmp_path / "r", "name: r\n", fill)
     assert [folder.exists() for folder in (old, young, other)] == [False, True, True]
 
 

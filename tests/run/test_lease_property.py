@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hala_hpc.run import partial
+from hala_hpc.run import appending
+from hala_hpc.run.files import publish
 from hala_hpc.run.lease import Finder, Lease, Leases
-from hala_hpc.run.publish import publish
 from tests.run.helpers import bare_run, silent, worker
 
 SHARDS, ATTEMPTS = 3, 6
@@ -71,7 +71,7 @@ class Workers(RuleBasedStateMachine):
     def publish_what_it_believes_to_hold(self, name: str, data: st.DataObject, tidy: bool) -> None:
         self._wake(name)
         if lease := self._one_of(name, data):
-            temporary = partial.temporary_output(self.run_, lease.shard, name)
+            temporary = appending.temporary_output(self.run_, lease.shard, name)
             temporary.write_text(name)
             if publish(self.run_, lease.shard, temporary):
                 assert lease.shard not in self.published

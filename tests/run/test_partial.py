@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hala_hpc.run import partial
-from hala_hpc.run.partial import PartialFile
+from hala_hpc.run import appending
+from hala_hpc.run.appending import PartialFile
 from tests.run.helpers import bare_run
 
 
@@ -29,7 +29,7 @@ def test_rows_of_several_workers_are_read_together(tmp_path: Path) -> None:
     run = bare_run(tmp_path, 1)
     keep(run, "ada", 1, 2).close()
     keep(run, "bo", 2, 3).close()
-    found = partial.read(run, 0)
+    found = appending.read(run, 0)
     assert sorted(found) == [1, 2, 3]
     assert {record["new"]["text"] for record in found[2]} == {"«2»\nada", "«2»\nbo"}
 
@@ -43,10 +43,10 @@ def test_garbage_and_a_torn_end_cost_only_themselves(tmp_path: Path) -> None:
             raw.write(b'\n{"row": 5, "new": ' + mark + b"}\n")
     file.add({"row": 4, "new": {}})
     file.flush()
-    assert sorted(partial.read(run, 0)) == [1, 2, 4]
+    assert sorted(appending.read(run, 0)) == [1, 2, 4]
     data = file.path.read_bytes()
     file.path.write_bytes(data[:-4])
-    assert sorted(partial.read(run, 0)) == [1, 2]
+    assert sorted(appending.read(run, 0)) == [1, 2]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -56,7 +56,7 @@ def test_a_file_cut_anywhere_gives_whole_rows_in_order(tmp_path_factory: pytest.
     file = keep(run, "ada", *range(8))
     file.close()
     file.path.write_bytes(file.path.read_bytes()[:cut])
-    found = partial.read(run, 0)
+    found = appending.read(run, 0)
     assert sorted(found) == list(range(len(found)))
     assert all(records == [{"row": row, "new": {"text": f"«{row}»\nada"}}] for row, records in found.items())
 
@@ -75,9 +75,9 @@ def test_rows_that_did_not_fit_stay_pending_and_are_written_later(tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert file.path.stat().st_size == 500
-    assert 0 < len(partial.read(run, 0)) < 20
+    assert 0 < len(appending.read(run, 0)) < 20
     file.flush()
-    assert sorted(partial.read(run, 0)) == list(range(20))
+    assert sorted(appending.read(run, 0)) == list(range(20))
 
 
 def test_what_flush_returned_for_survives_a_kill(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_what_flush_returned_for_survives_a_kill(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.partial import PartialFile
+from hala_hpc.run.appending import PartialFile
 file = PartialFile(RunDirectory(Path({str(tmp_path)!r})), 0, "ada")
 for row in range(100_000):
     file.add({{"row": row, "new": {{}}}})
@@ -98,7 +98,7 @@ for row in range(100_000):
     told = [int(process.stdout.readline()) for _ in range(20)]
     process.kill()
     told += map(int, process.communicate()[0].split())
-    assert set(range(told[-1] + 1)) <= partial.read(run, 0).keys()
+    assert set(range(told[-1] + 1)) <= appending.read(run, 0).keys()
 
 
 def test_values_that_json_has_no_word_for_come_back_as_they_were(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_values_that_json_has_no_word_for_come_back_as_they_were(tmp_path: Path)
     file = PartialFile(run, 0, "ada")
     file.add({"row": 0, "new": new})
     file.flush()
-    assert partial.read(run, 0)[0] == [{"row": 0, "new": new}]
+    assert appending.read(run, 0)[0] == [{"row": 0, "new": new}]
     with pytest.raises(TypeError, match="cannot be kept"):
         file.add({"row": 1, "new": {"x": object()}})
 
@@ -124,14 +124,14 @@ def test_values_that_json_has_no_word_for_come_back_as_they_were(tmp_path: Path)
 def test_drop_removes_all_of_one_shard(tmp_path: Path) -> None:
     run = bare_run(tmp_path, 2, suffix="")
     keep(run, "ada", 0).close()
-    temporary = partial.temporary_output(run, 0, "bo")
+    temporary = appending.temporary_output(run, 0, "bo")
     (temporary / "in").mkdir(parents=True)
     other = PartialFile(run, 1, "ada")
     other.add({"row": 9, "new": {}})
     other.flush()
-    partial.drop(run, 0)
-    partial.drop(run, 0)
-    assert partial.read(run, 0) == {}
+    appending.drop(run, 0)
+    appending.drop(run, 0)
+    assert appending.read(run, 0) == {}
     assert list(run.partial_folder(0).iterdir()) == [other.path]
 
 
@@ -149,6 +149,6 @@ def test_maps_and_a_key_named_as_our_tag_come_back_as_they_were(tmp_path: Path) 
     file = PartialFile(run, 0, "ada")
     file.add({"row": 1, "new": {"maps": column.to_pylist(), "tags": tags}})
     file.flush()
-    new = partial.read(run, 0)[1][0]["new"]
+    new = appending.read(run, 0)[1][0]["new"]
     assert pa.array(new["maps"], kind).equals(column)
     assert new["tags"] == tags

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.run import partial
+from hala_hpc.run import appending
+from hala_hpc.run.files import publish
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.publish import publish
 from tests.run.helpers import bare_run
 
 fork = multiprocessing.get_context("fork")
@@ -20,7 +20,7 @@ forms = pytest.mark.parametrize("suffix", [".txt", ""], ids=["file", "folder"])
 
 
 def build(run: RunDirectory, name: str, parts: int = 3) -> Path:
-    temporary = partial.temporary_output(run, 0, name)
+    temporary = appending.temporary_output(run, 0, name)
     if run.suffix:
         temporary.write_text(name * parts)
     else:
@@ -52,7 +52,7 @@ def test_work_that_the_first_swept_away_is_refused_too(tmp_path: Path, suffix: s
     run = bare_run(tmp_path, 1, suffix)
     first, second = build(run, "ada"), build(run, "bo")
     assert publish(run, 0, first)
-    partial.drop(run, 0)
+    appending.drop(run, 0)
     assert not second.exists()
     assert not publish(run, 0, second)
     assert text_of(run.shard_output(0)) == "ada" * 3
@@ -79,7 +79,7 @@ def test_a_kill_before_any_step_leaves_nothing_or_all(tmp_path: Path, suffix: st
         assert not there or text_of(output) == "ada" * 3
         assert publish(run, 0, build(run, "bo")) is not there
         assert text_of(output) == ("ada" if there else "bo") * 3
-        partial.drop(run, 0)
+        appending.drop(run, 0)
         assert list(run.partial_folder(0).iterdir()) == []
     assert ends[0] == 9
     assert ends[-1] == 0  # so every step was a last one once
@@ -125,7 +125,7 @@ def test_of_many_that_publish_at_the_same_moment_one_wins(tmp_path: Path) -> Non
 
     def compete(name: str) -> None:
         for shard in range(turns):
-            temporary = partial.temporary_output(run, shard, name)
+            temporary = appending.temporary_output(run, shard, name)
             temporary.write_text(name)
             together.wait(30)
             if publish(run, shard, temporary):

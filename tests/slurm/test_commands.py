@@ -10,13 +10,17 @@ from hala_hpc.slurm import commands, queue
 from hala_hpc.slurm.commands import (
     ENDED,
     JobState,
+    Limits,
+    association_of,
     counted,
     outside_any_job,
+    parse_associations,
+    parse_config,
+    parse_qos,
     parse_states,
     run,
     variable_of,
 )
-from hala_hpc.slurm.limits import Limits, association_of, parse_associations, parse_config, parse_qos
 from hala_hpc.slurm.queue import Queue, TaskEnd, advice
 from hala_hpc.slurm.submit import chunks
 

@@ -16,11 +16,11 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import allocation, record
 from hala_hpc.slurm.queue import ask
-from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
+from hala_hpc.worker.task import Outcome
 from tests.cli.test_plan_training import CONFIG
 from tests.conftest import ROOT
-from tests.data.chat.tokenizer_kinds import KINDS, save
+from tests.data.tokenizer_kinds import KINDS, save
 
 PROGRAMS = {
     "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",

@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import ROOT, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
-from tests.report.page import browser
-from tests.report.page.test_page import DRAWN, MARKS, SIZES
+from tests.report import browser
+from tests.report.test_page import DRAWN, MARKS, SIZES
 from tests.slurm.test_cluster import finished, pid_of, slurm_hala, wait_for
 from tests.tasks.merge.merge_pairs import pair, weights_of
 from tests.tasks.merge.test_merge import assert_slerp

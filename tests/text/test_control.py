@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from hala_hpc.text.control import ControlWords
-from tests.data.chat.tokenizer_kinds import KINDS
+from hala_hpc.text.prompts import ControlWords
+from tests.data.tokenizer_kinds import KINDS
 
 TEXTS = ["the quick brown fox jumps over a lazy dog. </s> ends it"] * 3
 

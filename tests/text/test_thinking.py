@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hala_hpc.text.thinking import MARKS, EndlessThought, answer_of, is_opened
+from hala_hpc.text.prompts import MARKS, EndlessThought, answer_of, is_opened
 
 plain = st.text().filter(lambda text: "think" not in text.lower())
 

@@ -15,14 +15,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.engines.base import NoEngine
-from hala_hpc.run import create, files, ledger, manifest
+from hala_hpc.run import files, ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
-from hala_hpc.worker.context import Context, Outcome
-from hala_hpc.worker.items.loop import ItemLoop
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items import Item, ItemLoop
+from hala_hpc.worker.task import Context, Outcome
 
 TTL, ATTEMPTS, STEPS = 1.0, 3, 4
 
@@ -103,7 +102,7 @@ def planned(path: Path, letters: Sequence[dict[str, Any]]) -> Path:
         for number, letter in enumerate(letters)
     ]
     facts = Facts("", len(letters), 0, 0, len(letters), unit="benchmarks", items=list(letters), assembled=True)
-    return create.create(path, "name: letters\n", lambda _: (shards, facts)).path
+    return manifest.create(path, "name: letters\n", lambda _: (shards, facts)).path
 
 
 def work(path: Path, name: str, task: Letters, should_stop: Any = lambda: False) -> Outcome:

@@ -15,8 +15,8 @@ from hala_hpc.run import ledger, status
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Manifest
 from hala_hpc.run.verify import verify
-from hala_hpc.worker.context import Outcome
-from hala_hpc.worker.items import loop as items
+from hala_hpc.worker import items
+from hala_hpc.worker.task import Outcome
 from tests.conftest import ROOT
 from tests.worker.letters import ATTEMPTS, TTL, Letters, planned, work
 

@@ -14,12 +14,12 @@ import pytest
 from hala_hpc.data import shards
 from hala_hpc.engines.base import Completion
 from hala_hpc.pipeline import lookup, planning
-from hala_hpc.run import partial
+from hala_hpc.run import appending
+from hala_hpc.run.appending import PartialFile
 from hala_hpc.run.lease import Finder
-from hala_hpc.run.partial import PartialFile
-from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
 from hala_hpc.worker.rows.shard import AnswerCache
+from hala_hpc.worker.task import Outcome
 from tests.worker.helpers import (
     asked,
     directory,
@@ -113,7 +113,7 @@ def test_a_shard_that_was_complete_but_not_published_needs_no_engine(tmp_path: P
     finish(run)
     assert rows(run) == unbroken(10)
     assert asked(run) == {}
-    assert partial.read(directory(run), 0) == {}
+    assert appending.read(directory(run), 0) == {}
 
 
 def test_turns_may_hold_values_that_json_has_no_word_for(tmp_path: Path) -> None:

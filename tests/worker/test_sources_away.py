@@ -9,8 +9,8 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import status
 from hala_hpc.worker import claims
-from hala_hpc.worker.context import Outcome
 from hala_hpc.worker.job import work_until
+from hala_hpc.worker.task import Outcome
 from tests.worker.helpers import asked, events, leftovers, plan, proof, rows, start, texts, unbroken, wait_until
 
 

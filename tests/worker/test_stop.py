@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.run import partial
+from hala_hpc.run import appending
 from tests.worker.helpers import (
     REQUEUE,
     asked,
@@ -36,7 +36,7 @@ def test_a_signal_keeps_what_is_finished_and_gives_the_rest_back(tmp_path: Path,
     assert signal.Signals(number).name in said
     assert [path for path in (run / "leases").rglob("*") if path.is_file()] == []
     assert events(run, "released")
-    kept = partial.read(directory(run), 0) | partial.read(directory(run), 1)
+    kept = appending.read(directory(run), 0) | appending.read(directory(run), 1)
     assert len(kept) >= asked(run).total() - 5 >= 20
 
     finish(run)
@@ -54,13 +54,13 @@ def test_a_kill_costs_what_was_not_yet_flushed(tmp_path: Path) -> None:
     flushed: set[int] = set()
 
     def enough() -> bool:
-        flushed.update(partial.read(directory(run), 0))
+        flushed.update(appending.read(directory(run), 0))
         return len(flushed) >= 60
 
     wait_until(enough)
     process.kill()
     process.communicate()
-    kept = partial.read(directory(run), 0)
+    kept = appending.read(directory(run), 0)
     assert len(kept) < 200, "it was killed before its end"
     assert kept.keys() >= flushed
 

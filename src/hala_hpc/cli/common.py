@@ -14,8 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.slurm.record import Submission
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")

@@ -5,12 +5,21 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from hala_hpc import __version__
 
+MODULES = {
+    "plan": ("plan", "submit"),
+    "status": ("status", "runs"),
+    "workers": ("resume", "logs", "cancel", "worker"),
+    "results": ("verify", "collect", "report", "best"),
+    "publish": ("publish",),
+    "site": ("sites", "env", "doctor", "prefetch"),
+}
+"""Which module of this room has which commands, each as ``NAME_command``."""
 COMMANDS = {
     "plan": "Show what a recipe would run; submits nothing.",
     "submit": "Plan a run and start its workers.",
@@ -44,7 +53,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = cast(click.Command, importlib.import_module(f"hala_hpc.cli.{cmd_name}").command)
+        module = next(module for module, commands in MODULES.items() if cmd_name in commands)
+        command: click.Command = getattr(importlib.import_module(f"hala_hpc.cli.{module}"), f"{cmd_name}_command")
         for known in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
             known.help = _verbatim(known.help)
         return command

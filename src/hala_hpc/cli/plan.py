@@ -1,4 +1,4 @@
-"""``hala plan``: what would run."""
+"""``hala plan`` and ``hala submit``: what a recipe would run, and its start."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ from rich.markup import escape
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
-from hala_hpc.cli.views.grid import why
-from hala_hpc.config.words import plural
-from hala_hpc.pipeline import lookup, planning
+from hala_hpc.cli.views.run import why
+from hala_hpc.config.errors import plural
+from hala_hpc.pipeline import lookup, planning, starting
 
 
 @click.command()
@@ -19,7 +19,7 @@ from hala_hpc.pipeline import lookup, planning
 @common.site_option
 @click.option("--create", is_flag=True, help="Make the run directory, to submit its workers by hand.")
 @common.as_json
-def command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
+def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
     r"""Show what a recipe would run: files, rows, shards, tokens, workers and the sbatch text. Submits nothing.
 
     A training's plan has its steps, each GPU's memory by part on several numbers of GPUs, and GPU-hours.
@@ -116,3 +116,32 @@ def _planned(plan: planning.Summary) -> list[str]:
     numbers = (sum(data["rows"] for data in trained["datasets"]), trained["estimated_tokens_trained"])
     steps, hours = trained["estimated_steps"], trained.get("gpu_hours", 0.0)
     return [*(f"{number:,}" for number in (*numbers, steps)), f"{hours:,.1f}"]
+
+
+@click.command()
+@common.recipe_argument
+@common.overrides_argument
+@common.site_option
+@common.as_json
+def submit_command(recipe: Path, overrides: tuple[str, ...], site: str, json_: bool) -> None:
+    r"""Plan a run and start its workers; then log out. Come back to `hala status`.
+
+    \b
+    hala submit jobs/demo/translate.yaml --site local-cpu name=again
+    hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
+    """
+    show_started(starting.submit(planning.read(recipe, site, overrides), site), json_)
+
+
+def show_started(started: starting.Started, json_: bool) -> None:
+    """The arrays of a run or a grid, and what to know and do next."""
+    *before, workers = started.submissions
+    folder, runs = str(started.folder), [str(run.path) for run in started.runs]
+    record: dict[str, object] = {"run": folder, "jobs": started.jobs, "workers": workers.workers}
+    if runs != [folder]:
+        record = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    lines = [common.handed_in(submission, "to prepare the data first") for submission in before]
+    lines.append(common.handed_in(workers, f"for {folder if runs == [folder] else plural(len(runs), 'run')}"))
+    loud = dict.fromkeys(line for run in started.runs for line in training.loud(run.path))
+    lines += [click.style(line, fg="red", bold=True) for line in loud]
+    common.show(record, json_, [*lines, f"next: hala status {folder}"])

@@ -10,8 +10,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import collect
 from hala_hpc.pipeline import lookup
 from hala_hpc.publish import content, hub, licences, publication
@@ -37,7 +36,7 @@ SHOWN: Final = 50
 @click.option("--scores", multiple=True, metavar="RUN", help="An evaluation of this model, for its card.")
 @click.option("--about", type=common.PathOption(True, False), help="A file with words of your own, for the card.")
 @common.as_json
-def command(
+def publish_command(
     run: str, to: str, dry_run: bool, private: bool, replace: bool, collected: Path | None, item: str | None,
     licence: str | None, licence_of: tuple[str, ...], accept_conflicts: bool, scores: tuple[str, ...],
     about: Path | None, json_: bool,

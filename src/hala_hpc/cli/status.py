@@ -1,16 +1,22 @@
-"""``hala status``: how far a run is."""
+"""``hala status`` and ``hala runs``: how far runs are."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 import click
 from rich.console import Console
 from rich.live import Live
 
 from hala_hpc.cli import common
-from hala_hpc.cli.views.grid import GridView
-from hala_hpc.cli.views.run import RunView
+from hala_hpc.cli.views.run import GridView, RunView
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import manifest
+from hala_hpc.run.layout import GRID
 from hala_hpc.slurm.queue import QueueView
 
 
@@ -18,7 +24,7 @@ from hala_hpc.slurm.queue import QueueView
 @common.run_argument
 @click.option("--watch", is_flag=True, help="Keep showing it until the run is finished.")
 @common.as_json
-def command(run: str, watch: bool, json_: bool) -> None:
+def status_command(run: str, watch: bool, json_: bool) -> None:
     r"""Show shards done, running, waiting and failed, rows/s, tokens/s, time left, workers and the last errors.
 
     A training also shows its step, loss with its curve, evaluation, rate, last checkpoint and time left.
@@ -40,3 +46,77 @@ def command(run: str, watch: bool, json_: bool) -> None:
                 live.update(view.shown())
                 time.sleep(5.0 if grid else 2.0)
             live.update(view.shown())
+
+
+SUMS: Final = ("shards", "done", "failed", "rows", "rows_done")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run, or a grid of ``runs`` runs with their sums; ``error`` alone where it cannot be read."""
+
+    path: Path
+    error: str = ""
+    runs: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    planned_at: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        record: dict[str, object] = {"run": self.path.name, "path": str(self.path)}
+        if self.error:
+            return record | {"error": self.error}
+        runs = {} if self.runs is None else {"runs": self.runs}
+        return record | runs | self.counts | {"planned_at": self.planned_at}
+
+
+@click.command()
+@click.option("--root", type=common.PathOption(), help="Where to look. [$HALA_RUNS, run.root of $HALA_SITE, or ./runs]")
+@common.as_json
+def runs_command(root: Path | None, json_: bool) -> None:
+    r"""List the runs, newest first; a grid is one line, with the sums of its runs.
+
+    \b
+    hala runs --root /scratch/me/runs
+    """
+    if root is not None and not root.is_dir():
+        raise HalaError(f"--root: {root} is not a folder", "give the folder that your runs are in")
+    folder = root or lookup.runs_roots()[0]
+    paths = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
+    paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    rows = [(_grid if path.name == GRID else _row)(path.parent) for path in paths]
+    for path, seconds in manifest.half_made(folder):
+        age = f"last changed {common.human_seconds(seconds)} ago"
+        rows.append(RunRow(path, f"in the making, or left by a plan that was killed ({age}): rm -r {path}"))
+    common.show([row.as_json() for row in rows], json_, _lines(folder, rows))
+
+
+def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
+    table = common.table("run", "shards", "rows", "workers", "planned")
+    for row in rows:
+        if not row.error:
+            counts = row.counts
+            name = row.path.name + ("" if row.runs is None else f" (grid of {plural(row.runs, 'run')})")
+            shards = f"{counts['done']:,}/{counts['shards']:,}"
+            done = f"{counts['rows_done']:,}/{counts['rows']:,}"
+            table.add_row(name, shards, done, str(counts["workers"]), row.planned_at)
+    yield table if table.row_count else f"no runs in {folder.resolve()}"
+    yield from (common.Problem(f"{row.path.name}: {row.error}") for row in rows if row.error)
+
+
+def _grid(path: Path) -> RunRow:
+    """The sums of a grid's runs; ``error`` where one of them cannot be read."""
+    rows = [_row(run.parent) for run in sorted(path.glob("[!.]*/manifest.parquet"))]
+    if broken := [f"{row.path.name}: {row.error}" for row in rows if row.error]:
+        return RunRow(path, "; ".join(broken))
+    sums = {key: sum(row.counts[key] for row in rows) for key in (*SUMS, "workers")}
+    return RunRow(path, "", len(rows), sums, max((row.planned_at for row in rows), default=""))
+
+
+def _row(path: Path) -> RunRow:
+    try:
+        state = lookup.state_of(path)
+    except (HalaError, OSError) as error:
+        return RunRow(path, " ".join(str(error).split()))
+    counts = {key: getattr(state, key) for key in SUMS} | {"workers": state.alive}
+    planned_at = manifest.read(path / "manifest.parquet").facts.made_by.get("planned_at", "")
+    return RunRow(Path(state.path), "", None, counts, planned_at)

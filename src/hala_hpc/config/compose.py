@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hala_hpc.config import frozen, layers, places, written
+from hala_hpc.config import frozen, layers, places
 from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import SECTIONS, Recipe
@@ -87,7 +87,7 @@ def to_recipe(config: Any) -> Recipe:
             key = _first_line(error).rpartition(": ")[2].split()[-1]
             raise HalaError(f"{key}: is missing", f"give it in the recipe, or as {key}=…") from error
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
-    written.check(recipe)
+    layers.check(recipe)
     _anchor(recipe, Path(recipe.run.root).resolve())
     return recipe
 

@@ -1,8 +1,15 @@
-"""The one exception a person is meant to read, where it happened, and the word that was meant."""
+"""The one exception that a person is meant to read, the word that was meant, counts with their nouns, and the modules
+that the open sections of a recipe name by their ``kind``.
+"""
 
 import difflib
-from collections.abc import Iterable, Iterator
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TypeVar
 
 
 class HalaError(Exception):
@@ -39,3 +46,35 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error; its class where it says nothing."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
+T = TypeVar("T")
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 worker, 2,000 workers."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def known(value: T) -> T | None:
+    """None in place of NaN and infinity, which neither CSV nor JSON can hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What a recipe's ``section`` may name: ``modules`` gives the module of each kind, and imports none of them."""
+
+    section: str
+    modules: Callable[[], Mapping[str, str]]
+
+    def names(self) -> list[str]:
+        """The kinds there are."""
+        return sorted(self.modules())
+
+    def load(self, kind: str) -> ModuleType:
+        """The module of a kind. Raises HalaError listing the kinds there are."""
+        modules = self.modules()
+        if kind not in modules:
+            raise HalaError(f"{self.section}.kind: no {self.section} '{kind}'", did_you_mean(kind, sorted(modules)))
+        return importlib.import_module(modules[kind])

@@ -2,25 +2,180 @@
 
 OmegaConf checks types when layers merge, but by then nobody knows which file said what. So each layer is walked against
 the schema first: unknown keys are refused by name, a lone value becomes a list where a list is wanted, and paths
-are resolved against the place that says them.
+are resolved against the place that says them. YAML's plain scalars remember how they were written. What looks like a
+secret is refused, for a recipe is frozen into its run, for all to read.
 """
 
 import dataclasses
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from hala_hpc.config import places, secrets, written
+from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.frozen import overlaid, refuse_cut
-from hala_hpc.config.schema import Recipe
+from hala_hpc.config.schema import Recipe, Run, Slurm
+
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG: Final = "tag:yaml.org,2002:"
+_INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
+_FLOAT: Final = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A plain scalar that YAML takes for a truth value or a number: ``value``, and the ``text`` that stood there."""
+
+    value: bool | int | float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def load(text: str) -> Any:
+    """The YAML in ``text``; keys are text, numbers and truth values are ``Written``. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def wanted(value: Any, hint: Any) -> Any:
+    """``value`` as a key of the type ``hint`` takes it, at any depth: text for text, YAML's own choice for Any."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, list):
+        return [wanted(item, arguments[0] if origin is list else Any) for item in value]
+    if isinstance(value, dict):
+        return {key: wanted(item, arguments[1] if origin is dict else Any) for key, item in value.items()}
+    if not isinstance(value, Written):
+        return value
+    if hint is Any or (hint is float and not isinstance(value.value, bool)):
+        return value.value
+    if origin is typing.Literal:
+        return next((word for word in arguments if word == value.value and type(word) is type(value.value)), value.text)
+    return value.text  # OmegaConf makes whole numbers and truth values of it, or says that it cannot
+
+
+class _Loader(_BASE):  # type: ignore[misc]
+    """See the module. A key that stands there twice is refused, and so is a value that contains itself."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in patterns if tag.removeprefix(_TAG) in ("bool", "null", "merge")]
+        for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def mapping(self, node: Any) -> dict[str, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key.start_mark)
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+        self.flatten_mapping(node)
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    def sequence(self, node: Any) -> list[Any]:
+        return [self.construct_object(item, deep=True) for item in node.value]
+
+    def written(self, node: Any) -> Written:
+        kind = node.tag.removeprefix(_TAG)
+        return Written(getattr(self, f"construct_yaml_{kind}")(node), node.value)
+
+
+_Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+for _kind in ("bool", "int", "float"):
+    _Loader.add_constructor(f"{_TAG}{_kind}", _Loader.written)
+_Loader.add_constructor(f"{_TAG}map", _Loader.mapping)
+_Loader.add_constructor(f"{_TAG}seq", _Loader.sequence)
+
+
+POSITIVE: Final = {
+    Run: ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"),
+    Slurm: ("nodes_per_worker", "ranks_per_node", "cpus_per_worker", "minutes", "max_running", "gpu_memory_gb"),
+}
+NOT_NEGATIVE: Final = {Run: ("flush_seconds",), Slurm: ("gpus_per_worker", "mem_gb", "signal_seconds")}
+
+
+def check(value: Any, name: str = "") -> None:
+    """Walk a recipe, or a part of it that is called ``name``. Raises HalaError, which names the key."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HalaError(f"{name}: {value} is not a number to work with", "give a finite one")
+    if dataclasses.is_dataclass(value):
+        _check_signs(value, name)
+    for key, item in _entries(value):
+        check(item, f"{name}.{key}".strip("."))
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+def _check_signs(section: Any, name: str) -> None:
+    for keys, rule in ((POSITIVE, "more than 0"), (NOT_NEGATIVE, "0 or more")):
+        for key in keys.get(type(section), ()):
+            number = getattr(section, key)
+            if number is not None and (number < 0 or (number == 0 and keys is POSITIVE)):
+                raise HalaError(f"{name}.{key}: must be {rule}")
+
+
+SECRETS: Final = r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[ps]_[A-Za-z0-9]{30,})"
+"""Keys of the hub, of OpenAI and of GitHub: a regular expression, for text and for bytes."""
+_NAME: Final = r"(?:\w*_)?(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)"
+_VARIABLE: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
+_FROM_ENVIRONMENT: Final = re.compile(r"\$\{oc\.env:\s*(\w+)")
+_ASSIGNED: Final = re.compile(rf"(?<![\w$])({_NAME})=[\"']?[^\s\"'$`]", re.IGNORECASE)
+"""``HF_TOKEN=hf_…`` in a line of shell; ``HF_TOKEN=$(cat …)`` only says where it is."""
+_SHELL: Final = (".setup", ".args", ".mounts", ".variables", ".extra")
+
+
+def refuse(where: str, name: str, value: Any) -> None:
+    """Raises HalaError where the value of the key ``name`` holds a secret, names one, or assigns one in shell."""
+    named = [key for key in value if _VARIABLE.match(str(key))] if isinstance(value, dict) and _is_shell(name) else []
+    for text in _texts(value):
+        named += filter(_VARIABLE.match, _FROM_ENVIRONMENT.findall(text))
+        named += _ASSIGNED.findall(text) if _is_shell(name) else []
+        if re.search(SECRETS, text):
+            raise HalaError(f"{where}: {name}: holds what looks like a secret key", "take it out, and have it revoked")
+    for secret in map(str, named):
+        raise HalaError(
+            f"{where}: {name}: {secret} would be written into the run directory",
+            f"read it where it is used: a line of setup, such as export {secret}=$(cat ~/.{secret.lower()})",
+        )
+
+
+def _is_shell(name: str) -> bool:
+    return any(f"{part}." in f"{name}." for part in _SHELL)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts at any depth."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item)
+            yield str(key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None:
+        yield str(value)
+
 
 KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
 """``${name}`` in a path points at a key of the recipe, ``${SCRATCH}`` is a variable."""
@@ -48,7 +203,7 @@ def from_file(path: Path, frozen: bool = False) -> Layer:
         text = path.read_text("utf-8-sig")
         if frozen:
             refuse_cut(path, text)
-        values = written.load(text)
+        values = load(text)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise HalaError(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
@@ -72,7 +227,7 @@ def from_command_line(overrides: Sequence[str]) -> Layer:
             raise HalaError(f"'{word}': not of the form key=value", "for example run.workers=64")
         try:
             # A value that begins with a sign of YAML's grammar (``data.path=*.jsonl``) is meant as text.
-            value = written.load(json.dumps(text) if text.startswith(tuple("*&!%@`")) else text)
+            value = load(json.dumps(text) if text.startswith(tuple("*&!%@`")) else text)
         except yaml.YAMLError as error:
             hint = f"is it one word for your shell? Quote all of it: '{key}=…'"
             raise HalaError(f"command line: '{word}': {_one_line(error)}", hint) from error
@@ -105,7 +260,7 @@ def checked(layer: Layer, values: Any, schema: type, prefix: str = "") -> dict[s
 def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str], name: str) -> Any:
     is_optional, hint = hint is not _without_none(hint), _without_none(hint)
     if not layer.frozen:
-        secrets.refuse(layer.where, name, value)
+        refuse(layer.where, name, value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if value is None else checked(layer, value, hint, f"{name}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -128,7 +283,7 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
             f"{layer.where}: {name}: a text is wanted, and YAML reads {kind} here",
             f"quote it: '{name}=\"…\"'" if layer.where == "command line" else 'quote it: "…"',
         )
-    value = written.wanted(value, hint)
+    value = wanted(value, hint)
     rule = metadata.get("path")
     if rule and not layer.frozen and value is not None:
         return _placed(layer, value, rule, name)

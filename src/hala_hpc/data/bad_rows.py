@@ -8,8 +8,7 @@ from typing import Literal
 
 import orjson
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 
 SET_ASIDE = "set_aside.jsonl"
 """In the run's folder: a line for each row that was set aside, with where it lies and why."""

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
-from hala_hpc.data import shards
-from hala_hpc.data.arrow import columns, schema
+from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.data import columns, schema, shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
-from hala_hpc.run import files, manifest, seal
+from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 
@@ -129,7 +127,7 @@ def checked(run: RunDirectory, shard: Shard, facts: Facts) -> pa.Table:
     output = run.shard_output(shard.id)
     try:
         table, sealed = shards.read_output(shard, output, facts)
-    except seal.Damaged as error:
+    except digests.Damaged as error:
         problems: Sequence[str] = [str(error)]
     else:
         if sealed:  # the worker that wrote it held it against its source
@@ -158,7 +156,7 @@ class _Writer:
         if self._writer is None or self._bytes > FILE_BYTES:
             self._finish()
             self.paths.append(self._folder / f".{len(self.paths)}.parquet")
-            self._writer = seal.open_writer(self.paths[-1], table.schema)
+            self._writer = digests.open_writer(self.paths[-1], table.schema)
             self._bytes = 0
         self._writer.write_table(table)
         self._bytes += table.nbytes
@@ -172,7 +170,7 @@ class _Writer:
     def _finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            seal.seal(self.paths[-1])
+            digests.seal(self.paths[-1])
 
 
 CARD = "README.md"
@@ -236,12 +234,12 @@ def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_seale
     name = path.relative_to(folder)
     verdict.files += 1
     try:
-        table, sealed = seal.read(path)
+        table, sealed = digests.read(path)
         if must_be_sealed and not sealed:
-            raise seal.Damaged("is damaged: its seal is gone")
+            raise digests.Damaged("is damaged: its seal is gone")
         if ROW not in table.column_names:
-            raise seal.Damaged(f"lacks the column {ROW}")
-    except seal.Damaged as error:
+            raise digests.Damaged(f"lacks the column {ROW}")
+    except digests.Damaged as error:
         verdict.problems.append(f"{name}: {error}")
         return []
     verdict.unsealed += not sealed

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
-from hala_hpc.data.arrow import schema
-from hala_hpc.data.arrow.schema import Hash, Row
-from hala_hpc.data.arrow.unify import Union, storable, unify
+from hala_hpc.data import schema
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import readers, sources
 from hala_hpc.data.files.sources import Source
+from hala_hpc.data.schema import Hash, Row
+from hala_hpc.data.unify import Union, storable, unify
 from hala_hpc.run.manifest import Facts, Shard
 
 BYTES_PER_TOKEN = 4

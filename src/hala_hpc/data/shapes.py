@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow import columns as named
-from hala_hpc.data.arrow.columns import Place, shown
-from hala_hpc.data.arrow.schema import Row, is_list
+from hala_hpc.data import columns as named
+from hala_hpc.data.columns import Place, shown
 from hala_hpc.data.files.readers import what
+from hala_hpc.data.schema import Row, is_list
 
 Turn = Row
 Items = Iterator[tuple[Place | None, str]]
@@ -51,7 +51,7 @@ class Shape:
 
     Parameters
     ----------
-    paths : columns, as ``data.arrow.columns`` names them.
+    paths : columns, as ``data.columns`` names them.
     roles : of turns that are worked on; a column then holds a text, a list of texts or turns. None: only a text.
     is_talk : the columns hold conversations, perhaps as JSON text, and nothing else.
     others : columns that are not worked on.

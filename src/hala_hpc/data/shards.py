@@ -1,29 +1,33 @@
-"""A shard of rows on the worker: read its input, write its output, and hold an output against the manifest.
+"""A shard of rows on the worker: read its input, write its output, hold an output against the manifest, or reopen it.
 
 One file holds all rows of a shard. Those that could not be done stand in it with the reason, instead of in a
-file of their own: so no kill can come between the two, and "exactly once" holds by construction.
+file of their own: so no kill can come between the two, and "exactly once" holds by construction. Where rows in
+quarantine are tried again, the shard is unfinished once more, and its other rows are kept as an earlier one's.
 """
 
 import contextlib
 import json
 import re
+import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
-from hala_hpc.data import bad_rows
-from hala_hpc.data.arrow import schema
-from hala_hpc.data.arrow.schema import Fields, Row
+from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.data import bad_rows, schema
 from hala_hpc.data.files import readers
 from hala_hpc.data.files.readers import Manner
 from hala_hpc.data.files.sources import place_of
-from hala_hpc.run import seal
+from hala_hpc.data.schema import Fields, Row
+from hala_hpc.run import appending, digests, layout, manifest
+from hala_hpc.run.appending import PartialFile
+from hala_hpc.run.files import fsync
+from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport
 
@@ -120,31 +124,31 @@ def write_output(
     numbers = range(given.shard.start, given.shard.start + given.shard.rows)
     added = schema.to_table([results.get(number, {}) for number in numbers], pa.schema(fields))
     table = given.table.rename_columns(as_stored(given.table.column_names))
-    for field, column in zip(added.schema, added.columns, strict=True):
-        table = table.append_column(field, column)
+    for new, column in zip(added.schema, added.columns, strict=True):
+        table = table.append_column(new, column)
     table = table.append_column(ROW, pa.array(numbers, pa.int64()))
     table = table.append_column(ERROR, pa.array([errors.get(number) for number in numbers], pa.string()))
-    seal.write_table(table.replace_schema_metadata({KEY: made_by}), path)
+    digests.write_table(table.replace_schema_metadata({KEY: made_by}), path)
 
 
 def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]:
     """An output as it was written for this shard of this run, and whether it is sealed.
 
-    Raises seal.Damaged where a byte of it changed, or it was written for another shard or another run.
+    Raises digests.Damaged where a byte of it changed, or it was written for another shard or another run.
     """
-    table, sealed = seal.read(path)
+    table, sealed = digests.read(path)
     if facts.sealed and not sealed:
-        raise seal.Damaged("is damaged: its seal is gone")
+        raise digests.Damaged("is damaged: its seal is gone")
     try:
         made_by = {**json.loads((table.schema.metadata or {}).get(KEY, b"{}"))}
     except (ValueError, TypeError) as error:
-        raise seal.Damaged("is damaged: it does not say what made it") from error
+        raise digests.Damaged("is damaged: it does not say what made it") from error
     if made_by.get("shard", shard.id) != shard.id:
-        raise seal.Damaged(f"is the output of shard {made_by['shard']} under another's name")
+        raise digests.Damaged(f"is the output of shard {made_by['shard']} under another's name")
     if any(made_by.get(key, value) != value for key, value in facts.made_by.items()):
-        raise seal.Damaged("was made by another run")
+        raise digests.Damaged("was made by another run")
     if lacking := [name for name in RESERVED if name not in table.column_names]:
-        raise seal.Damaged(f"lacks the columns {', '.join(lacking)}")
+        raise digests.Damaged(f"lacks the columns {', '.join(lacking)}")
     return table, sealed
 
 
@@ -152,7 +156,7 @@ def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> Shar
     """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged."""
     try:
         table, sealed = read_output(shard, path, facts)
-    except seal.Damaged as error:
+    except digests.Damaged as error:
         return ShardReport(problems=(str(error),))
     return check_table(shard, table, sealed, facts, fields)
 
@@ -231,3 +235,73 @@ def row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
             yield f"{plural(len(which), 'row')} {what}, the first is row {which[0]}"
     if not (lost or twice or strange):
         yield "its rows are out of order"
+
+
+@dataclass
+class Reopened:
+    """``reasons`` counts all rows in quarantine that were seen; ``damaged`` names shards that could not be read."""
+
+    shards: int = 0
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    damaged: list[int] = field(default_factory=list)
+
+
+def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter) -> Reopened:
+    """Have workers do the rows again that are in quarantine for ``reason`` ('': for any) in finished shards.
+
+    Rows of unfinished shards are left as they are. Raises HalaError for a run that is not one of rows.
+    """
+    plan = manifest.read(path / "manifest.parquet")
+    if plan.facts.unit != "rows" or plan.facts.suffix != ".parquet":
+        raise HalaError(f"{path}: only runs of rows have a quarantine", f"`hala resume {path}`")
+    run = RunDirectory(path, plan.facts.suffix)
+    result = Reopened()
+    for shard in progress(iter(plan)):
+        if not run.shard_output(shard.id).exists():
+            continue
+        try:
+            reasons = _reasons(run.shard_output(shard.id))
+            result.reasons += reasons
+            again = reasons[reason] if reason else reasons.total()
+            if again:
+                _reopen(run, shard, plan.facts, reason)
+                result.shards += 1
+                result.rows += again
+        except digests.Damaged:
+            result.damaged.append(shard.id)
+    return result
+
+
+def _reasons(output: Path) -> Counter[str]:
+    """Rows in quarantine by reason; only their column is read."""
+    try:
+        errors = pq.ParquetFile(output).read(columns=[ERROR])[ERROR].drop_null()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise digests.Damaged(str(error)) from error
+    return Counter(reason_of(str(text)) for text in errors.to_pylist())
+
+
+def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
+    """Keep the other rows where workers look for them, then move the output there too: it goes when the new one stands.
+
+    A kill between the two leaves the shard finished, and rows that the next sweep drops.
+    """
+    table, _ = read_output(shard, run.shard_output(shard.id), facts)
+    given = as_stored(schema.load(facts.schema).names)
+    added = [name for name in table.column_names if name not in given and name not in RESERVED]
+    name = f"reopened-{secrets.token_hex(3)}"
+    kept = PartialFile(run, shard.id, name)
+    rows = zip(table[ROW].to_pylist(), table[ERROR].to_pylist(), schema.to_rows(table.select(added)), strict=True)
+    for number, error, new in rows:
+        if error is None:
+            kept.add({appending.ROW: number, "new": new})
+        elif reason and reason_of(error) != reason:
+            kept.add({appending.ROW: number, "error": error})
+    layout.make_again(run.partial_folder(shard.id))
+    kept.flush()
+    kept.close()
+    fsync(run.partial_folder(shard.id))
+    output = run.shard_output(shard.id)
+    output.rename(run.partial_folder(shard.id) / f"{shard.id:06d}.{name}{run.suffix}")
+    fsync(output.parent)

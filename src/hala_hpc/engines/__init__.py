@@ -6,8 +6,7 @@ possible?) and ``start`` (the engine).
 
 import pkgutil
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.kinds import Kinds
+from hala_hpc.config.errors import HalaError, Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 

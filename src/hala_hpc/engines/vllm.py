@@ -17,8 +17,8 @@ from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import Abilities, Completion, EngineDied, Message, NoEngine, Request, TokenRequest
-from hala_hpc.text import thinking
-from hala_hpc.text.control import ControlWords
+from hala_hpc.text import prompts
+from hala_hpc.text.prompts import ControlWords
 
 QUEUE_FACTOR = 2
 """Requests held per sequence that vLLM runs at once: as many wait as run, so it never runs dry (ours)."""
@@ -79,7 +79,7 @@ class Encoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)  # others have no words for control tokens
         self._words = ControlWords(backend) if backend is not None else None
         special = set(tokenizer.all_special_tokens)
-        self.marks = special & {mark for pair in thinking.MARKS for mark in pair}
+        self.marks = special & {mark for pair in prompts.MARKS for mark in pair}
         """Those of thoughts that are control tokens: they stand in a text only where such tokens are written out."""
         self._others = special - self.marks
 
@@ -97,7 +97,7 @@ class Encoder:
             ids = words.encode(text, add_special_tokens=is_bare).ids
         else:
             ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
-        return Prompt(ids, is_escaped, thinking.is_opened(text))
+        return Prompt(ids, is_escaped, prompts.is_opened(text))
 
     def without_special(self, text: str) -> str:
         """A text in which control tokens were written out, with no others left than marks of thoughts."""

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models.safetensors_file import Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of

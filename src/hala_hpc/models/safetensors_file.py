@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import plural
 
 CHUNK: Final = 1 << 24
 """Bytes looked at in one go: whole elements of every type."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
 
-from hala_hpc.config import frozen, places, written
+from hala_hpc.config import frozen, layers, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, Run
 from hala_hpc.run.layout import GRID, find_run
@@ -127,7 +127,7 @@ def _profile_root(site: str | None) -> str | None:
         return None
     path = profile_of(site)
     try:
-        profile = written.load(path.read_text("utf-8"))
+        profile = layers.load(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise HalaError(f"{path}: {error}", "the site profile that $HALA_SITE names") from error
     section = profile.get("run") if isinstance(profile, Mapping) else None
@@ -151,7 +151,7 @@ def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None
 
     It is taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
-    from hala_hpc.run.redo import write
+    from hala_hpc.run.verify import write
     from hala_hpc.slurm import record
 
     changes = {run: frozen.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}

@@ -16,20 +16,19 @@ import yaml
 from hala_hpc import engines
 from hala_hpc.config import frozen, grid
 from hala_hpc.config.compose import freeze
-from hala_hpc.config.errors import HalaError, within
+from hala_hpc.config.errors import HalaError, plural, within
 from hala_hpc.config.grid import GridCell
 from hala_hpc.config.schema import Recipe
-from hala_hpc.config.words import plural
 from hala_hpc.data import shapes
 from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
-from hala_hpc.run import create, manifest
+from hala_hpc.run import manifest
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
-from hala_hpc.slurm.limits import limits
+from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
 from hala_hpc.slurm.submit import preview
 from hala_hpc.worker import registry
@@ -297,7 +296,7 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
             cut = task.plan(folder, watch)
         return cut.shards, cut.facts
 
-    return create.create(target, freeze(recipe), fill)
+    return manifest.create(target, freeze(recipe), fill)
 
 
 def summary_of(run: PlannedRun, target: Path) -> Summary:
@@ -327,7 +326,7 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
     ranks = None
     if facts.unit == "models":
         from hala_hpc.tasks.train import task as train
-        from hala_hpc.tasks.train.estimate import training as estimates
+        from hala_hpc.tasks.train.estimate import memory as estimates
 
         summary["training"], ranks = estimates.summary(recipe, run.path), train.ranks_per_node(recipe.site)
     if facts.items:

@@ -10,15 +10,15 @@ from typing import Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config import secrets
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config import layers
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
 from hala_hpc.data.shards import ERROR, reason_of
 from hala_hpc.models import location
 from hala_hpc.models.card import read_json
-from hala_hpc.models.check import RECORD, unsound
-from hala_hpc.run import digests, manifest, seal
+from hala_hpc.models.folder import RECORD, unsound
+from hala_hpc.run import digests, manifest
+from hala_hpc.run import digests as seal
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
@@ -26,7 +26,7 @@ CARD: Final = "README.md"
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
 """Larger text files are not looked through for secrets."""
-TOKEN: Final = re.compile(secrets.KEYS.encode())
+TOKEN: Final = re.compile(layers.SECRETS.encode())
 
 
 @dataclass(frozen=True)

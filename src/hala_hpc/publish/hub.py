@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
-from hala_hpc.config.errors import HalaError, first_line
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, first_line, plural
 from hala_hpc.publish.cards import MEND
 from hala_hpc.publish.content import CARD, Entry
 from hala_hpc.publish.sources import FindCard

@@ -11,7 +11,7 @@ from pathlib import Path
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import location
-from hala_hpc.publish import cards, hub, licences, scores
+from hala_hpc.publish import cards, hub, licences
 from hala_hpc.publish import sources as origins
 from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Origin
@@ -85,7 +85,7 @@ def prepare(run: Path, content: Content, options: PublishOptions) -> Publication
         sources=sources,
         decision=decision,
         work=history.of_run(run, site),
-        scores=scores.of(options.scores, location.digest(content.folder)) if options.scores else None,
+        scores=cards.scores_of(options.scores, location.digest(content.folder)) if options.scores else None,
         about=options.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),
     )

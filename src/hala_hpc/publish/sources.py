@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hala_hpc.config import frozen
 from hala_hpc.models.card import read_json
-from hala_hpc.models.check import RECORD
+from hala_hpc.models.folder import RECORD
 from hala_hpc.publish import cards
 from hala_hpc.publish.licences import Origin, normal
 from hala_hpc.run import manifest

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config import frozen
-from hala_hpc.report.page import table
-from hala_hpc.report.page.table import Section
+from hala_hpc.report import table
+from hala_hpc.report.table import Section
 from hala_hpc.run import history, manifest, status
 from hala_hpc.run.history import History, WorkTotals
 from hala_hpc.run.layout import RunDirectory

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc import __version__
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import known
-from hala_hpc.report import runs
-from hala_hpc.report.page import formats, page, plots
-from hala_hpc.report.page.table import Report, Section
+from hala_hpc.config.errors import HalaError, known
+from hala_hpc.report import page, plots, runs
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, trainings, workers
+from hala_hpc.report.table import Report, Section, comma_separated, latex
+from hala_hpc.report.table import markdown as table_markdown
 from hala_hpc.run import files
-from hala_hpc.tasks.evaluate import scores
+from hala_hpc.tasks.evaluate import choose
 
 FORMATS: Final = ("html", "md", "latex", "csv", "png")
 RECORD: Final = "report.json"
@@ -70,9 +69,9 @@ def _contents(report: Report, wanted: Collection[str]) -> Iterator[tuple[str, by
     if "md" in wanted:
         yield "report.md", markdown(report, with_plots="png" in wanted).encode()
     if "latex" in wanted:
-        yield from ((f"tables/{table.name}.tex", formats.latex(table).encode()) for table in report.tables)
+        yield from ((f"tables/{table.name}.tex", latex(table).encode()) for table in report.tables)
     if "csv" in wanted:
-        yield from ((f"tables/{table.name}.csv", formats.comma_separated(table).encode()) for table in report.tables)
+        yield from ((f"tables/{table.name}.csv", comma_separated(table).encode()) for table in report.tables)
     if "png" in wanted:
         yield from ((f"plots/{plot.name}.png", plots.png(plot)) for plot in report.plots)
 
@@ -90,7 +89,7 @@ def _section(section: Section, with_plots: bool) -> list[str]:
     for text in section.text:
         lines += [text, ""]
     for table in section.tables:
-        lines += [f"### {table.title}", "", formats.markdown(table)]
+        lines += [f"### {table.title}", "", table_markdown(table)]
         lines += [table.note, ""] if table.note else []
     for plot in section.plots if with_plots else ():
         lines += [f"![{plot.says}](plots/{plot.name}.png)", ""]
@@ -136,6 +135,8 @@ def _scores(shown: Sequence[ReportedRun], options: ReportOptions) -> Iterator[Se
     if not any(run.status.done for run in evaluated):
         yield Section("scores", "Scores", ("No benchmark is finished yet.",))
         return
-    together = scores.read([run.path for run in evaluated], options.base).only(options.models, options.benchmarks)
+    together = choose.evaluations([run.path for run in evaluated], options.base).only(
+        options.models, options.benchmarks
+    )
     yield evaluations.section(together, options.examples)
     yield from filter(None, [evaluation_plots.section(together), *map(evaluations.choice, evaluated)])

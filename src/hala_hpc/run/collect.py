@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.run import digests, files, manifest
 
 LINKED: Final = 64 * 1024 * 1024

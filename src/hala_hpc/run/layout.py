@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 
 FAN_OUT = 1_000
 """Shards per folder: some file systems grow slow above a few thousand names."""

@@ -1,15 +1,25 @@
-"""The plan of a run: one row per shard, written once, never again."""
+"""The plan of a run: one row per shard, written once, never again; and how a run is made of it.
 
+A run is planned in a folder aside, then named, whole or not at all.
+"""
+
+import contextlib
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from hala_hpc import __version__
 from hala_hpc.config.errors import HalaError
-from hala_hpc.run import seal
+from hala_hpc.config.frozen import framed
+from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 
 CURE = "it is the plan, which nothing makes again: put a copy back, or plan anew under another name"
@@ -102,21 +112,21 @@ def write(path: Path, shards: Sequence[Shard], facts: Facts) -> None:
     """Write the manifest into a folder that is still being made (see ``files.whole_directory``)."""
     table = pa.Table.from_pylist([asdict(shard) for shard in shards], schema=SCHEMA)
     metadata = json.dumps(asdict(replace(facts, sealed=True)))
-    seal.write_table(table.replace_schema_metadata({KEY: metadata.encode()}), path)
+    digests.write_table(table.replace_schema_metadata({KEY: metadata.encode()}), path)
 
 
 def read(path: Path) -> Manifest:
     """Read a manifest. Raises HalaError for another file, and for one that is not what was written."""
     try:
-        table, sealed = seal.read(path)
+        table, sealed = digests.read(path)
         metadata = json.loads(table.schema.metadata[KEY])
         facts = Facts(**metadata)
         if facts.sealed and not sealed:
-            raise seal.Damaged("is damaged: its seal is gone")
+            raise digests.Damaged("is damaged: its seal is gone")
         table = table.select(SCHEMA.names)
         if "assembled" not in metadata:  # planned before manifests said so
             facts = replace(facts, assembled=bool(facts.items) and table["task"][0].as_py() in ASSEMBLED)
-    except seal.Damaged as error:
+    except digests.Damaged as error:
         raise HalaError(f"{path}: {error}", CURE) from error
     except (KeyError, TypeError, ValueError) as error:
         raise HalaError(f"{path}: not a manifest of a run: {error}", CURE) from error
@@ -127,3 +137,82 @@ def open_run(path: Path) -> tuple[RunDirectory, Manifest]:
     """The paths and the plan of the run at ``path``. Raises HalaError as ``read``."""
     plan = read(path / "manifest.parquet")
     return RunDirectory(path, plan.facts.suffix), plan
+
+
+LOOKED_AT = ".plan-"
+"""How the names of the folders begin in which `hala plan` looks at what would be."""
+DAY = 24 * 3600.0
+"""A plan in which nothing changes for so long is dead."""
+Fill = Callable[[Path], tuple[list[Shard], Facts]]
+"""Plans the shards; may leave files of its own in the folder that it is given."""
+
+
+def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
+    """Plan a run and put it under its name.
+
+    Raises
+    ------
+    HalaError : the run exists, or what ``fill`` raises; nothing is left behind then.
+    """
+    try:
+        with files.whole_directory(target) as folder:
+            _sweep(target)
+            shards, facts = fill(folder)
+            made_by = provenance(recipe)
+            write(folder / "manifest.parquet", shards, replace(facts, made_by=made_by))
+            header = "".join(f"# {key}: {value}\n" for key, value in made_by.items())
+            (folder / "recipe.yaml").write_text(framed(header + recipe))
+            RunDirectory(folder, facts.suffix).create_folders(len(shards))
+    except FileExistsError as error:
+        hint = f"`hala resume {target.name}`, or give another name=…"
+        raise HalaError(f"run '{target.name}' exists in {target.parent}", hint) from error
+    return RunDirectory(target, facts.suffix)
+
+
+def half_made(root: Path) -> list[tuple[Path, float]]:
+    """Folders of plans that are in the making or were killed, with the seconds since anything in them changed.
+
+    By the file server's clock as far as it can be asked.
+    """
+    ours = (
+        path for path in root.glob(".*") if path.name.startswith(LOOKED_AT) or files.meant_by(path.name) != path.name
+    )
+    folders = sorted(path for path in ours if path.is_dir())
+    now = files.now_in(root) if folders else 0.0
+    return [(path, max(0.0, now - _changed(path))) for path in folders]
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed plans of this name left: ours, and nothing in it has changed for a day."""
+    for path, seconds in half_made(target.parent):
+        of_us = path.name.startswith((f".{target.name}.", LOOKED_AT)) and path.stat().st_uid == os.geteuid()
+        if of_us and seconds > DAY:
+            files.remove_tree(path)
+
+
+def _changed(folder: Path) -> float:
+    """When the newest thing in a folder was changed."""
+    times = [folder.stat().st_mtime]
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
+
+
+def provenance(recipe: str) -> dict[str, str]:
+    """What made a run: digest of its resolved recipe, version, git commit of the current folder, time (UTC)."""
+    return {
+        "recipe_digest": hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest(),
+        "hala_hpc": __version__,
+        "git_commit": _git_commit(),
+        "planned_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_commit() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return git.stdout.strip() or "none"

@@ -18,7 +18,7 @@ from hala_hpc.config.places import expanded
 from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
 from hala_hpc.slurm import commands
-from hala_hpc.slurm.limits import limits, parse_config
+from hala_hpc.slurm.commands import limits, parse_config
 from hala_hpc.slurm.script import job_text, launch, parameters
 
 IMPORT_SECONDS = 180.0

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.run import layout, ledger
 from hala_hpc.run.files import fsync
 from hala_hpc.slurm import commands

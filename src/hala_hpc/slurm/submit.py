@@ -10,11 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe
-from hala_hpc.config.words import plural
 from hala_hpc.slurm import commands, local
-from hala_hpc.slurm.limits import Limits, limits
+from hala_hpc.slurm.commands import Limits, limits
 from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
 from hala_hpc.slurm.script import Launch, SbatchRequest, job_text, launch, parameters, rank_variables
 

@@ -21,8 +21,8 @@ class ArrayWorker:
 
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
-        from hala_hpc.worker.context import Outcome
         from hala_hpc.worker.job import StopFlag, executor, linger, requeue, work
+        from hala_hpc.worker.task import Outcome
 
         asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
-from hala_hpc.run import partial, publish
+from hala_hpc.run import appending, files
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
-from hala_hpc.worker.context import Context
+from hala_hpc.worker.task import Context
 
 PATIENCE_SECONDS = 600.0
 """A file server that starts again takes minutes; a file that is gone for good should not keep a GPU for hours."""
@@ -139,14 +139,14 @@ class Claims:
 
         What was kept of the shard is no longer needed then, by whomever. ``began``: on the monotonic clock.
         """
-        won = publish.publish(self._context.run, claim.shard, place)
+        won = files.publish(self._context.run, claim.shard, place)
         self._held.pop(claim.shard, None)
         if won:
             seconds = round(time.monotonic() - began, 3)
             self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers)
         else:
             self.note("lost", claim)
-        partial.drop(self._context.run, claim.shard)
+        appending.drop(self._context.run, claim.shard)
         self._leases.clear(claim.shard)
         return won
 

@@ -19,8 +19,7 @@ from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.worker import processes, registry
-from hala_hpc.worker.context import Context, Outcome
-from hala_hpc.worker.task import PerCore
+from hala_hpc.worker.task import Context, Outcome, PerCore
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
@@ -108,7 +107,7 @@ def linger(stop: StopFlag, outcome: Outcome) -> None:
 def requeue(path: Path) -> Outcome:
     """Put our own job back in the queue; where that cannot be, say so in the log and in `hala status`, and end."""
     from hala_hpc.slurm import allocation
-    from hala_hpc.worker.context import say
+    from hala_hpc.worker.task import say
 
     try:
         allocation.requeue(job_name(), lambda reason: say(f"not in the queue yet, trying again: {reason}"))

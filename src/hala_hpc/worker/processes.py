@@ -14,7 +14,7 @@ import time
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, status
 from hala_hpc.run.lease import Heartbeat, Leases
-from hala_hpc.worker.context import Context, Outcome
+from hala_hpc.worker.task import Context, Outcome
 
 LOOK_SECONDS = 0.1
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")

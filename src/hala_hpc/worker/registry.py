@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from hala_hpc import engines
-from hala_hpc.config.kinds import Kinds
+from hala_hpc.config.errors import Kinds
 from hala_hpc.config.schema import Recipe
 from hala_hpc.worker.task import Task
 

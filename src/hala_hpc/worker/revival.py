@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.engines.base import Engine, EngineDied, EngineUnreachable, Message, Request
-from hala_hpc.worker.context import Context, say
+from hala_hpc.worker.task import Context, say
 
 MOST_DEATHS = 5
 """Engines that die without a shard published in between: one more than a single poisoned row can cost."""

@@ -1,15 +1,24 @@
-"""The contract of a task, whatever its shards are."""
+"""The contract of a task, whatever its shards are; what its loop works with, and how that may end."""
 
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from hala_hpc.config.schema import Data, Model
+from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.run.manifest import Facts
+from hala_hpc.engines.base import Engine
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Leases
+from hala_hpc.run.ledger import Ledger
+from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 
 ROWS: Final = "hala_hpc.worker.rows.loop"
-ITEMS: Final = "hala_hpc.worker.items.loop"
+ITEMS: Final = "hala_hpc.worker.items"
 
 
 class Task(Protocol):
@@ -45,3 +54,48 @@ class NeedsHub(Protocol):
 
     def data_on_hub(self) -> list[Data]:
         """Datasets; those without ``hub`` do no harm."""
+
+
+class Outcome(Enum):
+    """Why a worker ended."""
+
+    FINISHED = "finished"  # nothing is left to claim
+    GAVE_UP = "gave up"  # nothing is left to claim, and this worker was the last to fail at a shard: it is set aside
+    STOPPED = "stopped"  # a signal or the end of the job's time asked for it; the job should be requeued
+    REQUEUED = "requeued"  # the job was put back in the queue already, to run on other nodes
+
+    @property
+    def code(self) -> int:
+        """Exit code: 1 has accounting show a job whose work failed as FAILED; sbatch scripts requeue on 85."""
+        return {"finished": 0, "gave up": 1}.get(self.value, 85)
+
+
+class Counters(Counter[str]):
+    """What a worker has done since it started, in the words of the ledger; a new name need only be counted.
+
+    rows, quarantined, requests, remembered (requests answered from the cache), prompt_tokens, output_tokens;
+    thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
+    control tokens, which were sent as text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(("rows", "prompt_tokens", "output_tokens"), 0))  # which status counts on
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the loop works with. ``start_engine`` may be called again, after an engine died."""
+
+    run: RunDirectory
+    recipe: Recipe
+    plan: Manifest
+    task: Task
+    leases: Leases
+    ledger: Ledger
+    start_engine: Callable[[], Engine]
+    should_stop: Callable[[], bool]
+
+
+def say(text: str) -> None:
+    """A line for the run's log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hala: {text}", flush=True)  # noqa: T201

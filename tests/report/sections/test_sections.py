@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from hala_hpc.data.arrow import schema, unify
+from hala_hpc.data import schema, unify
 from hala_hpc.report import runs
-from hala_hpc.report.page.table import isolated
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import evaluation_plots, merges, own_report, rows, workers
-from hala_hpc.run import create
+from hala_hpc.report.table import isolated
+from hala_hpc.run import manifest
 from hala_hpc.run.manifest import Facts, Shard
-from hala_hpc.tasks.evaluate import scores
+from hala_hpc.tasks.evaluate import choose
 from tests.report import made
 from tests.report.made import Model
 
@@ -24,7 +24,7 @@ SETTINGS = made.SETTINGS
 def run_of(folder: Path, kind: str, facts: Facts, **task: Any) -> ReportedRun:
     """A run of one shard that nobody has worked on."""
     recipe = {"name": folder.name, "task": {"kind": kind, **task}, "run": SETTINGS}
-    create.create(folder, json.dumps(recipe), lambda _: ([Shard(0, kind, "s", 0, 0, facts.rows, 0, 1, "d")], facts))
+    manifest.create(folder, json.dumps(recipe), lambda _: ([Shard(0, kind, "s", 0, 0, facts.rows, 0, 1, "d")], facts))
     return runs.read([folder])[0]
 
 
@@ -143,7 +143,7 @@ def test_merges_by_other_filters_are_curves_of_their_own(tmp_path: Path) -> None
             )
             models.append(Model(f"{filters}-t{t}", 0.5 + t / 5, str(folder)))
     run = made.evaluation(tmp_path / "run", [base, *models], {"aratrust": ["ethics"]})
-    found = evaluation_plots.section(scores.read([run]))
+    found = evaluation_plots.section(choose.evaluations([run]))
     assert found is not None
     assert [[cell.text for cell in row[:3]] for row in found.tables[0].rows] == [
         ["base", "0.00", "axis flat"],
@@ -163,7 +163,7 @@ def test_checkpoints_are_a_curve_over_steps(tmp_path: Path) -> None:
         (folder / "hala.json").write_text(json.dumps({"run": "sft", "checkpoint": step}))
         models.append(Model(f"sft-step-{step:03}", 0.5 + step / 1000, str(folder)))
     run = made.evaluation(tmp_path / "run", models, {"aratrust": ["ethics"]})
-    found = evaluation_plots.section(scores.read([run]))
+    found = evaluation_plots.section(choose.evaluations([run]))
     assert found is not None
     assert found.title == "Scores over step"
     assert [[cell.text for cell in row[:2]] for row in found.tables[0].rows] == [

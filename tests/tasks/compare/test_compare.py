@@ -14,11 +14,11 @@ from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.tasks.compare import distance
-from hala_hpc.tasks.compare.texts import TEXTS, tokens_of
+from hala_hpc.tasks.compare import measure
+from hala_hpc.tasks.compare.measure import TEXTS, tokens_of
 from hala_hpc.worker import registry
 from tests.conftest import ROOT, Hala
-from tests.data.chat.tokenizer_kinds import byte_level
+from tests.data.tokenizer_kinds import byte_level
 from tests.numbers import same_log_probabilities
 from tests.publish.runs import merged
 from tests.tasks.quantize.test_quantized import source as tensors
@@ -69,7 +69,7 @@ def compared(work_python: Path, serve_python: Path, tmp_path_factory: pytest.Tem
 def test_a_quantized_model_beside_its_source(compared: Path) -> None:
     run = RunDirectory(compared / "runs" / "c", "")
     expected = json.loads((compared / "expected.json").read_text())
-    places = [distance.read(run.shard_output(shard) / distance.TOKENS) for shard in (0, 1)]
+    places = [measure.read_logprobs(run.shard_output(shard) / measure.TOKENS) for shard in (0, 1)]
     for name, wanted in expected.items():
         found = [place.log_probability for place in places[0] if place.text == name]
         assert found == same_log_probabilities(wanted), "the base's are transformers' own"
@@ -99,10 +99,10 @@ def models(folder: Path) -> list[Path]:
 def test_it_is_proven_and_what_became_of_it_later_is_seen(compared: Path) -> None:
     hala = Hala(compared)
     hala("verify", "c")
-    result = RunDirectory(compared / "runs" / "c", "").shard_output(1) / distance.RESULT
+    result = RunDirectory(compared / "runs" / "c", "").shard_output(1) / measure.RESULT
     told = json.loads(result.read_text())
     result.write_text(json.dumps(told | {"weights": "of something else"}))
-    assert f"{distance.RESULT} has " in hala("verify", "c", code=1).stderr
+    assert f"{measure.RESULT} has " in hala("verify", "c", code=1).stderr
     result.write_text(json.dumps(told))
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate import choose, scores
-from hala_hpc.tasks.evaluate.choose import Split
-from hala_hpc.tasks.evaluate.scores import Evaluations
+from hala_hpc.tasks.evaluate import choose
+from hala_hpc.tasks.evaluate.choose import Evaluations, Split
 from tests.report import made
 from tests.report.made import Model
 
@@ -38,7 +37,7 @@ def by_hand(run: Path, model: str, keep: set[tuple[str, str, int]] | None) -> fl
 
 
 def test_the_highest_average_wins(run: Path) -> None:
-    choice = choose.choose(scores.read([run]), "average", Split(1.0))
+    choice = choose.choose(choose.evaluations([run]), "average", Split(1.0))
     averages = {model.label: by_hand(run, model.label, None) for model in MODELS[1:]}
     assert choice.model == max(averages, key=lambda label: averages[label])
     assert {one.model: one.chosen_by.value for one in choice.candidates} == pytest.approx(averages)
@@ -47,7 +46,7 @@ def test_the_highest_average_wins(run: Path) -> None:
 
 def test_a_split_chooses_by_one_part_and_tells_of_the_other(run: Path) -> None:
     split = Split(0.5, seed=3)
-    choice = choose.choose(scores.read([run]), "average", split)
+    choice = choose.choose(choose.evaluations([run]), "average", split)
     names = {(one, task, number) for one, tasks in made.BENCHMARKS.items() for task in tasks for number in range(40)}
     mine = {name for name in names if split.chooses(*name)}
     assert 0.35 < len(mine) / len(names) < 0.65
@@ -60,7 +59,7 @@ def test_a_split_chooses_by_one_part_and_tells_of_the_other(run: Path) -> None:
 
 
 def test_one_se_takes_the_first_that_is_as_good(run: Path) -> None:
-    found = scores.read([run])
+    found = choose.evaluations([run])
     choice = choose.choose(found, "one-se", Split(1.0))
     top = max(choice.candidates, key=lambda one: one.chosen_by.value).model
     for one in choice.candidates:
@@ -76,7 +75,7 @@ def test_no_loss_leaves_out_what_fell_below_the_base(tmp_path: Path) -> None:
     made.evaluation(folder, [Model("base", 0.5), Model("even", 0.55), Model("uneven", 0.9)], uneven, questions=200)
     worse = made.samples(Model("uneven", 0.38), "ethics", 200)
     _replace(folder, "uneven", "aratrust", worse)
-    found = scores.read([folder])
+    found = choose.evaluations([folder])
     assert choose.choose(found, "average", Split(1.0)).model == "uneven"
     choice = choose.choose(found, "no-loss", Split(1.0))
     assert choice.model == "even"
@@ -84,7 +83,7 @@ def test_no_loss_leaves_out_what_fell_below_the_base(tmp_path: Path) -> None:
 
 
 def test_a_choice_says_how_far_it_is_ahead_of_the_next(run: Path) -> None:
-    found = scores.read([run])
+    found = choose.evaluations([run])
     split = Split(0.5, seed=3)
     choice = choose.choose(found, "average", split)
     others = [one for one in choice.candidates if one.model != choice.model]
@@ -101,7 +100,7 @@ def test_a_choice_says_how_far_it_is_ahead_of_the_next(run: Path) -> None:
 
 def test_what_is_unknown_of_a_single_question_is_null(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", MODELS[:3], {"aratrust": ["ethics", "privacy"]}, questions=1)
-    found = scores.read([run])
+    found = choose.evaluations([run])
     told = choose.as_json(choose.choose(found, "average", Split(1.0)))
     assert json.loads(json.dumps(told, allow_nan=False))["candidates"][0]["chosen_by"]["error"] is None
     for rule in ("one-se", "no-loss"):
@@ -111,27 +110,27 @@ def test_what_is_unknown_of_a_single_question_is_null(tmp_path: Path) -> None:
 
 def test_of_equal_ones_the_first_is_taken(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", [Model("base", 0.2), Model("one", 2.0), Model("two", 2.0)])
-    assert choose.choose(scores.read([run]), "average", Split()).model == "one"
+    assert choose.choose(choose.evaluations([run]), "average", Split()).model == "one"
 
 
 def test_unequal_evaluations_are_refused(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", MODELS, skip=[("t0.50", "aratrust")])
     with pytest.raises(HalaError, match=r"t0\.50 has no result of aratrust"):
-        choose.choose(scores.read([run]), "average", Split())
+        choose.choose(choose.evaluations([run]), "average", Split())
     first = made.evaluation(tmp_path / "first", MODELS[:1])
     second = made.evaluation(tmp_path / "second", MODELS[1:2], questions=20)
     with pytest.raises(HalaError, match="same questions"):
-        choose.choose(scores.read([first, second]), "average", Split())
+        choose.choose(choose.evaluations([first, second]), "average", Split())
 
 
 def test_too_few_questions_to_split_are_refused(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", MODELS[:2], {"aratrust": ["ethics"]}, questions=2)
     with pytest.raises(HalaError, match="too few questions"):
-        choose.choose(scores.read([run]), "average", Split(0.001))
+        choose.choose(choose.evaluations([run]), "average", Split(0.001))
 
 
 def test_the_base_alone_is_no_choice(tmp_path: Path) -> None:
-    found: Evaluations = scores.read([made.evaluation(tmp_path / "run", MODELS[:1])])
+    found: Evaluations = choose.evaluations([made.evaluation(tmp_path / "run", MODELS[:1])])
     with pytest.raises(HalaError, match="no model to choose from"):
         choose.choose(found, "average", Split())
     assert choose.choose(found, "average", Split(), with_base=True).model == "base"

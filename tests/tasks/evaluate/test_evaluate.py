@@ -19,7 +19,7 @@ from hala_hpc.tasks.evaluate import results
 from hala_hpc.tasks.evaluate.benchmarks import Setting
 from hala_hpc.tasks.evaluate.task import Options, Work
 from hala_hpc.worker import registry
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items import Item
 from tests.models.test_check import model as bare_model
 from tests.tasks.evaluate.samples import written
 

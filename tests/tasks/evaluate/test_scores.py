@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.evaluate import scores
+from hala_hpc.tasks.evaluate import choose
 from tests.report import made
 from tests.report.made import Model
 
@@ -18,7 +18,7 @@ def average(benchmarks: list[list[list[float]]]) -> float:
 
 def test_scores_are_those_of_the_samples(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", [BASE, TUNED])
-    found, by_hand = scores.read([run]), made.by_hand(run)
+    found, by_hand = choose.evaluations([run]), made.by_hand(run)
     assert found.models == ["base", "tuned"]
     for model in found.models:
         for benchmark in made.BENCHMARKS:
@@ -31,7 +31,7 @@ def test_scores_are_those_of_the_samples(tmp_path: Path) -> None:
 
 def test_differences_are_paired_by_question(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", [BASE, TUNED])
-    found, by_hand = scores.read([run]), made.by_hand(run)
+    found, by_hand = choose.evaluations([run]), made.by_hand(run)
     gap = found.differences["tuned", "aratrust"]
     pairs = [
         list(zip(*both, strict=True))
@@ -44,9 +44,9 @@ def test_differences_are_paired_by_question(tmp_path: Path) -> None:
 
 
 def test_a_model_that_lacks_a_benchmark_has_no_average(tmp_path: Path) -> None:
-    found = scores.read([made.evaluation(tmp_path / "run", [BASE, TUNED], skip=[("tuned", "aratrust")])])
+    found = choose.evaluations([made.evaluation(tmp_path / "run", [BASE, TUNED], skip=[("tuned", "aratrust")])])
     assert found.average("tuned") is None
-    assert ("tuned", scores.AVERAGE) not in found.differences
+    assert ("tuned", choose.AVERAGE) not in found.differences
     assert ("tuned", "arabic_mmlu") in found.differences
     assert found.only([], ["arabic_*"]).average("tuned") is not None
 
@@ -54,7 +54,7 @@ def test_a_model_that_lacks_a_benchmark_has_no_average(tmp_path: Path) -> None:
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = made.evaluation(tmp_path / "first", [BASE])
     second = made.evaluation(tmp_path / "second", [TUNED], questions=30)
-    found = scores.read([first, second])
+    found = choose.evaluations([first, second])
     assert found.models == ["base", "tuned"]
     assert found.differences == {}
 
@@ -62,7 +62,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
 def test_two_runs_of_the_same_model_are_one_model(tmp_path: Path) -> None:
     first = made.evaluation(tmp_path / "first", [BASE], {"aratrust": ["ethics"]})
     second = made.evaluation(tmp_path / "second", [BASE], {"arabic_exams": ["all"]})
-    found = scores.read([first, second])
+    found = choose.evaluations([first, second])
     assert found.models == ["base"]
     assert found.has_all("base")
 
@@ -70,18 +70,18 @@ def test_two_runs_of_the_same_model_are_one_model(tmp_path: Path) -> None:
 def test_other_weights_under_one_label_are_told_apart(tmp_path: Path) -> None:
     first = made.evaluation(tmp_path / "first", [Model("tuned", 0.5, "/a")])
     second = made.evaluation(tmp_path / "second", [Model("tuned", 0.5, "/b")])
-    assert scores.read([first, second]).models == ["first/tuned", "second/tuned"]
+    assert choose.evaluations([first, second]).models == ["first/tuned", "second/tuned"]
 
 
 def test_a_benchmark_twice_is_refused(tmp_path: Path) -> None:
     runs = [made.evaluation(tmp_path / name, [BASE]) for name in ("first", "second")]
     with pytest.raises(HalaError, match="arabic_mmlu twice"):
-        scores.read(runs)
+        choose.evaluations(runs)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     run = made.evaluation(tmp_path / "run", [BASE, TUNED])
     with pytest.raises(HalaError, match="valid: base, tuned"):
-        scores.read([run], base="tund")
+        choose.evaluations([run], base="tund")
     with pytest.raises(HalaError, match="no benchmark 'mmlu'"):
-        scores.read([run]).only([], ["mmlu"])
+        choose.evaluations([run]).only([], ["mmlu"])

@@ -18,7 +18,7 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge import task as merge
-from hala_hpc.tasks.train.checkpoint import export
+from hala_hpc.tasks.train.export import model as export
 from hala_hpc.worker.job import work_until
 
 

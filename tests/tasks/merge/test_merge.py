@@ -21,10 +21,10 @@ from hala_hpc.pipeline.planning import plan_run
 from hala_hpc.run import manifest
 from hala_hpc.tasks.merge import inputs
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge.folder import check_merge
+from hala_hpc.tasks.merge.merging import check_merge
 from hala_hpc.tasks.merge.task import MergedModel, Merging, Options
 from hala_hpc.worker import registry
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items import Item
 from tests.conftest import ROOT, Hala
 from tests.tasks.merge.merge_pairs import Numbers, bfloat16, configure, cosine, off, pair, store, weights_of
 from tests.tasks.merge.test_parts import model, tensors

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.tasks.merge import folder as merge_folder
 from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import Vocabulary
 from tests.tasks.merge.merge_pairs import Numbers, configure, store

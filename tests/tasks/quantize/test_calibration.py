@@ -9,8 +9,8 @@ import pytest
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Watch
-from hala_hpc.tasks.quantize import whole
-from tests.data.chat import tokenizer_kinds
+from hala_hpc.tasks.quantize import files
+from tests.data import tokenizer_kinds
 
 ROWS = [
     {"messages": [{"role": "user", "content": "what is <end_of_turn>?"}, {"role": "assistant", "content": "a word"}]},
@@ -33,7 +33,7 @@ def sampled(tmp_path: Path, model: Model, kind: str, rows: list[dict[str, object
     special = set(tokenizer.all_special_ids)
     return [
         "".join(f"[{tokenizer.decode(id)}]" if id in special else tokenizer.decode(id) for id in ids)
-        for ids in whole.samples(*asked)  # type: ignore[arg-type]
+        for ids in files.samples(*asked)  # type: ignore[arg-type]
     ], notes
 
 

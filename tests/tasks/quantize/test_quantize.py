@@ -18,7 +18,8 @@ from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import check, location
+from hala_hpc.models import folder as model_folder
+from hala_hpc.models import location
 from hala_hpc.models.safetensors_file import Tensor
 from hala_hpc.pipeline import planning
 from hala_hpc.run import manifest
@@ -158,7 +159,7 @@ def test_it_was_killed_half_way(quantized: Quantized) -> None:
 def test_the_model_is_whole_and_proven(quantized: Quantized) -> None:
     final = quantized.final(f"gemma2-{FP8}")
     source = quantized.folder / "gemma2"
-    assert check.unsound(final) == []
+    assert model_folder.unsound(final) == []
     quantized.hala("verify", f"gemma2-{FP8}")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (final / name).read_bytes() == (source / name).read_bytes()
@@ -179,7 +180,7 @@ def test_the_model_is_whole_and_proven(quantized: Quantized) -> None:
 def test_a_model_that_is_loaded_whole_is_proven_too(quantized: Quantized, name: str) -> None:
     quantized.hala("verify", name)
     final = quantized.final(name)
-    assert check.unsound(final) == []
+    assert model_folder.unsound(final) == []
     stored = Weights(*location.weights(final))
     scales = [part for part in stored.found if part.endswith("input_scale")]
     assert len(scales) == (28 if name == "fp8" else 0)

@@ -11,7 +11,7 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import status
 from hala_hpc.tasks.train import metrics, paths, progress
-from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, complete
+from hala_hpc.tasks.train.checkpoints import Checkpoints, complete
 from tests.conftest import Hala
 from tests.damaged import hala as in_process
 from tests.run.helpers import output, planned_run, silent, worker

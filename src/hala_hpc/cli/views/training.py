@@ -12,11 +12,11 @@ from rich.table import Table
 
 from hala_hpc.cli import common
 from hala_hpc.config import frozen
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import status
 from hala_hpc.run.status import Status
-from hala_hpc.tasks.train.estimate.training import GPU, SUM
+from hala_hpc.tasks.train.estimate.memory import GPU, SUM
 from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:

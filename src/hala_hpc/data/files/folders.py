@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.files.formats import ENDINGS, ending_of
+from hala_hpc.data.schema import Row
 
 LEFT_OUT: Final = "files left out of data.path's folders: not data by their names"
 QUARANTINE: Final = "files left out: quarantine.parquet of a run, rows that it could not do (named, the file is read)"

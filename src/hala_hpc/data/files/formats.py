@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import opening, readers
+from hala_hpc.data.schema import Row
 
 ROW_GROUP = 1_000
 """Rows per row group of a copy in Parquet: what a worker must read at least."""

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow import unify
-from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data import schema as schemas
+from hala_hpc.data import unify
 from hala_hpc.data.files.opening import BOM
+from hala_hpc.data.schema import Row
 
 CHUNK_ROWS = 2_000
 """Rows held at once while reading."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.models.card import read_json
-from hala_hpc.models.check import RECORD
-from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot, Row
-from hala_hpc.report.page.table import Cell, Section, Value
+from hala_hpc.models.folder import RECORD
+from hala_hpc.report import plots, table
+from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.sections import merges
 from hala_hpc.report.sections.merges import MergeReport
-from hala_hpc.tasks.evaluate.scores import AVERAGE, PERCENT, Evaluations
+from hala_hpc.report.table import Cell, Section, Value
+from hala_hpc.tasks.evaluate.choose import AVERAGE, PERCENT, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 
 MOST_BESIDE: Final = plots.MOST_COLOURS

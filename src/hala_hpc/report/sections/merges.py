@@ -7,10 +7,10 @@ from typing import Final, TypedDict, cast
 
 from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import REPORT
-from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot, Row
-from hala_hpc.report.page.table import Cell, Section, Value, isolated
+from hala_hpc.report import plots, table
+from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.runs import ReportedRun
+from hala_hpc.report.table import Cell, Section, Value, isolated
 from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")
@@ -27,7 +27,7 @@ class MergedTensor(TypedDict):
 
 
 class MergeReport(TypedDict, total=False):
-    """What ``tasks.merge.folder`` wrote beside a merged model: ``cell`` is what it was made by."""
+    """What ``tasks.merge.merging`` wrote beside a merged model: ``cell`` is what it was made by."""
 
     name: str
     method: str

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.models.card import read_json
-from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot
-from hala_hpc.report.page.table import Cell, Section, Table, isolated
+from hala_hpc.report import plots, table
+from hala_hpc.report.plots import Plot
 from hala_hpc.report.runs import ReportedRun
-from hala_hpc.tasks.evaluate.scores import PERCENT
+from hala_hpc.report.table import Cell, Section, Table, isolated
+from hala_hpc.tasks.evaluate.choose import PERCENT
 
 REPORT: Final = "report.json"
 MOST_ROWS: Final = 200
@@ -99,7 +99,7 @@ NOTE: Final = (
 
 
 def _comparison(run: ReportedRun, name: str, report: OwnReport) -> Section:
-    """What ``tasks.compare.distance`` reports: ``against_base`` of a model is None for the base itself."""
+    """What ``tasks.compare.measure`` reports: ``against_base`` of a model is None for the base itself."""
     models: Mapping[str, OwnReport] = report["models"]
     by_text: list[tuple[str, str, OwnReport]] = [
         (label, text, numbers)

@@ -10,12 +10,12 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.schema import to_rows
+from hala_hpc.data import schema as schemas
+from hala_hpc.data.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
-from hala_hpc.report.page import table
-from hala_hpc.report.page.table import Example, Section, isolated
+from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
+from hala_hpc.report.table import Example, Section, isolated
 
 EXAMPLES_EACH: Final = 3
 """Rows shown for each example that is wanted: texts are shorter than questions with all their choices."""

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot, Row
-from hala_hpc.report.page.table import Cell, Section
+from hala_hpc.report import plots, table
+from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.runs import ReportedRun
+from hala_hpc.report.table import Cell, Section
 from hala_hpc.tasks.train import card, metrics
 
 POINTS: Final = 400

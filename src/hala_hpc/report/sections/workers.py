@@ -4,10 +4,10 @@ import re
 from collections import Counter
 from typing import Final
 
-from hala_hpc.report.page import plots, table
-from hala_hpc.report.page.plots import Plot, Rows
-from hala_hpc.report.page.table import Cell, Section, Table, isolated
+from hala_hpc.report import plots, table
+from hala_hpc.report.plots import Plot, Rows
 from hala_hpc.report.runs import ReportedRun
+from hala_hpc.report.table import Cell, Section, Table, isolated
 from hala_hpc.run import history
 from hala_hpc.run.history import History, Incident
 

@@ -15,18 +15,16 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
-from hala_hpc.models.check import report
-from hala_hpc.models.folder import REPORT, write_json
+from hala_hpc.models.folder import REPORT, report, write_json
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.tasks.compare import distance, measure
-from hala_hpc.tasks.compare import texts as compare_texts
-from hala_hpc.tasks.compare.distance import RESULT, TOKENS
-from hala_hpc.tasks.compare.measure import Speed, Throughput
-from hala_hpc.worker.items.task import Item, Planned
-from hala_hpc.worker.items.task import cut as planned
+from hala_hpc.tasks.compare import measure
+from hala_hpc.tasks.compare import measure as compare_texts
+from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Speed, Throughput
+from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 TEXT_TOKENS: Final = "input/texts.json"
@@ -142,9 +140,9 @@ class Compare:
         items = plan.facts.items
         folders = {str(item["name"]): run.shard_output(shard) for shard, item in enumerate(items)}
         with suppress(FileExistsError), files.whole_directory(run.final) as folder:
-            whole = distance.report(items[0]["base"], folders)
+            whole = measure.report(items[0]["base"], folders)
             write_json(folder / REPORT, whole)
-            (folder / TABLE).write_text(distance.render(whole), "utf-8")
+            (folder / TABLE).write_text(measure.render(whole), "utf-8")
             digests.write(folder)
 
 
@@ -171,7 +169,7 @@ class Comparing:
             item.tell("throughput")
             speed = measure.throughput(engine, tokens, self._recipe.task.throughput, check_stop)
         item.place.mkdir()
-        distance.write(item.place / TOKENS, places)
+        measure.write(item.place / TOKENS, places)
         options = {key: value for key, value in asdict(self._recipe.engine).items() if value is not None}
         result = ModelResult(
             name=planned["name"],
@@ -199,7 +197,7 @@ def _faults(item: CompareItem, shard: Shard, path: Path) -> Iterator[str]:
 
     try:
         result = json.loads((path / RESULT).read_text("utf-8"))
-        places = distance.read(path / TOKENS)
+        places = measure.read_logprobs(path / TOKENS)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         yield f"cannot be read: {type(error).__name__}: {error}"
         return

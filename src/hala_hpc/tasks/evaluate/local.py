@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.arrow.schema import Row
 from hala_hpc.data.files import readers
+from hala_hpc.data.schema import Row
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, subset_of
 
 SPLITS: Final = ("test", "dev", "validation", "train")

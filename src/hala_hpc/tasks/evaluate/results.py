@@ -10,8 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import known
+from hala_hpc.config.errors import HalaError, known
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.evaluate import statistics

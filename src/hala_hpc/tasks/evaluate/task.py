@@ -24,8 +24,8 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items.task import Item, Planned
-from hala_hpc.worker.items.task import cut as planned
+from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 QUESTIONS: Final = 250

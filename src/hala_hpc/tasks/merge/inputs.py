@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.words import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import location
-from hala_hpc.models.check import require_files
+from hala_hpc.models.folder import require_files
 from hala_hpc.models.location import INDEX
 from hala_hpc.models.safetensors_file import CHUNK, Tensor, tensors_of
 

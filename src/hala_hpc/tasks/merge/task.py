@@ -13,13 +13,13 @@ from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.tasks.merge import folder as merge_folder
 from hala_hpc.tasks.merge import inputs as merge_inputs
+from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items.task import Item, Planned
-from hala_hpc.worker.items.task import cut as planned
+from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 PAPER_T: Final = 0.5

@@ -8,8 +8,7 @@ from typing import Any, Final, TypedDict, cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.models import card, folder, location
-from hala_hpc.models.check import RECORD, require_files
-from hala_hpc.models.folder import REPORT, FileFacts
+from hala_hpc.models.folder import RECORD, REPORT, FileFacts, require_files
 from hala_hpc.models.safetensors_file import Unreadable, tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.files import link_read_only

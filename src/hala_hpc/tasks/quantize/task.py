@@ -14,9 +14,10 @@ from typing import Any, Final, Literal, TypedDict, cast
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.chat.documents import Kind
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import check, location
+from hala_hpc.data.documents import Kind
+from hala_hpc.models import folder as model_folder
+from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, describe, write_json
 from hala_hpc.models.location import digest_of_weights
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
@@ -27,12 +28,12 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
 from hala_hpc.tasks.quantize import files as quant_files
 from hala_hpc.tasks.quantize import folder as quant_folder
-from hala_hpc.tasks.quantize import schemes, whole
+from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.files import Weights
 from hala_hpc.tasks.quantize.folder import PartReport
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items.task import Item, Planned
-from hala_hpc.worker.items.task import cut as planned
+from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 WHOLE: Final = "model"
@@ -117,7 +118,7 @@ class Quantize:
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
-        check.require_files("model.name", source)
+        model_folder.require_files("model.name", source)
         paths = location.weights(source)
         tensors = [tensor for path in paths for tensor in tensors_of(path)]
         options: Options = self._recipe.task
@@ -142,8 +143,8 @@ class Quantize:
             problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
-                problems += [f"{FINAL}{problem}" for problem in check.unsound(final)]
-            return check.report(problems)
+                problems += [f"{FINAL}{problem}" for problem in model_folder.unsound(final)]
+            return model_folder.report(problems)
 
         return check_shard
 
@@ -225,7 +226,7 @@ class Quantizing:
 
     def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
-        job = whole.Oneshot(
+        job = quant_files.Oneshot(
             source=item.shard.source,
             dtype=TYPES[_type_of(weights)],
             scheme=self._scheme.name,
@@ -233,7 +234,7 @@ class Quantizing:
             rounding=self._options.rounding,
             calibration=str(texts) if texts.is_file() else None,
         )
-        config = whole.quantize_model(job, item.place, item.kept, item.check_stop)
+        config = quant_files.quantize_model(job, item.place, item.kept, item.check_stop)
         for path in item.place.iterdir():  # the source's own are taken
             if path.suffix != ".safetensors":
                 path.unlink()
@@ -278,7 +279,7 @@ def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counte
     try:
         bad = BadRows(options.bad_rows, notes, folder, most=1)
         first = (options.kind, options.samples, options.length)
-        ids = whole.samples(recipe.model, options, *first, target.parent, watch, bad)
+        ids = quant_files.samples(recipe.model, options, *first, target.parent, watch, bad)
     except HalaError as error:
         raise HalaError(f"task.calibration: {error.message}", error.hint) from error
     target.parent.mkdir(exist_ok=True)

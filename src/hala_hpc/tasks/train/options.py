@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, Data, TaskOptions
-from hala_hpc.data.chat.documents import Kind
+from hala_hpc.data.documents import Kind
 
 
 @dataclass

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
 
-from hala_hpc.tasks.train import metrics, paths
-from hala_hpc.tasks.train.checkpoint import checkpoints
-from hala_hpc.tasks.train.checkpoint.checkpoints import Fallback
+from hala_hpc.tasks.train import checkpoints, metrics, paths
+from hala_hpc.tasks.train.checkpoints import Fallback
 from hala_hpc.tasks.train.metrics import StepMetrics
 
 TAIL: Final = 32 * 1024

@@ -9,12 +9,13 @@ from typing import Any
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model, Recipe, Site
-from hala_hpc.data.chat import templates
+from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.files import sources as data_files
-from hala_hpc.models import check, location
-from hala_hpc.run import create as runs
+from hala_hpc.models import folder as model_folder
+from hala_hpc.models import location
 from hala_hpc.run import manifest
+from hala_hpc.run import manifest as runs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
@@ -29,7 +30,7 @@ class Train:
     """A training. What can be refused is refused here, before a GPU is allocated."""
 
     stage = "work"
-    loop = "hala_hpc.tasks.train.launch.loop"
+    loop = "hala_hpc.tasks.train.launch.launcher"
     suffix = ""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -81,7 +82,7 @@ class Train:
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return check.check_model
+        return model_folder.check_model
 
     def models_on_hub(self) -> list[Model]:
         return []

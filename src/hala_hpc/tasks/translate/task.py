@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, TaskOptions
-from hala_hpc.data.arrow.columns import OF, field_of
-from hala_hpc.data.arrow.schema import Fields, Row, is_json
+from hala_hpc.data.columns import OF, field_of
+from hala_hpc.data.schema import Fields, Row, is_json
 from hala_hpc.data.shapes import Shape, shape_of
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.text import prompts

@@ -13,15 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import shards
-from hala_hpc.data.arrow import schema
+from hala_hpc.data import schema, shards
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
-from hala_hpc.run import partial
+from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
-from hala_hpc.worker.context import Context, Counters, Outcome, say
 from hala_hpc.worker.revival import Gone, Revival
 from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, working_on
 from hala_hpc.worker.rows.task import RowError, RowTask
+from hala_hpc.worker.task import Context, Counters, Outcome, say
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 5.0
@@ -220,7 +219,7 @@ class RowLoop:
         try:
             shard.flush()
             shard.close()
-            temporary = partial.temporary_output(context.run, shard.id, self._worker)
+            temporary = appending.temporary_output(context.run, shard.id, self._worker)
             made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
             shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
             counts = {"done": len(shard.results), "errors": len(shard.errors)}

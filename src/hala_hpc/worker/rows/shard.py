@@ -11,15 +11,15 @@ from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import shards
-from hala_hpc.data.arrow.schema import Row
+from hala_hpc.data.schema import Row
 from hala_hpc.data.shards import ShardInput
 from hala_hpc.engines.base import Completion, Engine, Request
-from hala_hpc.run import partial
+from hala_hpc.run import appending
+from hala_hpc.run.appending import ROW, PartialFile
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.partial import ROW, PartialFile
-from hala_hpc.text import thinking
+from hala_hpc.text import prompts
 from hala_hpc.worker.claims import Claim, Claims
-from hala_hpc.worker.context import Context
+from hala_hpc.worker.task import Context
 
 CAREFUL_FROM = 3
 """From this attempt on a shard goes row by row, for something in it may have killed two workers."""
@@ -131,7 +131,7 @@ class OpenShard:
             self._file.close()
 
     def _take_up(self, run: RunDirectory) -> None:
-        for number, records in partial.read(run, self.id).items():
+        for number, records in appending.read(run, self.id).items():
             if (kept := next((record for record in records if BEGUN not in record), None)) is None:
                 if sum(1 if record[BEGUN] else -1 for record in records) > 0:
                     died = "worker died: while it did this row alone, after others had died at its shard"
@@ -259,7 +259,7 @@ def _answer(completion: Completion, request: Request) -> Completion:
     if completion.error is not None:
         return completion
     try:
-        text = thinking.answer_of(completion.text, request.last, completion.opened)
-    except thinking.EndlessThought as error:
+        text = prompts.answer_of(completion.text, request.last, completion.opened)
+    except prompts.EndlessThought as error:
         return replace(completion, error=f"thinking: {error} ({completion.output_tokens} tokens)", thought=True)
     return completion if text == completion.text else replace(completion, text=text, thought=True)

@@ -13,10 +13,10 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import cut as cutting
+from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
-from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.schema import Fields, Row
 from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.schema import Fields, Row
 from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts

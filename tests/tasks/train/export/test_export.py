@@ -11,9 +11,9 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run.manifest import Shard
 from hala_hpc.tasks.train import paths
-from hala_hpc.tasks.train.checkpoint.checkpoints import MARKER, Checkpoints
+from hala_hpc.tasks.train.checkpoints import MARKER, Checkpoints
 from hala_hpc.tasks.train.export.task import Exporting, marker_of
-from hala_hpc.worker.items.task import Item
+from hala_hpc.worker.items import Item
 from tests.conftest import Hala
 from tests.test_flips import flips
 

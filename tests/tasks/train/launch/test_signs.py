@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from hala_hpc.tasks.train import metrics, paths
-from hala_hpc.tasks.train.checkpoint import checkpoints
+from hala_hpc.tasks.train import checkpoints, metrics, paths
 from hala_hpc.tasks.train.launch import signs
 from hala_hpc.tasks.train.launch.signs import End
 from hala_hpc.tasks.train.options import Watch

@@ -14,8 +14,7 @@ import pytest
 
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.ledger import read as events
-from hala_hpc.tasks.train import paths
-from hala_hpc.tasks.train.checkpoint import checkpoints
+from hala_hpc.tasks.train import checkpoints, paths
 from hala_hpc.tasks.train.launch import launcher as train_launch
 from hala_hpc.tasks.train.launch import signs, stacks
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched

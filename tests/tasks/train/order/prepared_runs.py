@@ -8,8 +8,8 @@ import numpy as np
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
-from hala_hpc.tasks.train.prepare import token_file
-from hala_hpc.tasks.train.prepare.token_file import Done, Tokens
+from hala_hpc.tasks.train.prepare import tokens
+from hala_hpc.tasks.train.prepare.tokens import Done, Tokens
 
 Row = Sequence[int] | str
 """Lengths of a row's pieces, or the reason why it was dropped."""
@@ -25,7 +25,7 @@ def write(path: Path, rows: Sequence[Row], shard_rows: int = 100) -> Path:
     for number, start in enumerate(starts):
         part = rows[start : start + shard_rows]
         done = [(start + offset, _done(start + offset, row)) for offset, row in enumerate(part)]
-        token_file.write(run.shard_output(number), done, b"{}", f"digest {number}")
+        tokens.write(run.shard_output(number), done, b"{}", f"digest {number}")
         shards.append(Shard(number, "prepare", "a.jsonl", 0, start, len(part), 1, 1, f"digest {number}"))
     sources = [{"path": "a.jsonl", "rows": len(rows), "original": "a.jsonl"}]
     manifest.write(run.manifest, shards, Facts(".arrow", len(rows), len(rows), 1, 1, sources))

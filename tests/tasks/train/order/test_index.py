@@ -13,7 +13,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.tasks.train.options import Batch, Dataset, Evaluation, Options
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.index import Index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from tests.tasks.train.order import prepared_runs
 
 LENGTH = 64

@@ -11,8 +11,8 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.tasks.train.order.prepared import Prepared
-from hala_hpc.tasks.train.prepare import token_file
+from hala_hpc.tasks.train.order.packing import Prepared
+from hala_hpc.tasks.train.prepare import tokens
 from hala_hpc.tasks.train.prepare.task import check_shard
 from tests.tasks.train.order import prepared_runs
 
@@ -88,7 +88,7 @@ def test_every_flip_in_a_column_of_a_token_file_is_found(two: list[Path]) -> Non
     """Arrow pads its buffers: a flip there changes nothing that anybody reads."""
     plan = manifest.read(two[0] / "manifest.parquet")
     path = RunDirectory(two[0], ".arrow").shard_output(0)
-    whole, written = path.read_bytes(), token_file.read(path)
+    whole, written = path.read_bytes(), tokens.read(path)
     before = written.batch.to_pylist()
     assert check_shard(plan[0], path, 512).problems == ()
     draw, found = random.Random(5), 0
@@ -100,5 +100,5 @@ def test_every_flip_in_a_column_of_a_token_file_is_found(two: list[Path]) -> Non
         if check_shard(plan[0], path, 512).problems:
             found += 1
         else:
-            assert token_file.read(path).batch.to_pylist() == before
+            assert tokens.read(path).batch.to_pylist() == before
     assert found > 20

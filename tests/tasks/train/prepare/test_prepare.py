@@ -17,13 +17,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import history, ledger, manifest, status
 from hala_hpc.tasks.train.options import Dataset, Options
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
-from hala_hpc.tasks.train.prepare import token_file
+from hala_hpc.tasks.train.prepare import tokens as token_file
 from hala_hpc.tasks.train.prepare.expected import of
 from hala_hpc.worker import registry
 from tests.conftest import Hala
-from tests.data.chat.tokenizer_kinds import KINDS, save
+from tests.data.tokenizer_kinds import KINDS, save
 from tests.worker.helpers import REQUEUE, directory, events, finish, leftovers, proof, start, wait_until
 
 Plan = Callable[..., Path]

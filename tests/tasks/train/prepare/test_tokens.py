@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.arrow import schema, unify
-from hala_hpc.data.chat.documents import Chat, Completion, Dropped, Text
+from hala_hpc.data import schema, unify
+from hala_hpc.data.documents import Chat, Completion, Dropped, Text
 from hala_hpc.data.files import readers
 from hala_hpc.tasks.train.options import Prepare
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping
-from tests.data.chat.tokenizer_kinds import KINDS, Kind
+from tests.data.tokenizer_kinds import KINDS, Kind
 
 Rows = list[dict[str, Any]]
 LONG = 100_000

@@ -9,7 +9,7 @@ from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.options import layout
 from hala_hpc.tasks.train.order import index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.rank.batches import IGNORED, Batches, Collate
 from hala_hpc.worker import registry
 

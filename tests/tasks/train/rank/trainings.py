@@ -14,7 +14,7 @@ from hala_hpc.config.compose import thaw
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.order import index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.worker import registry
 from tests.conftest import Hala
 

@@ -10,20 +10,21 @@ from typing import Any, TypedDict, cast
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, TaskOptions
-from hala_hpc.data.chat import templates
+from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import check, location
+from hala_hpc.models import folder as model_folder
+from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.tasks.train import card, paths
+from hala_hpc.tasks.train import card, checkpoints, paths, zero
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.checkpoint import checkpoints, export, zero
-from hala_hpc.tasks.train.checkpoint.checkpoints import Saved
+from hala_hpc.tasks.train.checkpoints import Saved
+from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items.task import Item, Planned
-from hala_hpc.worker.items.task import cut as planned
+from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import ITEMS
 
 
@@ -80,7 +81,7 @@ class Export:
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return check.check_model
+        return model_folder.check_model
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Exporting":
         del run, plan

@@ -19,7 +19,7 @@ from hala_hpc.tasks.train.launch import preflight
 from hala_hpc.tasks.train.launch import step as train_step
 from hala_hpc.tasks.train.launch.preflight import Report
 from hala_hpc.tasks.train.launch.step import Allocation
-from hala_hpc.worker.context import say
+from hala_hpc.worker.task import say
 
 SCRATCH_GB: Final = 1.0
 """A node with less room than this fails sooner or later (compile caches, sockets)."""

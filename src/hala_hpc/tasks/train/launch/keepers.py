@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from hala_hpc.tasks.train.launch.place import PLANNED, SIGNALS, place
+from hala_hpc.tasks.train.launch.signs import PLANNED, SIGNALS, place
 
 PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 1, 0x59616D61, ctypes.c_ulong(-1)
 

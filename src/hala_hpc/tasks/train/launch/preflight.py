@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from hala_hpc.run import files
 from hala_hpc.tasks.train import paths
-from hala_hpc.tasks.train.launch.place import RankPlace, place
+from hala_hpc.tasks.train.launch.signs import RankPlace, place
 
 PACKAGES: Final = ("torch", "transformers", "accelerate", "trl", "deepspeed", "hala-hpc")
 """Whose versions must be the same on all nodes."""

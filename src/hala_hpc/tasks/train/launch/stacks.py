@@ -19,8 +19,7 @@ from typing import Final
 from hala_hpc.run.files import write_durably
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import signs
-from hala_hpc.tasks.train.launch.place import place
-from hala_hpc.tasks.train.launch.signs import RankHeartbeat
+from hala_hpc.tasks.train.launch.signs import RankHeartbeat, place
 
 SECONDS: Final = 20.0
 """py-spy answers in a second; a rank that hangs in the kernel (a dead file server) may keep it for ever."""

@@ -20,7 +20,7 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.slurm import allocation as slurm
 from hala_hpc.slurm.script import CPUS, GPUS, PYTHON, RANKS, SRUN
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.launch.place import END_TIME, LAUNCH, RANKS_PER_NODE
+from hala_hpc.tasks.train.launch.signs import END_TIME, LAUNCH, RANKS_PER_NODE
 from hala_hpc.worker.job import executor, job_name
 
 LOWEST_PORT, PORTS = 20_000, 12_000

@@ -16,8 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import files
 from hala_hpc.tasks.train.options import Options, global_batch, steps_of
 from hala_hpc.tasks.train.order import packing
-from hala_hpc.tasks.train.order.packing import Ints, Sequences, best_fit
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Ints, Prepared, Sequences, best_fit
 
 WINDOW_STEPS: Final = 64
 """Without packing, sequences are sorted by length within so many steps (ours; transformers takes 50 batches)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 if TYPE_CHECKING:  # status reads this too, and has no need of what they import
     from hala_hpc.run.manifest import Facts
-    from hala_hpc.tasks.train.prepare.token_file import Tokens
+    from hala_hpc.tasks.train.prepare.tokens import Tokens
 
 FIRST, EVERY = 500, 50
 """Rows that are tokenized for the estimate of tokens alone: so many at the start, then one in so many (ours)."""

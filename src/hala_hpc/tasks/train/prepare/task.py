@@ -17,25 +17,23 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data import cut as cutting
-from hala_hpc.data import shards
-from hala_hpc.data.arrow import schema as schemas
-from hala_hpc.data.arrow.schema import Row
-from hala_hpc.data.chat import templates
-from hala_hpc.data.chat.documents import Document, Dropped, Reader
-from hala_hpc.data.chat.marks import NAMES
+from hala_hpc.data import schema as schemas
+from hala_hpc.data import shards, templates
 from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.documents import Document, Dropped, Reader
+from hala_hpc.data.schema import Row
+from hala_hpc.data.templates import NAMES
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.train.options import Dataset
 from hala_hpc.tasks.train.options import Prepare as Options
-from hala_hpc.tasks.train.order.prepared import place_of
-from hala_hpc.tasks.train.prepare import token_file
+from hala_hpc.tasks.train.order.packing import place_of
+from hala_hpc.tasks.train.prepare import tokens as token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
-from hala_hpc.tasks.train.prepare.token_file import Done, Opened
-from hala_hpc.tasks.train.prepare.tokens import Tokenizing
-from hala_hpc.text.control import ControlWords
-from hala_hpc.worker.items.task import Item
+from hala_hpc.tasks.train.prepare.tokens import Done, Opened, Tokenizing
+from hala_hpc.text.prompts import ControlWords
+from hala_hpc.worker.items import Item
 from hala_hpc.worker.task import ITEMS
 
 SHARD_TOKENS: Final = 1_000_000

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from hala_hpc.tasks.train.launch.place import place
+from hala_hpc.tasks.train.launch.signs import place
 
 if __name__ == "__main__":
     here = place()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hala_hpc.tasks.train.options import Layout
 from hala_hpc.tasks.train.order.index import Index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 
 IGNORED = -100
 """Label of a token that is not learned, as torch's cross entropy has it."""

@@ -19,21 +19,19 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from hala_hpc.config.compose import thaw
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Model, Recipe
-from hala_hpc.config.words import plural
-from hala_hpc.data.chat import templates
+from hala_hpc.data import templates
 from hala_hpc.run.files import remove_tree, write_durably
 from hala_hpc.tasks.train import card, metrics, paths
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.checkpoint import export
-from hala_hpc.tasks.train.checkpoint.checkpoints import Checkpoints, Saved
+from hala_hpc.tasks.train.checkpoints import Checkpoints, Saved
 from hala_hpc.tasks.train.estimate.architecture import flops_per_token
-from hala_hpc.tasks.train.launch.place import DIVERGED, REFUSED, SIGNALS, STOPPED, TRAINED, RankPlace
-from hala_hpc.tasks.train.launch.signs import HeartbeatWriter
+from hala_hpc.tasks.train.export import model as export
+from hala_hpc.tasks.train.launch.signs import DIVERGED, REFUSED, SIGNALS, STOPPED, TRAINED, HeartbeatWriter, RankPlace
 from hala_hpc.tasks.train.options import Layout, Options, attention_of, is_convolutional, layout
 from hala_hpc.tasks.train.order import index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
 from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer, Saving
@@ -41,7 +39,7 @@ from hala_hpc.worker import registry
 
 
 def main(run: str, here: RankPlace) -> int:
-    """Train the run until its end, a stop or a failure. See ``launch.place`` for the exit codes."""
+    """Train the run until its end, a stop or a failure. See ``launch.signs`` for the exit codes."""
     path = Path(run).resolve()
     heartbeat = HeartbeatWriter(path, here.launch, here.rank)
     try:

@@ -19,15 +19,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from hala_hpc.tasks.train.checkpoint import zero
-from hala_hpc.tasks.train.checkpoint.checkpoints import MARKER, Checkpoints, Saved, digests_of
+from hala_hpc.tasks.train import zero
+from hala_hpc.tasks.train.checkpoints import MARKER, Checkpoints, Saved, digests_of
 from hala_hpc.tasks.train.estimate.architecture import mfu
-from hala_hpc.tasks.train.launch.place import SIGNALS, RankPlace
-from hala_hpc.tasks.train.launch.signs import HeartbeatWriter
+from hala_hpc.tasks.train.launch.signs import SIGNALS, HeartbeatWriter, RankPlace
 from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.options import Options, Save, Schedule
 from hala_hpc.tasks.train.order.index import Index
-from hala_hpc.tasks.train.order.prepared import Prepared
+from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.rank.batches import Collate, Loader
 
 MARGIN_SECONDS = 30.0

@@ -1,1 +1,0 @@
-"""Rows as Arrow: schemas, columns, and what makes two rows the same."""

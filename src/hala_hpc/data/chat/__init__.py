@@ -1,1 +1,0 @@
-"""Conversations: their turns, what they are to a model, and the templates that render them."""

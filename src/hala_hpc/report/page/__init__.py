@@ -1,1 +1,0 @@
-"""Tables, plots and text of a report, and the formats that they are written in."""

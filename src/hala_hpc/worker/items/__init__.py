@@ -1,1 +1,0 @@
-"""Tasks whose shards are items: their contract, and the loop that does one after the other."""
