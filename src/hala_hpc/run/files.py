@@ -81,11 +81,10 @@ def link_read_only(source: Path, target: Path) -> bool:
     """
     try:
         os.link(source, target)
-        source.chmod(source.stat().st_mode & ~0o222)
-    except PermissionError:  # another user's file: it is closed to us as it is
-        return target.exists()
     except OSError:
         return False
+    with contextlib.suppress(OSError):  # another user's file is closed to us as it is
+        source.chmod(source.stat().st_mode & ~0o222)
     return True
 
 
