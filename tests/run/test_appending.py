@@ -38,8 +38,7 @@ def test_without_a_folder_answers_stay_in_memory() -> None:
 
 
 def test_an_answer_is_on_the_disk_before_the_end(tmp_path: Path) -> None:
-    kept = Answers(tmp_path)
+    kept = Answers(tmp_path, flush_seconds=0)
     kept.add("a", 1)
-    kept.flush()
     (path,) = tmp_path.glob("*.jsonl")
     assert [json.loads(line) for line in path.read_text().split("\n") if line] == [["a", 1]]

@@ -22,9 +22,6 @@ from hala_hpc.run import layout
 from hala_hpc.run.files import remove
 from hala_hpc.run.layout import RunDirectory
 
-SECONDS: Final = 2.0
-"""Between two writes of ``Answers`` to the disk: the most that a kill costs."""
-
 
 class Appender:
     """Appends lines to a file of its own; what ``flush`` returned for is on the disk."""
@@ -65,10 +62,10 @@ class Appender:
 class Answers:
     """Answers of an engine, by key. Every process appends to a file of its own in ``folder``, and reads all at first.
 
-    Without a folder they are kept in memory only.
+    Without a folder they are kept in memory only. They are written every ``flush_seconds``: the most that a kill costs.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, flush_seconds: float = 2.0) -> None:
         self._answers: dict[str, Any] = {}
         for path in sorted(folder.glob("*.jsonl")) if folder else ():
             for pair in read_lines(path):
@@ -76,7 +73,7 @@ class Answers:
                     key, answer = pair
                     self._answers[key] = answer
         self._file = Appender(folder / f"answers.{secrets.token_hex(6)}.jsonl") if folder else None
-        self._written = time.monotonic()
+        self._written, self._flush_seconds = time.monotonic(), flush_seconds
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -89,7 +86,7 @@ class Answers:
         self._answers[key] = answer
         if self._file is not None:
             self._file.add_line(json.dumps([key, answer]))
-        if time.monotonic() - self._written > SECONDS:
+        if time.monotonic() - self._written >= self._flush_seconds:
             self.flush()
 
     def flush(self) -> None:

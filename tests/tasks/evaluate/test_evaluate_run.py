@@ -56,7 +56,7 @@ def run(
             "enforce_eager": True,
             "arguments": {"distributed_executor_backend": "uni"},
         },
-        "run": {"lease_seconds": 3},
+        "run": {"lease_seconds": 3, "flush_seconds": 0.05},  # the kill comes in the middle, however quick the machine
     }
     (folder / "e.yaml").write_text(json.dumps(recipe))
     Hala(folder)("plan", "e.yaml", "--create")
