@@ -51,7 +51,8 @@ def resume_command(
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
         if (started := starting.resume(folder, overrides)) is None:
-            click.echo(f"nothing to start: all is done or at work (hala status {folder})")
+            record: dict[str, object] = {"grid": str(folder), "runs": [], "jobs": []}
+            common.show(record, json_, [f"nothing to start: all is done or at work (hala status {folder})"])
         else:
             show_started(started, json_)
         return

@@ -16,7 +16,6 @@ from hala_hpc.config.errors import plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import status
 from hala_hpc.run.status import Status
-from hala_hpc.tasks.train.estimate.memory import GPU, SUM
 from hala_hpc.tasks.train.prepare import expected
 
 if TYPE_CHECKING:
@@ -158,6 +157,10 @@ def _rate(now: "Progress") -> str:
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """The tables, on standard output."""
+    from hala_hpc.tasks.train.estimate.memory import (
+        GPU,
+    )  # takes a tenth of a second, which `hala status` has no use for
+
     console = Console(soft_wrap=True)
     wide = Console(width=max(console.width, 250))  # a terminal may break its lines, but no number is cut off
     wide.print(_data_table(plan["datasets"]))
@@ -202,6 +205,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
+    from hala_hpc.tasks.train.estimate.memory import SUM
+
     numbers = ("weights", "gradients", "optimizer", "activ.", "working", "total")
     table = common.table("GPUs", *numbers, "fits", "hours", right=(*numbers, "hours"))
     for row in rows:
