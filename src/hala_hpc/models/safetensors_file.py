@@ -5,11 +5,11 @@ import ctypes
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from hala_hpc.config.errors import plural
 
@@ -119,13 +119,11 @@ def tensors_of(path: Path) -> list[Tensor]:
     return tensors
 
 
-def not_finite(path: Path, tensors: list[Tensor]) -> Iterator[str]:
+def not_finite(tensors: Iterable[Tensor]) -> Iterator[str]:
     """Names of the tensors with a NaN or an infinity."""
-    with path.open("rb") as file:
-        for tensor in tensors:
-            file.seek(tensor.begin)
-            if not all(_is_finite(piece, tensor.dtype) for piece in _pieces(file, tensor)):
-                yield tensor.name
+    for tensor in tensors:
+        if not all(_is_finite(piece, tensor.dtype) for piece in pieces(tensor)):
+            yield tensor.name
 
 
 def digest_of_finite(path: Path) -> str:
@@ -137,25 +135,25 @@ def digest_of_finite(path: Path) -> str:
     faulty = set()
     with path.open("rb") as file:
         hashed.update(file.read(tensors[0].begin if tensors else -1))
-        for tensor in tensors:  # in the order of their bytes, which leave no gap
-            for piece in _pieces(file, tensor):
-                hashed.update(piece)
-                if not _is_finite(piece, tensor.dtype):
-                    faulty.add(tensor.name)
+    for tensor in tensors:  # in the order of their bytes, which leave no gap
+        for piece in pieces(tensor):
+            hashed.update(piece)
+            if not _is_finite(piece, tensor.dtype):
+                faulty.add(tensor.name)
     if faulty:
         raise Unreadable(f"NaN or infinity in {plural(len(faulty), 'tensor')}, e.g. {min(faulty)}")
     return hashed.hexdigest()
 
 
-def _pieces(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
-    """The bytes of a tensor, where the file is at its begin."""
-    left = tensor.size
-    while left:
-        piece = file.read(min(CHUNK, left))
-        if not piece:
-            raise Unreadable(f"{tensor.name}: the file ends in it")
-        left -= len(piece)
-        yield piece
+def pieces(tensor: Tensor) -> Iterator[bytes]:
+    """The bytes of a tensor, CHUNK at a time. Raises Unreadable where its file ends before."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.begin)
+        for at in range(0, tensor.size, CHUNK):
+            piece = file.read(size := min(CHUNK, tensor.size - at))
+            if len(piece) < size:
+                raise Unreadable(f"{tensor.name}: the file ends in it")
+            yield piece
 
 
 def _is_finite(piece: bytes, dtype: str) -> bool:

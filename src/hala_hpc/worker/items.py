@@ -8,8 +8,9 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from hala_hpc.config.errors import HalaError
@@ -97,6 +98,7 @@ def cut(
     sources: Sequence[Mapping[str, Any]],
     texts: int = 0,
     assembled: bool = False,
+    notes: Mapping[str, int] = MappingProxyType({}),
 ) -> Cut:
     """A plan of a shard an item, in their order. Raises HalaError for two items of one name."""
     names = [str(item.asked["name"]) for item in items]
@@ -108,11 +110,9 @@ def cut(
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    entries = [dict(item.asked) for item in items]
-    facts = Facts(
-        "", len(items), texts, 0, total, list(map(dict, sources)), unit=unit, items=entries, assembled=assembled
-    )
-    return Cut(shards, facts)
+    read, entries = list(map(dict, sources)), [dict(item.asked) for item in items]
+    facts = Facts("", len(items), texts, 0, total, read, notes=dict(notes), unit=unit, items=entries)
+    return Cut(shards, replace(facts, assembled=assembled))
 
 
 MOST_FAILURES = 3

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
 from hala_hpc import engines
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
-from hala_hpc.models.folder import REPORT, report, write_json
+from hala_hpc.models.folder import REPORT, item_report, write_json
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
-from hala_hpc.tasks.compare import measure as compare_texts
 from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Speed, Throughput
 from hala_hpc.worker.items import Item, Planned
 from hala_hpc.worker.items import cut as planned
@@ -84,7 +83,8 @@ class Compare:
         options: Options = recipe.task
         if not options.models or any(not model.name for model in options.models.values()):
             raise HalaError("task.models is missing", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two")
-        location.refuse_odd(options.models)
+        for label in options.models:
+            refuse_odd_name("task.models", label, "a label")
         engines.refuse_without_tokens(recipe)
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
@@ -106,8 +106,8 @@ class Compare:
         if len(models) < 2 or base not in models:
             raise HalaError(f"task.models: {', '.join(models)}", "two or more, and task.base one of them")
         notes: Counter[str] = Counter()
-        texts = compare_texts.read(self._recipe.data, options.texts, folder, watch, notes)
-        tokens = compare_texts.agreed(models, texts, options.length)
+        texts = measure.read(self._recipe.data, options.texts, folder, watch, notes)
+        tokens = measure.agreed(models, texts, options.length)
         (folder / TEXT_TOKENS).parent.mkdir(exist_ok=True)
         files.write_durably(folder / TEXT_TOKENS, json.dumps(tokens).encode())
         items, sources = [], []
@@ -118,8 +118,7 @@ class Compare:
             item = CompareItem(name=label, model=str(model), weights=digest, bytes=size, base=base)
             items.append(Planned(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
             sources.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
-        cut = planned("compare", "benchmarks", items, sources, texts=len(tokens), assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return planned("compare", "benchmarks", items, sources, len(tokens), assembled=True, notes=notes)
 
     def models_on_hub(self) -> list[Model]:
         """The models that ``hala prefetch`` has to fetch."""
@@ -129,7 +128,7 @@ class Compare:
         return []
 
     def checker(self, facts: Facts) -> CheckShard:
-        return lambda shard, path: report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
+        return lambda shard, path: item_report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Comparing":
         del plan

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from hala_hpc import engines
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
@@ -66,8 +66,8 @@ class Evaluate:
         engines.refuse_without_tokens(recipe)
         if not options.models:
             raise HalaError("task.models: nothing to evaluate", "for example task.models.mine.name=ORG/MODEL")
-        location.refuse_odd(options.models)
         for label, model in options.models.items():
+            refuse_odd_name("task.models", label, "a label")
             if not model.name:
                 raise HalaError(f"task.models.{label}.name: which model?", "a folder, a run, or a name on the hub")
         benchmarks.refuse_small("task", options.limit, options.few_shot)
@@ -195,15 +195,14 @@ class Work:
             return self._scorer
         self.close()
         attempt.tell("reading the weights")
-        before, changed = _stamps(path), f"{path} has changed since the run was planned"
-        if location.digest(path, lambda _: attempt.check_stop()) != weights:
-            raise HalaError(changed, "plan another run: no score fits two models")
+        before = _stamps(path)
+        location.refuse_changed(path, weights, attempt.check_stop)
         attempt.tell("starting the engine")
         began, recipe = time.monotonic(), self._recipe
         self._scorer = Scorer(path, recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
         attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
         if not before.items() <= _stamps(path).items():
-            raise HalaError(changed, "plan another run: no score fits two models")
+            raise location.changed(path)
         self._weights = weights
         attempt.check_stop()
         return self._scorer

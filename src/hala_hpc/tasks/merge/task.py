@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
@@ -74,8 +74,8 @@ class Merge:
             raise HalaError("model.name: nothing to merge into", "a folder, a finished run or a name on the hub")
         if recipe.model.tokenizer:
             raise HalaError("model.tokenizer: a merge has the tokenizer of one of its models", "see task.files_from")
-        location.refuse_odd(options.models)
         for label, source in options.models.items():
+            refuse_odd_name("task.models", label, "a label")
             if label == BASE:
                 raise HalaError(f"task.models: '{BASE}' is what model.name is called", "choose another label")
             if not source.name:

@@ -4,25 +4,22 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.documents import Kind
-from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
-from hala_hpc.models.folder import REPORT, describe, write_json
-from hala_hpc.models.location import digest_of_weights
+from hala_hpc.models.folder import REPORT, describe, item_report, require_files, unsound, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
 from hala_hpc.run import files
-from hala_hpc.run.digests import digest_of
+from hala_hpc.run.digests import digest_of, in_threads
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
@@ -43,8 +40,6 @@ CALIBRATION: Final = "input/calibration.json"
 TYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FREED_BYTES: Final = 1 << 24
 """Smaller than what a weight takes while it is quantized (see ``free_at_once``)."""
-READERS: Final = 8
-"""Files hashed at once while a run is planned."""
 
 
 class QuantizeItem(TypedDict):
@@ -91,20 +86,20 @@ class Quantize:
         if not recipe.model.name:
             raise HalaError("model.name: nothing to quantize", "a folder, a finished run or a name on the hub")
         cause = self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
-        needs_texts = self._scheme.calibrated or options.rounding == "gptq"
-        if needs_texts and options.method == "files":
+        self._needs_texts = self._scheme.calibrated or options.rounding == "gptq"
+        if self._needs_texts and options.method == "files":
             raise HalaError(
                 f"task.method: {cause} has to see the model run",
                 "task.method=whole, which loads all of it",
             )
-        self._method = "whole" if needs_texts else options.method.replace("auto", "files")
+        self._method = "whole" if self._needs_texts else options.method.replace("auto", "files")
         texts = options.calibration
-        if needs_texts and not (texts.path or texts.hub):
+        if self._needs_texts and not (texts.path or texts.hub):
             raise HalaError(
                 f"task.calibration: {cause} needs texts to run the model on",
                 "task.calibration.path=FILE or task.calibration.hub=ORG/NAME",
             )
-        if not needs_texts and (texts.path or texts.hub):
+        if not self._needs_texts and (texts.path or texts.hub):
             raise HalaError(f"task.calibration: {self._scheme.name} needs no texts", "leave it out")
         for key in ("samples", "length"):
             if getattr(texts, key) < 1:
@@ -118,24 +113,22 @@ class Quantize:
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
-        model_folder.require_files("model.name", source)
-        paths = location.weights(source)
-        tensors = [tensor for path in paths for tensor in tensors_of(path)]
+        require_files("model.name", source)
+        files_of = location.weights(source)
+        tensors = [tensor for of_file in files_of.values() for tensor in of_file]
         options: Options = self._recipe.task
         ignore = schemes.ignored(config) if options.ignore is None else list(options.ignore)
         self._refuse(tensors, ignore)
         notes: Counter[str] = Counter()
-        if self._scheme.calibrated or options.rounding == "gptq":
+        if self._needs_texts:
             _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
-        with ThreadPoolExecutor(READERS) as threads:
-            digests = dict(zip(paths, threads.map(digest_of_weights, paths), strict=True))
+        digests = dict(zip(files_of, in_threads(location.digest_of_weights, files_of), strict=True))
         items = plan_items(self._groups(tensors, config), tensors, source, ignore, digests)
         sources = [
-            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in paths
+            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in files_of
         ]
-        cut = planned("quantize", "files", list(items), sources, assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return planned("quantize", "files", list(items), sources, assembled=True, notes=notes)
 
     def checker(self, facts: Facts) -> CheckShard:
         def check_shard(shard: Shard, path: Path) -> ShardReport:
@@ -143,8 +136,8 @@ class Quantize:
             problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
-                problems += [f"{FINAL}{problem}" for problem in model_folder.unsound(final)]
-            return model_folder.report(problems)
+                problems += [f"{FINAL}{problem}" for problem in unsound(final)]
+            return item_report(problems)
 
         return check_shard
 
@@ -202,7 +195,7 @@ class Quantizing:
         item.tell("checking")
         for path in paths:
             if digest_of(path, item.check_stop) != planned["digests"][path.name]:
-                raise HalaError(f"{path} changed since the run was planned", "plan a new run")
+                raise location.changed(path)
         written = sorted(item.place.glob("*.safetensors"))
         tensors = quant_files.measure_errors(weights, written, config, item.check_stop)
         report: PartReport = {
@@ -276,12 +269,10 @@ def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counte
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
     options: Calibration = recipe.task.calibration
     target = folder / CALIBRATION
-    try:
+    with within("task.calibration"):
         bad = BadRows(options.bad_rows, notes, folder, most=1)
         first = (options.kind, options.samples, options.length)
         ids = quant_files.samples(recipe.model, options, *first, target.parent, watch, bad)
-    except HalaError as error:
-        raise HalaError(f"task.calibration: {error.message}", error.hint) from error
     target.parent.mkdir(exist_ok=True)
     files.write_durably(target, json.dumps(ids).encode())
 

@@ -12,8 +12,8 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, TaskOptions
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
+from hala_hpc.models.folder import check_model
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
@@ -81,7 +81,7 @@ class Export:
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return model_folder.check_model
+        return check_model
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Exporting":
         del run, plan
