@@ -174,7 +174,7 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
     for chat in (False, True):
         engine = Asked()
         engine.tokenizer = tokenizer  # type: ignore[attr-defined]
-        model_of = lighteval.ScorerModel(engine, chat, None, Attempt())  # type: ignore[arg-type]
+        model_of = lighteval.LightevalScorer(engine, chat, None, Attempt())  # type: ignore[arg-type]
         model_of.loglikelihood([Doc(query="سؤال", choices=["أ", "ب"], gold_index=0)])
         seen["chat" if chat else "plain"] = engine.tokens
         docs = [

@@ -1,4 +1,4 @@
-"""Runs in the serve environment, without an engine: what ``ScorerModel`` asks of a scorer, as JSON; see the test."""
+"""Runs in the serve environment, without an engine: what ``LmEvalScorer`` asks of a scorer, as JSON; see the test."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from hala_hpc.tasks.evaluate import lm_eval_model
-from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel, decoding_of
+from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer, decoding_of
 from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored
 
 BOS, EOS = "<s>", "</s>"
@@ -66,7 +66,7 @@ def request(*args: object) -> Any:
 
 def main() -> None:
     scorer, said = Recorder(), list[str]()
-    model = ScorerModel(scorer, Attempt(tell=said.append), seed=7)  # type: ignore[arg-type]
+    model = LmEvalScorer(scorer, Attempt(tell=said.append), seed=7)  # type: ignore[arg-type]
     seen: dict[str, Any] = {"name": model.tokenizer_name}
 
     choices = [("ab ", "c"), ("ab ", "d"), ("", "xy"), ("", f"{BOS}z"), (f"{BOS}ab", "c")]

@@ -78,7 +78,7 @@ def reference(model: Any, one: dict[str, Any]) -> dict[str, Any]:
 
 def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Through our harness and one engine."""
-    from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel
+    from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
 
     scorer = Scorer(model, ENGINE)
     kept = folder / "kept" / model.name
@@ -93,7 +93,7 @@ def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[st
         "repeated": [asdict(sample) for sample in again] == found["texts"],
         "asked_again": scorer.counts.requests - before,
         "refused": dict(refused(scorer, folder, kept)) if len(chosen) > len(BRIEF) else {},
-        "rolling": rolling(ScorerModel(scorer, Attempt())),
+        "rolling": rolling(LmEvalScorer(scorer, Attempt())),
         "versions": lm_eval.versions(),
     }
     scorer.close()

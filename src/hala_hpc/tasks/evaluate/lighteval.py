@@ -32,7 +32,7 @@ MAX_TOKENS: Final = 256
 """Tokens to write where a question does not say."""
 
 
-class ScorerModel(LightevalModel):  # type: ignore[misc]  # LightEval is not there where mypy runs
+class LightevalScorer(LightevalModel):  # type: ignore[misc]  # LightEval is not there where mypy runs
     """A model of LightEval that asks ``scorer``.
 
     A chat template writes the beginning-of-text token itself, so none is added to it; LightEval's own backends add a
@@ -100,7 +100,7 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
         attempt.check_stop()
         attempt.tell(f"reading {task.name}")
         questions += ((task, doc) for doc in _docs_of(task, item["limit"]))
-    model = ScorerModel(scorer, bool(item["chat_template"]), item.get("system_prompt"), attempt)
+    model = LightevalScorer(scorer, bool(item["chat_template"]), item.get("system_prompt"), attempt)
     responses = _ask(model, [doc for _, doc in questions])
     return [_sample(task, doc, response) for (task, doc), response in zip(questions, responses, strict=True)]
 
@@ -152,7 +152,7 @@ def _docs_of(task: LightevalTask, limit: int | None) -> list[Doc]:
         raise HalaError(f"{task.name}: {error}", "`hala prefetch RECIPE`, or a local folder") from error
 
 
-def _ask(model: ScorerModel, docs: Sequence[Doc]) -> list[ModelResponse]:
+def _ask(model: LightevalScorer, docs: Sequence[Doc]) -> list[ModelResponse]:
     """Responses in the order of the questions, all of a kind in one go."""
     methods: dict[SamplingMethod, Callable[[list[Doc]], list[ModelResponse]]] = {
         SamplingMethod.LOGPROBS: model.loglikelihood,
