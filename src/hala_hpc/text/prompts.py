@@ -19,13 +19,11 @@ def problem_of(template: str) -> str | None:
     return None if count == 1 else f"holds {TEXT} {count} times, it must hold it once"
 
 
-def render(template: str, text: str, **words: str) -> str:
-    """Fill ``{text}`` and the named words into a template; braces anywhere else, also in the text, mean nothing."""
-    return place(template, text, **words)[0]
+def render(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
+    """A template with ``{text}`` and the named words filled in, and from where to where the text stands in it.
 
-
-def place(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
-    """``render``, and from where to where the text stands in the result."""
+    Braces anywhere else, also in the text, mean nothing.
+    """
     before, after = (_filled(part, words) for part in template.split(TEXT))
     return f"{before}{text}{after}", (len(before), len(before) + len(text))
 

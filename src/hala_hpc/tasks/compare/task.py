@@ -74,7 +74,7 @@ class Options(TaskOptions):
 
 
 class Compare:
-    """See the module. Models that do not take the same tokens are refused when the run is planned."""
+    """See the module. Raises HalaError for invalid options; ``plan`` refuses models that take other tokens."""
 
     stage, loop, suffix = "serve", ITEMS, ""
 
@@ -185,9 +185,7 @@ class Comparing:
         """Nothing is held."""
 
 
-def create(recipe: Recipe) -> Compare:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Compare(recipe)
+create = Compare
 
 
 def _faults(item: CompareItem, shard: Shard, path: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ the questions, and the other part shows what it is worth.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from hala_hpc.config.errors import HalaError, did_you_mean, known
+from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.results import Result
 from hala_hpc.tasks.evaluate.statistics import NORMAL_95, Difference, Mean, Scores
@@ -343,10 +344,5 @@ def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
 
 def as_json(choice: Choice) -> dict[str, Any]:
     """The fields of a choice; standard errors that are unknown are None."""
-    return {name: _plain(value) for name, value in asdict(choice).items()}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else known(value)
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(choice))  # which writes NaN as null
+    return fields

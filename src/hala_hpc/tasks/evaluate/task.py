@@ -56,7 +56,7 @@ class Options(TaskOptions):
 
 
 class Evaluate:
-    """See the module."""
+    """See the module. Raises HalaError for impossible options."""
 
     stage, loop, suffix = "serve", ITEMS, ""
 
@@ -208,9 +208,7 @@ class Work:
         return self._scorer
 
 
-def create(recipe: Recipe) -> Evaluate:
-    """The task of a recipe. Raises HalaError for impossible options."""
-    return Evaluate(recipe)
+create = Evaluate
 
 
 def _first(*values: T | None) -> T | None:

@@ -62,7 +62,7 @@ class Options(TaskOptions):
 
 
 class Merge:
-    """See the module. Models that cannot be merged are refused when the run is planned."""
+    """See the module. Raises HalaError for invalid options; models that cannot be merged are refused by ``plan``."""
 
     stage, loop, suffix = "work", ITEMS, ""
 
@@ -242,9 +242,7 @@ class Merging:
         return self._cosines[pair]
 
 
-def create(recipe: Recipe) -> Merge:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Merge(recipe)
+create = Merge
 
 
 def _check_parameters(options: Options, method: methods.Method, has_base: bool) -> None:

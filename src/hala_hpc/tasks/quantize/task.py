@@ -75,7 +75,7 @@ class Options(TaskOptions):
 
 
 class Quantize:
-    """See the module. What cannot be quantized is refused when the run is planned."""
+    """See the module. Raises HalaError for invalid options; what cannot be quantized is refused by ``plan``."""
 
     stage, loop, suffix = "work", ITEMS, ""
 
@@ -234,9 +234,7 @@ class Quantizing:
         return config
 
 
-def create(recipe: Recipe) -> Quantize:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Quantize(recipe)
+create = Quantize
 
 
 def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:
