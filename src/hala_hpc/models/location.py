@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.schema import NamedModel
 from hala_hpc.models.safetensors_file import Tensor, Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of
@@ -56,13 +57,6 @@ def locate_one(name: str, revision: str | None = None) -> Path:
     if len(models) != 1:
         raise HalaError(f"model.name: {name} holds {len(models)} models: {', '.join(models)}", "name one")
     return next(iter(models.values()))
-
-
-class NamedModel(Protocol):
-    """A model as a recipe's section names it."""
-
-    name: str
-    revision: str | None
 
 
 def labelled(models: Mapping[str, NamedModel]) -> dict[str, tuple[str, Path]]:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict, cast
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, refuse_odd_name
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, item_report, write_json
@@ -21,22 +21,14 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
-from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Speed, Throughput
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Throughput
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.task import NeedsHub
 
 TEXT_TOKENS: Final = "input/texts.json"
 """In the run: the texts, as tokens."""
 TABLE: Final = "report.md"
-
-
-@dataclass
-class Compared:
-    """One of the models: a folder, a finished run, or a name on the hub."""
-
-    name: str = field(default="", metadata=HUB_OR_PATH)
-    revision: str | None = None
 
 
 class CompareItem(TypedDict):
@@ -49,23 +41,12 @@ class CompareItem(TypedDict):
     base: str
 
 
-class ModelResult(TypedDict):
-    """``result.json`` of a shard."""
-
-    name: str
-    weights: str
-    bytes: int
-    throughput: Speed
-    load_seconds: float
-    engine: Mapping[str, Any]
-
-
 @dataclass
 class Options(TaskOptions):
     """The recipe's ``task:`` section for ``kind: compare``. Without ``data`` the project's own texts are used."""
 
     kind: str = "compare"
-    models: dict[str, Compared] = field(default_factory=dict)  # a label for each
+    models: dict[str, NamedModel] = field(default_factory=dict)  # a label for each
     base: str | None = None  # label of the model that the others are compared with; null: the first
     texts: int = 200  # rows of data, where data is given
     length: int = 512  # tokens of a text at most
@@ -73,10 +54,10 @@ class Options(TaskOptions):
     throughput: Throughput = field(default_factory=Throughput)
 
 
-class Compare:
+class Compare(ItemTask, NeedsHub):
     """See the module. Raises HalaError for invalid options; ``plan`` refuses models that take other tokens."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -124,9 +105,6 @@ class Compare:
         """The models that ``hala prefetch`` has to fetch."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
-    def data_on_hub(self) -> list[Data]:
-        return []
-
     def checker(self, facts: Facts) -> CheckShard:
         return lambda shard, path: item_report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
 
@@ -145,7 +123,7 @@ class Compare:
             digests.write(folder)
 
 
-class Comparing:
+class Comparing(ItemWork):
     """One worker's work: an engine for each model, one after the other."""
 
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
@@ -170,19 +148,16 @@ class Comparing:
         item.place.mkdir()
         measure.write(item.place / TOKENS, places)
         options = {key: value for key, value in asdict(self._recipe.engine).items() if value is not None}
-        result = ModelResult(
-            name=planned["name"],
-            weights=planned["weights"],
-            bytes=planned["bytes"],
-            throughput=speed,
-            load_seconds=round(seconds, 3),
-            engine={"version": version, **options},
-        )
+        result = {
+            "name": planned["name"],
+            "weights": planned["weights"],
+            "bytes": planned["bytes"],
+            "throughput": speed,
+            "load_seconds": round(seconds, 3),
+            "engine": {"version": version, **options},
+        }
         write_json(item.place / RESULT, result)
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 create = Compare

@@ -24,9 +24,9 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, Planned
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.task import NeedsHub
 
 QUESTIONS: Final = 250
 """A guess (ours) at the questions of a task that nobody has counted, for how long its shard will take."""
@@ -55,10 +55,10 @@ class Options(TaskOptions):
     task_files: list[str] = field(default_factory=list, metadata=PATH)  # folders of lm-eval task files, for all
 
 
-class Evaluate:
+class Evaluate(ItemTask, NeedsHub):
     """See the module. Raises HalaError for impossible options."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -106,9 +106,6 @@ class Evaluate:
     def open(self, run: RunDirectory, plan: Manifest) -> "Work":
         del run, plan
         return Work(self._recipe)
-
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Results stand by themselves: ``tasks.evaluate.results`` reads them, ``hala report`` puts them together."""
 
     def models_on_hub(self) -> list[Model]:
         """What ``hala prefetch`` has to fetch."""

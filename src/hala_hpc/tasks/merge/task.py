@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from hala_hpc.config.errors import HalaError, refuse_odd_name
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
@@ -18,20 +18,18 @@ from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, Planned
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.task import NeedsHub
 
 PAPER_T: Final = 0.5
 Type = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass
-class MergedModel:
+class MergedModel(NamedModel):
     """A model that is merged into the base. ``parameters``: mergekit's, for this model alone (weight, density, ...)."""
 
-    name: str = field(default="", metadata=HUB_OR_PATH)
-    revision: str | None = None
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -61,10 +59,10 @@ class Options(TaskOptions):
     seed: int = 0  # for methods that draw at random
 
 
-class Merge:
+class Merge(ItemTask, NeedsHub):
     """See the module. Raises HalaError for invalid options; models that cannot be merged are refused by ``plan``."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -118,9 +116,6 @@ class Merge:
         """The models besides the base, which is the recipe's model."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
-    def data_on_hub(self) -> list[Data]:
-        return []
-
     def checker(self, facts: Facts) -> CheckShard:
         del facts
         return merge_folder.check_merge
@@ -128,9 +123,6 @@ class Merge:
     def open(self, run: RunDirectory, plan: Manifest) -> "Merging":
         del plan
         return Merging(run.path)
-
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Each merge is a model of its own: nothing is left to do."""
 
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""

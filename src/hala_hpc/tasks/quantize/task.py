@@ -29,9 +29,8 @@ from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.files import Weights
 from hala_hpc.tasks.quantize.folder import PartReport
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 WHOLE: Final = "model"
 """Name of the only shard where the whole model is quantized at once."""
@@ -74,10 +73,10 @@ class Options(TaskOptions):
     device: str | None = None  # of files: cpu, cuda, ...; null: a GPU where there is one
 
 
-class Quantize:
+class Quantize(ItemTask):
     """See the module. Raises HalaError for invalid options; what cannot be quantized is refused by ``plan``."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -171,7 +170,7 @@ class Quantize:
         return {WHOLE: names}
 
 
-class Quantizing:
+class Quantizing(ItemWork):
     """One worker's work: nothing is kept from file to file."""
 
     def __init__(self, scheme: Scheme, run: RunDirectory, options: Options) -> None:
@@ -213,9 +212,6 @@ class Quantizing:
         write_json(item.place / REPORT, report)
         size = sum(facts["bytes"] for facts in report["files"].values())
         return {"bytes": size, "source_bytes": item.shard.tokens}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
