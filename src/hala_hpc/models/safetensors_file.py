@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -53,37 +53,14 @@ class Unreadable(ValueError):
     """A weights file that is not a whole safetensors file."""
 
 
-class Tensors(Mapping[str, Any]):
-    """Tensors in some safetensors files, by name, as torch's, which has to be installed.
+@contextmanager
+def open_tensors(*paths: Path) -> Iterator[Mapping[str, Any]]:
+    """Some safetensors files, open, by the names of their tensors: ``[name].get_tensor(name)`` maps one as torch's."""
+    from safetensors import safe_open
 
-    A context: the files stay open in it. Each tensor is mapped when it is read.
-    """
-
-    def __init__(self, *files: Path) -> None:
-        self._files = files
-        self._opened: dict[str, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "Tensors":
-        from safetensors import safe_open
-
-        for path in self._files:
-            file = self._stack.enter_context(safe_open(path, "pt"))
-            self._opened |= dict.fromkeys(file.keys(), file)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.clear()
-        self._stack.close()
-
-    def __getitem__(self, name: str) -> Any:
-        return self._opened[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._opened)
-
-    def __len__(self) -> int:
-        return len(self._opened)
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
 
 def tensors_of(path: Path) -> list[Tensor]:

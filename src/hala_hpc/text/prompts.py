@@ -103,11 +103,7 @@ class ControlWords:
 
     def held(self, value: Any) -> bool:
         """Whether a text, or any text of a list or mapping, has such a word."""
-        if isinstance(value, str):
-            return self._found_in_data.search(value) is not None
-        if isinstance(value, Mapping):
-            return any(self.held(key) or self.held(item) for key, item in value.items())
-        return isinstance(value, list | tuple) and any(map(self.held, value))
+        return bool(self.hide(value) != value)
 
     def hide(self, value: Any) -> Any:
         """The same value with the words in its texts, however deep, put under other names; for ``encode``."""
@@ -115,7 +111,7 @@ class ControlWords:
             return self._found_in_data.sub(lambda word: f"{self._nonce}w{self._ids[word[0]]}e", value)
         if isinstance(value, Mapping):
             return {self.hide(key): self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
+        return type(value)(map(self.hide, value)) if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:
         """A text as it was before its words were hidden."""

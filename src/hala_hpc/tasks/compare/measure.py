@@ -73,14 +73,10 @@ def write(path: Path, places: Sequence[TokenLogprob]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {
-        "text": pa.array([place.text for place in places], pa.string()),
-        "position": pa.array([place.position for place in places], pa.int64()),
-        "token": pa.array([place.token for place in places], pa.int64()),
-        "log_probability": pa.array([place.log_probability for place in places], pa.float64()),
-        "likely_tokens": pa.array([list(place.likely) for place in places], pa.list_(pa.int64())),
-        "likely": pa.array([list(place.likely.values()) for place in places], pa.list_(pa.float64())),
-    }
+    of_token = ("text", "position", "token", "log_probability")
+    columns = {name: [getattr(place, name) for place in places] for name in of_token}
+    columns["likely_tokens"] = [list(place.likely) for place in places]
+    columns["likely"] = [list(place.likely.values()) for place in places]
     pq.write_table(pa.table(columns), path)
 
 

@@ -258,12 +258,12 @@ def _with(name: str, setting: Setting, task_files: Sequence[str]) -> Benchmark:
     """A benchmark with the settings that are its harness's business."""
     where = f"task.settings.{name}"
     refuse_odd_name("task.benchmarks", name, "a benchmark's name")
-    harness = setting.harness or (KNOWN[name].harness if name in KNOWN else "lm_eval")
+    known = KNOWN.get(name) or Benchmark(name, "lm_eval", (name,))
+    harness = setting.harness or known.harness
     if harness not in HARNESSES:
         raise HalaError(f"{where}.harness: no harness '{harness}'", did_you_mean(harness, HARNESSES))
     refuse_small(where, setting.limit, setting.few_shot)
-    known = KNOWN.get(name)
-    if known is None or known.harness != harness:
+    if known.harness != harness:
         known = Benchmark(name, harness, (name,))
     given = {key: value for key in ("metric", "filter", "module") if (value := getattr(setting, key)) is not None}
     options = cast("HarnessOptions", known.options | given)

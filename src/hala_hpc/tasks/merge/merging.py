@@ -18,7 +18,7 @@ from typing import Any, Final, NotRequired, TypedDict
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import card, location
 from hala_hpc.models.folder import NEEDED, REPORT, check_model, copy_beside, finish_model, item_report, write_json
-from hala_hpc.models.safetensors_file import Tensor, Tensors, free_at_once, not_finite
+from hala_hpc.models.safetensors_file import Tensor, free_at_once, not_finite, open_tensors
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 from hala_hpc.tasks.merge.inputs import BASE, FLOATS, Input, MergeItem, Vocabulary, rows_beyond, with_rows
@@ -183,17 +183,14 @@ def cosines(
     None where one of the two is all zeros, and for tensors that do not hold real numbers. ``check_stop`` may raise.
     """
     by_name: dict[str, float | None] = dict.fromkeys(names)
-    with Tensors(*base.files()) as stored, Tensors(*other.files()) as of_other:
+    with open_tensors(*base.files()) as stored, open_tensors(*other.files()) as of_other:
         for name in (name for name in by_name if base.tensors[name].dtype in FLOATS):
             check_stop()
-            pair = (_part(stored[name], base.tensors[name]), _part(of_other[name], other.tensors[name]))
+            pair = [file.get_tensor(name) for file in (stored[name], of_other[name])]
+            if shape := base.tensors[name].shape:  # fewer rows than are stored count where the vocabulary was cut
+                pair = [tensor[: shape[0]] for tensor in pair]
             by_name[name] = _cosine(*pair)
     return by_name
-
-
-def _part(stored: Any, tensor: Tensor) -> Any:
-    """The rows that count: fewer than are stored where the vocabulary was cut."""
-    return stored[: tensor.shape[0]] if tensor.shape else stored
 
 
 def _cosine(base: Any, other: Any) -> float | None:

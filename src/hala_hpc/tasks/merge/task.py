@@ -95,22 +95,19 @@ class Merge(ItemTask, NeedsHub):
         for label, entry in models.items():
             watch.say(f"reading {label}")
             entry["digest"] = location.sound_digest(Path(entry["folder"]), watch.weigh)
-        items = list(self._items(models, _donor(self._recipe.task.files_from, inputs)))
-        if self._recipe.task.vocabulary == "shared":
-            for item in items:
-                mixed = {label: inputs[label] for label in item["models"]}
-                if (shared := merge_inputs.shared_vocabulary(mixed, item["files_from"])) is not None:
-                    item["vocabulary"] = asdict(shared)
-        parts = []
-        for item in items:
-            labels = list(item["models"])
-            cost = sum(inputs[label].bytes() for label in labels)
-            parts.append(Planned(dict(item), inputs[labels[-1]].folder, cost))
+        items = []
+        for item in self._items(models, _donor(self._recipe.task.files_from, inputs)):
+            mixed = {label: inputs[label] for label in item["models"]}
+            if self._recipe.task.vocabulary == "shared":
+                shared = merge_inputs.shared_vocabulary(mixed, item["files_from"])
+                item |= {"vocabulary": asdict(shared)} if shared else {}
+            *_, last = mixed.values()
+            items.append(Planned(dict(item), last.folder, sum(model.bytes() for model in mixed.values())))
         sources = [
             {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
             for label, model in inputs.items()
         ]
-        return planned("merge", "merges", parts, sources)
+        return planned("merge", "merges", items, sources)
 
     def models_on_hub(self) -> list[Model]:
         """The models besides the base, which is the recipe's model."""
@@ -126,16 +123,15 @@ class Merge(ItemTask, NeedsHub):
 
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""
-        model, sources = self._recipe.model, self._recipe.task.models
-        located = [(BASE, BASE, location.locate_one(model.name, model.revision), model)]
-        located += [(label, key, folder, sources[key]) for label, (key, folder) in location.labelled(sources).items()]
+        named = {BASE: self._recipe.model} | self._recipe.task.models
+        base = location.locate_one(named[BASE].name, named[BASE].revision)
+        located = {BASE: (BASE, base)} | location.labelled(self._recipe.task.models)
         entries: dict[str, ModelEntry] = {}
-        for label, key, folder, named in located:
-            if label in entries:
-                raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
+        for label, (key, folder) in located.items():
             if any(entry["folder"] == str(folder) for entry in entries.values()):
                 raise HalaError(f"task.models: {folder} is given twice", "a model merged with itself is itself")
-            entries[label] = ModelEntry(folder=str(folder), name=named.name, revision=named.revision, of=key, digest="")
+            name, revision = named[key].name, named[key].revision
+            entries[label] = ModelEntry(folder=str(folder), name=name, revision=revision, of=key, digest="")
         return entries
 
     def _items(self, models: Mapping[str, ModelEntry], donor: str) -> Iterator[MergeItem]:

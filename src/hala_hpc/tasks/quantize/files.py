@@ -19,7 +19,7 @@ from hala_hpc.data.cut import Watch
 from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Dropped, Kind, holds_control_words, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.models import location
-from hala_hpc.models.safetensors_file import Tensors
+from hala_hpc.models.safetensors_file import open_tensors
 from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.schemes import Scheme
 from hala_hpc.text.prompts import ControlWords
@@ -63,14 +63,14 @@ def quantize_file(weights: Weights, target: Path, device: str, check_stop: Calla
 
     converter = ModelFreePtqConverter(configuration(weights.scheme, weights.ignore))
     results: dict[str, Any] = {}
-    with Tensors(*weights.files) as source:
+    with open_tensors(*weights.files) as source:
         for group in _groups(weights.names, weights.scheme):
             check_stop()
             if schemes.is_quantized(group[0], weights.ignore):
-                quantized = converter.process({name: source[name].to(device) for name in group})
+                quantized = converter.process({name: source[name].get_tensor(name).to(device) for name in group})
                 results |= {name: tensor.cpu() for name, tensor in quantized.items()}
             else:
-                results |= {name: source[name] for name in group}
+                results |= {name: source[name].get_tensor(name) for name in group}
         save_file(results, target, {"format": "pt"})
     return _described(converter)
 
@@ -105,20 +105,21 @@ def measure_errors(
     scheme, ignore = weights.scheme, weights.ignore
     lines: list[TensorError] = []
     problems = []
-    with Tensors(*weights.files) as source, Tensors(*written) as result:
+    with open_tensors(*weights.files) as source, open_tensors(*written) as result:
         for name in weights.names:
             check_stop()
-            weight = source[name]
+            weight = source[name].get_tensor(name)
             line = TensorError(name=name, shape=list(weight.shape), dtype=str(weight.dtype).removeprefix("torch."))
             lines.append(line)
             parts = schemes.parts(name, scheme)
             if not schemes.is_quantized(name, ignore):
-                if name not in result or not _is_same(weight, result[name]):
+                if name not in result or not _is_same(weight, result[name].get_tensor(name)):
                     problems.append(f"{name}: is not the source's")
             elif missing := sorted(parts - result.keys()):
                 problems.append(f"{name}: {missing[0]} is missing")
             else:
-                stored = {part.removeprefix(name.removesuffix("weight")): result[part] for part in parts}
+                prefix = name.removesuffix("weight")
+                stored = {part.removeprefix(prefix): result[part].get_tensor(part) for part in parts}
                 error = _relative_error(weight, compressor.decompress(stored, group)["weight"])
                 line |= {"dtype": f"{scheme.number}{scheme.bits}", "error": round(error, 8)}
                 if not error < WORST:
