@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines import vllm
 from hala_hpc.tasks.evaluate import lighteval, local
 from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE
@@ -191,7 +192,7 @@ def main(out: Path, bench: Path, *models: str) -> None:
     for model, chat in zip(models, (False, True), strict=True):
         name = Path(model).name
         asked = [asked_of(benchmark, bench, chat) for benchmark in TASKS]
-        scorer = Scorer(Path(model), OPTIONS)
+        scorer = Scorer(Recipe("test", None, engine=OPTIONS, model=Model(model)))
         case = seen[name] = {"ours": {}}
         for each in asked:
             before = scorer.counts.requests

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines.vllm import Options
 from hala_hpc.tasks.evaluate import benchmarks, lm_eval
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
@@ -80,7 +81,7 @@ def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[st
     """Through our harness and one engine."""
     from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
 
-    scorer = Scorer(model, ENGINE)
+    scorer = Scorer(Recipe("test", None, engine=ENGINE, model=Model(str(model))))
     kept = folder / "kept" / model.name
     found = {}
     for name, one in chosen.items():

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
+from hala_hpc.config.schema import Recipe
 from hala_hpc.engines.base import TokenRequest, outputs_of
 from hala_hpc.run.appending import Answers
 
@@ -104,23 +104,14 @@ _Fitted = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 class Scorer:
-    """An engine with one model; ``counts`` is what it did since somebody set them anew.
+    """The engine of a recipe, with its model; ``counts`` is what it did since somebody set them anew.
 
-    Parameters
-    ----------
-    model : the model's folder.
-    options : the engine's, as in the recipe's ``engine:`` section.
-    scratch : for compile caches; None: the system's temporary folder.
-    stall_seconds : an engine that answers nothing for this long counts as dead.
+    One that answers nothing for ``run.stall_seconds`` counts as dead.
     """
 
-    def __init__(
-        self, model: Path, options: EngineOptions, scratch: str | None = None, stall_seconds: float = 1800.0
-    ) -> None:
-        self._options = options
-        recipe = Recipe(name="evaluate", task=None, model=Model(str(model)), engine=options, site=Site(scratch=scratch))
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
         self._engine = engines.start_for_tokens(recipe)
-        self._stall_seconds = stall_seconds
         self.counts = Counts()
 
     @property
@@ -135,12 +126,9 @@ class Scorer:
 
     def about(self) -> dict[str, Any]:
         """How the engine was started, for the record of a result."""
-        kind, version = self._options.kind, self._engine.version
-        return {"kind": kind, "version": version, "max_length": self.max_length} | {
-            key: value
-            for key, value in asdict(self._options).items()
-            if key not in ("kind", "arguments") and value is not None
-        }
+        options = asdict(self._recipe.engine)
+        start = {"kind": options.pop("kind"), "version": self._engine.version, "max_length": self.max_length}
+        return start | {key: value for key, value in options.items() if key != "arguments" and value is not None}
 
     def close(self) -> None:
         """Free the device, so that another model's engine may start in this process."""
@@ -194,7 +182,7 @@ class Scorer:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.counts.remembered += len(set(keys)) - len(missing)
         handed_in = (TokenRequest(key, list(request.tokens), request.params) for key, request in missing.items())
-        answered = outputs_of(self._engine, handed_in, attempt.check_stop, self._stall_seconds)
+        answered = outputs_of(self._engine, handed_in, attempt.check_stop, self._recipe.run.stall_seconds)
         last_told = time.monotonic()
         with closing(kept), closing(answered) as outputs:
             for number, output in enumerate(outputs, 1):

@@ -195,8 +195,8 @@ class Work:
         before = _stamps(path)
         location.refuse_changed(path, weights, attempt.check_stop)
         attempt.tell("starting the engine")
-        began, recipe = time.monotonic(), self._recipe
-        self._scorer = Scorer(path, recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
+        began = time.monotonic()
+        self._scorer = Scorer(replace(self._recipe, model=Model(str(path))))
         attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
         if not before.items() <= _stamps(path).items():
             raise location.changed(path)

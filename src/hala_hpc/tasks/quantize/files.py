@@ -140,14 +140,12 @@ def _described(converter: Any) -> Mapping[str, Any]:
         ct_version,
     )
 
-    config = {
+    return {
         COMPRESSION_VERSION_NAME: ct_version,
         QUANTIZATION_METHOD_NAME: "compressed-tensors",
         TRANSFORM_CONFIG_NAME: {},
-        **converter.update_config(None).model_dump(),
+        **converter.update_config(None).model_dump(mode="json"),
     }
-    plain: Mapping[str, Any] = json.loads(json.dumps(config))
-    return plain
 
 
 def _groups(names: Sequence[str], scheme: Scheme) -> list[list[str]]:
@@ -273,10 +271,17 @@ def _calibration(samples: list[list[int]]) -> Mapping[str, Any]:
     }
 
 
-def samples(
-    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: Watch, bad: BadRows
-) -> list[list[int]]:
-    """Token ids of the first ``count`` rows that hold anything, each cut to ``length``.
+@dataclass
+class Calibration(Data):
+    """Texts that the model is run on, for schemes and methods that need it: the first ``samples`` rows of a dataset."""
+
+    kind: Kind = "chat"
+    samples: int = 512  # as LLM Compressor's examples have it
+    length: int = 2048  # tokens of each at most, as there
+
+
+def samples(model: Model, texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> list[list[int]]:
+    """Token ids of the first rows that hold anything, so many and each cut to as many tokens as ``texts`` says.
 
     Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one. Words
     of the data that look like control tokens stay text (``text.prompts``) and are counted in ``bad.notes``. ``copies``
@@ -287,20 +292,20 @@ def samples(
     tokenizer = templates.load_tokenizer(model)
     words = ControlWords(tokenizer.backend_tokenizer)
     ids: list[list[int]] = []
-    for document in _documents(data, kind, copies, watch, bad):
+    for document in _documents(texts, copies, watch, bad):
         if holds_control_words(document, words):
             bad.notes[CONTROL_WORDS] += 1
-        ids.append(_tokens(tokenizer, words, document)[:length])
-        if len(ids) == count:
+        ids.append(_tokens(tokenizer, words, document)[: texts.length])
+        if len(ids) == texts.samples:
             break
     if not ids:
         raise HalaError("no row holds a text")
     return ids
 
 
-def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
-    for source, chunk in sources.read(data, copies, watch.say, bad):
-        reader = reader_of(kind, data, chunk.schema())
+def _documents(texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
+    for source, chunk in sources.read(texts, copies, watch.say, bad):
+        reader = reader_of(texts.kind, texts, chunk.schema())
         for number, row in zip(chunk.numbers, chunk.rows, strict=True):
             try:
                 yield reader.read(row)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
 from hala_hpc.config.errors import HalaError, within
-from hala_hpc.config.schema import Data, Recipe, TaskOptions
+from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.data.documents import Kind
 from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, describe, item_report, require_files, unsound, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
@@ -26,7 +25,7 @@ from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
 from hala_hpc.tasks.quantize import files as quant_files
 from hala_hpc.tasks.quantize import folder as quant_folder
 from hala_hpc.tasks.quantize import schemes
-from hala_hpc.tasks.quantize.files import Weights
+from hala_hpc.tasks.quantize.files import Calibration, Weights
 from hala_hpc.tasks.quantize.folder import PartReport
 from hala_hpc.tasks.quantize.schemes import Scheme
 from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
@@ -49,15 +48,6 @@ class QuantizeItem(TypedDict):
     tensors: list[str]
     ignore: list[str]
     digests: dict[str, str]
-
-
-@dataclass
-class Calibration(Data):
-    """Texts that the model is run on, for schemes and methods that need it: the first ``samples`` rows of a dataset."""
-
-    kind: Kind = "chat"
-    samples: int = 512  # as LLM Compressor's examples have it
-    length: int = 2048  # tokens of each at most, as there
 
 
 @dataclass
@@ -265,8 +255,7 @@ def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counte
     target = folder / CALIBRATION
     with within("task.calibration"):
         bad = BadRows(options.bad_rows, notes, folder, most=1)
-        first = (options.kind, options.samples, options.length)
-        ids = quant_files.samples(recipe.model, options, *first, target.parent, watch, bad)
+        ids = quant_files.samples(recipe.model, options, target.parent, watch, bad)
     target.parent.mkdir(exist_ok=True)
     files.write_durably(target, json.dumps(ids).encode())
 
