@@ -13,6 +13,7 @@ from typing import Any
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines.vllm import Options
+from hala_hpc.models import card
 from hala_hpc.tasks.evaluate import benchmarks, lm_eval
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
 
@@ -95,7 +96,7 @@ def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[st
         "asked_again": scorer.counts.requests - before,
         "refused": dict(refused(scorer, folder, kept)) if len(chosen) > len(BRIEF) else {},
         "rolling": rolling(LmEvalScorer(scorer, Attempt())),
-        "versions": lm_eval.versions(),
+        "versions": card.versions(lm_eval.PACKAGES),
     }
     scorer.close()
     return told

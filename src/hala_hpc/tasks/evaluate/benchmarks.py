@@ -82,14 +82,14 @@ class BenchmarkItem(TypedDict):
 class Harness(Protocol):
     """A module that drives one evaluation harness with an engine of ours."""
 
+    PACKAGES: tuple[str, ...]
+    """What the numbers depend on: results name their versions."""
+
     def evaluate(self, scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Sample]:
         """Ask a model one benchmark. Samples come task by task, by index within one.
 
         Raises HalaError for what another attempt would not change: an unknown task, missing data.
         """
-
-    def versions(self) -> dict[str, str]:
-        """Names and versions of what the numbers depend on."""
 
 
 _ARABIC_MMLU: Final = """

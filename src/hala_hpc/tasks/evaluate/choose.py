@@ -61,14 +61,11 @@ class Evaluations:
     cells: Mapping[tuple[str, str], Answered]
     base: str
 
-    def has_all(self, model: str) -> bool:
-        return all((model, benchmark) in self.cells for benchmark in self.benchmarks)
-
     def average(self, model: str) -> Mean | None:
         """The mean over all benchmarks; None for a model that lacks one: its mean would be of other things."""
-        if not self.has_all(model):
-            return None
-        return statistics.mean_of([self.cells[model, benchmark].mean for benchmark in self.benchmarks])
+        cells = [self.cells.get((model, benchmark)) for benchmark in self.benchmarks]
+        means = [cell.mean for cell in cells if cell is not None]
+        return statistics.mean_of(means) if len(means) == len(cells) else None
 
     def mean(self, model: str, benchmark: str) -> Mean | None:
         """The mean of one benchmark, or with AVERAGE of all; None where it is missing."""

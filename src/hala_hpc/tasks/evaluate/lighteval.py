@@ -8,7 +8,6 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE, Benchma
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scorer
 
+PACKAGES: Final = ("lighteval", "transformers")
 MAX_TOKENS: Final = 256
 """Tokens to write where a question does not say."""
 
@@ -103,11 +103,6 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
     model = LightevalScorer(scorer, bool(item["chat_template"]), item.get("system_prompt"), attempt)
     responses = _ask(model, [doc for _, doc in questions])
     return [_sample(task, doc, response) for (task, doc), response in zip(questions, responses, strict=True)]
-
-
-def versions() -> dict[str, str]:
-    """See ``benchmarks.Harness``."""
-    return {name: version(name) for name in ("lighteval", "transformers")}
 
 
 def tasks_of(item: BenchmarkItem) -> list[LightevalTask]:

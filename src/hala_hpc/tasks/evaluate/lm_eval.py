@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -22,6 +21,7 @@ from hala_hpc.tasks.evaluate.benchmarks import BenchmarkItem, require_task_files
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
 
+PACKAGES: Final = ("lm_eval", "transformers", "datasets")
 FORMATS: Final = ("csv", "json", "parquet", "text", "arrow")
 """Readers of ``datasets`` that a task names instead of a dataset."""
 MEANS: Final = ("mean", "nanmean")
@@ -86,11 +86,6 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
         for name, task in tasks.items()  # a group's member is named ``group::member``
         for sample in samples_of(name.replace("::", ":"), task, records[name], metric, chosen)
     ]
-
-
-def versions() -> dict[str, str]:
-    """See ``benchmarks.Harness``."""
-    return {name: version(name) for name in ("lm_eval", "transformers", "datasets")}
 
 
 def load(names: Sequence[str], folders: Sequence[str], data: str | None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import location
+from hala_hpc.models import card, location
+from hala_hpc.models.folder import item_report
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
@@ -169,7 +170,7 @@ class Work:
         samples = harness.evaluate(scorer, benchmark, attempt)
         seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()
         header = {key: item.asked[key] for key in HEADER} | {
-            "versions": harness.versions() | {engine["kind"]: engine["version"]},
+            "versions": card.versions(harness.PACKAGES) | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
             "questions_per_second": round(len(samples) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,
             "truncated": counts.truncated,
@@ -244,4 +245,4 @@ def _check(shard: Shard, path: Path, items: Sequence[Mapping[str, object]]) -> S
             for key in PLANNED
             if getattr(result, key) != item[key]
         ]
-    return ShardReport(done=0 if problems else 1, problems=tuple(problems))
+    return item_report(problems)

@@ -16,6 +16,7 @@ from hala_hpc.models import location
 from hala_hpc.models.folder import require_files
 from hala_hpc.models.location import INDEX
 from hala_hpc.models.safetensors_file import Tensor, pieces
+from hala_hpc.run.files import remove
 
 BASE: Final = "base"
 """Label of the recipe's model."""
@@ -243,9 +244,8 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
         for name, tensor in model.tensors.items()
         if has_rows(name)
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():  # of an attempt that was killed
-        old.unlink()
+    remove(folder)  # of an attempt that was killed
+    folder.mkdir(parents=True)
     for path in model.folder.iterdir():
         if path.is_file() and path.name not in ("config.json", INDEX):
             (folder / path.name).symlink_to(path.resolve())

@@ -18,7 +18,7 @@ from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, ItemTask, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
 from hala_hpc.worker.items import cut as planned
 from hala_hpc.worker.task import NeedsHub
 
@@ -173,7 +173,7 @@ class Merge(ItemTask, NeedsHub):
         }
 
 
-class Merging:
+class Merging(ItemWork):
     """The worker's side. What is known of a pair of models is kept from merge to merge."""
 
     def __init__(self, run: Path) -> None:
@@ -209,10 +209,6 @@ class Merging:
         report = merge_folder.report_of(planned, tensors, parameters, alike)
         merge_folder.finish(self._run, item.place, report, item.check_stop)
         return dict(report["summary"])
-
-    def close(self) -> None:
-        self._inputs.clear()
-        self._cosines.clear()
 
     def _input(self, label: str, model: ModelEntry, item: Item) -> Input:
         """A model, the same as when the run was planned. Raises HalaError where it changed since."""

@@ -52,15 +52,19 @@ class Weights:
     ignore: Sequence[str]
 
 
-def quantize_file(weights: Weights, target: Path, device: str, check_stop: Callable[[], None]) -> Mapping[str, Any]:
-    """Write ``target``: the weights, quantized where they are to be.
+def quantize_file(
+    weights: Weights, target: Path, device: str | None, check_stop: Callable[[], None]
+) -> Mapping[str, Any]:
+    """Write ``target``: the weights, quantized where they are to be. ``device`` None: a GPU where there is one.
 
     Returns the configuration that belongs into the model's ``config.json`` as ``quantization_config``. ``check_stop``
     is called before each weight. What is half written when it raises is the caller's to remove.
     """
+    import torch
     from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
     from safetensors.torch import save_file
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     converter = ModelFreePtqConverter(configuration(weights.scheme, weights.ignore))
     results: dict[str, Any] = {}
     with open_tensors(*weights.files) as source:

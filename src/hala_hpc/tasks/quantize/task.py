@@ -179,8 +179,8 @@ class Quantizing(ItemWork):
         if is_whole:
             config = self._whole(item, weights)
         else:
-            device = self._options.device or _device()
-            config = quant_files.quantize_file(weights, item.place / planned["name"], device, item.check_stop)
+            target = item.place / planned["name"]
+            config = quant_files.quantize_file(weights, target, self._options.device, item.check_stop)
         item.tell("checking")
         for path in paths:
             if digest_of(path, item.check_stop) != planned["digests"][path.name]:
@@ -271,9 +271,3 @@ def _type_of(weights: Weights) -> str:
     if len(types) > 1:
         raise HalaError(f"weights of several types, {', '.join(sorted(types))}, cannot be loaded as one model")
     return types.pop()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
