@@ -10,7 +10,7 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines import vllm
 from hala_hpc.tasks.evaluate import lighteval, local
 from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE
-from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored, Scorer
+from hala_hpc.tasks.evaluate.scorer import Attempt, Scored, Scorer
 
 LIMIT = 4
 FEW_SHOT = 2
@@ -164,9 +164,10 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
             self.tokens = [list(context) + list(follow) for context, follow in pairs]
             return [Scored(-1.0, False) for _ in pairs]
 
-        def generate(self, prompts: Any, decoding: Decoding, _: Attempt) -> list[str]:
+        def generate(self, prompts: Any, _: Attempt) -> list[str]:
             return [
-                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}" for prompt in prompts
+                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}"
+                for prompt, decoding in prompts
             ]
 
     from lighteval.tasks.requests import Doc

@@ -73,19 +73,13 @@ class LightevalScorer(LightevalModel):  # type: ignore[misc]  # LightEval is not
         return responses
 
     def greedy_until(self, docs: Sequence[Doc]) -> list[ModelResponse]:
-        """Requests of one length and the same stops go together."""
-        texts = [self._prompts.prepare_prompt(doc) for doc in docs]
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for place, doc in enumerate(docs):
+        """Each question may have a length and stops of its own."""
+        texts, prompts = [self._prompts.prepare_prompt(doc) for doc in docs], []
+        for text, doc in zip(texts, docs, strict=True):
             stops = tuple(doc.stop_sequences or ()) if self.add_special_tokens else ()  # a chat has its own end
-            groups.setdefault((doc.generation_size or MAX_TOKENS, stops), []).append(place)
-        responses: dict[int, ModelResponse] = {}
-        for (size, stops), places in groups.items():
-            tokens = [self.tok_encode(texts[place]) for place in places]
-            generated = self._scorer.generate(tokens, Decoding(size, stops), self._attempt)
-            for place, text in zip(places, generated, strict=True):
-                responses[place] = ModelResponse(input=texts[place], text=[text])
-        return [responses[place] for place in range(len(docs))]
+            prompts.append((self.tok_encode(text), Decoding(doc.generation_size or MAX_TOKENS, stops)))
+        written = self._scorer.generate(prompts, self._attempt)
+        return [ModelResponse(input=text, text=[answer]) for text, answer in zip(texts, written, strict=True)]
 
     def loglikelihood_rolling(self, docs: Sequence[Doc]) -> list[ModelResponse]:
         del docs

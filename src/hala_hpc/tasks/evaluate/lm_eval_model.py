@@ -105,21 +105,18 @@ class LmEvalScorer(TemplateLM):  # type: ignore[misc]  # the harness is not ther
         return totals
 
     def generate_until(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
-        """Requests with the same settings go together."""
+        """Each request has settings of its own."""
         del disable_tqdm
-        end = self.tokenizer.decode(self.eot_token_id)
-        groups: dict[str, tuple[Decoding, list[int]]] = {}
-        for place, request in enumerate(requests):
-            decoding = decoding_of(request.args[1], end, self._seed)
-            groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
-        texts = [""] * len(requests)
-        for decoding, group in groups.values():
-            for places in _slices(group):
-                prompts = self._encode(dict.fromkeys(requests[place].args[0] for place in places))
-                tokens = [prompts[requests[place].args[0]] for place in places]
-                generated = self._scorer.generate(tokens, decoding, self._attempt)
-                for place, text in zip(places, generated, strict=True):
-                    texts[place] = postprocess_generated_text(text, list(decoding.stop), None)
+        end, texts = self.tokenizer.decode(self.eot_token_id), list[str]()
+        for part in _slices(requests):
+            encoded = self._encode(dict.fromkeys(request.args[0] for request in part))
+            prompts = [
+                (encoded[text], decoding_of(settings, end, self._seed))
+                for text, settings in (request.args for request in part)
+            ]
+            written = self._scorer.generate(prompts, self._attempt)
+            for text, (_, decoding) in zip(written, prompts, strict=True):
+                texts.append(postprocess_generated_text(text, list(decoding.stop), None))
         return texts
 
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Answer]:

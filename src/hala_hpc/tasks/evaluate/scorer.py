@@ -64,6 +64,12 @@ class Decoding:
     seed: int = 0
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    def of_vllm(self) -> dict[str, Any]:
+        """All of it as vLLM's ``SamplingParams`` names it."""
+        seed = {"seed": self.seed} if self.temperature > 0 else {}
+        given = {"max_tokens": self.max_tokens, "stop": list(self.stop), "temperature": self.temperature}
+        return given | dict(self.params) | seed
+
 
 @dataclass
 class Counts:
@@ -149,20 +155,18 @@ class Scorer:
         self.counts.truncated += sum(over > 0 for _, _, over in fitted)
         return _scored(fitted, lambda requests: self._answers(requests, attempt))
 
-    def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding, attempt: Attempt = Attempt()) -> list[str]:
+    def generate(self, prompts: Sequence[tuple[Sequence[int], Decoding]], attempt: Attempt = Attempt()) -> list[str]:
         """What the model writes after each prompt. Prompts that leave no room lose their beginning.
 
         Raises as ``log_probabilities``.
         """
-        room = self._engine.context - decoding.max_tokens
-        if room < 1:
-            raise HalaError(f"{decoding.max_tokens} tokens to write do not fit a context of {self._engine.context}")
-        stop, temperature = list(decoding.stop), decoding.temperature
-        params = {"max_tokens": decoding.max_tokens, "stop": stop, "temperature": temperature} | dict(decoding.params)
-        if temperature > 0:
-            params["seed"] = decoding.seed
-        self.counts.truncated += sum(len(prompt) > room for prompt in prompts)
-        requests = [_Request(tuple(prompt[-room:]), params) for prompt in prompts]
+        requests = []
+        for prompt, decoding in prompts:
+            room = self._engine.context - decoding.max_tokens
+            if room < 1:
+                raise HalaError(f"{decoding.max_tokens} tokens to write do not fit a context of {self._engine.context}")
+            self.counts.truncated += len(prompt) > room
+            requests.append(_Request(tuple(prompt[-room:]), decoding.of_vllm()))
         return [str(text) for text in self._answers(requests, attempt)]
 
     def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> _Fitted:
