@@ -96,7 +96,7 @@ class Planned:
     known: Any = None
 
 
-def cut(
+def cut_items(
     kind: str,
     unit: Unit,
     items: Sequence[Planned],

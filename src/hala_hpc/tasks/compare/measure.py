@@ -108,11 +108,11 @@ def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Dist
     keys = [[(place.text, place.position, place.token) for place in places] for places in (base, other)]
     if keys[0] != keys[1]:
         raise ValueError("the two were not given the same tokens")
+    pairs = list(zip(base, other, strict=True))
     by_text: dict[str, list[tuple[TokenLogprob, TokenLogprob]]] = {}
-    for pair in zip(base, other, strict=True):
+    for pair in pairs:
         by_text.setdefault(pair[0].text, []).append(pair)
-    whole = _difference(list(zip(base, other, strict=True)))
-    return {**whole, "by_text": {text: _difference(pairs) for text, pairs in by_text.items()}}
+    return {**_difference(pairs), "by_text": {text: _difference(some) for text, some in by_text.items()}}
 
 
 def _difference(pairs: Sequence[tuple[TokenLogprob, TokenLogprob]]) -> Distance:

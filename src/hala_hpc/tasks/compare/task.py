@@ -22,8 +22,7 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
 from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Throughput
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
 from hala_hpc.worker.task import NeedsHub
 
 TEXT_TOKENS: Final = "input/texts.json"
@@ -99,7 +98,7 @@ class Compare(ItemTask, NeedsHub):
             item = CompareItem(name=label, model=str(model), weights=digest, bytes=size, base=base)
             items.append(Planned(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
             sources.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
-        return planned("compare", "benchmarks", items, sources, len(tokens), assembled=True, notes=notes)
+        return cut_items("compare", "benchmarks", items, sources, len(tokens), assembled=True, notes=notes)
 
     def models_on_hub(self) -> list[Model]:
         """The models that ``hala prefetch`` has to fetch."""

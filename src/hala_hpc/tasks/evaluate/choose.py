@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from hala_hpc.config.errors import HalaError, did_you_mean
@@ -32,16 +31,19 @@ BASES: Final = ("base", "source")
 
 @dataclass(frozen=True)
 class Answered:
-    """One model's answers to one benchmark: for each task the questions' numbers, ascending, and their scores.
+    """One model's answers to one benchmark: for each task the scores by the questions' numbers, ascending.
 
     ``questions`` is a digest of what was asked (tasks, numbers, choices, right answers): scores are compared question
     by question only where it is the same.
     """
 
     result: Result
-    index: Mapping[str, npt.NDArray[np.int64]]
-    scores: Mapping[str, Scores]
+    by_number: Mapping[str, Mapping[int, float]]
     questions: str
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        return {task: np.array([*scores.values()], np.float64) for task, scores in self.by_number.items()}
 
     @property
     def tasks(self) -> list[Scores]:
@@ -135,16 +137,13 @@ def answered(result: Result) -> Answered:
         raise HalaError(f"{result.folder}: {table.num_rows} samples, {result.questions} in {results.RESULT}")
     rows = sorted(zip(*(table[name].to_pylist() for name in table.column_names), strict=True), key=lambda row: row[:2])
     hashed = hashlib.blake2b(digest_size=16)
-    index: dict[str, list[int]] = {task: [] for task in result.tasks}
-    scores: dict[str, list[float]] = {task: [] for task in result.tasks}
+    by_number: dict[str, dict[int, float]] = {task: {} for task in result.tasks}
     for task, number, choices, gold, score in rows:
         hashed.update(repr((task, number, choices, gold)).encode())
-        if task not in index:
+        if task not in by_number:
             raise HalaError(f"{result.folder}: samples of {task}, which {results.RESULT} does not know")
-        index[task].append(number)
-        scores[task].append(score)
-    arrays = {task: np.asarray(values, np.float64) for task, values in scores.items()}
-    return Answered(result, {task: np.asarray(numbers) for task, numbers in index.items()}, arrays, hashed.hexdigest())
+        by_number[task][number] = score
+    return Answered(result, by_number, hashed.hexdigest())
 
 
 def _labels(by_run: Sequence[tuple[Path, Result]]) -> dict[tuple[Path, str], str]:
@@ -325,15 +324,14 @@ def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
     """The evaluations on the questions that choose, or on the others. Raises HalaError where a benchmark has none."""
 
     def taken(benchmark: str, cell: Answered) -> Answered:
-        scores = {}
-        for task, numbers in cell.index.items():
-            keep = np.array([split.chooses(benchmark, task, int(number)) == chooses for number in numbers], bool)
-            if keep.any():  # a task of few questions may be all on one side
-                scores[task] = cell.scores[task][keep]
-        if not scores:
+        by_number: dict[str, dict[int, float]] = {}
+        for task, scores in cell.by_number.items():
+            part = {number: scores[number] for number in scores if split.chooses(benchmark, task, number) == chooses}
+            by_number |= {task: part} if part else {}  # a task of few questions may be all on one side
+        if not by_number:
             side = "choose by" if chooses else "hold out"
             raise HalaError(f"{benchmark}: too few questions to {side}", "--split all, or another --share or --seed")
-        return replace(cell, scores=scores)
+        return replace(cell, by_number=by_number)
 
     cells = {key: taken(key[1], cell) for key, cell in evaluations.cells.items()}
     return Evaluations(evaluations.models, evaluations.benchmarks, cells, evaluations.base)

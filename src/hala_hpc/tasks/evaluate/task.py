@@ -25,8 +25,7 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items import Item, ItemTask, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, ItemTask, Planned, cut_items
 from hala_hpc.worker.task import NeedsHub
 
 QUESTIONS: Final = 250
@@ -99,7 +98,7 @@ class Evaluate(ItemTask, NeedsHub):
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
                 items.append(Planned(item, path, cost))
-        return planned("evaluate", "benchmarks", items, sources)
+        return cut_items("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:
         return partial(_check, items=facts.items)
@@ -115,8 +114,7 @@ class Evaluate(ItemTask, NeedsHub):
     def data_on_hub(self) -> list[Data]:
         """Datasets of the benchmarks that are not given as folders."""
         settings = self._recipe.task.settings
-        local_names = {name for name, setting in settings.items() if setting.data}
-        fetched = [benchmark for benchmark in self._benchmarks if benchmark.name not in local_names]
+        fetched = [known for known in self._benchmarks if not settings.get(known.name, Setting()).data]
         return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
 
     def _planned(self, benchmark: Benchmark, watch: Watch) -> tuple[int, BenchmarkItem]:

@@ -18,8 +18,7 @@ from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
 from hala_hpc.worker.task import NeedsHub
 
 PAPER_T: Final = 0.5
@@ -107,7 +106,7 @@ class Merge(ItemTask, NeedsHub):
             {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
             for label, model in inputs.items()
         ]
-        return planned("merge", "merges", items, sources)
+        return cut_items("merge", "merges", items, sources)
 
     def models_on_hub(self) -> list[Model]:
         """The models besides the base, which is the recipe's model."""

@@ -23,13 +23,11 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
 from hala_hpc.tasks.quantize import files as quant_files
-from hala_hpc.tasks.quantize import folder as quant_folder
 from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.files import Calibration, Weights
-from hala_hpc.tasks.quantize.folder import PartReport
+from hala_hpc.tasks.quantize.folder import PartReport, assemble, faults
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
 
 WHOLE: Final = "model"
 """Name of the only shard where the whole model is quantized at once."""
@@ -117,12 +115,12 @@ class Quantize(ItemTask):
         sources = [
             {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in files_of
         ]
-        return planned("quantize", "files", list(items), sources, assembled=True, notes=notes)
+        return cut_items("quantize", "files", list(items), sources, assembled=True, notes=notes)
 
     def checker(self, facts: Facts) -> CheckShard:
         def check_shard(shard: Shard, path: Path) -> ShardReport:
             item = cast(QuantizeItem, facts.items[shard.id])
-            problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
+            problems = faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
                 problems += [f"{FINAL}{problem}" for problem in unsound(final)]
@@ -138,7 +136,7 @@ class Quantize(ItemTask):
         """Put the whole model together in RUN/final."""
         shards = [run.shard_output(shard) for shard in range(len(plan))]
         with suppress(FileExistsError), files.whole_directory(run.final) as target:
-            quant_folder.assemble(run.path, target, Path(plan[0].source), shards)
+            assemble(run.path, target, Path(plan[0].source), shards)
 
     def _refuse(self, tensors: list[Tensor], ignore: list[str]) -> None:
         if misfits := schemes.misfits(tensors, self._scheme, ignore):

@@ -23,8 +23,7 @@ from hala_hpc.tasks.train.checkpoints import Saved
 from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, Planned, cut_items
 from hala_hpc.worker.task import ITEMS
 
 
@@ -77,7 +76,7 @@ class Export:
         ]
         items = [Planned(dict(entry), self._run) for entry in entries]
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
-        return planned("export", "checkpoints", items, [source])
+        return cut_items("export", "checkpoints", items, [source])
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
