@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
@@ -20,13 +20,6 @@ from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import sources
 from hala_hpc.engines.base import TokenEngine, TokenRequest, outputs_of
 from hala_hpc.models import card
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-
 
 TOKENS: Final = "tokens.parquet"
 RESULT: Final = "result.json"
@@ -118,7 +111,7 @@ def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Dist
 def _difference(pairs: Sequence[tuple[TokenLogprob, TokenLogprob]]) -> Distance:
     import numpy as np
 
-    logs: Floats = np.array([(base.log_probability, other.log_probability) for base, other in pairs])
+    logs = np.array([(base.log_probability, other.log_probability) for base, other in pairs], np.float64)
     change = logs[:, 1] - logs[:, 0]
     worst = int(np.abs(change).argmax())
     return {

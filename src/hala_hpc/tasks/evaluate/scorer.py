@@ -41,14 +41,13 @@ class Scored:
 class Attempt:
     """How one attempt at a benchmark is run.
 
-    ``kept`` is the folder of its answers, where the next attempt finds them; None: they stay in memory. Each is written
-    within ``flush_seconds``. ``check_stop`` raises where the attempt must end, ``tell`` is called with its progress.
+    ``kept`` is the folder of its answers, where the next attempt finds them; None: they stay in memory. ``check_stop``
+    raises where the attempt must end, ``tell`` is called with its progress.
     """
 
     kept: Path | None = None
     check_stop: Callable[[], None] = lambda: None
     tell: Callable[[str], None] = lambda _: None
-    flush_seconds: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class Scorer:
 
     def _answers(self, requests: Sequence[_Request], attempt: Attempt) -> list[Any]:
         """Answers in the order of ``requests``; equal ones are asked once. The engine is kept full throughout."""
-        keys, kept = [request.key for request in requests], Answers(attempt.kept, attempt.flush_seconds)
+        keys, kept = [request.key for request in requests], Answers(attempt.kept, self._recipe.run.flush_seconds)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.counts.remembered += len(set(keys)) - len(missing)
         handed_in = (TokenRequest(key, list(request.tokens), request.params) for key, request in missing.items())

@@ -160,7 +160,7 @@ class Work:
             raise HalaError(
                 f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
             )
-        attempt = Attempt(item.kept, item.check_stop, item.tell, self._recipe.run.flush_seconds)
+        attempt = Attempt(item.kept, item.check_stop, item.tell)
         scorer = self._scorer_of(Path(benchmark["path"]), benchmark["weights"], attempt)
         # Imported after the engine has started, for a harness imports torch; it keeps what it has found of its tasks.
         harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))

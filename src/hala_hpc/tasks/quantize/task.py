@@ -111,11 +111,11 @@ class Quantize(ItemTask):
             _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
         digests = dict(zip(files_of, in_threads(location.digest_of_weights, files_of), strict=True))
-        items = plan_items(self._groups(tensors, config), tensors, source, ignore, digests)
+        items = list(plan_items(self._groups(tensors, config), source, ignore, digests))
         sources = [
             {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in files_of
         ]
-        return cut_items("quantize", "files", list(items), sources, assembled=True, notes=notes)
+        return cut_items("quantize", "files", items, sources, assembled=True, notes=notes)
 
     def checker(self, facts: Facts) -> CheckShard:
         def check_shard(shard: Shard, path: Path) -> ShardReport:
@@ -148,14 +148,13 @@ class Quantize(ItemTask):
         if not any(schemes.is_quantized(tensor.name, ignore) for tensor in tensors):
             raise HalaError("task.ignore leaves nothing to quantize")
 
-    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[str]]:
+    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """The tensors of each shard, by its name."""
         if self._method == "files":
             return by_file(tensors, self._scheme)
-        names = [tensor.name for tensor in tensors]
-        if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
-            names = [name for name in names if name != "lm_head.weight"]  # stored twice; a loaded model saves it once
-        return {WHOLE: names}
+        if config.get("tie_word_embeddings") and any(tensor.name.endswith("embed_tokens.weight") for tensor in tensors):
+            tensors = [tensor for tensor in tensors if tensor.name != "lm_head.weight"]  # a loaded model saves it once
+        return {WHOLE: tensors}
 
 
 class Quantizing(ItemWork):
@@ -221,30 +220,25 @@ class Quantizing(ItemWork):
 create = Quantize
 
 
-def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:
+def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[Tensor]]:
     """The tensors of each shard, by its file. Weights that share a scale go into the file of the first of them."""
     place = {tensor.name: tensor.path.name for tensor in tensors}
     first = {other: name for name in place for other in schemes.partners(name, scheme) if other in place}
-    groups: dict[str, list[str]] = {file: [] for file in place.values()}
-    for name in place:
-        groups[place[first.get(name, name)]].append(name)
-    return {file: names for file, names in groups.items() if names}  # all of a file's tensors may have gone to others
+    groups: dict[str, list[Tensor]] = {file: [] for file in place.values()}
+    for tensor in tensors:
+        groups[place[first.get(tensor.name, tensor.name)]].append(tensor)
+    return {file: some for file, some in groups.items() if some}  # all of a file's tensors may have gone to others
 
 
 def plan_items(
-    groups: dict[str, list[str]],
-    tensors: Sequence[Tensor],
-    source: Path,
-    ignore: list[str],
-    digests: dict[Path, str],
+    groups: Mapping[str, Sequence[Tensor]], source: Path, ignore: list[str], digests: Mapping[Path, str]
 ) -> Iterator[Planned]:
     """An item of the plan for each group of tensors, with the files that hold them."""
-    by_name = {tensor.name: tensor for tensor in tensors}
-    for name, names in groups.items():
-        paths = sorted(digests if name == WHOLE else {by_name[tensor].path for tensor in names})
-        of_files = {path.name: digests[path] for path in paths}
+    for name, tensors in groups.items():
+        paths = sorted(digests if name == WHOLE else {tensor.path for tensor in tensors})
+        of_files, names = {path.name: digests[path] for path in paths}, [tensor.name for tensor in tensors]
         item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
-        yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
+        yield Planned(dict(item), source, sum(tensor.size for tensor in tensors))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
