@@ -316,9 +316,7 @@ class Guard:
         """Nothing is to be killed any more."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._process.communicate()  # which waits for it, and closes our end
             self._process = None
 
 

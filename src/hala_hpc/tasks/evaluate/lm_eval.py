@@ -175,10 +175,8 @@ def prepare(tasks: Mapping[str, Any], few_shot: int | None, seed: int) -> None:
     np.random.seed(FEWSHOT_SEED + seed)
     for task in tasks.values():
         own = task.get_config("num_fewshot")
-        if few_shot is not None and own != 0:
-            task.set_config(key="num_fewshot", value=few_shot)
-        elif own is None:
-            task.set_config(key="num_fewshot", value=0)
+        is_own = few_shot is None or own == 0
+        task.set_config(key="num_fewshot", value=(own or 0) if is_own else few_shot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED + seed)
 
 

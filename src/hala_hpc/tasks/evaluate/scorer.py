@@ -117,17 +117,10 @@ class Scorer:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._engine = engines.start_for_tokens(recipe)
-        self.counts = Counts()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's, a transformers tokenizer."""
-        return self._engine.tokenizer
-
-    @property
-    def max_length(self) -> int:
+        self.tokenizer: Any = self._engine.tokenizer  # of transformers
+        self.max_length = self._engine.context - 1
         """Most tokens of a context with what follows it; one more is left for vLLM to write."""
-        return self._engine.context - 1
+        self.counts = Counts()
 
     def about(self) -> dict[str, Any]:
         """How the engine was started, for the record of a result."""

@@ -88,16 +88,10 @@ class Evaluate(ItemTask, NeedsHub):
             sources.append({"path": str(path), "original": str(path), "rows": rows, "bytes": size})
             for cost, benchmark in planned_benchmarks:
                 name = f"{label}-{benchmark['benchmark']}"
-                item: dict[str, Any] = {
-                    "name": name,
-                    "model": label,
-                    "path": str(path),
-                    "weights": weights,
-                    **benchmark,
-                }
+                item = BenchmarkItem(name=name, model=label, path=str(path), weights=weights, **benchmark)
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
-                items.append(Planned(item, path, cost))
+                items.append(Planned(dict(item), path, cost))
         return cut_items("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:

@@ -97,9 +97,8 @@ def check_count(name: str, method: Method, others: int, has_base: bool) -> None:
         raise HalaError(f"task.models: {others} models, where {name} takes {wanted} besides model.name")
 
 
-def check_parameters(where: str, names: Iterable[str], valid: Iterable[str]) -> None:
+def check_parameters(where: str, names: Iterable[str], valid: Sequence[str]) -> None:
     """Raises HalaError for a parameter that the method does not have."""
-    valid = tuple(valid)
     if wrong := next((name for name in names if name not in valid), None):
         raise HalaError(f"{where}: no parameter '{wrong}'", did_you_mean(wrong, valid))
 
@@ -134,11 +133,7 @@ def combinations(
     HalaError : a value that is not a list, a filter of another form, two combinations of one name.
     """
     for axis, values in grid.items():
-        if (
-            not isinstance(values, list)
-            or not values
-            or not all(isinstance(value, int | float | str) for value in values)
-        ):
+        if not (isinstance(values, list) and values and all(isinstance(value, int | float | str) for value in values)):
             raise HalaError(f"task.grid.{axis}: a list of values is wanted, not {values!r}", "for example [0.3, 0.7]")
     axes = [[(axis, value) for value in values] for axis, values in grid.items()]
     weights = list(_weights(t, filters)) or [Combination("", {}, {})]

@@ -170,8 +170,7 @@ def _is_same(source: Any, written: Any) -> bool:
 
     if (source.dtype, source.shape) != (written.dtype, written.shape):
         return False
-    flat = [tensor.contiguous().view(-1).view(torch.uint8).split(ELEMENTS) for tensor in (source, written)]
-    return all(torch.equal(*pieces) for pieces in zip(*flat, strict=True))
+    return bool(torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (source, written))))
 
 
 def _relative_error(weight: Any, restored: Any) -> float:
