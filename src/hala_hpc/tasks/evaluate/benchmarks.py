@@ -51,7 +51,7 @@ class Benchmark:
     configs: tuple[str | None, ...] = ()
     columns: tuple[str, ...] = ()
     questions: int = 0
-    options: HarnessOptions = field(default_factory=lambda: HarnessOptions())
+    options: HarnessOptions = field(default_factory=HarnessOptions)
 
 
 class BenchmarkItem(TypedDict):

@@ -14,8 +14,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge import merging as merge_folder
-from hala_hpc.tasks.merge import methods
+from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
 from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
@@ -114,7 +113,7 @@ class Merge(ItemTask, NeedsHub):
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return merge_folder.check_merge
+        return merging.check_merge
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Merging":
         del plan
@@ -198,15 +197,15 @@ class Merging(ItemWork):
         job = MergeJob(config, inputs, tensors, dtype, planned["device"], planned["seed"], donor, vocabulary)
         parameters = merge(job, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
         rows = vocabulary.rows if vocabulary is not None else None
-        merge_folder.copy_files(base.folder, donor.folder, dtype, item.place, rows)
+        merging.copy_files(base.folder, donor.folder, dtype, item.place, rows)
         item.tell("comparing the models")
         alike = {label: self._alike(base, model, list(parameters), item) for label, model in others.items()}
         item.tell("checking")
         merged = {name: tensors[name] for name in parameters}
-        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, merged, item.check_stop), 8)):
+        if faults := list(itertools.islice(merging.faults(item.place, donor.folder, merged, item.check_stop), 8)):
             raise HalaError(f"the merged model is not sound: {'; '.join(faults)}")
-        report = merge_folder.report_of(planned, tensors, parameters, alike)
-        merge_folder.finish(self._run, item.place, report, item.check_stop)
+        report = merging.report_of(planned, tensors, parameters, alike)
+        merging.finish(self._run, item.place, report, item.check_stop)
         return dict(report["summary"])
 
     def _input(self, label: str, model: ModelEntry, item: Item) -> Input:
@@ -255,5 +254,5 @@ def _donor(label: str | None, inputs: Mapping[str, Input]) -> str:
         if label not in inputs:
             raise HalaError(f"task.files_from: no model '{label}'", f"valid: {', '.join(inputs)}")
         return label
-    has_template = (label for label, model in inputs.items() if merge_folder.template_of(model.folder) is not None)
+    has_template = (label for label, model in inputs.items() if merging.template_of(model.folder) is not None)
     return next(has_template, BASE)
