@@ -91,6 +91,7 @@ class ByHand:
 
 def inner(folder: Path, questions: int, times: int) -> None:
     """In the serve environment."""
+    from hala_hpc.config.schema import Model, Recipe
     from hala_hpc.engines import vllm
     from hala_hpc.tasks.evaluate.scorer import Scorer
 
@@ -103,7 +104,7 @@ def inner(folder: Path, questions: int, times: int) -> None:
     )
 
     def engine() -> Any:
-        return Scorer(folder / "model", options)
+        return Scorer(Recipe("bench", None, engine=options, model=Model(str(folder / "model"))))
 
     scorer = engine()
     by_hand = ByHand(scorer)

@@ -5,11 +5,12 @@ that the open sections of a recipe name by their ``kind``.
 import difflib
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import Final, TypeVar
 
 
 class HalaError(Exception):
@@ -46,6 +47,15 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error; its class where it says nothing."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
+_PART_OF_A_FOLDER: Final = re.compile(r"[\w-][\w.-]{0,99}")
+
+
+def refuse_odd_name(where: str, name: str, what: str) -> None:
+    """Raises HalaError for a name that cannot become part of a folder's; ``what`` it should be: a label."""
+    if not _PART_OF_A_FOLDER.fullmatch(name):
+        raise HalaError(f"{where}: {name!r} cannot be {what}", "letters, digits, -, _ and .; no . in front")
 
 
 T = TypeVar("T")

@@ -42,11 +42,17 @@ class Data:
 
 
 @dataclass
-class Model:
-    """The model that an engine loads: a folder or a name on the hub."""
+class NamedModel:
+    """A model: a folder, a finished run, or a name on the hub."""
 
     name: str = field(default="", metadata=HUB_OR_PATH)
     revision: str | None = None
+
+
+@dataclass
+class Model(NamedModel):
+    """The model that an engine loads."""
+
     tokenizer: str | None = field(default=None, metadata=HUB_OR_PATH)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for the template: {enable_thinking: false}
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says

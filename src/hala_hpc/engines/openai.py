@@ -156,6 +156,5 @@ def check(recipe: Recipe) -> None:
         raise HalaError(f"engine.patience_seconds: {recipe.engine.patience_seconds}: must be at least 0")
 
 
-def start(recipe: Recipe) -> OpenAI:
-    """Connect; nothing is sent yet."""
-    return OpenAI(recipe)
+start = OpenAI
+"""Connects; nothing is sent yet."""

@@ -85,19 +85,16 @@ class Encoder:
 
     def encode(self, request: Request) -> Prompt:
         """Raises whatever a chat template does."""
-        words = self._words
+        words, is_bare = self._words, isinstance(request.prompt, str)
         start, end = request.span or (0, len(request.last))
-        is_escaped = words is not None and words.held(request.last[start:end])
-        if is_escaped and words is not None:
-            request = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
-        text = self._rendered(request)
-        is_bare = isinstance(request.prompt, str)
         # The template writes the special tokens itself: adding them again would give two beginnings of text.
-        if is_escaped and words is not None:
-            ids = words.encode(text, add_special_tokens=is_bare).ids
-        else:
+        if words is None or not words.held(request.last[start:end]):
+            text = self._rendered(request)
             ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
-        return Prompt(ids, is_escaped, prompts.is_opened(text))
+            return Prompt(ids, opened=prompts.is_opened(text))
+        hidden = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
+        text = self._rendered(hidden)
+        return Prompt(words.encode(text, add_special_tokens=is_bare).ids, True, prompts.is_opened(text))
 
     def without_special(self, text: str) -> str:
         """A text in which control tokens were written out, with no others left than marks of thoughts."""
@@ -161,10 +158,10 @@ class Vllm:
             self._refused.append(Completion(id, error=problem if tokens else "bad prompt: empty"))
             return
         try:
-            self._engine.add_request(id, {"prompt_token_ids": tokens}, self._params(request, room))
+            self._add(id, tokens, self._params(request, room))
             self._prompts[id] = prompt
-        except self._died as error:
-            raise EngineDied(str(error)) from error
+        except EngineDied:
+            raise
         except Exception as error:  # noqa: BLE001 (vLLM has its own classes for what it does not like in a request)
             self._refused.append(Completion(id, error=f"bad request: {error}"))
 
@@ -174,10 +171,7 @@ class Vllm:
 
     def ask(self, request: TokenRequest) -> None:
         params = {"temperature": 0.0, "output_kind": self._final_only} | request.params
-        try:
-            self._engine.add_request(request.id, {"prompt_token_ids": request.tokens}, self._make_params(**params))
-        except self._died as error:
-            raise EngineDied(str(error)) from error
+        self._add(request.id, request.tokens, self._make_params(**params))
 
     def abort(self, ids: list[str]) -> None:
         with contextlib.suppress(self._died):
@@ -186,11 +180,8 @@ class Vllm:
     def outputs(self, seconds: float) -> list[Any]:
         if not self._engine.has_unfinished_requests() or not self._has_output(seconds):
             return []
-        try:
-            outputs = self._engine.step()
-        except self._died as error:
-            raise EngineDied(str(error)) from error
-        return [output for output in outputs if output.finished]
+        with self._death_told():
+            return [output for output in self._engine.step() if output.finished]
 
     def close(self) -> None:
         # The engine's own process would otherwise outlive an exception that holds a reference to it.
@@ -201,6 +192,17 @@ class Vllm:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
+
+    def _add(self, id: str, tokens: list[int], params: Any) -> None:
+        with self._death_told():
+            self._engine.add_request(id, {"prompt_token_ids": tokens}, params)
+
+    @contextlib.contextmanager
+    def _death_told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._died as error:
+            raise EngineDied(str(error)) from error
 
     def _has_output(self, seconds: float) -> bool:
         """Wait for the engine's next output. Raises EngineDied.
@@ -259,9 +261,8 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def start(recipe: Recipe) -> Vllm:
-    """Load the model. Takes minutes for a large one."""
-    return Vllm(recipe)
+start = Vllm
+"""Loads the model, which takes minutes for a large one."""
 
 
 def arguments(recipe: Recipe) -> dict[str, Any]:
@@ -315,9 +316,7 @@ class Guard:
         """Nothing is to be killed any more."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._process.communicate()  # which waits for it, and closes our end
             self._process = None
 
 

@@ -4,7 +4,8 @@ import json
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ def provenance(run: Path, packages: Sequence[str]) -> dict[str, Any]:
         "base_model": without_folders(base),
         "base_is_local": is_local(base),
         "base_revision": recipe["model"]["revision"],
-        "versions": {"hala_hpc": __version__, "python": platform.python_version()} | dict(_versions(packages)),
+        "versions": {"hala_hpc": __version__, "python": platform.python_version()} | versions(packages),
         "recipe": without_folders({section: recipe[section] for section in PUBLISHED}),
     }
 
@@ -120,9 +121,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those packages that are installed."""
+    installed: dict[str, str] = {}
     for name in packages:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed

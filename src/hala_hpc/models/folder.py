@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models.location import INDEX, SINGLE
 from hala_hpc.models.safetensors_file import Unreadable, not_finite, tensors_of
-from hala_hpc.run.digests import CARD, changed, digest_of
+from hala_hpc.run.digests import CARD, FileFacts, changed, digest_of
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 
@@ -34,10 +34,10 @@ def require_files(label: str, folder: Path) -> None:
 def check_model(shard: Shard, path: Path) -> ShardReport:
     """Check a published model against what its export recorded (``run.verify``'s checker of a training)."""
     del shard
-    return report(unsound(path))
+    return item_report(unsound(path))
 
 
-def report(problems: Iterable[str]) -> ShardReport:
+def item_report(problems: Iterable[str]) -> ShardReport:
     """The report of a shard that is one item: done where there are no problems."""
     problems = tuple(problems)
     return ShardReport(done=0 if problems else 1, problems=problems)
@@ -59,7 +59,7 @@ def unsound(folder: Path) -> list[str]:
         try:
             tensors = tensors_of(folder / name)
             stored += [tensor.name for tensor in tensors]
-            faults += [f"{name}: {tensor} is not finite" for tensor in not_finite(folder / name, tensors)]
+            faults += [f"{name}: {tensor} is not finite" for tensor in not_finite(tensors)]
         except (OSError, Unreadable) as error:
             faults.append(f"{name}: {error}")
     return faults + _index_faults(folder, stored)
@@ -68,7 +68,7 @@ def unsound(folder: Path) -> list[str]:
 def _index_faults(folder: Path, stored: list[str]) -> list[str]:
     """Whether every tensor is stored once, and the index lists exactly those."""
     faults = [f"{name} is stored twice" for name, times in sorted(Counter(stored).items()) if times > 1]
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         try:
             listed = set(json.loads(index.read_text("utf-8"))["weight_map"])
@@ -84,13 +84,6 @@ def _index_faults(folder: Path, stored: list[str]) -> list[str]:
 REPORT: Final = "report.json"
 """In the model folder: what became of each tensor."""
 TEMPLATES: Final = "additional_chat_templates"
-
-
-class FileFacts(TypedDict):
-    """Size and digest of a file as it was written (``run.digests.changed`` compares them)."""
-
-    bytes: int
-    blake2b: str
 
 
 def describe(path: Path, check_stop: Callable[[], None] = lambda: None) -> FileFacts:
@@ -128,7 +121,7 @@ def write_index(folder: Path) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def finish(
+def finish_model(
     folder: Path,
     record: Mapping[str, Any],
     render: Callable[[Mapping[str, Any]], str],

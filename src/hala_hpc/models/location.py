@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.models.safetensors_file import Unreadable, digest_of_finite, tensors_of
+from hala_hpc.config.schema import NamedModel
+from hala_hpc.models.safetensors_file import Tensor, Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of
 from hala_hpc.run.layout import GRID, RunDirectory
@@ -21,8 +22,6 @@ SINGLE: Final = "model.safetensors"
 TEXTS: Final = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files besides the weights that decide what a model says: configuration, tokenizer, template."""
 AGAIN: Final = "download the model again: an interrupted download goes on"
-LABEL: Final = re.compile(r"[\w-][\w.-]{0,79}")
-"""It becomes part of a folder's name."""
 NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
 
 
@@ -60,19 +59,6 @@ def locate_one(name: str, revision: str | None = None) -> Path:
     return next(iter(models.values()))
 
 
-class NamedModel(Protocol):
-    """A model as a recipe's section names it."""
-
-    name: str
-    revision: str | None
-
-
-def refuse_odd(labels: Iterable[str]) -> None:
-    """Raises HalaError for what cannot be a label of a model."""
-    if odd := [label for label in labels if not LABEL.fullmatch(label)]:
-        raise HalaError(f"task.models: {odd[0]!r} cannot be a label", "letters, digits, -, _ and .; no . in front")
-
-
 def labelled(models: Mapping[str, NamedModel]) -> dict[str, tuple[str, Path]]:
     """The folders of ``task.models`` with their keys there, by label: KEY, or KEY-PART of several models in a run.
 
@@ -97,8 +83,8 @@ def config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def weights(folder: Path) -> list[Path]:
-    """The safetensors files of a model, by name.
+def weights(folder: Path) -> dict[Path, list[Tensor]]:
+    """The safetensors files of a model, by name, with their tensors.
 
     Raises HalaError where files are missing, or one is cut short or lacks a tensor that the index says it holds. Only
     headers are read.
@@ -107,21 +93,20 @@ def weights(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             places: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
-            files = [folder / name for name in sorted(set(places.values()))]
+            paths = [folder / name for name in sorted(set(places.values()))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HalaError(f"{index} cannot be read: {error}", AGAIN) from error
     elif (folder / SINGLE).is_file():
-        places, files = {}, [folder / SINGLE]
+        places, paths = {}, [folder / SINGLE]
     else:
         raise HalaError(f"{folder}: no {SINGLE} and no {INDEX}", "only models in safetensors files are read")
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise HalaError(f"{folder}: {len(missing)} of {len(files)} weights files are missing, e.g. {missing[0]}", AGAIN)
-    stored: set[tuple[str, str]] = set()
-    for file in files:
-        try:
-            stored.update((tensor.name, file.name) for tensor in tensors_of(file))
-        except (OSError, Unreadable) as error:
-            raise HalaError(f"{file}: {error}", AGAIN) from error
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise HalaError(f"{folder}: {len(missing)} of {len(paths)} weights files are missing, e.g. {missing[0]}", AGAIN)
+    files: dict[Path, list[Tensor]] = {}
+    for path in paths:
+        with _whole(path):
+            files[path] = tensors_of(path)
+    stored = {(tensor.name, tensor.path.name) for tensors in files.values() for tensor in tensors}
     if lost := sorted(places.items() - stored):
         raise HalaError(f"{folder}: {plural(len(lost), 'tensor')} of the index not there, e.g. {lost[0][0]}", AGAIN)
     return files
@@ -135,13 +120,24 @@ def sound_digest(folder: Path, count: Callable[[int], None] = lambda _: None) ->
 def refuse_changed(folder: Path, planned: str, check_stop: Callable[[], None]) -> None:
     """Raises HalaError where the ``digest`` of a model is not the planned one. ``check_stop`` may raise."""
     if digest(folder, lambda _: check_stop()) != planned:
-        raise HalaError(f"{folder} changed since the run was planned", "plan a new run")
+        raise changed(folder)
+
+
+def changed(path: Path) -> HalaError:
+    """The refusal of a model, or a file of it, that is not what a run was planned with."""
+    return HalaError(f"{path} changed since the run was planned", "plan a new run: no result fits two models")
 
 
 def digest_of_weights(path: Path) -> str:
     """Digest of one file of weights that are all finite. Raises HalaError naming file and tensor."""
-    try:
+    with _whole(path):
         return digest_of_finite(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, Unreadable) as error:
         raise HalaError(f"{path}: {error}", AGAIN) from error
 

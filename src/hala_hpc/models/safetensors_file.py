@@ -5,11 +5,11 @@ import ctypes
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from hala_hpc.config.errors import plural
 
@@ -53,37 +53,14 @@ class Unreadable(ValueError):
     """A weights file that is not a whole safetensors file."""
 
 
-class Tensors(Mapping[str, Any]):
-    """Tensors in some safetensors files, by name, as torch's, which has to be installed.
+@contextmanager
+def open_tensors(*paths: Path) -> Iterator[Mapping[str, Any]]:
+    """Some safetensors files, open, by the names of their tensors: ``[name].get_tensor(name)`` maps one as torch's."""
+    from safetensors import safe_open
 
-    A context: the files stay open in it. Each tensor is mapped when it is read.
-    """
-
-    def __init__(self, *files: Path) -> None:
-        self._files = files
-        self._opened: dict[str, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "Tensors":
-        from safetensors import safe_open
-
-        for path in self._files:
-            file = self._stack.enter_context(safe_open(path, "pt"))
-            self._opened |= dict.fromkeys(file.keys(), file)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.clear()
-        self._stack.close()
-
-    def __getitem__(self, name: str) -> Any:
-        return self._opened[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._opened)
-
-    def __len__(self) -> int:
-        return len(self._opened)
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
 
 def tensors_of(path: Path) -> list[Tensor]:
@@ -119,13 +96,11 @@ def tensors_of(path: Path) -> list[Tensor]:
     return tensors
 
 
-def not_finite(path: Path, tensors: list[Tensor]) -> Iterator[str]:
+def not_finite(tensors: Iterable[Tensor]) -> Iterator[str]:
     """Names of the tensors with a NaN or an infinity."""
-    with path.open("rb") as file:
-        for tensor in tensors:
-            file.seek(tensor.begin)
-            if not all(_is_finite(piece, tensor.dtype) for piece in _pieces(file, tensor)):
-                yield tensor.name
+    for tensor in tensors:
+        if not all(_is_finite(piece, tensor.dtype) for piece in pieces(tensor)):
+            yield tensor.name
 
 
 def digest_of_finite(path: Path) -> str:
@@ -137,25 +112,25 @@ def digest_of_finite(path: Path) -> str:
     faulty = set()
     with path.open("rb") as file:
         hashed.update(file.read(tensors[0].begin if tensors else -1))
-        for tensor in tensors:  # in the order of their bytes, which leave no gap
-            for piece in _pieces(file, tensor):
-                hashed.update(piece)
-                if not _is_finite(piece, tensor.dtype):
-                    faulty.add(tensor.name)
+    for tensor in tensors:  # in the order of their bytes, which leave no gap
+        for piece in pieces(tensor):
+            hashed.update(piece)
+            if not _is_finite(piece, tensor.dtype):
+                faulty.add(tensor.name)
     if faulty:
         raise Unreadable(f"NaN or infinity in {plural(len(faulty), 'tensor')}, e.g. {min(faulty)}")
     return hashed.hexdigest()
 
 
-def _pieces(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
-    """The bytes of a tensor, where the file is at its begin."""
-    left = tensor.size
-    while left:
-        piece = file.read(min(CHUNK, left))
-        if not piece:
-            raise Unreadable(f"{tensor.name}: the file ends in it")
-        left -= len(piece)
-        yield piece
+def pieces(tensor: Tensor) -> Iterator[bytes]:
+    """The bytes of a tensor, CHUNK at a time. Raises Unreadable where its file ends before."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.begin)
+        for at in range(0, tensor.size, CHUNK):
+            piece = file.read(size := min(CHUNK, tensor.size - at))
+            if len(piece) < size:
+                raise Unreadable(f"{tensor.name}: the file ends in it")
+            yield piece
 
 
 def _is_finite(piece: bytes, dtype: str) -> bool:

@@ -31,7 +31,7 @@ def write(folder: Path, known: Mapping[str, str] | None = None) -> None:
     known = known or {}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in (folder / NAME, folder / CARD))
     names = [path.relative_to(folder).as_posix() for path in paths]
-    digests = _in_threads(lambda name: known.get(name) or digest_of(folder / name), names)
+    digests = in_threads(lambda name: known.get(name) or digest_of(folder / name), names)
     listed: dict[str, FileFacts] = {
         name: {"bytes": path.stat().st_size, "blake2b": digest}
         for name, path, digest in zip(names, paths, digests, strict=True)
@@ -50,7 +50,7 @@ def faults(folder: Path) -> list[str] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{NAME} cannot be read: {type(error).__name__}: {error}"]
-    return list(filter(None, _in_threads(lambda item: changed(folder / item[0], item[1]), listed.items())))
+    return list(filter(None, in_threads(lambda item: changed(folder / item[0], item[1]), listed.items())))
 
 
 def folders(path: Path) -> list[Path]:
@@ -84,7 +84,8 @@ def digest_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
     return hashed.hexdigest()
 
 
-def _in_threads(function: Callable[[Item], str], items: Collection[Item]) -> list[str]:
+def in_threads(function: Callable[[Item], str], items: Collection[Item]) -> list[str]:
+    """What a function, such as ``digest_of``, gives for each item, in their order: several files are read at once."""
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
         return list(threads.map(function, items))
 

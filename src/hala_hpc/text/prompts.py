@@ -19,13 +19,11 @@ def problem_of(template: str) -> str | None:
     return None if count == 1 else f"holds {TEXT} {count} times, it must hold it once"
 
 
-def render(template: str, text: str, **words: str) -> str:
-    """Fill ``{text}`` and the named words into a template; braces anywhere else, also in the text, mean nothing."""
-    return place(template, text, **words)[0]
+def render(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
+    """A template with ``{text}`` and the named words filled in, and from where to where the text stands in it.
 
-
-def place(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
-    """``render``, and from where to where the text stands in the result."""
+    Braces anywhere else, also in the text, mean nothing.
+    """
     before, after = (_filled(part, words) for part in template.split(TEXT))
     return f"{before}{text}{after}", (len(before), len(before) + len(text))
 
@@ -105,11 +103,7 @@ class ControlWords:
 
     def held(self, value: Any) -> bool:
         """Whether a text, or any text of a list or mapping, has such a word."""
-        if isinstance(value, str):
-            return self._found_in_data.search(value) is not None
-        if isinstance(value, Mapping):
-            return any(self.held(key) or self.held(item) for key, item in value.items())
-        return isinstance(value, list | tuple) and any(map(self.held, value))
+        return bool(self.hide(value) != value)
 
     def hide(self, value: Any) -> Any:
         """The same value with the words in its texts, however deep, put under other names; for ``encode``."""
@@ -117,7 +111,7 @@ class ControlWords:
             return self._found_in_data.sub(lambda word: f"{self._nonce}w{self._ids[word[0]]}e", value)
         if isinstance(value, Mapping):
             return {self.hide(key): self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
+        return type(value)(map(self.hide, value)) if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:
         """A text as it was before its words were hidden."""

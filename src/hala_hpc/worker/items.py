@@ -8,8 +8,9 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from hala_hpc.config.errors import HalaError
@@ -21,7 +22,7 @@ from hala_hpc.run.files import remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
-from hala_hpc.worker.task import Context, Counters, Outcome, Task, say
+from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
 class Stopped(Exception):
@@ -61,20 +62,25 @@ class ItemWork(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of engine and memory. After an item that failed the worker starts a new ``ItemWork``."""
+        """Let go of engine and memory, if any. After an item that failed the worker starts a new ``ItemWork``."""
+        return
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard."""
+    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard. Most leave a folder each."""
+
+    loop: str = ITEMS
+    suffix: str = ""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
         """Start working, in the stage's environment. Nothing heavy before the first item."""
 
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Whatever is left to do when all shards are published: a whole model from its files, for example.
+        """Whatever is left to do when all shards are published, a whole model from its files for example; else nothing.
 
         Several workers may come here at once, and again after a kill: the result must be whole or not there.
         """
+        del run, plan
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,14 @@ class Planned:
     known: Any = None
 
 
-def cut(
+def cut_items(
     kind: str,
     unit: Unit,
     items: Sequence[Planned],
     sources: Sequence[Mapping[str, Any]],
     texts: int = 0,
     assembled: bool = False,
+    notes: Mapping[str, int] = MappingProxyType({}),
 ) -> Cut:
     """A plan of a shard an item, in their order. Raises HalaError for two items of one name."""
     names = [str(item.asked["name"]) for item in items]
@@ -108,11 +115,9 @@ def cut(
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    entries = [dict(item.asked) for item in items]
-    facts = Facts(
-        "", len(items), texts, 0, total, list(map(dict, sources)), unit=unit, items=entries, assembled=assembled
-    )
-    return Cut(shards, facts)
+    read, entries = list(map(dict, sources)), [dict(item.asked) for item in items]
+    facts = Facts("", len(items), texts, 0, total, read, notes=dict(notes), unit=unit, items=entries)
+    return Cut(shards, replace(facts, assembled=assembled))
 
 
 MOST_FAILURES = 3

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines import vllm
 from hala_hpc.tasks.evaluate import lighteval, local
 from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE
-from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored, Scorer
+from hala_hpc.tasks.evaluate.scorer import Attempt, Scored, Scorer
 
 LIMIT = 4
 FEW_SHOT = 2
@@ -163,9 +164,10 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
             self.tokens = [list(context) + list(follow) for context, follow in pairs]
             return [Scored(-1.0, False) for _ in pairs]
 
-        def generate(self, prompts: Any, decoding: Decoding, _: Attempt) -> list[str]:
+        def generate(self, prompts: Any, _: Attempt) -> list[str]:
             return [
-                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}" for prompt in prompts
+                f"{tokenizer.decode(prompt[-1])} {decoding.max_tokens} {''.join(decoding.stop)}"
+                for prompt, decoding in prompts
             ]
 
     from lighteval.tasks.requests import Doc
@@ -174,7 +176,7 @@ def two_beginnings(model: str, out: Path) -> dict[str, Any]:
     for chat in (False, True):
         engine = Asked()
         engine.tokenizer = tokenizer  # type: ignore[attr-defined]
-        model_of = lighteval.ScorerModel(engine, chat, None, Attempt())  # type: ignore[arg-type]
+        model_of = lighteval.LightevalScorer(engine, chat, None, Attempt())  # type: ignore[arg-type]
         model_of.loglikelihood([Doc(query="سؤال", choices=["أ", "ب"], gold_index=0)])
         seen["chat" if chat else "plain"] = engine.tokens
         docs = [
@@ -191,7 +193,7 @@ def main(out: Path, bench: Path, *models: str) -> None:
     for model, chat in zip(models, (False, True), strict=True):
         name = Path(model).name
         asked = [asked_of(benchmark, bench, chat) for benchmark in TASKS]
-        scorer = Scorer(Path(model), OPTIONS)
+        scorer = Scorer(Recipe("test", None, engine=OPTIONS, model=Model(model)))
         case = seen[name] = {"ours": {}}
         for each in asked:
             before = scorer.counts.requests

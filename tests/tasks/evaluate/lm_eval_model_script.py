@@ -1,4 +1,4 @@
-"""Runs in the serve environment, without an engine: what ``ScorerModel`` asks of a scorer, as JSON; see the test."""
+"""Runs in the serve environment, without an engine: what ``LmEvalScorer`` asks of a scorer, as JSON; see the test."""
 
 import json
 from dataclasses import asdict
@@ -8,8 +8,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from hala_hpc.tasks.evaluate import lm_eval_model
-from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel, decoding_of
-from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scored
+from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer, decoding_of
+from hala_hpc.tasks.evaluate.scorer import Attempt, Scored
 
 BOS, EOS = "<s>", "</s>"
 
@@ -54,10 +54,10 @@ class Recorder:
         attempt.tell("all")
         return [Scored(-float(len(follow)), len(follow) == 1) for _, follow in pairs]
 
-    def generate(self, prompts: Any, decoding: Decoding, attempt: Attempt) -> list[str]:
+    def generate(self, prompts: Any, attempt: Attempt) -> list[str]:
         attempt.check_stop()
-        self.generated.append([[list(prompt) for prompt in prompts], asdict(decoding)])
-        return [f"{chr(prompt[-1])} said\nmore" for prompt in prompts]
+        self.generated.append([[list(prompt), asdict(decoding)] for prompt, decoding in prompts])
+        return [f"{chr(prompt[-1])} said\nmore" for prompt, _ in prompts]
 
 
 def request(*args: object) -> Any:
@@ -66,7 +66,7 @@ def request(*args: object) -> Any:
 
 def main() -> None:
     scorer, said = Recorder(), list[str]()
-    model = ScorerModel(scorer, Attempt(tell=said.append), seed=7)  # type: ignore[arg-type]
+    model = LmEvalScorer(scorer, Attempt(tell=said.append), seed=7)  # type: ignore[arg-type]
     seen: dict[str, Any] = {"name": model.tokenizer_name}
 
     choices = [("ab ", "c"), ("ab ", "d"), ("", "xy"), ("", f"{BOS}z"), (f"{BOS}ab", "c")]

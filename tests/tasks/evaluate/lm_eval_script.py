@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.engines.vllm import Options
+from hala_hpc.models import card
 from hala_hpc.tasks.evaluate import benchmarks, lm_eval
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
 
@@ -78,9 +80,9 @@ def reference(model: Any, one: dict[str, Any]) -> dict[str, Any]:
 
 def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Through our harness and one engine."""
-    from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel
+    from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
 
-    scorer = Scorer(model, ENGINE)
+    scorer = Scorer(Recipe("test", None, engine=ENGINE, model=Model(str(model))))
     kept = folder / "kept" / model.name
     found = {}
     for name, one in chosen.items():
@@ -93,8 +95,8 @@ def ask(model: Path, folder: Path, chosen: dict[str, dict[str, Any]]) -> dict[st
         "repeated": [asdict(sample) for sample in again] == found["texts"],
         "asked_again": scorer.counts.requests - before,
         "refused": dict(refused(scorer, folder, kept)) if len(chosen) > len(BRIEF) else {},
-        "rolling": rolling(ScorerModel(scorer, Attempt())),
-        "versions": lm_eval.versions(),
+        "rolling": rolling(LmEvalScorer(scorer, Attempt())),
+        "versions": card.versions(lm_eval.PACKAGES),
     }
     scorer.close()
     return told

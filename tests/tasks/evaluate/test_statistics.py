@@ -32,7 +32,7 @@ def exact_p(gaps: list[float], weights: list[float]) -> float:
 def test_averages_are_of_tasks_then_of_benchmarks() -> None:
     one, other = np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0])
     third = np.array([0.0, 1.0, 1.0])
-    mean = statistics.average([[one, other], [third]])
+    mean = statistics.compare([[one, other], [third]], [[0 * one, 0 * other], [0 * third]])
     assert mean.value == pytest.approx(((1 / 4 + 1) / 2 + 2 / 3) / 2)
     assert mean.questions == 9
     errors = [math.sqrt(3 / 16 * 4 / 3 / 4), 0.0, math.sqrt(2 / 9 * 3 / 2 / 3)]

@@ -19,6 +19,7 @@ from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.models import location
 from hala_hpc.pipeline.planning import plan_run
 from hala_hpc.run import manifest
+from hala_hpc.run.manifest import Shard
 from hala_hpc.tasks.merge import inputs
 from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge.merging import check_merge
@@ -174,6 +175,14 @@ def test_merges_over_t_are_slerp_tensor_by_tensor(worked: Path, architecture: st
         assert report["summary"]["lerp"] > 0 < report["summary"]["slerp"]
         assert check_merge(manifest.read(run / "manifest.parquet")[0], folder).problems == ()
     assert {path.name for path in published(run)[0].iterdir()} >= {"generation_config.json", "chat_template.jinja"}
+
+
+def test_a_merge_whose_weights_cannot_be_read_is_a_finding_and_no_error(tmp_path: Path) -> None:
+    """Of a run from before folders had lists of digests: else those are looked at first."""
+    (tmp_path / "report.json").write_text('{"tensors": []}')
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    problems = check_merge(Shard(0, "merge", "m", 0, 0, 1, 0, 1, ""), tmp_path).problems
+    assert any("no safetensors header" in problem for problem in problems)
 
 
 @pytest.mark.train

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.config.schema import Data, Model
+from hala_hpc.config.schema import Model
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Watch
+from hala_hpc.data.documents import Kind
 from hala_hpc.tasks.quantize import files
 from tests.data import tokenizer_kinds
 
@@ -24,16 +25,16 @@ def model(tmp_path: Path) -> Model:
     return Model(name=str(tmp_path / "m"))
 
 
-def sampled(tmp_path: Path, model: Model, kind: str, rows: list[dict[str, object]]) -> tuple[list[str], Counter[str]]:
+def sampled(tmp_path: Path, model: Model, kind: Kind, rows: list[dict[str, object]]) -> tuple[list[str], Counter[str]]:
     """Each sample with its control tokens marked, and what was counted."""
     tokenizer = tokenizer_kinds.byte_level([]).tokenizer
     path, notes = tmp_path / f"{kind}.jsonl", Counter[str]()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = (model, Data(path=[str(path)]), kind, len(rows), 99, tmp_path, Watch(), BadRows(notes=notes))
+    texts = files.Calibration(path=[str(path)], kind=kind, samples=len(rows), length=99)
     special = set(tokenizer.all_special_ids)
     return [
         "".join(f"[{tokenizer.decode(id)}]" if id in special else tokenizer.decode(id) for id in ids)
-        for ids in files.samples(*asked)  # type: ignore[arg-type]
+        for ids in files.samples(model, texts, tmp_path, Watch(), BadRows(notes=notes))
     ], notes
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
@@ -20,13 +20,6 @@ from hala_hpc.data.cut import Watch
 from hala_hpc.data.files import sources
 from hala_hpc.engines.base import TokenEngine, TokenRequest, outputs_of
 from hala_hpc.models import card
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-
 
 TOKENS: Final = "tokens.parquet"
 RESULT: Final = "result.json"
@@ -73,14 +66,10 @@ def write(path: Path, places: Sequence[TokenLogprob]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {
-        "text": pa.array([place.text for place in places], pa.string()),
-        "position": pa.array([place.position for place in places], pa.int64()),
-        "token": pa.array([place.token for place in places], pa.int64()),
-        "log_probability": pa.array([place.log_probability for place in places], pa.float64()),
-        "likely_tokens": pa.array([list(place.likely) for place in places], pa.list_(pa.int64())),
-        "likely": pa.array([list(place.likely.values()) for place in places], pa.list_(pa.float64())),
-    }
+    of_token = ("text", "position", "token", "log_probability")
+    columns = {name: [getattr(place, name) for place in places] for name in of_token}
+    columns["likely_tokens"] = [list(place.likely) for place in places]
+    columns["likely"] = [list(place.likely.values()) for place in places]
     pq.write_table(pa.table(columns), path)
 
 
@@ -112,17 +101,17 @@ def compare(base: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> Dist
     keys = [[(place.text, place.position, place.token) for place in places] for places in (base, other)]
     if keys[0] != keys[1]:
         raise ValueError("the two were not given the same tokens")
+    pairs = list(zip(base, other, strict=True))
     by_text: dict[str, list[tuple[TokenLogprob, TokenLogprob]]] = {}
-    for pair in zip(base, other, strict=True):
+    for pair in pairs:
         by_text.setdefault(pair[0].text, []).append(pair)
-    whole = _difference(list(zip(base, other, strict=True)))
-    return {**whole, "by_text": {text: _difference(pairs) for text, pairs in by_text.items()}}
+    return {**_difference(pairs), "by_text": {text: _difference(some) for text, some in by_text.items()}}
 
 
 def _difference(pairs: Sequence[tuple[TokenLogprob, TokenLogprob]]) -> Distance:
     import numpy as np
 
-    logs: Floats = np.array([(base.log_probability, other.log_probability) for base, other in pairs])
+    logs = np.array([(base.log_probability, other.log_probability) for base, other in pairs], np.float64)
     change = logs[:, 1] - logs[:, 0]
     worst = int(np.abs(change).argmax())
     return {

@@ -4,40 +4,30 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
 from hala_hpc import engines
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.errors import HalaError, refuse_odd_name
+from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
-from hala_hpc.models.folder import REPORT, report, write_json
+from hala_hpc.models.folder import REPORT, item_report, write_json
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
-from hala_hpc.tasks.compare import measure as compare_texts
-from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Speed, Throughput
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Throughput
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
+from hala_hpc.worker.task import NeedsHub
 
 TEXT_TOKENS: Final = "input/texts.json"
 """In the run: the texts, as tokens."""
 TABLE: Final = "report.md"
-
-
-@dataclass
-class Compared:
-    """One of the models: a folder, a finished run, or a name on the hub."""
-
-    name: str = field(default="", metadata=HUB_OR_PATH)
-    revision: str | None = None
 
 
 class CompareItem(TypedDict):
@@ -50,23 +40,12 @@ class CompareItem(TypedDict):
     base: str
 
 
-class ModelResult(TypedDict):
-    """``result.json`` of a shard."""
-
-    name: str
-    weights: str
-    bytes: int
-    throughput: Speed
-    load_seconds: float
-    engine: Mapping[str, Any]
-
-
 @dataclass
 class Options(TaskOptions):
     """The recipe's ``task:`` section for ``kind: compare``. Without ``data`` the project's own texts are used."""
 
     kind: str = "compare"
-    models: dict[str, Compared] = field(default_factory=dict)  # a label for each
+    models: dict[str, NamedModel] = field(default_factory=dict)  # a label for each
     base: str | None = None  # label of the model that the others are compared with; null: the first
     texts: int = 200  # rows of data, where data is given
     length: int = 512  # tokens of a text at most
@@ -74,17 +53,18 @@ class Options(TaskOptions):
     throughput: Throughput = field(default_factory=Throughput)
 
 
-class Compare:
-    """See the module. Models that do not take the same tokens are refused when the run is planned."""
+class Compare(ItemTask, NeedsHub):
+    """See the module. Raises HalaError for invalid options; ``plan`` refuses models that take other tokens."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         options: Options = recipe.task
         if not options.models or any(not model.name for model in options.models.values()):
             raise HalaError("task.models is missing", "task.models.LABEL.name=FOLDER, RUN or ORG/NAME, at least two")
-        location.refuse_odd(options.models)
+        for label in options.models:
+            refuse_odd_name("task.models", label, "a label")
         engines.refuse_without_tokens(recipe)
         numbers = {"texts": options.texts, "length": options.length - 1, "likely": options.likely}
         numbers |= {f"throughput.{key}": value for key, value in asdict(options.throughput).items()}
@@ -106,8 +86,8 @@ class Compare:
         if len(models) < 2 or base not in models:
             raise HalaError(f"task.models: {', '.join(models)}", "two or more, and task.base one of them")
         notes: Counter[str] = Counter()
-        texts = compare_texts.read(self._recipe.data, options.texts, folder, watch, notes)
-        tokens = compare_texts.agreed(models, texts, options.length)
+        texts = measure.read(self._recipe.data, options.texts, folder, watch, notes)
+        tokens = measure.agreed(models, texts, options.length)
         (folder / TEXT_TOKENS).parent.mkdir(exist_ok=True)
         files.write_durably(folder / TEXT_TOKENS, json.dumps(tokens).encode())
         items, sources = [], []
@@ -118,18 +98,14 @@ class Compare:
             item = CompareItem(name=label, model=str(model), weights=digest, bytes=size, base=base)
             items.append(Planned(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
             sources.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
-        cut = planned("compare", "benchmarks", items, sources, texts=len(tokens), assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return cut_items("compare", "benchmarks", items, sources, len(tokens), assembled=True, notes=notes)
 
     def models_on_hub(self) -> list[Model]:
         """The models that ``hala prefetch`` has to fetch."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
-    def data_on_hub(self) -> list[Data]:
-        return []
-
     def checker(self, facts: Facts) -> CheckShard:
-        return lambda shard, path: report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
+        return lambda shard, path: item_report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Comparing":
         del plan
@@ -146,7 +122,7 @@ class Compare:
             digests.write(folder)
 
 
-class Comparing:
+class Comparing(ItemWork):
     """One worker's work: an engine for each model, one after the other."""
 
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
@@ -171,24 +147,19 @@ class Comparing:
         item.place.mkdir()
         measure.write(item.place / TOKENS, places)
         options = {key: value for key, value in asdict(self._recipe.engine).items() if value is not None}
-        result = ModelResult(
-            name=planned["name"],
-            weights=planned["weights"],
-            bytes=planned["bytes"],
-            throughput=speed,
-            load_seconds=round(seconds, 3),
-            engine={"version": version, **options},
-        )
+        result = {
+            "name": planned["name"],
+            "weights": planned["weights"],
+            "bytes": planned["bytes"],
+            "throughput": speed,
+            "load_seconds": round(seconds, 3),
+            "engine": {"version": version, **options},
+        }
         write_json(item.place / RESULT, result)
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-def create(recipe: Recipe) -> Compare:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Compare(recipe)
+create = Compare
 
 
 def _faults(item: CompareItem, shard: Shard, path: Path) -> Iterator[str]:

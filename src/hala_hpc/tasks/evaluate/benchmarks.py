@@ -3,13 +3,12 @@
 Tables are static, because planning happens where the harnesses are not; tests hold them against the harnesses' own.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NotRequired, Protocol, TypedDict, cast
 
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError, did_you_mean, refuse_odd_name
 from hala_hpc.config.schema import PATH, Data
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
@@ -19,7 +18,6 @@ HARNESSES: Final = ("lighteval", "lm_eval")
 LIGHTEVAL_MODULE: Final = "lighteval.tasks.multilingual.tasks.arabic"
 LAST_NUMBER: Final = "flexible-extract"
 """The filter of lm-eval that takes the last number of a text: the published tables have its scores."""
-NAME: Final = re.compile(r"[\w-][\w.-]{0,99}")
 
 
 class HarnessOptions(TypedDict, total=False):
@@ -53,7 +51,7 @@ class Benchmark:
     configs: tuple[str | None, ...] = ()
     columns: tuple[str, ...] = ()
     questions: int = 0
-    options: HarnessOptions = field(default_factory=lambda: HarnessOptions())
+    options: HarnessOptions = field(default_factory=HarnessOptions)
 
 
 class BenchmarkItem(TypedDict):
@@ -84,14 +82,14 @@ class BenchmarkItem(TypedDict):
 class Harness(Protocol):
     """A module that drives one evaluation harness with an engine of ours."""
 
+    PACKAGES: tuple[str, ...]
+    """What the numbers depend on: results name their versions."""
+
     def evaluate(self, scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Sample]:
         """Ask a model one benchmark. Samples come task by task, by index within one.
 
         Raises HalaError for what another attempt would not change: an unknown task, missing data.
         """
-
-    def versions(self) -> dict[str, str]:
-        """Names and versions of what the numbers depend on."""
 
 
 _ARABIC_MMLU: Final = """
@@ -259,14 +257,13 @@ def find(names: Sequence[str], settings: Mapping[str, Setting], task_files: Sequ
 def _with(name: str, setting: Setting, task_files: Sequence[str]) -> Benchmark:
     """A benchmark with the settings that are its harness's business."""
     where = f"task.settings.{name}"
-    if not NAME.fullmatch(name):
-        raise HalaError(f"task.benchmarks: {name!r} cannot be a benchmark's name", "letters, digits, - _ and .")
-    harness = setting.harness or (KNOWN[name].harness if name in KNOWN else "lm_eval")
+    refuse_odd_name("task.benchmarks", name, "a benchmark's name")
+    known = KNOWN.get(name) or Benchmark(name, "lm_eval", (name,))
+    harness = setting.harness or known.harness
     if harness not in HARNESSES:
         raise HalaError(f"{where}.harness: no harness '{harness}'", did_you_mean(harness, HARNESSES))
     refuse_small(where, setting.limit, setting.few_shot)
-    known = KNOWN.get(name)
-    if known is None or known.harness != harness:
+    if known.harness != harness:
         known = Benchmark(name, harness, (name,))
     given = {key: value for key in ("metric", "filter", "module") if (value := getattr(setting, key)) is not None}
     options = cast("HarnessOptions", known.options | given)

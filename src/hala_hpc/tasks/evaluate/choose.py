@@ -8,16 +8,16 @@ the questions, and the other part shows what it is worth.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+import orjson
 
-from hala_hpc.config.errors import HalaError, did_you_mean, known
+from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.results import Result
 from hala_hpc.tasks.evaluate.statistics import NORMAL_95, Difference, Mean, Scores
@@ -31,16 +31,19 @@ BASES: Final = ("base", "source")
 
 @dataclass(frozen=True)
 class Answered:
-    """One model's answers to one benchmark: for each task the questions' numbers, ascending, and their scores.
+    """One model's answers to one benchmark: for each task the scores by the questions' numbers, ascending.
 
     ``questions`` is a digest of what was asked (tasks, numbers, choices, right answers): scores are compared question
     by question only where it is the same.
     """
 
     result: Result
-    index: Mapping[str, npt.NDArray[np.int64]]
-    scores: Mapping[str, Scores]
+    by_number: Mapping[str, Mapping[int, float]]
     questions: str
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        return {task: np.array([*scores.values()], np.float64) for task, scores in self.by_number.items()}
 
     @property
     def tasks(self) -> list[Scores]:
@@ -60,14 +63,11 @@ class Evaluations:
     cells: Mapping[tuple[str, str], Answered]
     base: str
 
-    def has_all(self, model: str) -> bool:
-        return all((model, benchmark) in self.cells for benchmark in self.benchmarks)
-
     def average(self, model: str) -> Mean | None:
         """The mean over all benchmarks; None for a model that lacks one: its mean would be of other things."""
-        if not self.has_all(model):
-            return None
-        return statistics.mean_of([self.cells[model, benchmark].mean for benchmark in self.benchmarks])
+        cells = [self.cells.get((model, benchmark)) for benchmark in self.benchmarks]
+        means = [cell.mean for cell in cells if cell is not None]
+        return statistics.mean_of(means) if len(means) == len(cells) else None
 
     def mean(self, model: str, benchmark: str) -> Mean | None:
         """The mean of one benchmark, or with AVERAGE of all; None where it is missing."""
@@ -137,16 +137,13 @@ def answered(result: Result) -> Answered:
         raise HalaError(f"{result.folder}: {table.num_rows} samples, {result.questions} in {results.RESULT}")
     rows = sorted(zip(*(table[name].to_pylist() for name in table.column_names), strict=True), key=lambda row: row[:2])
     hashed = hashlib.blake2b(digest_size=16)
-    index: dict[str, list[int]] = {task: [] for task in result.tasks}
-    scores: dict[str, list[float]] = {task: [] for task in result.tasks}
+    by_number: dict[str, dict[int, float]] = {task: {} for task in result.tasks}
     for task, number, choices, gold, score in rows:
         hashed.update(repr((task, number, choices, gold)).encode())
-        if task not in index:
+        if task not in by_number:
             raise HalaError(f"{result.folder}: samples of {task}, which {results.RESULT} does not know")
-        index[task].append(number)
-        scores[task].append(score)
-    arrays = {task: np.asarray(values, np.float64) for task, values in scores.items()}
-    return Answered(result, {task: np.asarray(numbers) for task, numbers in index.items()}, arrays, hashed.hexdigest())
+        by_number[task][number] = score
+    return Answered(result, by_number, hashed.hexdigest())
 
 
 def _labels(by_run: Sequence[tuple[Path, Result]]) -> dict[tuple[Path, str], str]:
@@ -327,15 +324,14 @@ def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
     """The evaluations on the questions that choose, or on the others. Raises HalaError where a benchmark has none."""
 
     def taken(benchmark: str, cell: Answered) -> Answered:
-        scores = {}
-        for task, numbers in cell.index.items():
-            keep = np.array([split.chooses(benchmark, task, int(number)) == chooses for number in numbers], bool)
-            if keep.any():  # a task of few questions may be all on one side
-                scores[task] = cell.scores[task][keep]
-        if not scores:
+        by_number: dict[str, dict[int, float]] = {}
+        for task, scores in cell.by_number.items():
+            part = {number: scores[number] for number in scores if split.chooses(benchmark, task, number) == chooses}
+            by_number |= {task: part} if part else {}  # a task of few questions may be all on one side
+        if not by_number:
             side = "choose by" if chooses else "hold out"
             raise HalaError(f"{benchmark}: too few questions to {side}", "--split all, or another --share or --seed")
-        return replace(cell, scores=scores)
+        return replace(cell, by_number=by_number)
 
     cells = {key: taken(key[1], cell) for key, cell in evaluations.cells.items()}
     return Evaluations(evaluations.models, evaluations.benchmarks, cells, evaluations.base)
@@ -343,10 +339,5 @@ def _part(evaluations: Evaluations, split: Split, chooses: bool) -> Evaluations:
 
 def as_json(choice: Choice) -> dict[str, Any]:
     """The fields of a choice; standard errors that are unknown are None."""
-    return {name: _plain(value) for name, value in asdict(choice).items()}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else known(value)
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(choice))  # which writes NaN as null
+    return fields

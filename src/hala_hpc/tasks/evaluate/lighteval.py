@@ -8,7 +8,6 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,11 +27,12 @@ from hala_hpc.tasks.evaluate.benchmarks import ARABIC, LIGHTEVAL_MODULE, Benchma
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Decoding, Scorer
 
+PACKAGES: Final = ("lighteval", "transformers")
 MAX_TOKENS: Final = 256
 """Tokens to write where a question does not say."""
 
 
-class ScorerModel(LightevalModel):  # type: ignore[misc]  # LightEval is not there where mypy runs
+class LightevalScorer(LightevalModel):  # type: ignore[misc]  # LightEval is not there where mypy runs
     """A model of LightEval that asks ``scorer``.
 
     A chat template writes the beginning-of-text token itself, so none is added to it; LightEval's own backends add a
@@ -73,19 +73,13 @@ class ScorerModel(LightevalModel):  # type: ignore[misc]  # LightEval is not the
         return responses
 
     def greedy_until(self, docs: Sequence[Doc]) -> list[ModelResponse]:
-        """Requests of one length and the same stops go together."""
-        texts = [self._prompts.prepare_prompt(doc) for doc in docs]
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for place, doc in enumerate(docs):
+        """Each question may have a length and stops of its own."""
+        texts, prompts = [self._prompts.prepare_prompt(doc) for doc in docs], []
+        for text, doc in zip(texts, docs, strict=True):
             stops = tuple(doc.stop_sequences or ()) if self.add_special_tokens else ()  # a chat has its own end
-            groups.setdefault((doc.generation_size or MAX_TOKENS, stops), []).append(place)
-        responses: dict[int, ModelResponse] = {}
-        for (size, stops), places in groups.items():
-            tokens = [self.tok_encode(texts[place]) for place in places]
-            generated = self._scorer.generate(tokens, Decoding(size, stops), self._attempt)
-            for place, text in zip(places, generated, strict=True):
-                responses[place] = ModelResponse(input=texts[place], text=[text])
-        return [responses[place] for place in range(len(docs))]
+            prompts.append((self.tok_encode(text), Decoding(doc.generation_size or MAX_TOKENS, stops)))
+        written = self._scorer.generate(prompts, self._attempt)
+        return [ModelResponse(input=text, text=[answer]) for text, answer in zip(texts, written, strict=True)]
 
     def loglikelihood_rolling(self, docs: Sequence[Doc]) -> list[ModelResponse]:
         del docs
@@ -100,14 +94,9 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
         attempt.check_stop()
         attempt.tell(f"reading {task.name}")
         questions += ((task, doc) for doc in _docs_of(task, item["limit"]))
-    model = ScorerModel(scorer, bool(item["chat_template"]), item.get("system_prompt"), attempt)
+    model = LightevalScorer(scorer, bool(item["chat_template"]), item.get("system_prompt"), attempt)
     responses = _ask(model, [doc for _, doc in questions])
     return [_sample(task, doc, response) for (task, doc), response in zip(questions, responses, strict=True)]
-
-
-def versions() -> dict[str, str]:
-    """See ``benchmarks.Harness``."""
-    return {name: version(name) for name in ("lighteval", "transformers")}
 
 
 def tasks_of(item: BenchmarkItem) -> list[LightevalTask]:
@@ -152,7 +141,7 @@ def _docs_of(task: LightevalTask, limit: int | None) -> list[Doc]:
         raise HalaError(f"{task.name}: {error}", "`hala prefetch RECIPE`, or a local folder") from error
 
 
-def _ask(model: ScorerModel, docs: Sequence[Doc]) -> list[ModelResponse]:
+def _ask(model: LightevalScorer, docs: Sequence[Doc]) -> list[ModelResponse]:
     """Responses in the order of the questions, all of a kind in one go."""
     methods: dict[SamplingMethod, Callable[[list[Doc]], list[ModelResponse]]] = {
         SamplingMethod.LOGPROBS: model.loglikelihood,

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -22,6 +21,7 @@ from hala_hpc.tasks.evaluate.benchmarks import BenchmarkItem, require_task_files
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
 
+PACKAGES: Final = ("lm_eval", "transformers", "datasets")
 FORMATS: Final = ("csv", "json", "parquet", "text", "arrow")
 """Readers of ``datasets`` that a task names instead of a dataset."""
 MEANS: Final = ("mean", "nanmean")
@@ -36,7 +36,7 @@ Config = Mapping[str, Any]
 """A task file, read."""
 
 
-class Record(TypedDict):
+class HarnessRecord(TypedDict):
     """What is used of the harness's record of one question under one filter; the scores stand beside, by metric."""
 
     doc_id: int
@@ -58,7 +58,7 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: a log is no place for its bars
     from lm_eval import evaluator
 
-    from hala_hpc.tasks.evaluate.lm_eval_model import ScorerModel
+    from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each of a thousand tasks
     options, seed, chat = item["options"], item.get("seed", 0), bool(item["chat_template"])
@@ -70,7 +70,7 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
     attempt.tell("making prompts")
     try:
         records = evaluator.evaluate(
-            lm=ScorerModel(scorer, attempt, seed),
+            lm=LmEvalScorer(scorer, attempt, seed),
             task_dict={"tasks": tasks, "groups": {}},
             limit=item["limit"],
             bootstrap_iters=0,
@@ -86,11 +86,6 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
         for name, task in tasks.items()  # a group's member is named ``group::member``
         for sample in samples_of(name.replace("::", ":"), task, records[name], metric, chosen)
     ]
-
-
-def versions() -> dict[str, str]:
-    """See ``benchmarks.Harness``."""
-    return {name: version(name) for name in ("lm_eval", "transformers", "datasets")}
 
 
 def load(names: Sequence[str], folders: Sequence[str], data: str | None) -> dict[str, Any]:
@@ -180,14 +175,12 @@ def prepare(tasks: Mapping[str, Any], few_shot: int | None, seed: int) -> None:
     np.random.seed(FEWSHOT_SEED + seed)
     for task in tasks.values():
         own = task.get_config("num_fewshot")
-        if few_shot is not None and own != 0:
-            task.set_config(key="num_fewshot", value=few_shot)
-        elif own is None:
-            task.set_config(key="num_fewshot", value=0)
+        is_own = few_shot is None or own == 0
+        task.set_config(key="num_fewshot", value=(own or 0) if is_own else few_shot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED + seed)
 
 
-def samples_of(name: str, task: Any, records: Sequence[Record], metric: str, wanted: str) -> list[Sample]:
+def samples_of(name: str, task: Any, records: Sequence[HarnessRecord], metric: str, wanted: str) -> list[Sample]:
     """Samples of one task by index.
 
     ``metric`` and ``wanted`` name a metric and a filter, '' the task's first. Raises HalaError where the task has no
@@ -210,7 +203,7 @@ def samples_of(name: str, task: Any, records: Sequence[Record], metric: str, wan
     return sorted(samples, key=lambda sample: sample.index)
 
 
-def _metric(name: str, task: Any, records: Sequence[Record], wanted: str) -> str:
+def _metric(name: str, task: Any, records: Sequence[HarnessRecord], wanted: str) -> str:
     aggregations = {key: getattr(function, "__name__", "") for key, function in task.aggregation().items()}
     first = records[0]
     usable = [
@@ -228,7 +221,7 @@ def _metric(name: str, task: Any, records: Sequence[Record], wanted: str) -> str
     return wanted or usable[0]
 
 
-def _sample(task: Any, record: Record, name: str, metric: str, metrics: dict[str, float]) -> Sample:
+def _sample(task: Any, record: HarnessRecord, name: str, metric: str, metrics: dict[str, float]) -> Sample:
     text, target = task.doc_to_text(record["doc"]), record["target"]
     sample = Sample(
         task=name,
@@ -248,7 +241,7 @@ def _sample(task: Any, record: Record, name: str, metric: str, metrics: dict[str
     return replace(sample, log_probabilities=[float(answer[0] if isinstance(answer, tuple | list) else answer)])
 
 
-def _of_choices(task: Any, record: Record, sample: Sample, text: Any) -> Sample:
+def _of_choices(task: Any, record: HarnessRecord, sample: Sample, text: Any) -> Sample:
     choices = [str(choice) for choice in task.doc_to_choice(record["doc"])]
     logprobs = [float(response[0]) for response in record["filtered_resps"][: len(choices)]]
     length = LENGTHS.get(sample.metric)

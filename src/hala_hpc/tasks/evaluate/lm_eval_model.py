@@ -26,20 +26,22 @@ Answer = tuple[float, bool]
 """Log-probability of a continuation, and whether it is the greedy one."""
 
 
-class Request(Protocol):
+class HarnessRequest(Protocol):
     """What is used of the harness's ``Instance``: ``args`` are texts, of a generation the prompt and its settings."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
 
 
-class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there where mypy runs
+class LmEvalScorer(TemplateLM):  # type: ignore[misc]  # the harness is not there where mypy runs
     """A model of the harness that asks ``scorer``. Tokens are made as by the harness's own ``hf`` model."""
 
     def __init__(self, scorer: Scorer, attempt: Attempt, seed: int = 0) -> None:
         super().__init__()
         self.tokenizer, self.max_length = scorer.tokenizer, scorer.max_length
         self._scorer, self._attempt, self._seed = scorer, attempt, seed
+        self._encoded: dict[str, list[int]] = {}  # the texts of a slice
+        self._done = ""  # how far a long list of choices is
 
     @property
     def eot_token_id(self) -> int:
@@ -66,27 +68,21 @@ class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there
         return str(text)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        return self._encode([string], add_special_tokens)[string]
+        encoded = self._encoded.get(string) if add_special_tokens is None else None
+        return encoded or self._encode([string], add_special_tokens)[string]
 
-    def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[Answer]:
+    def loglikelihood(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[Answer]:
         """The harness's own, but with each text encoded once and all of a slice together."""
         del disable_tqdm
         answers: list[Answer] = []
-        for part in _slices([request.args for request in requests]):
-            split = [_moved(*args[:2]) for args in part]
-            texts = [text for context, follow in split if context for text in (context, context + follow)]
-            tokens = self._encode(dict.fromkeys(texts))
-            alone = self._encode(dict.fromkeys(follow for context, follow in split if not context), False)
-            pairs = []
-            for context, follow in split:
-                if context:
-                    pairs.append((tokens[context], tokens[context + follow][len(tokens[context]) :]))
-                elif alone[follow][:1] == [self.prefix_token_id]:
-                    pairs.append((alone[follow][:1], alone[follow][1:]))
-                else:
-                    pairs.append(([self.prefix_token_id], alone[follow]))
-            done = f"{len(answers):,} of {len(requests):,} choices, "
-            answers += self._scored(pairs, done if len(requests) > SLICE else "")
+        for part in _slices(requests):
+            pairs = [request.args[:2] for request in part]
+            # What the harness encodes: it takes spaces at a context's end for the beginning of what follows.
+            texts = [text for context, follow in pairs if context for text in (context.rstrip(), context + follow)]
+            self._encoded = self._encode(dict.fromkeys(texts))
+            self._done = f"{len(answers):,} of {len(requests):,} choices, " if len(requests) > SLICE else ""
+            answers += super().loglikelihood(part, disable_tqdm=True)
+        self._encoded, self._done = {}, ""
         return answers
 
     def _loglikelihood_tokens(
@@ -94,7 +90,7 @@ class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there
     ) -> list[Answer]:
         return self._scored([(context, follow) for _, context, follow in requests])
 
-    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[float]:
         """A text longer than the model's context is read in windows, each token predicted once."""
         del disable_tqdm
         totals = []
@@ -108,26 +104,23 @@ class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there
             totals.append(sum(logprob for logprob, _ in self._scored([make_disjoint_window(pair) for pair in windows])))
         return totals
 
-    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Requests with the same settings go together."""
+    def generate_until(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
+        """Each request has settings of its own."""
         del disable_tqdm
-        end = self.tokenizer.decode(self.eot_token_id)
-        groups: dict[str, tuple[Decoding, list[int]]] = {}
-        for place, request in enumerate(requests):
-            decoding = decoding_of(request.args[1], end, self._seed)
-            groups.setdefault(repr(decoding), (decoding, []))[1].append(place)
-        texts = [""] * len(requests)
-        for decoding, group in groups.values():
-            for places in _slices(group):
-                prompts = self._encode(dict.fromkeys(requests[place].args[0] for place in places))
-                tokens = [prompts[requests[place].args[0]] for place in places]
-                generated = self._scorer.generate(tokens, decoding, self._attempt)
-                for place, text in zip(places, generated, strict=True):
-                    texts[place] = postprocess_generated_text(text, list(decoding.stop), None)
+        end, texts = self.tokenizer.decode(self.eot_token_id), list[str]()
+        for part in _slices(requests):
+            encoded = self._encode(dict.fromkeys(request.args[0] for request in part))
+            prompts = [
+                (encoded[text], decoding_of(settings, end, self._seed))
+                for text, settings in (request.args for request in part)
+            ]
+            written = self._scorer.generate(prompts, self._attempt)
+            for text, (_, decoding) in zip(written, prompts, strict=True):
+                texts.append(postprocess_generated_text(text, list(decoding.stop), None))
         return texts
 
-    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]], done: str = "") -> list[Answer]:
-        attempt = replace(self._attempt, tell=lambda text: self._attempt.tell(done + text))
+    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Answer]:
+        attempt = replace(self._attempt, tell=lambda text: self._attempt.tell(self._done + text))
         return [(scored.sum, scored.is_greedy) for scored in self._scorer.log_probabilities(pairs, attempt)]
 
     def _encode(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
@@ -142,12 +135,6 @@ class ScorerModel(TemplateLM):  # type: ignore[misc]  # the harness is not there
             setting = {} if add is None else {"add_special_tokens": add}
             tokens |= zip(some, self.tokenizer(some, return_attention_mask=False, **setting).input_ids, strict=True)
         return tokens
-
-
-def _moved(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at a context's end go to what follows, where they are part of a token (the harness's rule)."""
-    bare = context.rstrip()
-    return (bare, context[len(bare) :] + continuation) if context else (context, continuation)
 
 
 def decoding_of(settings: Mapping[str, Any], end: str, seed: int) -> Decoding:

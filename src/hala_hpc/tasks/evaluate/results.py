@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -214,10 +215,9 @@ def contradictions(folder: Path) -> list[str]:
 
 
 def _is_same(counted: TaskScore, written: TaskScore) -> bool:
-    unknown = math.isnan(counted.stderr) and math.isnan(written.stderr)
-    near = unknown or abs(counted.stderr - written.stderr) <= TOLERANCE
-    near &= abs(counted.score - written.score) <= TOLERANCE
-    return near and (counted.questions, counted.metric) == (written.questions, written.metric)
+    counts, said = (counted.score, counted.stderr), (written.score, written.stderr)
+    is_near = np.allclose(counts, said, rtol=0, atol=TOLERANCE, equal_nan=True)
+    return is_near and (counted.questions, counted.metric) == (written.questions, written.metric)
 
 
 def _fault(sample: Sample) -> str:

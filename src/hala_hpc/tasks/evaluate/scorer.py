@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import EngineOptions, Model, Recipe, Site
+from hala_hpc.config.schema import Recipe
 from hala_hpc.engines.base import TokenRequest, outputs_of
 from hala_hpc.run.appending import Answers
 
@@ -41,14 +41,13 @@ class Scored:
 class Attempt:
     """How one attempt at a benchmark is run.
 
-    ``kept`` is the folder of its answers, where the next attempt finds them; None: they stay in memory. Each is written
-    within ``flush_seconds``. ``check_stop`` raises where the attempt must end, ``tell`` is called with its progress.
+    ``kept`` is the folder of its answers, where the next attempt finds them; None: they stay in memory. ``check_stop``
+    raises where the attempt must end, ``tell`` is called with its progress.
     """
 
     kept: Path | None = None
     check_stop: Callable[[], None] = lambda: None
     tell: Callable[[str], None] = lambda _: None
-    flush_seconds: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,12 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_vllm(self) -> dict[str, Any]:
+        """All of it as vLLM's ``SamplingParams`` names it."""
+        seed = {"seed": self.seed} if self.temperature > 0 else {}
+        given = {"max_tokens": self.max_tokens, "stop": list(self.stop), "temperature": self.temperature}
+        return given | dict(self.params) | seed
 
 
 @dataclass
@@ -104,43 +109,24 @@ _Fitted = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 class Scorer:
-    """An engine with one model; ``counts`` is what it did since somebody set them anew.
+    """The engine of a recipe, with its model; ``counts`` is what it did since somebody set them anew.
 
-    Parameters
-    ----------
-    model : the model's folder.
-    options : the engine's, as in the recipe's ``engine:`` section.
-    scratch : for compile caches; None: the system's temporary folder.
-    stall_seconds : an engine that answers nothing for this long counts as dead.
+    One that answers nothing for ``run.stall_seconds`` counts as dead.
     """
 
-    def __init__(
-        self, model: Path, options: EngineOptions, scratch: str | None = None, stall_seconds: float = 1800.0
-    ) -> None:
-        self._options = options
-        recipe = Recipe(name="evaluate", task=None, model=Model(str(model)), engine=options, site=Site(scratch=scratch))
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
         self._engine = engines.start_for_tokens(recipe)
-        self._stall_seconds = stall_seconds
-        self.counts = Counts()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's, a transformers tokenizer."""
-        return self._engine.tokenizer
-
-    @property
-    def max_length(self) -> int:
+        self.tokenizer: Any = self._engine.tokenizer  # of transformers
+        self.max_length = self._engine.context - 1
         """Most tokens of a context with what follows it; one more is left for vLLM to write."""
-        return self._engine.context - 1
+        self.counts = Counts()
 
     def about(self) -> dict[str, Any]:
         """How the engine was started, for the record of a result."""
-        kind, version = self._options.kind, self._engine.version
-        return {"kind": kind, "version": version, "max_length": self.max_length} | {
-            key: value
-            for key, value in asdict(self._options).items()
-            if key not in ("kind", "arguments") and value is not None
-        }
+        options = asdict(self._recipe.engine)
+        start = {"kind": options.pop("kind"), "version": self._engine.version, "max_length": self.max_length}
+        return start | {key: value for key, value in options.items() if key != "arguments" and value is not None}
 
     def close(self) -> None:
         """Free the device, so that another model's engine may start in this process."""
@@ -161,20 +147,18 @@ class Scorer:
         self.counts.truncated += sum(over > 0 for _, _, over in fitted)
         return _scored(fitted, lambda requests: self._answers(requests, attempt))
 
-    def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding, attempt: Attempt = Attempt()) -> list[str]:
+    def generate(self, prompts: Sequence[tuple[Sequence[int], Decoding]], attempt: Attempt = Attempt()) -> list[str]:
         """What the model writes after each prompt. Prompts that leave no room lose their beginning.
 
         Raises as ``log_probabilities``.
         """
-        room = self._engine.context - decoding.max_tokens
-        if room < 1:
-            raise HalaError(f"{decoding.max_tokens} tokens to write do not fit a context of {self._engine.context}")
-        stop, temperature = list(decoding.stop), decoding.temperature
-        params = {"max_tokens": decoding.max_tokens, "stop": stop, "temperature": temperature} | dict(decoding.params)
-        if temperature > 0:
-            params["seed"] = decoding.seed
-        self.counts.truncated += sum(len(prompt) > room for prompt in prompts)
-        requests = [_Request(tuple(prompt[-room:]), params) for prompt in prompts]
+        requests = []
+        for prompt, decoding in prompts:
+            room = self._engine.context - decoding.max_tokens
+            if room < 1:
+                raise HalaError(f"{decoding.max_tokens} tokens to write do not fit a context of {self._engine.context}")
+            self.counts.truncated += len(prompt) > room
+            requests.append(_Request(tuple(prompt[-room:]), decoding.of_vllm()))
         return [str(text) for text in self._answers(requests, attempt)]
 
     def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> _Fitted:
@@ -190,11 +174,11 @@ class Scorer:
 
     def _answers(self, requests: Sequence[_Request], attempt: Attempt) -> list[Any]:
         """Answers in the order of ``requests``; equal ones are asked once. The engine is kept full throughout."""
-        keys, kept = [request.key for request in requests], Answers(attempt.kept, attempt.flush_seconds)
+        keys, kept = [request.key for request in requests], Answers(attempt.kept, self._recipe.run.flush_seconds)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in kept}
         self.counts.remembered += len(set(keys)) - len(missing)
         handed_in = (TokenRequest(key, list(request.tokens), request.params) for key, request in missing.items())
-        answered = outputs_of(self._engine, handed_in, attempt.check_stop, self._stall_seconds)
+        answered = outputs_of(self._engine, handed_in, attempt.check_stop, self._recipe.run.stall_seconds)
         last_told = time.monotonic()
         with closing(kept), closing(answered) as outputs:
             for number, output in enumerate(outputs, 1):

@@ -65,11 +65,6 @@ def mean_of(means: Sequence[Mean]) -> Mean:
     return Mean(fmean(mean.value for mean in means), error, sum(mean.questions for mean in means))
 
 
-def average(benchmarks: Sequence[Sequence[Scores]]) -> Mean:
-    """The average over benchmarks, each a sequence of tasks."""
-    return mean_of([mean_of([mean(task) for task in tasks]) for tasks in benchmarks])
-
-
 def compare(mine: Sequence[Sequence[Scores]], base: Sequence[Sequence[Scores]]) -> Difference:
     """The difference of two averages over the same benchmarks, tasks and questions, and how likely chance made it.
 
@@ -78,7 +73,7 @@ def compare(mine: Sequence[Sequence[Scores]], base: Sequence[Sequence[Scores]]) 
     is McNemar's exact test. p = (1 + hits) / (1 + rounds), as Phipson and Smyth (2010) advise.
     """
     gaps = [[left - right for left, right in zip(*pair, strict=True)] for pair in zip(mine, base, strict=True)]
-    whole = average(gaps)
+    whole = mean_of([mean_of([mean(task) for task in tasks]) for tasks in gaps])
     signs = np.sign(np.concatenate([task for tasks in gaps for task in tasks]))
     better, worse = int((signs > 0).sum()), int((signs < 0).sum())
     return Difference(whole.value, whole.error, _p(gaps, abs(whole.value)), better, worse, whole.questions)

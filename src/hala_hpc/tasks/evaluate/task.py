@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from hala_hpc import engines
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import location
+from hala_hpc.models import card, location
+from hala_hpc.models.folder import item_report
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, Planned, cut_items
+from hala_hpc.worker.task import NeedsHub
 
 QUESTIONS: Final = 250
 """A guess (ours) at the questions of a task that nobody has counted, for how long its shard will take."""
@@ -55,10 +55,10 @@ class Options(TaskOptions):
     task_files: list[str] = field(default_factory=list, metadata=PATH)  # folders of lm-eval task files, for all
 
 
-class Evaluate:
-    """See the module."""
+class Evaluate(ItemTask, NeedsHub):
+    """See the module. Raises HalaError for impossible options."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -66,8 +66,8 @@ class Evaluate:
         engines.refuse_without_tokens(recipe)
         if not options.models:
             raise HalaError("task.models: nothing to evaluate", "for example task.models.mine.name=ORG/MODEL")
-        location.refuse_odd(options.models)
         for label, model in options.models.items():
+            refuse_odd_name("task.models", label, "a label")
             if not model.name:
                 raise HalaError(f"task.models.{label}.name: which model?", "a folder, a run, or a name on the hub")
         benchmarks.refuse_small("task", options.limit, options.few_shot)
@@ -88,17 +88,11 @@ class Evaluate:
             sources.append({"path": str(path), "original": str(path), "rows": rows, "bytes": size})
             for cost, benchmark in planned_benchmarks:
                 name = f"{label}-{benchmark['benchmark']}"
-                item: dict[str, Any] = {
-                    "name": name,
-                    "model": label,
-                    "path": str(path),
-                    "weights": weights,
-                    **benchmark,
-                }
+                item = BenchmarkItem(name=name, model=label, path=str(path), weights=weights, **benchmark)
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
-                items.append(Planned(item, path, cost))
-        return planned("evaluate", "benchmarks", items, sources)
+                items.append(Planned(dict(item), path, cost))
+        return cut_items("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:
         return partial(_check, items=facts.items)
@@ -107,9 +101,6 @@ class Evaluate:
         del run, plan
         return Work(self._recipe)
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Results stand by themselves: ``tasks.evaluate.results`` reads them, ``hala report`` puts them together."""
-
     def models_on_hub(self) -> list[Model]:
         """What ``hala prefetch`` has to fetch."""
         return list(self._recipe.task.models.values())
@@ -117,8 +108,7 @@ class Evaluate:
     def data_on_hub(self) -> list[Data]:
         """Datasets of the benchmarks that are not given as folders."""
         settings = self._recipe.task.settings
-        local_names = {name for name, setting in settings.items() if setting.data}
-        fetched = [benchmark for benchmark in self._benchmarks if benchmark.name not in local_names]
+        fetched = [known for known in self._benchmarks if not settings.get(known.name, Setting()).data]
         return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
 
     def _planned(self, benchmark: Benchmark, watch: Watch) -> tuple[int, BenchmarkItem]:
@@ -164,7 +154,7 @@ class Work:
             raise HalaError(
                 f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
             )
-        attempt = Attempt(item.kept, item.check_stop, item.tell, self._recipe.run.flush_seconds)
+        attempt = Attempt(item.kept, item.check_stop, item.tell)
         scorer = self._scorer_of(Path(benchmark["path"]), benchmark["weights"], attempt)
         # Imported after the engine has started, for a harness imports torch; it keeps what it has found of its tasks.
         harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))
@@ -172,7 +162,7 @@ class Work:
         samples = harness.evaluate(scorer, benchmark, attempt)
         seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()
         header = {key: item.asked[key] for key in HEADER} | {
-            "versions": harness.versions() | {engine["kind"]: engine["version"]},
+            "versions": card.versions(harness.PACKAGES) | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
             "questions_per_second": round(len(samples) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,
             "truncated": counts.truncated,
@@ -195,23 +185,20 @@ class Work:
             return self._scorer
         self.close()
         attempt.tell("reading the weights")
-        before, changed = _stamps(path), f"{path} has changed since the run was planned"
-        if location.digest(path, lambda _: attempt.check_stop()) != weights:
-            raise HalaError(changed, "plan another run: no score fits two models")
+        before = _stamps(path)
+        location.refuse_changed(path, weights, attempt.check_stop)
         attempt.tell("starting the engine")
-        began, recipe = time.monotonic(), self._recipe
-        self._scorer = Scorer(path, recipe.engine, recipe.site.scratch, recipe.run.stall_seconds)
+        began = time.monotonic()
+        self._scorer = Scorer(replace(self._recipe, model=Model(str(path))))
         attempt.tell(f"the engine took {time.monotonic() - began:.0f} s to start")
         if not before.items() <= _stamps(path).items():
-            raise HalaError(changed, "plan another run: no score fits two models")
+            raise location.changed(path)
         self._weights = weights
         attempt.check_stop()
         return self._scorer
 
 
-def create(recipe: Recipe) -> Evaluate:
-    """The task of a recipe. Raises HalaError for impossible options."""
-    return Evaluate(recipe)
+create = Evaluate
 
 
 def _first(*values: T | None) -> T | None:
@@ -250,4 +237,4 @@ def _check(shard: Shard, path: Path, items: Sequence[Mapping[str, object]]) -> S
             for key in PLANNED
             if getattr(result, key) != item[key]
         ]
-    return ShardReport(done=0 if problems else 1, problems=tuple(problems))
+    return item_report(problems)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, plural, within
 from hala_hpc.models import location
 from hala_hpc.models.folder import require_files
 from hala_hpc.models.location import INDEX
-from hala_hpc.models.safetensors_file import CHUNK, Tensor, tensors_of
+from hala_hpc.models.safetensors_file import Tensor, pieces
+from hala_hpc.run.files import remove
 
 BASE: Final = "base"
 """Label of the recipe's model."""
@@ -91,16 +92,11 @@ def read(label: str, folder: Path) -> Input:
     if signs:
         raise _quantized(label, folder, signs[0])
     require_files(label, folder)
-    tensors: dict[str, Tensor] = {}
-    try:
+    with within(label):
         files = location.weights(folder)
-    except HalaError as error:
-        raise HalaError(f"{label}: {error.message}", error.hint) from error
-    for file in files:
-        for tensor in tensors_of(file):
-            if tensor.dtype not in (*FLOATS, *WHOLE):
-                raise _quantized(label, folder, f"{tensor.name} of type {tensor.dtype}")
-            tensors[tensor.name] = tensor
+    tensors = {tensor.name: tensor for of_file in files.values() for tensor in of_file}
+    if strange := next((tensor for tensor in tensors.values() if tensor.dtype not in (*FLOATS, *WHOLE)), None):
+        raise _quantized(label, folder, f"{strange.name} of type {strange.dtype}")
     return Input(label, folder, config, tensors)
 
 
@@ -159,19 +155,10 @@ def _is_copied_head(model: Input, name: str) -> bool:
     embeddings = next((other for other in model.tensors if other.endswith(EMBEDDINGS)), None)
     if not name.endswith(HEAD) or embeddings is None:
         return False
-    import numpy as np
-
     head, table = model.tensors[name], model.tensors[embeddings]
     if (head.dtype, head.shape) != (table.dtype, table.shape):
         return False
-    with head.path.open("rb") as of_head, table.path.open("rb") as of_table:
-        of_head.seek(head.begin)
-        of_table.seek(table.begin)
-        for at in range(0, head.size, CHUNK):
-            size = min(CHUNK, head.size - at)
-            if not np.array_equal(np.fromfile(of_head, "u1", size), np.fromfile(of_table, "u1", size)):
-                return False
-    return True
+    return all(of_head == of_table for of_head, of_table in zip(pieces(head), pieces(table), strict=True))
 
 
 def _unlike_tokenizers(base: Input, other: Input, same_vocabulary: bool) -> str:
@@ -257,9 +244,8 @@ def cut(model: Input, vocabulary: Vocabulary, folder: Path) -> Input:
         for name, tensor in model.tensors.items()
         if has_rows(name)
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():  # of an attempt that was killed
-        old.unlink()
+    remove(folder)  # of an attempt that was killed
+    folder.mkdir(parents=True)
     for path in model.folder.iterdir():
         if path.is_file() and path.name not in ("config.json", INDEX):
             (folder / path.name).symlink_to(path.resolve())

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.models import card, folder, location
-from hala_hpc.models.folder import NEEDED, REPORT, check_model, report
-from hala_hpc.models.safetensors_file import Tensor, Tensors, Unreadable, free_at_once, not_finite, tensors_of
+from hala_hpc.models import card, location
+from hala_hpc.models.folder import NEEDED, REPORT, check_model, copy_beside, finish_model, item_report, write_json
+from hala_hpc.models.safetensors_file import Tensor, free_at_once, not_finite, open_tensors
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 from hala_hpc.tasks.merge.inputs import BASE, FLOATS, Input, MergeItem, Vocabulary, rows_beyond, with_rows
@@ -183,17 +183,14 @@ def cosines(
     None where one of the two is all zeros, and for tensors that do not hold real numbers. ``check_stop`` may raise.
     """
     by_name: dict[str, float | None] = dict.fromkeys(names)
-    with Tensors(*base.files()) as stored, Tensors(*other.files()) as of_other:
+    with open_tensors(*base.files()) as stored, open_tensors(*other.files()) as of_other:
         for name in (name for name in by_name if base.tensors[name].dtype in FLOATS):
             check_stop()
-            pair = (_part(stored[name], base.tensors[name]), _part(of_other[name], other.tensors[name]))
+            pair = [file.get_tensor(name) for file in (stored[name], of_other[name])]
+            if shape := base.tensors[name].shape:  # fewer rows than are stored count where the vocabulary was cut
+                pair = [tensor[: shape[0]] for tensor in pair]
             by_name[name] = _cosine(*pair)
     return by_name
-
-
-def _part(stored: Any, tensor: Tensor) -> Any:
-    """The rows that count: fewer than are stored where the vocabulary was cut."""
-    return stored[: tensor.shape[0]] if tensor.shape else stored
 
 
 def _cosine(base: Any, other: Any) -> float | None:
@@ -246,8 +243,8 @@ def copy_files(base: Path, donor: Path, dtype: str, target: Path, rows: int | No
         for key in ("dtype", "torch_dtype"):
             if key in part or (part is config and key == "dtype" and "torch_dtype" not in part):
                 part[key] = dtype
-    folder.write_json(target / "config.json", config, indent=2)
-    folder.copy_beside(donor, target, (*TOKENIZER, GENERATION))
+    write_json(target / "config.json", config, indent=2)
+    copy_beside(donor, target, (*TOKENIZER, GENERATION))
 
 
 def report_of(
@@ -292,12 +289,12 @@ def report_of(
 
 def finish(run: Path, target: Path, report: Mapping[str, Any], check_stop: Callable[[], None] = lambda: None) -> None:
     """Write report, record and card into a folder that holds everything else by now. ``check_stop`` may raise."""
-    folder.write_json(target / REPORT, report)
+    write_json(target / REPORT, report)
     record = card.provenance(run, PACKAGES) | {
         "merge": {key: value for key, value in report.items() if key not in ("kind", "tensors")},
         "parameters": sum(math.prod(line["shape"]) for line in report["tensors"]),
     }
-    folder.finish(target, record, render, check_stop=check_stop)
+    finish_model(target, record, render, check_stop=check_stop)
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -331,12 +328,11 @@ def faults(
     a generation config or a chat template that was lost. ``check_stop`` may raise.
     """
     stored: dict[str, Tensor] = {}
-    for file in location.weights(model):
+    for of_file in location.weights(model).values():
         check_stop()
-        of_file = tensors_of(file)
         yield from (f"{tensor.name} is stored twice" for tensor in of_file if tensor.name in stored)
         stored |= {tensor.name: tensor for tensor in of_file}
-        yield from (f"{name} is not finite" for name in not_finite(file, of_file))
+        yield from (f"{name} is not finite" for name in not_finite(of_file))
     yield from (f"{name} is missing" for name in tensors.keys() - stored.keys())
     yield from (f"{name} should not be stored" for name in stored.keys() - tensors.keys())
     for name in tensors.keys() & stored.keys():
@@ -353,11 +349,12 @@ def check_merge(shard: Shard, path: Path) -> ShardReport:
     problems = [*check_model(shard, path).problems]
     try:
         listed = {line["name"]: line["shape"] for line in json.loads((path / REPORT).read_text("utf-8"))["tensors"]}
-        stored = {tensor.name: list(tensor.shape) for file in location.weights(path) for tensor in tensors_of(file)}
+        files = location.weights(path)
+        stored = {tensor.name: list(tensor.shape) for of_file in files.values() for tensor in of_file}
         problems += [] if listed == stored else [f"{REPORT} lists other tensors than are stored"]
-    except (OSError, ValueError, KeyError, Unreadable) as error:
+    except (OSError, ValueError, KeyError, HalaError) as error:
         problems.append(f"{REPORT} cannot be read: {type(error).__name__}: {error}")
-    return report(problems)
+    return item_report(problems)
 
 
 def _summary(lines: list[MergedTensor], method: str) -> dict[str, float]:

@@ -4,12 +4,11 @@ Its merge methods with their parameters, and the grid: every combination of t, f
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError, did_you_mean, refuse_odd_name
 
 Base = Literal["required", "optional", "ignored"]
 """What a method does with a base model: it needs one, works with or without, or takes all models alike."""
@@ -98,15 +97,12 @@ def check_count(name: str, method: Method, others: int, has_base: bool) -> None:
         raise HalaError(f"task.models: {others} models, where {name} takes {wanted} besides model.name")
 
 
-def check_parameters(where: str, names: Iterable[str], valid: Iterable[str]) -> None:
+def check_parameters(where: str, names: Iterable[str], valid: Sequence[str]) -> None:
     """Raises HalaError for a parameter that the method does not have."""
-    valid = tuple(valid)
     if wrong := next((name for name in names if name not in valid), None):
         raise HalaError(f"{where}: no parameter '{wrong}'", did_you_mean(wrong, valid))
 
 
-NAME: Final = re.compile(r"[\w-][\w.-]{0,99}")
-"""Names of models, sets of filters and merges: they become folders."""
 FILTERS: Final = "for example [{filter: self_attn, value: [0, 0.5, 1]}, {filter: mlp, value: 0.7}, {value: 0.5}]"
 
 
@@ -137,11 +133,7 @@ def combinations(
     HalaError : a value that is not a list, a filter of another form, two combinations of one name.
     """
     for axis, values in grid.items():
-        if (
-            not isinstance(values, list)
-            or not values
-            or not all(isinstance(value, int | float | str) for value in values)
-        ):
+        if not (isinstance(values, list) and values and all(isinstance(value, int | float | str) for value in values)):
             raise HalaError(f"task.grid.{axis}: a list of values is wanted, not {values!r}", "for example [0.3, 0.7]")
     axes = [[(axis, value) for value in values] for axis, values in grid.items()]
     weights = list(_weights(t, filters)) or [Combination("", {}, {})]
@@ -151,15 +143,9 @@ def combinations(
         if name in names:
             raise HalaError(f"task: two merges would be called '{name}'", "give each value once")
         if name:
-            check_name("task.grid", name)
+            refuse_odd_name("task.grid", name, "a name")
         names.add(name)
         yield Combination(name, weight.varied | dict(chosen), {**parameters, **weight.parameters, **dict(chosen)})
-
-
-def check_name(where: str, name: str) -> None:
-    """Raises HalaError for what cannot be a folder's name."""
-    if not NAME.fullmatch(name):
-        raise HalaError(f"{where}: {name!r} cannot be a name", "letters, digits, . - and _; no . in front")
 
 
 def short(value: Any) -> str:
@@ -173,7 +159,7 @@ def _weights(t: Sequence[float], filters: Mapping[str, Any]) -> Iterator[Combina
     for weight in t:
         yield Combination(f"t{short(float(weight))}", {"t": weight}, {"t": weight})
     for label, listed in filters.items():
-        check_name("task.filters", label)
+        refuse_odd_name("task.filters", label, "a name")
         conditions = _conditions(label, listed)
         if "filter" not in conditions[-1]:
             yield Combination(label, {"filters": label}, {"t": conditions})

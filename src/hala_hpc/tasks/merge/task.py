@@ -6,32 +6,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.errors import HalaError, refuse_odd_name
+from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.merge import inputs as merge_inputs
-from hala_hpc.tasks.merge import merging as merge_folder
-from hala_hpc.tasks.merge import methods
+from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
+from hala_hpc.worker.task import NeedsHub
 
 PAPER_T: Final = 0.5
 Type = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass
-class MergedModel:
+class MergedModel(NamedModel):
     """A model that is merged into the base. ``parameters``: mergekit's, for this model alone (weight, density, ...)."""
 
-    name: str = field(default="", metadata=HUB_OR_PATH)
-    revision: str | None = None
     licence: str | None = None  # as the hub names it, for publishing; null: what its card says
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -61,10 +57,10 @@ class Options(TaskOptions):
     seed: int = 0  # for methods that draw at random
 
 
-class Merge:
-    """See the module. Models that cannot be merged are refused when the run is planned."""
+class Merge(ItemTask, NeedsHub):
+    """See the module. Raises HalaError for invalid options; models that cannot be merged are refused by ``plan``."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -74,8 +70,8 @@ class Merge:
             raise HalaError("model.name: nothing to merge into", "a folder, a finished run or a name on the hub")
         if recipe.model.tokenizer:
             raise HalaError("model.tokenizer: a merge has the tokenizer of one of its models", "see task.files_from")
-        location.refuse_odd(options.models)
         for label, source in options.models.items():
+            refuse_odd_name("task.models", label, "a label")
             if label == BASE:
                 raise HalaError(f"task.models: '{BASE}' is what model.name is called", "choose another label")
             if not source.name:
@@ -97,53 +93,43 @@ class Merge:
         for label, entry in models.items():
             watch.say(f"reading {label}")
             entry["digest"] = location.sound_digest(Path(entry["folder"]), watch.weigh)
-        items = list(self._items(models, _donor(self._recipe.task.files_from, inputs)))
-        if self._recipe.task.vocabulary == "shared":
-            for item in items:
-                mixed = {label: inputs[label] for label in item["models"]}
-                if (shared := merge_inputs.shared_vocabulary(mixed, item["files_from"])) is not None:
-                    item["vocabulary"] = asdict(shared)
-        parts = []
-        for item in items:
-            labels = list(item["models"])
-            cost = sum(inputs[label].bytes() for label in labels)
-            parts.append(Planned(dict(item), inputs[labels[-1]].folder, cost))
+        items = []
+        for item in self._items(models, _donor(self._recipe.task.files_from, inputs)):
+            mixed = {label: inputs[label] for label in item["models"]}
+            if self._recipe.task.vocabulary == "shared":
+                shared = merge_inputs.shared_vocabulary(mixed, item["files_from"])
+                item |= {"vocabulary": asdict(shared)} if shared else {}
+            *_, last = mixed.values()
+            items.append(Planned(dict(item), last.folder, sum(model.bytes() for model in mixed.values())))
         sources = [
             {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
             for label, model in inputs.items()
         ]
-        return planned("merge", "merges", parts, sources)
+        return cut_items("merge", "merges", items, sources)
 
     def models_on_hub(self) -> list[Model]:
         """The models besides the base, which is the recipe's model."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
-    def data_on_hub(self) -> list[Data]:
-        return []
-
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return merge_folder.check_merge
+        return merging.check_merge
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Merging":
         del plan
         return Merging(run.path)
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Each merge is a model of its own: nothing is left to do."""
-
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""
-        model, sources = self._recipe.model, self._recipe.task.models
-        located = [(BASE, BASE, location.locate_one(model.name, model.revision), model)]
-        located += [(label, key, folder, sources[key]) for label, (key, folder) in location.labelled(sources).items()]
+        named = {BASE: self._recipe.model} | self._recipe.task.models
+        base = location.locate_one(named[BASE].name, named[BASE].revision)
+        located = {BASE: (BASE, base)} | location.labelled(self._recipe.task.models)
         entries: dict[str, ModelEntry] = {}
-        for label, key, folder, named in located:
-            if label in entries:
-                raise HalaError(f"task.models: two models are called '{label}'", "choose another label")
+        for label, (key, folder) in located.items():
             if any(entry["folder"] == str(folder) for entry in entries.values()):
                 raise HalaError(f"task.models: {folder} is given twice", "a model merged with itself is itself")
-            entries[label] = ModelEntry(folder=str(folder), name=named.name, revision=named.revision, of=key, digest="")
+            name, revision = named[key].name, named[key].revision
+            entries[label] = ModelEntry(folder=str(folder), name=name, revision=revision, of=key, digest="")
         return entries
 
     def _items(self, models: Mapping[str, ModelEntry], donor: str) -> Iterator[MergeItem]:
@@ -185,7 +171,7 @@ class Merge:
         }
 
 
-class Merging:
+class Merging(ItemWork):
     """The worker's side. What is known of a pair of models is kept from merge to merge."""
 
     def __init__(self, run: Path) -> None:
@@ -211,20 +197,16 @@ class Merging:
         job = MergeJob(config, inputs, tensors, dtype, planned["device"], planned["seed"], donor, vocabulary)
         parameters = merge(job, item.place, item.check_stop, lambda text: item.tell(f"merging: {text}"))
         rows = vocabulary.rows if vocabulary is not None else None
-        merge_folder.copy_files(base.folder, donor.folder, dtype, item.place, rows)
+        merging.copy_files(base.folder, donor.folder, dtype, item.place, rows)
         item.tell("comparing the models")
         alike = {label: self._alike(base, model, list(parameters), item) for label, model in others.items()}
         item.tell("checking")
         merged = {name: tensors[name] for name in parameters}
-        if faults := list(itertools.islice(merge_folder.faults(item.place, donor.folder, merged, item.check_stop), 8)):
+        if faults := list(itertools.islice(merging.faults(item.place, donor.folder, merged, item.check_stop), 8)):
             raise HalaError(f"the merged model is not sound: {'; '.join(faults)}")
-        report = merge_folder.report_of(planned, tensors, parameters, alike)
-        merge_folder.finish(self._run, item.place, report, item.check_stop)
+        report = merging.report_of(planned, tensors, parameters, alike)
+        merging.finish(self._run, item.place, report, item.check_stop)
         return dict(report["summary"])
-
-    def close(self) -> None:
-        self._inputs.clear()
-        self._cosines.clear()
 
     def _input(self, label: str, model: ModelEntry, item: Item) -> Input:
         """A model, the same as when the run was planned. Raises HalaError where it changed since."""
@@ -242,9 +224,7 @@ class Merging:
         return self._cosines[pair]
 
 
-def create(recipe: Recipe) -> Merge:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Merge(recipe)
+create = Merge
 
 
 def _check_parameters(options: Options, method: methods.Method, has_base: bool) -> None:
@@ -274,5 +254,5 @@ def _donor(label: str | None, inputs: Mapping[str, Input]) -> str:
         if label not in inputs:
             raise HalaError(f"task.files_from: no model '{label}'", f"valid: {', '.join(inputs)}")
         return label
-    has_template = (label for label, model in inputs.items() if merge_folder.template_of(model.folder) is not None)
+    has_template = (label for label, model in inputs.items() if merging.template_of(model.folder) is not None)
     return next(has_template, BASE)

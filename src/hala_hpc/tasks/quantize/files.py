@@ -19,7 +19,7 @@ from hala_hpc.data.cut import Watch
 from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Dropped, Kind, holds_control_words, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.models import location
-from hala_hpc.models.safetensors_file import Tensors
+from hala_hpc.models.safetensors_file import open_tensors
 from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.schemes import Scheme
 from hala_hpc.text.prompts import ControlWords
@@ -52,25 +52,29 @@ class Weights:
     ignore: Sequence[str]
 
 
-def quantize_file(weights: Weights, target: Path, device: str, check_stop: Callable[[], None]) -> Mapping[str, Any]:
-    """Write ``target``: the weights, quantized where they are to be.
+def quantize_file(
+    weights: Weights, target: Path, device: str | None, check_stop: Callable[[], None]
+) -> Mapping[str, Any]:
+    """Write ``target``: the weights, quantized where they are to be. ``device`` None: a GPU where there is one.
 
     Returns the configuration that belongs into the model's ``config.json`` as ``quantization_config``. ``check_stop``
     is called before each weight. What is half written when it raises is the caller's to remove.
     """
+    import torch
     from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
     from safetensors.torch import save_file
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     converter = ModelFreePtqConverter(configuration(weights.scheme, weights.ignore))
     results: dict[str, Any] = {}
-    with Tensors(*weights.files) as source:
+    with open_tensors(*weights.files) as source:
         for group in _groups(weights.names, weights.scheme):
             check_stop()
             if schemes.is_quantized(group[0], weights.ignore):
-                quantized = converter.process({name: source[name].to(device) for name in group})
+                quantized = converter.process({name: source[name].get_tensor(name).to(device) for name in group})
                 results |= {name: tensor.cpu() for name, tensor in quantized.items()}
             else:
-                results |= {name: source[name] for name in group}
+                results |= {name: source[name].get_tensor(name) for name in group}
         save_file(results, target, {"format": "pt"})
     return _described(converter)
 
@@ -105,20 +109,21 @@ def measure_errors(
     scheme, ignore = weights.scheme, weights.ignore
     lines: list[TensorError] = []
     problems = []
-    with Tensors(*weights.files) as source, Tensors(*written) as result:
+    with open_tensors(*weights.files) as source, open_tensors(*written) as result:
         for name in weights.names:
             check_stop()
-            weight = source[name]
+            weight = source[name].get_tensor(name)
             line = TensorError(name=name, shape=list(weight.shape), dtype=str(weight.dtype).removeprefix("torch."))
             lines.append(line)
             parts = schemes.parts(name, scheme)
             if not schemes.is_quantized(name, ignore):
-                if name not in result or not _is_same(weight, result[name]):
+                if name not in result or not _is_same(weight, result[name].get_tensor(name)):
                     problems.append(f"{name}: is not the source's")
             elif missing := sorted(parts - result.keys()):
                 problems.append(f"{name}: {missing[0]} is missing")
             else:
-                stored = {part.removeprefix(name.removesuffix("weight")): result[part] for part in parts}
+                prefix = name.removesuffix("weight")
+                stored = {part.removeprefix(prefix): result[part].get_tensor(part) for part in parts}
                 error = _relative_error(weight, compressor.decompress(stored, group)["weight"])
                 line |= {"dtype": f"{scheme.number}{scheme.bits}", "error": round(error, 8)}
                 if not error < WORST:
@@ -139,14 +144,12 @@ def _described(converter: Any) -> Mapping[str, Any]:
         ct_version,
     )
 
-    config = {
+    return {
         COMPRESSION_VERSION_NAME: ct_version,
         QUANTIZATION_METHOD_NAME: "compressed-tensors",
         TRANSFORM_CONFIG_NAME: {},
-        **converter.update_config(None).model_dump(),
+        **converter.update_config(None).model_dump(mode="json"),
     }
-    plain: Mapping[str, Any] = json.loads(json.dumps(config))
-    return plain
 
 
 def _groups(names: Sequence[str], scheme: Scheme) -> list[list[str]]:
@@ -167,8 +170,7 @@ def _is_same(source: Any, written: Any) -> bool:
 
     if (source.dtype, source.shape) != (written.dtype, written.shape):
         return False
-    flat = [tensor.contiguous().view(-1).view(torch.uint8).split(ELEMENTS) for tensor in (source, written)]
-    return all(torch.equal(*pieces) for pieces in zip(*flat, strict=True))
+    return bool(torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (source, written))))
 
 
 def _relative_error(weight: Any, restored: Any) -> float:
@@ -272,10 +274,17 @@ def _calibration(samples: list[list[int]]) -> Mapping[str, Any]:
     }
 
 
-def samples(
-    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: Watch, bad: BadRows
-) -> list[list[int]]:
-    """Token ids of the first ``count`` rows that hold anything, each cut to ``length``.
+@dataclass
+class Calibration(Data):
+    """Texts that the model is run on, for schemes and methods that need it: the first ``samples`` rows of a dataset."""
+
+    kind: Kind = "chat"
+    samples: int = 512  # as LLM Compressor's examples have it
+    length: int = 2048  # tokens of each at most, as there
+
+
+def samples(model: Model, texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> list[list[int]]:
+    """Token ids of the first rows that hold anything, so many and each cut to as many tokens as ``texts`` says.
 
     Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one. Words
     of the data that look like control tokens stay text (``text.prompts``) and are counted in ``bad.notes``. ``copies``
@@ -286,20 +295,20 @@ def samples(
     tokenizer = templates.load_tokenizer(model)
     words = ControlWords(tokenizer.backend_tokenizer)
     ids: list[list[int]] = []
-    for document in _documents(data, kind, copies, watch, bad):
+    for document in _documents(texts, copies, watch, bad):
         if holds_control_words(document, words):
             bad.notes[CONTROL_WORDS] += 1
-        ids.append(_tokens(tokenizer, words, document)[:length])
-        if len(ids) == count:
+        ids.append(_tokens(tokenizer, words, document)[: texts.length])
+        if len(ids) == texts.samples:
             break
     if not ids:
         raise HalaError("no row holds a text")
     return ids
 
 
-def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
-    for source, chunk in sources.read(data, copies, watch.say, bad):
-        reader = reader_of(kind, data, chunk.schema())
+def _documents(texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
+    for source, chunk in sources.read(texts, copies, watch.say, bad):
+        reader = reader_of(texts.kind, texts, chunk.schema())
         for number, row in zip(chunk.numbers, chunk.rows, strict=True):
             try:
                 yield reader.read(row)

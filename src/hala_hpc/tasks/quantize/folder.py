@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.models import card, folder, location
-from hala_hpc.models.folder import RECORD, REPORT, FileFacts, require_files
+from hala_hpc.models import card, location
+from hala_hpc.models.folder import RECORD, REPORT, copy_beside, finish_model, require_files, write_index, write_json
 from hala_hpc.models.safetensors_file import Unreadable, tensors_of
 from hala_hpc.run import digests
+from hala_hpc.run.digests import FileFacts
 from hala_hpc.run.files import link_read_only
 from hala_hpc.tasks.quantize.files import TensorError
 
@@ -71,19 +72,19 @@ def assemble(run: Path, target: Path, source: Path, parts: Sequence[Path]) -> No
         for name in report["files"]:
             if not link_read_only(part / name, target / name):
                 shutil.copyfile(part / name, target / name)
-    folder.write_index(target)
-    folder.copy_beside(source, target, BESIDE, without=(RECORD, REPORT, "config.json"))
+    write_index(target)
+    copy_beside(source, target, BESIDE, without=(RECORD, REPORT, "config.json"))
     config = location.config(source) | {"quantization_config": quantization}
-    folder.write_json(target / "config.json", config, indent=2)
+    write_json(target / "config.json", config, indent=2)
     provenance = card.provenance(run, PACKAGES)
     whole = whole_report(provenance["base_model"], reports)
-    folder.write_json(target / REPORT, whole)
+    write_json(target / REPORT, whole)
     record = provenance | {
         "quantization": {key: value for key, value in whole.items() if key != "tensors"},
         "parameters": sum(math.prod(tensor["shape"]) for report in reports for tensor in report["tensors"]),
     }
     known = {name: facts for report in reports for name, facts in report["files"].items()}
-    listed = folder.finish(target, record, render, known)
+    listed = finish_model(target, record, render, known)
     digests.write(target, {name: facts["blake2b"] for name, facts in listed.items()})
 
 

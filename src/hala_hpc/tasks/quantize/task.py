@@ -4,37 +4,30 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
-from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Data, Recipe, TaskOptions
+from hala_hpc.config.errors import HalaError, within
+from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.data.documents import Kind
-from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
-from hala_hpc.models.folder import REPORT, describe, write_json
-from hala_hpc.models.location import digest_of_weights
+from hala_hpc.models.folder import REPORT, describe, item_report, require_files, unsound, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
 from hala_hpc.run import files
-from hala_hpc.run.digests import digest_of
+from hala_hpc.run.digests import digest_of, in_threads
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import FINAL, CheckShard, ShardReport
 from hala_hpc.tasks.quantize import files as quant_files
-from hala_hpc.tasks.quantize import folder as quant_folder
 from hala_hpc.tasks.quantize import schemes
-from hala_hpc.tasks.quantize.files import Weights
-from hala_hpc.tasks.quantize.folder import PartReport
+from hala_hpc.tasks.quantize.files import Calibration, Weights
+from hala_hpc.tasks.quantize.folder import PartReport, assemble, faults
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
 
 WHOLE: Final = "model"
 """Name of the only shard where the whole model is quantized at once."""
@@ -43,8 +36,6 @@ CALIBRATION: Final = "input/calibration.json"
 TYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FREED_BYTES: Final = 1 << 24
 """Smaller than what a weight takes while it is quantized (see ``free_at_once``)."""
-READERS: Final = 8
-"""Files hashed at once while a run is planned."""
 
 
 class QuantizeItem(TypedDict):
@@ -55,15 +46,6 @@ class QuantizeItem(TypedDict):
     tensors: list[str]
     ignore: list[str]
     digests: dict[str, str]
-
-
-@dataclass
-class Calibration(Data):
-    """Texts that the model is run on, for schemes and methods that need it: the first ``samples`` rows of a dataset."""
-
-    kind: Kind = "chat"
-    samples: int = 512  # as LLM Compressor's examples have it
-    length: int = 2048  # tokens of each at most, as there
 
 
 @dataclass
@@ -79,10 +61,10 @@ class Options(TaskOptions):
     device: str | None = None  # of files: cpu, cuda, ...; null: a GPU where there is one
 
 
-class Quantize:
-    """See the module. What cannot be quantized is refused when the run is planned."""
+class Quantize(ItemTask):
+    """See the module. Raises HalaError for invalid options; what cannot be quantized is refused by ``plan``."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -91,20 +73,20 @@ class Quantize:
         if not recipe.model.name:
             raise HalaError("model.name: nothing to quantize", "a folder, a finished run or a name on the hub")
         cause = self._scheme.name if self._scheme.calibrated else f"rounding by {options.rounding}"
-        needs_texts = self._scheme.calibrated or options.rounding == "gptq"
-        if needs_texts and options.method == "files":
+        self._needs_texts = self._scheme.calibrated or options.rounding == "gptq"
+        if self._needs_texts and options.method == "files":
             raise HalaError(
                 f"task.method: {cause} has to see the model run",
                 "task.method=whole, which loads all of it",
             )
-        self._method = "whole" if needs_texts else options.method.replace("auto", "files")
+        self._method = "whole" if self._needs_texts else options.method.replace("auto", "files")
         texts = options.calibration
-        if needs_texts and not (texts.path or texts.hub):
+        if self._needs_texts and not (texts.path or texts.hub):
             raise HalaError(
                 f"task.calibration: {cause} needs texts to run the model on",
                 "task.calibration.path=FILE or task.calibration.hub=ORG/NAME",
             )
-        if not needs_texts and (texts.path or texts.hub):
+        if not self._needs_texts and (texts.path or texts.hub):
             raise HalaError(f"task.calibration: {self._scheme.name} needs no texts", "leave it out")
         for key in ("samples", "length"):
             if getattr(texts, key) < 1:
@@ -118,33 +100,31 @@ class Quantize:
             raise HalaError(
                 f"model.name: {self._recipe.model.name} is quantized already", "name the one it was made from"
             )
-        model_folder.require_files("model.name", source)
-        paths = location.weights(source)
-        tensors = [tensor for path in paths for tensor in tensors_of(path)]
+        require_files("model.name", source)
+        files_of = location.weights(source)
+        tensors = [tensor for of_file in files_of.values() for tensor in of_file]
         options: Options = self._recipe.task
         ignore = schemes.ignored(config) if options.ignore is None else list(options.ignore)
         self._refuse(tensors, ignore)
         notes: Counter[str] = Counter()
-        if self._scheme.calibrated or options.rounding == "gptq":
+        if self._needs_texts:
             _write_calibration(self._recipe, folder, watch, notes)
         watch.say("reading weights")
-        with ThreadPoolExecutor(READERS) as threads:
-            digests = dict(zip(paths, threads.map(digest_of_weights, paths), strict=True))
-        items = plan_items(self._groups(tensors, config), tensors, source, ignore, digests)
+        digests = dict(zip(files_of, in_threads(location.digest_of_weights, files_of), strict=True))
+        items = list(plan_items(self._groups(tensors, config), source, ignore, digests))
         sources = [
-            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in paths
+            {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in files_of
         ]
-        cut = planned("quantize", "files", list(items), sources, assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return cut_items("quantize", "files", items, sources, assembled=True, notes=notes)
 
     def checker(self, facts: Facts) -> CheckShard:
         def check_shard(shard: Shard, path: Path) -> ShardReport:
             item = cast(QuantizeItem, facts.items[shard.id])
-            problems = quant_folder.faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
+            problems = faults(path, schemes.expected(item["tensors"], self._scheme, item["ignore"]))
             final = path.parents[2] / "final"
             if shard.id == 0 and final.is_dir():
-                problems += [f"{FINAL}{problem}" for problem in model_folder.unsound(final)]
-            return model_folder.report(problems)
+                problems += [f"{FINAL}{problem}" for problem in unsound(final)]
+            return item_report(problems)
 
         return check_shard
 
@@ -156,7 +136,7 @@ class Quantize:
         """Put the whole model together in RUN/final."""
         shards = [run.shard_output(shard) for shard in range(len(plan))]
         with suppress(FileExistsError), files.whole_directory(run.final) as target:
-            quant_folder.assemble(run.path, target, Path(plan[0].source), shards)
+            assemble(run.path, target, Path(plan[0].source), shards)
 
     def _refuse(self, tensors: list[Tensor], ignore: list[str]) -> None:
         if misfits := schemes.misfits(tensors, self._scheme, ignore):
@@ -168,17 +148,16 @@ class Quantize:
         if not any(schemes.is_quantized(tensor.name, ignore) for tensor in tensors):
             raise HalaError("task.ignore leaves nothing to quantize")
 
-    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[str]]:
+    def _groups(self, tensors: list[Tensor], config: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """The tensors of each shard, by its name."""
         if self._method == "files":
             return by_file(tensors, self._scheme)
-        names = [tensor.name for tensor in tensors]
-        if config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
-            names = [name for name in names if name != "lm_head.weight"]  # stored twice; a loaded model saves it once
-        return {WHOLE: names}
+        if config.get("tie_word_embeddings") and any(tensor.name.endswith("embed_tokens.weight") for tensor in tensors):
+            tensors = [tensor for tensor in tensors if tensor.name != "lm_head.weight"]  # a loaded model saves it once
+        return {WHOLE: tensors}
 
 
-class Quantizing:
+class Quantizing(ItemWork):
     """One worker's work: nothing is kept from file to file."""
 
     def __init__(self, scheme: Scheme, run: RunDirectory, options: Options) -> None:
@@ -197,12 +176,12 @@ class Quantizing:
         if is_whole:
             config = self._whole(item, weights)
         else:
-            device = self._options.device or _device()
-            config = quant_files.quantize_file(weights, item.place / planned["name"], device, item.check_stop)
+            target = item.place / planned["name"]
+            config = quant_files.quantize_file(weights, target, self._options.device, item.check_stop)
         item.tell("checking")
         for path in paths:
             if digest_of(path, item.check_stop) != planned["digests"][path.name]:
-                raise HalaError(f"{path} changed since the run was planned", "plan a new run")
+                raise location.changed(path)
         written = sorted(item.place.glob("*.safetensors"))
         tensors = quant_files.measure_errors(weights, written, config, item.check_stop)
         report: PartReport = {
@@ -221,9 +200,6 @@ class Quantizing:
         size = sum(facts["bytes"] for facts in report["files"].values())
         return {"bytes": size, "source_bytes": item.shard.tokens}
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
         job = quant_files.Oneshot(
@@ -241,47 +217,37 @@ class Quantizing:
         return config
 
 
-def create(recipe: Recipe) -> Quantize:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Quantize(recipe)
+create = Quantize
 
 
-def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:
+def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[Tensor]]:
     """The tensors of each shard, by its file. Weights that share a scale go into the file of the first of them."""
     place = {tensor.name: tensor.path.name for tensor in tensors}
     first = {other: name for name in place for other in schemes.partners(name, scheme) if other in place}
-    groups: dict[str, list[str]] = {file: [] for file in place.values()}
-    for name in place:
-        groups[place[first.get(name, name)]].append(name)
-    return {file: names for file, names in groups.items() if names}  # all of a file's tensors may have gone to others
+    groups: dict[str, list[Tensor]] = {file: [] for file in place.values()}
+    for tensor in tensors:
+        groups[place[first.get(tensor.name, tensor.name)]].append(tensor)
+    return {file: some for file, some in groups.items() if some}  # all of a file's tensors may have gone to others
 
 
 def plan_items(
-    groups: dict[str, list[str]],
-    tensors: Sequence[Tensor],
-    source: Path,
-    ignore: list[str],
-    digests: dict[Path, str],
+    groups: Mapping[str, Sequence[Tensor]], source: Path, ignore: list[str], digests: Mapping[Path, str]
 ) -> Iterator[Planned]:
     """An item of the plan for each group of tensors, with the files that hold them."""
-    by_name = {tensor.name: tensor for tensor in tensors}
-    for name, names in groups.items():
-        paths = sorted(digests if name == WHOLE else {by_name[tensor].path for tensor in names})
-        of_files = {path.name: digests[path] for path in paths}
+    for name, tensors in groups.items():
+        paths = sorted(digests if name == WHOLE else {tensor.path for tensor in tensors})
+        of_files, names = {path.name: digests[path] for path in paths}, [tensor.name for tensor in tensors]
         item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
-        yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
+        yield Planned(dict(item), source, sum(tensor.size for tensor in tensors))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
     options: Calibration = recipe.task.calibration
     target = folder / CALIBRATION
-    try:
+    with within("task.calibration"):
         bad = BadRows(options.bad_rows, notes, folder, most=1)
-        first = (options.kind, options.samples, options.length)
-        ids = quant_files.samples(recipe.model, options, *first, target.parent, watch, bad)
-    except HalaError as error:
-        raise HalaError(f"task.calibration: {error.message}", error.hint) from error
+        ids = quant_files.samples(recipe.model, options, target.parent, watch, bad)
     target.parent.mkdir(exist_ok=True)
     files.write_durably(target, json.dumps(ids).encode())
 
@@ -297,9 +263,3 @@ def _type_of(weights: Weights) -> str:
     if len(types) > 1:
         raise HalaError(f"weights of several types, {', '.join(sorted(types))}, cannot be loaded as one model")
     return types.pop()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

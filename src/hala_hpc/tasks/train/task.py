@@ -12,8 +12,8 @@ from hala_hpc.config.schema import Data, Model, Recipe, Site
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.files import sources as data_files
-from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
+from hala_hpc.models.folder import check_model
 from hala_hpc.run import manifest
 from hala_hpc.run import manifest as runs
 from hala_hpc.run.manifest import Facts, Shard
@@ -82,7 +82,7 @@ class Train:
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return model_folder.check_model
+        return check_model
 
     def models_on_hub(self) -> list[Model]:
         return []

@@ -35,7 +35,7 @@ class Options(TaskOptions):
 
 
 class Translate(RowTask):
-    """See the module."""
+    """See the module. Raises HalaError for a prompt or suffix that cannot be."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -85,7 +85,7 @@ class Translation:
 
     def _request(self, text: str) -> Request:
         options = self._options
-        filled, span = prompts.place(options.prompt, text, source=options.source, target=options.target)
+        filled, span = prompts.render(options.prompt, text, source=options.source, target=options.target)
         if not options.chat:
             return request(filled, self._sampling, span)
         system = [Message("system", options.system)] if options.system else []
@@ -95,9 +95,7 @@ class Translation:
         return column.replace(".", "_") + self._options.suffix
 
 
-def create(recipe: Recipe) -> Translate:
-    """The task of a recipe. Raises HalaError for a prompt or suffix that cannot be."""
-    return Translate(recipe)
+create = Translate
 
 
 def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.models import folder as model_folder
-from hala_hpc.models.folder import unsound
+from hala_hpc.models.folder import finish_model, unsound, write_index
 from hala_hpc.models.safetensors_file import tensors_of
 from hala_hpc.run import files
 from hala_hpc.tasks.train import card
@@ -92,7 +91,7 @@ def save(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, proven
         _write_weights(weights, target)
         tokenizer.save_pretrained(target)
         parameters = sum(tensor.numel() for tensor in weights.values())
-        model_folder.finish(target, {**provenance, "parameters": parameters}, card.render)
+        finish_model(target, {**provenance, "parameters": parameters}, card.render)
 
 
 def check(
@@ -180,7 +179,7 @@ def _write_weights(weights: Mapping[str, Any], folder: Path) -> None:
     for name, tensors in split.filename_to_tensors.items():
         save_file({tensor: weights[tensor] for tensor in tensors}, folder / name, metadata={"format": "pt"})
         (folder / name).chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read
-    model_folder.write_index(folder)
+    write_index(folder)
 
 
 def _write_config(model: Any, folder: Path) -> None:

@@ -12,8 +12,8 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, TaskOptions
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
-from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
+from hala_hpc.models.folder import check_model
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
@@ -23,8 +23,7 @@ from hala_hpc.tasks.train.checkpoints import Saved
 from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items import Item, Planned
-from hala_hpc.worker.items import cut as planned
+from hala_hpc.worker.items import Item, Planned, cut_items
 from hala_hpc.worker.task import ITEMS
 
 
@@ -77,11 +76,11 @@ class Export:
         ]
         items = [Planned(dict(entry), self._run) for entry in entries]
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
-        return planned("export", "checkpoints", items, [source])
+        return cut_items("export", "checkpoints", items, [source])
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
-        return model_folder.check_model
+        return check_model
 
     def open(self, run: RunDirectory, plan: Manifest) -> "Exporting":
         del run, plan
