@@ -39,7 +39,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Watch:
+class PlanWatch:
     """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the rows read so far, ``weigh`` the bytes."""
 
     say: Callable[[str], None] = lambda _: None
@@ -48,7 +48,7 @@ class Watch:
 
 
 @dataclass
-class _Open:
+class _FillingShard:
     """The shard that is being filled."""
 
     source: str
@@ -66,7 +66,7 @@ class Cutter:
     def __init__(self, task: str, shard_tokens: int, shard_rows: int) -> None:
         self._task = task
         self._most = (shard_tokens, shard_rows)
-        self._open: _Open | None = None
+        self._open: _FillingShard | None = None
         self.shards: list[Shard] = []
         self.rows = self.texts = 0
 
@@ -75,7 +75,7 @@ class Cutter:
         shard = self._open
         if shard is None or shard.tokens + tokens > self._most[0] or shard.rows >= self._most[1]:
             self.close()
-            shard = self._open = _Open(source, position, self.rows)
+            shard = self._open = _FillingShard(source, position, self.rows)
         shard.rows += 1
         shard.tokens += tokens
         shard.characters += sum(map(len, texts))
@@ -92,7 +92,7 @@ class Cutter:
 
 
 def cut(
-    data: Data, run: Run, task: str, folder: Path, texts_of: Finder, watch: Watch, notes: Counter[str] | None = None
+    data: Data, run: Run, task: str, folder: Path, texts_of: Finder, watch: PlanWatch, notes: Counter[str] | None = None
 ) -> Cut:
     """Plan the shards of a row task.
 
@@ -131,7 +131,7 @@ def cut(
 
 
 def _cut_source(
-    cutter: Cutter, source: Source, name: str, limit: int | None, texts_of: Finder, watch: Watch, bad: BadRows
+    cutter: Cutter, source: Source, name: str, limit: int | None, texts_of: Finder, watch: PlanWatch, bad: BadRows
 ) -> pa.Schema | None:
     """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
     whole: pa.Schema | None = None

@@ -214,7 +214,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TemplateOutcome:
     """What became of a conversation: names of what is left out, and for each span of the assistant its turns."""
 
     left_out: frozenset[str]
@@ -227,9 +227,9 @@ class Marks:
     def __init__(self, render: Render, accepted: Collection[str]) -> None:
         """``accepted``: NAMES of what may be left out."""
         self._render, self._accepted = render, frozenset(accepted)
-        self._seen: dict[Any, Seen] = {}
+        self._seen: dict[Any, TemplateOutcome] = {}
 
-    def look(self, chat: Chat) -> Seen:
+    def look(self, chat: Chat) -> TemplateOutcome:
         """Raises HalaError that names the turn and what the template leaves out, or takes for somebody else's."""
         build = _build(chat)
         if (seen := self._seen.get(build)) is None:
@@ -251,7 +251,7 @@ class Marks:
             )
         return [span for span, whose in zip(spans, turns, strict=True) if whose and not whose <= unlearned]
 
-    def _rendered(self, chat: Chat) -> Seen:
+    def _rendered(self, chat: Chat) -> TemplateOutcome:
         marking = _Marking()
         text, spans = self._render(marking.chat(chat))
         missing = [mark for mark in marking.marks if mark.word not in text]
@@ -267,7 +267,7 @@ class Marks:
             if mark not in missing:
                 _refuse_wrong_spans(mark, chat.messages[turn]["role"], spoken)
         turns = [frozenset(turn for mark, turn in of_turns if mark.word in span) for span in spoken]
-        return Seen(frozenset(mark.name for mark in missing), turns)
+        return TemplateOutcome(frozenset(mark.name for mark in missing), turns)
 
 
 def _refuse_wrong_spans(mark: Mark, role: str, spoken: list[str]) -> None:

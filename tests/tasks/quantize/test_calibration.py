@@ -8,7 +8,7 @@ import pytest
 
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.tasks.quantize import files
 from tests.data import tokenizer_kinds
 
@@ -29,7 +29,7 @@ def sampled(tmp_path: Path, model: Model, kind: str, rows: list[dict[str, object
     tokenizer = tokenizer_kinds.byte_level([]).tokenizer
     path, notes = tmp_path / f"{kind}.jsonl", Counter[str]()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = (model, Data(path=[str(path)]), kind, len(rows), 99, tmp_path, Watch(), BadRows(notes=notes))
+    asked = (model, Data(path=[str(path)]), kind, len(rows), 99, tmp_path, PlanWatch(), BadRows(notes=notes))
     special = set(tokenizer.all_special_ids)
     return [
         "".join(f"[{tokenizer.decode(id)}]" if id in special else tokenizer.decode(id) for id in ids)

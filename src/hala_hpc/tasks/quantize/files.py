@@ -15,7 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data import templates
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Dropped, Kind, holds_control_words, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.models import location
@@ -273,7 +273,7 @@ def _calibration(samples: list[list[int]]) -> Mapping[str, Any]:
 
 
 def samples(
-    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: Watch, bad: BadRows
+    model: Model, data: Data, kind: Kind, count: int, length: int, copies: Path, watch: PlanWatch, bad: BadRows
 ) -> list[list[int]]:
     """Token ids of the first ``count`` rows that hold anything, each cut to ``length``.
 
@@ -297,7 +297,7 @@ def samples(
     return ids
 
 
-def _documents(data: Data, kind: Kind, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
+def _documents(data: Data, kind: Kind, copies: Path, watch: PlanWatch, bad: BadRows) -> Iterator[Document]:
     for source, chunk in sources.read(data, copies, watch.say, bad):
         reader = reader_of(kind, data, chunk.schema())
         for number, row in zip(chunk.numbers, chunk.rows, strict=True):

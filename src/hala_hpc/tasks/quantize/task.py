@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypedDict, cast
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.documents import Kind
 from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
@@ -110,7 +110,7 @@ class Quantize:
             if getattr(texts, key) < 1:
                 raise HalaError(f"task.calibration.{key}: must be at least 1")
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a model that is quantized already, not whole, or does not fit the scheme."""
         source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
         config = location.config(source)
@@ -272,7 +272,7 @@ def plan_items(
         yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
 
 
-def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
+def _write_calibration(recipe: Recipe, folder: Path, watch: PlanWatch, notes: Counter[str]) -> None:
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
     options: Calibration = recipe.task.calibration
     target = folder / CALIBRATION
