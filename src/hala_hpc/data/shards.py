@@ -41,6 +41,8 @@ CURE = (
     "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "
     "if it is gone for good, plan a new run"
 )
+Progress = Callable[[Iterator[Shard]], Iterable[Shard]]
+"""Passes the shards of a long command on, and shows how far it is."""
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
@@ -136,9 +138,7 @@ def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]
 
     Raises digests.Damaged where a byte of it changed, or it was written for another shard or another run.
     """
-    table, sealed = digests.read(path)
-    if facts.sealed and not sealed:
-        raise digests.Damaged("is damaged: its seal is gone")
+    table, sealed = digests.read(path, facts.sealed)
     try:
         made_by = {**json.loads((table.schema.metadata or {}).get(KEY, b"{}"))}
     except (ValueError, TypeError) as error:
@@ -177,9 +177,8 @@ def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, field
         return ShardReport(problems=(f"its columns are of other types: {error}",))
     if not problems and not _are_planned(shard, rows, [given]):
         problems.append("its rows are not those of the source when the run was planned")
-    reasons = table[ERROR].to_pylist()
-    quarantined = Counter(reason_of(reason) for reason in reasons if reason is not None)
-    return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems), sealed)
+    quarantined = reasons_in(table[ERROR])
+    return ShardReport(table.num_rows - quarantined.total(), quarantined, tuple(problems), sealed)
 
 
 def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> bool:
@@ -194,6 +193,11 @@ def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> b
 def reason_of(error: str) -> str:
     """The part of an error by which rows are counted."""
     return error.split(":", 1)[0]
+
+
+def reasons_in(errors: Any) -> Counter[str]:
+    """The rows in quarantine that a column of errors shows, by reason."""
+    return Counter(map(reason_of, map(str, errors.drop_null().to_pylist())))
 
 
 def as_stored(names: Sequence[str]) -> list[str]:
@@ -247,7 +251,7 @@ class Reopened:
     damaged: list[int] = field(default_factory=list)
 
 
-def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter) -> Reopened:
+def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
     """Have workers do the rows again that are in quarantine for ``reason`` ('': for any) in finished shards.
 
     Rows of unfinished shards are left as they are. Raises HalaError for a run that is not one of rows.
@@ -276,10 +280,9 @@ def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterab
 def _reasons(output: Path) -> Counter[str]:
     """Rows in quarantine by reason; only their column is read."""
     try:
-        errors = pq.ParquetFile(output).read(columns=[ERROR])[ERROR].drop_null()
+        return reasons_in(pq.ParquetFile(output).read(columns=[ERROR])[ERROR])
     except (pa.ArrowException, OSError, KeyError) as error:
         raise digests.Damaged(str(error)) from error
-    return Counter(reason_of(str(text)) for text in errors.to_pylist())
 
 
 def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:

@@ -151,7 +151,7 @@ def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
     problems = [*_row_problems(shard, file), *_token_problems(file, most)]
     if file.metadata.get(token_file.INPUT) != shard.digest.encode():
         problems.append("its rows are not those of the source when the run was planned")
-    reasons = Counter(shards.reason_of(error) for error in file.error.to_pylist() if error is not None)
+    reasons = shards.reasons_in(file.error)
     return ShardReport(len(np.unique(file.row)) - reasons.total(), reasons, tuple(problems))
 
 
