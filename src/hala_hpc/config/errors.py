@@ -1,10 +1,11 @@
-"""The one exception that a person is meant to read, the word that was meant, counts with their nouns, and the modules
-that the open sections of a recipe name by their ``kind``.
+"""The one exception that a person is meant to read, words for it, and the modules that the open sections of a recipe
+name by their ``kind``.
 """
 
 import difflib
 import importlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,12 +44,17 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'? {choices}" if near else choices
 
 
+T = TypeVar("T")
+
+
+def first_twice(items: Iterable[T]) -> T | None:
+    """The first item that is there more than once; None where none is."""
+    return next((item for item, count in Counter(items).items() if count > 1), None)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error; its class where it says nothing."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-
-
-T = TypeVar("T")
 
 
 def plural(count: int, noun: str) -> str:

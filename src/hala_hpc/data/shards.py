@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, first_twice, plural
 from hala_hpc.data import bad_rows, schema
 from hala_hpc.data.files import readers
 from hala_hpc.data.files.readers import Manner
@@ -214,9 +214,9 @@ def as_stored(names: Sequence[str]) -> list[str]:
 def refuse_reserved(schema: pa.Schema, added: Sequence[str]) -> None:
     """Raises HalaError where the input has a column that the output adds, or has it twice."""
     stored = as_stored(schema.names)
-    for name, count in [*Counter(stored).items(), *Counter(added).items()]:
-        if count > 1:
-            raise HalaError(f"two columns are named '{name}'", "see data.columns; or rename one in the data")
+    for names in (stored, added):
+        if (twice := first_twice(names)) is not None:
+            raise HalaError(f"two columns are named '{twice}'", "see data.columns; or rename one in the data")
     for name in (*RESERVED, *added):
         if name in stored:
             raise HalaError(

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_twice
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import unify
 from hala_hpc.data.files.opening import BOM
@@ -186,7 +186,7 @@ def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | No
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        twice = first_twice(key for key, _ in pairs)
         raise HalaError(f"the key '{twice}' is there twice", "rename or remove one")
     return row
 
@@ -240,19 +240,16 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
 
 def refuse_doubled(schema: pa.Schema, path: Path) -> None:
     """Raises HalaError where a column, or a field of one at any depth, is there twice."""
-    if twice := _doubled([schema.field(place) for place in range(len(schema))]):
+    if (twice := _doubled(pa.struct(list(schema)))) is not None:
         raise HalaError(f"{path}: two columns are named '{twice}'", "rename one in the data")
 
 
-def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
-    names = Counter(item.name for item in fields)
-    if twice := next((name for name, count in names.items() if count > 1), None):
+def _doubled(kind: pa.DataType, before: str = "") -> str | None:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    if (twice := first_twice(field.name for field in fields)) is not None:
         return before + twice
-    inner = (
-        _doubled([item.type.field(place) for place in range(item.type.num_fields)], f"{before}{item.name}.")
-        for item in fields
-    )
-    return next(filter(None, inner), "")
+    inner = (_doubled(field.type, f"{before}{field.name}.") for field in fields)
+    return next((name for name in inner if name is not None), None)
 
 
 def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_twice
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import folders, formats, hub, opening, readers
@@ -196,7 +196,7 @@ def _resolve(data: Data, notes: Counter[str]) -> list[_File]:
         raise HalaError("data.revision: is for a dataset on the hub, not for data.path", "leave it out")
     files = [file for entry in data.path for file in _expand(entry, data, notes)]
     paths = [file.path for file in files]
-    if twice := next((path for path, count in Counter(paths).items() if count > 1), None):
+    if twice := first_twice(paths):
         raise HalaError(f"data.path: {twice} is named twice, so its rows would be too", "name it once")
     if not files:
         raise HalaError(
