@@ -167,10 +167,8 @@ def _is_shell(name: str) -> bool:
 def _texts(value: Any) -> Iterator[str]:
     """All texts at any depth."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(item)
-            yield str(key)
-    elif isinstance(value, list):
+        value = [part for key, item in value.items() for part in (item, key)]
+    if isinstance(value, list):
         for item in value:
             yield from _texts(item)
     elif value is not None:

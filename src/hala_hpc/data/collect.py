@@ -54,7 +54,8 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
     try:
         with files.whole_directory(target) as folder:
             written = _write(run, plan, folder, progress)
-            result = Collected(str(target), *written, missing, _translations(folder))
+            translations = columns.translations(pq.read_schema(next(folder.rglob("*.parquet"))))
+            result = Collected(str(target), *written, missing, translations)
             (folder / "README.md").write_text(card(path, plan.facts, result))
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
@@ -89,12 +90,6 @@ def _on_json(facts: Facts) -> list[str]:
     columns = [f"`{field.name}`" for field in schema.load(facts.schema) if schema.holds(field.type, schema.is_json)]
     said = "differ in their keys or types: they are of Arrow's JSON type, which `datasets` 4.7 reads."
     return [f"Objects of {', '.join(columns)} {said}"] if columns else []
-
-
-def _translations(folder: Path) -> dict[str, str]:
-    """Which of the columns that were written are translations, and of which."""
-    paths = [*folder.glob("data/*.parquet"), *folder.glob("*.parquet")]
-    return columns.translations(pq.read_schema(paths[0])) if paths else {}
 
 
 def _write(run: RunDirectory, plan: Manifest, folder: Path, progress: Progress) -> tuple[int, int, dict[str, int]]:

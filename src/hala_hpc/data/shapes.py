@@ -330,24 +330,19 @@ def _texts_of_turn(turn: Turn, before: Place, after: Place, number: int, roles: 
 
 
 def _texts_of_part(part: Any, place: Place, where: str) -> Items:
-    if isinstance(part, str):
-        yield place, part
-        return
-    if not isinstance(part, dict):
-        raise HalaError(f"{where} has a part that holds {what(part)}, not text")
-    kind = part.get("type")
-    key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
-    if kind not in TEXT_PARTS or (kind is None and key is None):
-        yield (
-            None,
-            f"parts of type '{kind}' are left as they are" if kind else "parts without text are left as they are",
-        )
-        return
-    if key is None:
-        return
-    text, place = part[key], (*place, key)
-    if isinstance(text, dict) and isinstance(text.get("value"), str):  # OpenAI's assistants: text with annotations
-        text, place = text["value"], (*place, "value")
+    text = part
+    if isinstance(part, dict):
+        kind = part.get("type")
+        key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
+        if kind not in TEXT_PARTS or (kind is None and key is None):
+            sort = f"of type '{kind}'" if kind else "without text"
+            yield None, f"parts {sort} are left as they are"
+            return
+        if key is None:
+            return
+        text, place = part[key], (*place, key)
+        if isinstance(text, dict) and isinstance(text.get("value"), str):  # OpenAI's assistants: text with annotations
+            text, place = text["value"], (*place, "value")
     if not isinstance(text, str):
         raise HalaError(f"{where} has a part that holds {what(text)}, not text")
     yield place, text

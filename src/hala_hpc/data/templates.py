@@ -33,17 +33,12 @@ class Rendered:
     spans: list[tuple[int, int]]
 
 
-def expect_no_torch() -> None:
-    """To be called before transformers is imported: else it says on standard error that torch is absent."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
 def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     """The tokenizer of a model, with the template of the file ``chat_template`` where one is given.
 
     Raises HalaError where there is none, or only a slow one, which does not know where a token is in its text.
     """
-    expect_no_torch()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it says on standard error: no torch
     from transformers import AutoTokenizer
 
     name = model.tokenizer or model.name

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,9 @@ class Manner:
 
 def chunks(path: Path, position: int = 0, manner: Manner = Manner()) -> Iterator[Chunk]:
     """Rows of a Parquet or JSONL file from ``position`` on, in order. Raises HalaError naming file and line."""
-    if manner.on_bad is None:
-        manner = replace(manner, on_bad=partial(_raise, path, position))
-    return _parquet_chunks(path, position, manner) if is_parquet(path) else _jsonl_chunks(path, position, manner)
+    on_bad = manner.on_bad or partial(_raise, path, position)
+    read = _parquet_chunks if is_parquet(path) else _jsonl_chunks
+    return read(path, position, manner, on_bad)
 
 
 def _raise(path: Path, start: int, number: int, position: int, error: HalaError) -> None:
@@ -104,7 +104,7 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+def _jsonl_chunks(path: Path, position: int, manner: Manner, on_bad: OnBad) -> Iterator[Chunk]:
     positions: list[int] = []
     rows: list[Row] = []
     numbers: list[int] = []
@@ -116,8 +116,7 @@ def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
                 try:
                     row = parse_row(line, manner.notes)
                 except HalaError as error:
-                    assert manner.on_bad is not None
-                    manner.on_bad(number, position, error)
+                    on_bad(number, position, error)
                 else:
                     rows.append(row | {name: value for name, value in manner.columns.items() if name not in row})
                     positions.append(position)
@@ -218,7 +217,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, position: int, manner: Manner, on_bad: OnBad) -> Iterator[Chunk]:
     try:
         with pq.ParquetFile(path) as file:
             refuse_doubled(file.schema_arrow, path)
@@ -227,7 +226,7 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
                     if name not in table.column_names:
                         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
                 while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
-                    yield from _taken(table.slice(0, most), position, manner)
+                    yield from _taken(table.slice(0, most), position, manner.skip, on_bad)
                     position += min(most, table.num_rows)
                     table = table.slice(most)
                 if table.num_rows:
@@ -265,24 +264,23 @@ def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:
             skip = max(0, skip - table.num_rows)
 
 
-def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
+def _taken(table: pa.Table, start: int, skip: Collection[int], on_bad: OnBad) -> Iterator[Chunk]:
     """The rows of a table as a chunk; those that are passed over, or hold a value not of their type, left out."""
-    places = list(range(table.num_rows))
-    if manner.skip and (kept := [place for place in places if position + place not in manner.skip]) != places:
-        table, places = table.take(pa.array(kept, pa.int64())), kept
+    positions = [position for position in range(start, start + table.num_rows) if position not in skip]
+    kept = table
+    if len(positions) < table.num_rows:
+        kept = table.take(pa.array([position - start for position in positions], pa.int64()))
     try:
-        rows = schemas.to_rows(table)
+        rows = schemas.to_rows(kept)
     except (ValueError, OverflowError):  # text that is not UTF-8, a year 20000: which row is it?
-        errors = [_error_in(table.slice(index, 1)) for index in range(table.num_rows)]
-        for place, error in zip(places, errors, strict=True):
-            if error is not None:
-                assert manner.on_bad is not None
-                manner.on_bad(position + place + 1, position + place, error)
-        good = [index for index, error in enumerate(errors) if error is None]
-        table, places = table.take(pa.array(good, pa.int64())), [places[index] for index in good]
-        rows = schemas.to_rows(table)
+        errors = {position: _error_in(table.slice(position - start, 1)) for position in positions}
+        bad = {position: error for position, error in errors.items() if error is not None}
+        for position, error in bad.items():
+            on_bad(position + 1, position, error)
+        yield from _taken(table, start, {*skip, *bad}, on_bad)
+        return
     if rows:
-        yield Chunk([position + place for place in places], rows, table, [position + place + 1 for place in places])
+        yield Chunk(positions, rows, kept, [position + 1 for position in positions])
 
 
 def _error_in(table: pa.Table) -> HalaError | None:
