@@ -144,10 +144,9 @@ def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
         raise HalaError("nested more than 254 deep", "remove this line") from error
     # A key that was there twice is not written again, so then there are fewer ends of keys.
     is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
-    if is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line):
-        json.loads(line, object_pairs_hook=_once)
-    if schemas.has_long_number(line):
-        json.loads(line, parse_int=_integer)
+    may_be_twice = is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line)
+    if may_be_twice or schemas.has_long_number(line):
+        json.loads(line, object_pairs_hook=_once, parse_int=_integer)
     return only_object(row)
 
 
