@@ -49,8 +49,6 @@ class PlanWatch:
 
 @dataclass
 class _FillingShard:
-    """The shard that is being filled."""
-
     source: str
     position: int
     start: int

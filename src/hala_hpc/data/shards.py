@@ -74,23 +74,19 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
     rows: list[Row] = []
     tables: list[pa.Table] = []
     position = shard.position
-
-    def wanted() -> int:
-        return shard.rows - len(rows)
-
     for name in names[names.index(shard.source) :]:
         path = place_of(run, name)
         if not path.exists():
             raise SourceAway(f"{path}: gone since the run was planned", CURE)
         with _of_the_disk(path):
             skip = bad_rows.positions(run, name, int(sources[name].get("set_aside", 0)))
-            manner = Manner(sources[name].get("columns", {}), wanted, skip)
+            manner = Manner(sources[name].get("columns", {}), lambda: shard.rows - len(rows), skip)
             for chunk in readers.chunks(path, position, manner):
-                rows += chunk.rows
+                rows.extend(chunk.rows)
                 if chunk.table is not None:
                     tables.append(chunk.table)
         position = 0
-        if not wanted():
+        if len(rows) == shard.rows:
             break
     if not _are_planned(shard, rows, tables):
         raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", CURE)

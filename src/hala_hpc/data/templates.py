@@ -323,11 +323,9 @@ class _Marking:
             return self._text(value, turn, name)
         if isinstance(value, list):
             return [self._deep(item, turn, name) for item in value]
-        return (
-            {key: self._deep(item, turn, name, key) for key, item in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
+        if isinstance(value, dict):
+            return {key: self._deep(item, turn, name, key) for key, item in value.items()}
+        return value
 
 
 def _build(chat: Chat) -> Any:

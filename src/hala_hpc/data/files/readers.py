@@ -137,17 +137,20 @@ def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return only_object(_mended(line, error, notes))
-    try:
-        again = orjson.dumps(row)
-    except TypeError as error:
-        raise HalaError("nested more than 254 deep", "remove this line") from error
-    # A key that was there twice is not written again, so then there are fewer ends of keys.
-    is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
-    may_be_twice = is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line)
-    if may_be_twice or schemas.has_long_number(line):
-        json.loads(line, object_pairs_hook=_once, parse_int=_integer)
-    return only_object(row)
+        row = _mended(line, error, notes)
+    else:
+        try:
+            again = orjson.dumps(row)
+        except TypeError as error:
+            raise HalaError("nested more than 254 deep", "remove this line") from error
+        # A key that was there twice is not written again, so then there are fewer ends of keys.
+        is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
+        may_be_twice = is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line)
+        if may_be_twice or schemas.has_long_number(line):
+            json.loads(line, object_pairs_hook=_once, parse_int=_integer)
+    if not isinstance(row, dict):
+        raise HalaError(f"a row is a JSON object, this is {what(row)}")
+    return row
 
 
 def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | None) -> Any:
@@ -193,13 +196,6 @@ def _float(digits: str) -> float:
     if math.isinf(value := float(digits)):
         raise HalaError(f"the number {digits} does not fit 64 bits", "make it a text")
     return value
-
-
-def only_object(row: Any) -> Row:
-    """``row``, if it is one. Raises HalaError."""
-    if not isinstance(row, dict):
-        raise HalaError(f"a row is a JSON object, this is {what(row)}")
-    return row
 
 
 def what(value: Any) -> str:
