@@ -93,7 +93,7 @@ class _Cutter:
                     self.bad.add(f"{source.original}: row {chunk.numbers[place]}", error, name, position)
                     wrong.add(place)
             if len(wrong) < len(chunk.rows):  # a row that is set aside has no say in the types of columns
-                whole = unify(whole, chunk.without(wrong).schema(), fill) if wrong else merged
+                whole = unify(whole, chunk.schema(wrong), fill) if wrong else merged
             self.watch.count(self.rows)
         return whole
 

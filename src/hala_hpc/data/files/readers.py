@@ -51,17 +51,12 @@ class Chunk:
     table: pa.Table | None = None
     numbers: Sequence[int] = ()
 
-    def without(self, places: Collection[int]) -> "Chunk":
-        """All rows but those at these places of the chunk."""
-        kept = [place for place in range(len(self.rows)) if place not in places]
-        table = self.table.take(pa.array(kept, pa.int64())) if self.table is not None else None
-        return Chunk(
-            [self.positions[k] for k in kept], [self.rows[k] for k in kept], table, [self.numbers[k] for k in kept]
-        )
-
-    def schema(self) -> pa.Schema:
-        """The schema of these rows alone; columns of integers that no float holds are marked."""
-        return unify.marked(self.table) if self.table is not None else unify.infer(self.rows)
+    def schema(self, without: Collection[int] = ()) -> pa.Schema:
+        """The schema of these rows alone, but for those at some places; integers that no float holds are marked."""
+        kept = [place for place in range(len(self.rows)) if place not in without]
+        if self.table is None:
+            return unify.infer([self.rows[place] for place in kept])
+        return unify.marked(self.table.take(pa.array(kept, pa.int64())) if without else self.table)
 
 
 @dataclass(frozen=True)
