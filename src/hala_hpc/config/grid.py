@@ -74,6 +74,7 @@ def expand(
     below = [*of_place(site), base]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
+    first: dict[str, str] = {}
     for cell in cells(grid):
         if cell.state != "excluded":
             parts = [
@@ -82,10 +83,14 @@ def expand(
             ]
             stack = [*below, *parts, words, Layer({"name": cell.name}, "grid.name", layer.base)]
             with within(f"cell {cell.name}"):
-                cell = dataclasses.replace(cell, recipe=merge(stack, options_of))
+                whole = merge(stack, options_of)
             require_task(stack, recipe)
+            cell = dataclasses.replace(cell, recipe=whole)
+            if cell.state == "run":  # only the first of the cells with the same recipe is one
+                kept = first.setdefault(freeze(dataclasses.replace(whole, name="")), cell.name)
+                cell = cell if kept == cell.name else dataclasses.replace(cell, state="same", same_as=kept)
         composed.append(cell)
-    return name, _equal_once(composed)
+    return name, composed
 
 
 def _grid(given: Mapping[str, Any]) -> Grid:
@@ -121,19 +126,6 @@ def cells(grid: Grid) -> Iterator[GridCell]:
         elif _matches(grid.as_is, chosen):
             state = "as_is"
         yield GridCell(name, chosen, state, grid.aliases.get(name))
-
-
-def _equal_once(cells: Sequence[GridCell]) -> list[GridCell]:
-    """Only the first of the cells with the same recipe is a run."""
-    first: dict[str, str] = {}
-    result = []
-    for cell in cells:
-        if cell.state == "run" and cell.recipe is not None:
-            kept = first.setdefault(freeze(dataclasses.replace(cell.recipe, name="")), cell.name)
-            if kept != cell.name:
-                cell = dataclasses.replace(cell, state="same", same_as=kept)
-        result.append(cell)
-    return result
 
 
 def _matches(patterns: Sequence[Values], chosen: Mapping[str, str]) -> bool:

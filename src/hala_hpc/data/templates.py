@@ -135,20 +135,21 @@ def check(tokenizer: Any, kinds: Collection[str]) -> None:
 
 def _check_template(tokenizer: Any) -> None:
     if not GENERATION.search(template_of(tokenizer)):
-        raise HalaError(
-            "the chat template has no {% generation %} marks, so what the assistant says cannot be told from the rest",
-            HOW_TO_MARK,
-        )
+        raise _unusable("has no {% generation %} marks, so what the assistant says cannot be told from the rest")
     turns = zip(("user", "assistant") * 2, PROBE, strict=True)
     rendered = render(tokenizer, Chat([{"role": role, "content": text} for role, text in turns]))
     marked = "".join(rendered.text[begin:end] for begin, end in rendered.spans)
     if USER in marked or USER_2 in marked:
-        raise HalaError("the chat template marks what the user says as the assistant's", HOW_TO_MARK)
+        raise _unusable("marks what the user says as the assistant's")
     if ANSWER not in marked or ANSWER_2 not in marked:
-        raise HalaError("the chat template does not mark all that the assistant says", HOW_TO_MARK)
+        raise _unusable("does not mark all that the assistant says")
     encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     _check_bos(tokenizer, encoding.ids, "the chat template puts BOS before a conversation twice")
     _check_ends(tokenizer, encoding, rendered)
+
+
+def _unusable(why: str) -> HalaError:
+    return HalaError(f"the chat template {why}", HOW_TO_MARK)
 
 
 def _check_bos(tokenizer: Any, ids: list[int], message: str) -> None:
@@ -166,10 +167,7 @@ def _check_ends(tokenizer: Any, encoding: Any, rendered: Rendered) -> None:
         places = zip(encoding.ids, encoding.offsets, strict=True)
         ends = [place for id, place in places if id in special and begin <= place[0] < end]
         if not ends:
-            raise HalaError(
-                "the chat template ends the assistant's turn with no special token, so the model would never stop",
-                HOW_TO_MARK,
-            )
+            raise _unusable("ends the assistant's turn with no special token, so the model would never stop")
         if not any(start <= ends[0][0] < stop for start, stop in rendered.spans):
             token = rendered.text[slice(*ends[0])]
             raise HalaError(

@@ -152,9 +152,8 @@ class Union:
             if any(known.declared and known.word != became[name] for known in types)
         }
         listed = ", ".join(f"{name}: {word}" for name, word in changed.items())
-        return Counter(
-            {f"columns are of another type than in some of their files ({listed})": len(changed)} if changed else {}
-        )
+        note = f"columns are of another type than in some of their files ({listed})"
+        return Counter({note: len(changed)} if changed else {})
 
 
 def _refuse_lost_types(name: str, types: list[Type]) -> None:

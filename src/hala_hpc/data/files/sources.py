@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -227,8 +228,7 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
     if glob.has_magic(entry):
         files = sorted(map(Path, glob.glob(entry, recursive=True)), key=folders.natural)  # noqa: PTH207 (may be absolute)
         files = list(filter(folders.is_file, files))
-        plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
-        root = Path(*path.parts[:plain])
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         held = list(filter(folders.is_quarantine, files))
         notes.update({folders.QUARANTINE: len(held)} if held else {})
         return [(file, folders.columns_of(file, root)) for file in files if file not in held]
