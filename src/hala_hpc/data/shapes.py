@@ -172,7 +172,9 @@ def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
     keys = None
     if known.turn_keys and len(paths) == 1 and paths[0] in schema.names:
         keys, unsure = keys_of(_turn_keys(schema.field(paths[0]).type), known.turn_keys), []
-    return Shape(tuple(paths), spoken_by(roles), known.turn_keys is not None, others, tuple(unsure), keys)
+    # A word that is not a role of ours stands for itself.
+    spoken = frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
+    return Shape(tuple(paths), spoken, known.turn_keys is not None, others, tuple(unsure), keys)
 
 
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
@@ -236,11 +238,6 @@ def _holds_text(value: Any) -> bool:
 
 def _listed(schema: pa.Schema) -> str:
     return f"columns: {', '.join(schema.names)}"
-
-
-def spoken_by(roles: Sequence[str]) -> frozenset[str]:
-    """All words that datasets use for the given roles; a word that is not a role of ours stands for itself."""
-    return frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
 
 
 def texts_in(value: Any, place: Place, roles: frozenset[str]) -> Items:

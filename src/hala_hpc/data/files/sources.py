@@ -172,7 +172,7 @@ def _open_file(file: _File, data: Data, copy: Path, say: Callable[[str], None], 
 
 
 def _is_in_place(path: Path, data: Data) -> bool:
-    if path.suffix not in (".jsonl", ".ndjson") or opening.is_compressed(path):
+    if path.suffix not in (".jsonl", ".ndjson") or opening.opener_of(path):
         return False
     return opening.encoding_of(opening.first_bytes(path, 4), data.encoding) is None
 
