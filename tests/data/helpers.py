@@ -15,7 +15,7 @@ from hala_hpc.data import shards
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.schema import Row, row_bytes
 
-NOTHING = cutting.Watch()
+NOTHING = cutting.PlanWatch()
 
 
 def lines(rows: Sequence[Any]) -> bytes:

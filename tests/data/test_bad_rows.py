@@ -143,6 +143,13 @@ def test_bad_rows_after_the_limit_are_nobodys_business(tmp_path: Path) -> None:
         assert rows_of(tmp_path / f"run-{path.name}", path, limit=1) == [{"text": "a"}]
 
 
+def test_a_row_that_cannot_be_kept_is_not_counted_in_its_shard(tmp_path: Path) -> None:
+    deep = pa.array(["1", "[" * 300 + "]" * 300, "3"], pa.string()).cast(pa.json_())
+    path = write(tmp_path / "a.parquet", pa.table({"text": ["a", "b", "c"], "deep": deep}))
+    cut = cut_texts(tmp_path / "run", path, rows=9, bad_rows="set_aside")
+    assert [row["text"] for row in read(tmp_path / "run", cut)] == ["a", "c"]
+
+
 def test_nothing_but_bad_rows_is_refused_though_set_aside(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", BROKEN * 2)
     with pytest.raises(HalaError, match=r"^2 bad rows: .*a\.jsonl:1: .*a\.jsonl:2: "):

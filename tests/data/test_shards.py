@@ -182,7 +182,7 @@ def test_shards_are_cut_by_tokens_too(tmp_path: Path) -> None:
         "t",
         tmp_path / "run",
         lambda _: lambda row: [row["text"]],
-        cutting.Watch(),
+        cutting.PlanWatch(),
     )
     assert [shard.rows for shard in found.shards] == [2, 1, 2]
     assert [shard.tokens for shard in found.shards] == [22, 101, 4]

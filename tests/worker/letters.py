@@ -13,7 +13,7 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import files, ledger, manifest
 from hala_hpc.run.layout import RunDirectory
@@ -35,7 +35,7 @@ class Letters:
         self.opened = 0
         self.done: list[str] = []
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         raise AssertionError("see planned()")
 
     def checker(self, facts: Facts) -> CheckShard:

@@ -132,12 +132,9 @@ def _anchor(section: Any, runs: Path) -> None:
 
 
 def _kind(stack: Sequence[Layer], section: str) -> str:
-    kind: str = SECTIONS[section]().kind
-    for layer in stack:
-        given = layer.values.get(section)
-        if isinstance(given, dict) and given.get("kind") is not None:
-            kind = str(given["kind"])
-    return kind
+    given = [layer.values.get(section) for layer in stack]
+    kinds = [str(values["kind"]) for values in given if isinstance(values, dict) and values.get("kind") is not None]
+    return kinds[-1] if kinds else SECTIONS[section]().kind
 
 
 def _section(layer: Layer, section: str, kind: str, final: str, options_of: OptionsOf) -> dict[str, Any]:

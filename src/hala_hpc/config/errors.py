@@ -1,11 +1,12 @@
-"""The one exception that a person is meant to read, the word that was meant, counts with their nouns, and the modules
-that the open sections of a recipe name by their ``kind``.
+"""The one exception that a person is meant to read, words for it, and the modules that the open sections of a recipe
+name by their ``kind``.
 """
 
 import difflib
 import importlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'? {choices}" if near else choices
 
 
+T = TypeVar("T")
+
+
+def first_twice(items: Iterable[T]) -> T | None:
+    """The first item that is there more than once; None where none is."""
+    return next((item for item, count in Counter(items).items() if count > 1), None)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error; its class where it says nothing."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
@@ -56,9 +65,6 @@ def refuse_odd_name(where: str, name: str, what: str) -> None:
     """Raises HalaError for a name that cannot become part of a folder's; ``what`` it should be: a label."""
     if not _PART_OF_A_FOLDER.fullmatch(name):
         raise HalaError(f"{where}: {name!r} cannot be {what}", "letters, digits, -, _ and .; no . in front")
-
-
-T = TypeVar("T")
 
 
 def plural(count: int, noun: str) -> str:

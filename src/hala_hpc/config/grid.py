@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from hala_hpc.config import layers
 from hala_hpc.config.compose import OptionsOf, freeze, merge, of_place, require_task
-from hala_hpc.config.errors import HalaError, did_you_mean, within
+from hala_hpc.config.errors import HalaError, did_you_mean, first_twice, within
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.schema import Recipe
 
@@ -67,12 +67,14 @@ def expand(
     HalaError : a wrong key, a name that two cells would share, an alias of nothing, a cell that cannot be composed.
     """
     layer = layers.from_file(recipe)
-    grid = read(layer)
+    with within(layer.where):
+        grid = _grid(_mapping(layer.values.get(SECTION), SECTION))
     base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
     words = layers.from_command_line(overrides)
     below = [*of_place(site), base]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
+    first: dict[str, str] = {}
     for cell in cells(grid):
         if cell.state != "excluded":
             parts = [
@@ -81,36 +83,33 @@ def expand(
             ]
             stack = [*below, *parts, words, Layer({"name": cell.name}, "grid.name", layer.base)]
             with within(f"cell {cell.name}"):
-                cell = dataclasses.replace(cell, recipe=merge(stack, options_of))
+                whole = merge(stack, options_of)
             require_task(stack, recipe)
+            cell = dataclasses.replace(cell, recipe=whole)
+            if cell.state == "run":  # only the first of the cells with the same recipe is one
+                kept = first.setdefault(freeze(dataclasses.replace(whole, name="")), cell.name)
+                cell = cell if kept == cell.name else dataclasses.replace(cell, state="same", same_as=kept)
         composed.append(cell)
-    return name, _equal_once(composed)
+    return name, composed
 
 
-def read(layer: Layer) -> Grid:
-    """The grid section of a recipe. Raises HalaError."""
-    where = layer.where
-    given = _mapping(where, layer.values.get(SECTION), SECTION)
+def _grid(given: Mapping[str, Any]) -> Grid:
     if wrong := next((key for key in given if key not in KEYS), None):
-        raise HalaError(f"{where}: unknown key 'grid.{wrong}'", did_you_mean(str(wrong), KEYS))
+        raise HalaError(f"unknown key 'grid.{wrong}'", did_you_mean(str(wrong), KEYS))
     axes = {
         str(axis): {
-            str(value): _mapping(where, part, f"grid.axes.{axis}.{value}") if part else {}
-            for value, part in _mapping(where, values, f"grid.axes.{axis}").items()
+            str(value): _mapping(part, f"grid.axes.{axis}.{value}") if part else {}
+            for value, part in _mapping(values, f"grid.axes.{axis}").items()
         }
-        for axis, values in _mapping(where, given.get("axes"), "grid.axes").items()
+        for axis, values in _mapping(given.get("axes"), "grid.axes").items()
     }
     name = str(given.get("name") or "-".join(f"{{{axis}}}" for axis in axes))
-    used = re.findall(r"\{([^{}]*)\}", name)
-    _refuse_unknown(used, axes, f"{where}: grid.name: no axis")
+    _refuse_unknown(re.findall(r"\{([^{}]*)\}", name), axes, "grid.name: no axis")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", name)):
-        hint = f"for example {{{next(iter(axes))}}}"
-        raise HalaError(f"{where}: grid.name: '{name}' has a brace too many", hint)
-    exclude, as_is = (
-        [_pattern(where, axes, pattern, key) for pattern in given.get(key) or []] for key in ("exclude", "as_is")
-    )
-    grid = Grid(axes, name, exclude, as_is, _aliases(where, given.get("aliases") or {}))
-    _check_names(where, grid)
+        raise HalaError(f"grid.name: '{name}' has a brace too many", f"for example {{{next(iter(axes))}}}")
+    patterns = {key: [_pattern(axes, pattern, key) for pattern in given.get(key) or []] for key in ("exclude", "as_is")}
+    grid = Grid(axes, name, **patterns, aliases=_aliases(given.get("aliases") or {}))
+    _check_names(grid)
     return grid
 
 
@@ -129,26 +128,13 @@ def cells(grid: Grid) -> Iterator[GridCell]:
         yield GridCell(name, chosen, state, grid.aliases.get(name))
 
 
-def _equal_once(cells: Sequence[GridCell]) -> list[GridCell]:
-    """Only the first of the cells with the same recipe is a run."""
-    first: dict[str, str] = {}
-    result = []
-    for cell in cells:
-        if cell.state == "run" and cell.recipe is not None:
-            kept = first.setdefault(freeze(dataclasses.replace(cell.recipe, name="")), cell.name)
-            if kept != cell.name:
-                cell = dataclasses.replace(cell, state="same", same_as=kept)
-        result.append(cell)
-    return result
-
-
 def _matches(patterns: Sequence[Values], chosen: Mapping[str, str]) -> bool:
     return any(all(chosen[axis] in values for axis, values in pattern.items()) for pattern in patterns)
 
 
-def _mapping(where: str, value: Any, name: str) -> dict[Any, Any]:
+def _mapping(value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, dict) or not value:
-        raise HalaError(f"{where}: '{name}' must be a mapping, not {value!r}")
+        raise HalaError(f"'{name}' must be a mapping, not {value!r}")
     return value
 
 
@@ -157,33 +143,34 @@ def _refuse_unknown(words: Iterable[str], known: Iterable[str], what: str) -> No
         raise HalaError(f"{what} '{wrong}'", did_you_mean(wrong, known))
 
 
-def _pattern(where: str, axes: Mapping[str, Mapping[str, Any]], given: Any, key: str) -> Values:
+def _pattern(axes: Mapping[str, Mapping[str, Any]], given: Any, key: str) -> Values:
     """``{axis: value}`` or ``{axis: [values]}``: the cells where all of it holds."""
-    pattern = {
-        str(axis): [str(value) for value in (values if isinstance(values, list) else [values])]
-        for axis, values in _mapping(where, given, f"grid.{key}").items()
-    }
-    _refuse_unknown(pattern, axes, f"{where}: grid.{key}: no axis")
+    pattern = {str(axis): list(map(str, _listed(values))) for axis, values in _mapping(given, f"grid.{key}").items()}
+    _refuse_unknown(pattern, axes, f"grid.{key}: no axis")
     for axis, values in pattern.items():
-        _refuse_unknown(values, axes[axis], f"{where}: grid.{key}.{axis}: no value")
+        _refuse_unknown(values, axes[axis], f"grid.{key}.{axis}: no value")
     return pattern
 
 
-def _aliases(where: str, given: Any) -> dict[str, str]:
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def _aliases(given: Any) -> dict[str, str]:
     """``{kept: [others]}`` turned round."""
     aliases: dict[str, str] = {}
-    for kept, others in _mapping(where, given or {"": []}, "grid.aliases").items():
-        for other in others if isinstance(others, list) else [others]:
-            if aliases.setdefault(str(other), str(kept)) != str(kept):
-                raise HalaError(f"{where}: grid.aliases: '{other}' is an alias of two cells")
+    for kept, others in _mapping(given or {"": []}, "grid.aliases").items():
+        for other in map(str, _listed(others)):
+            if aliases.setdefault(other, str(kept)) != str(kept):
+                raise HalaError(f"grid.aliases: '{other}' is an alias of two cells")
     return aliases
 
 
-def _check_names(where: str, grid: Grid) -> None:
+def _check_names(grid: Grid) -> None:
     names = [cell.name for cell in cells(grid)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise HalaError(f"{where}: grid.name: two cells would be called '{twice}'", "give each axis its place in it")
+    if (twice := first_twice(names)) is not None:
+        raise HalaError(f"grid.name: two cells would be called '{twice}'", "give each axis its place in it")
     for other, kept in grid.aliases.items():
-        _refuse_unknown((other, kept), names, f"{where}: grid.aliases: no cell")
+        _refuse_unknown((other, kept), names, "grid.aliases: no cell")
         if kept in grid.aliases:
-            raise HalaError(f"{where}: grid.aliases: '{kept}' is itself an alias, of '{grid.aliases[kept]}'")
+            raise HalaError(f"grid.aliases: '{kept}' is itself an alias, of '{grid.aliases[kept]}'")

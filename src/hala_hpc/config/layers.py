@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -115,16 +115,9 @@ def check(value: Any, name: str = "") -> None:
         raise HalaError(f"{name}: {value} is not a number to work with", "give a finite one")
     if dataclasses.is_dataclass(value):
         _check_signs(value, name)
-    for key, item in _entries(value):
+        value = vars(value)
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
         check(item, f"{name}.{key}".strip("."))
-
-
-def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
-    if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, dict):
-        return value.items()
-    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _check_signs(section: Any, name: str) -> None:
@@ -167,10 +160,8 @@ def _is_shell(name: str) -> bool:
 def _texts(value: Any) -> Iterator[str]:
     """All texts at any depth."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(item)
-            yield str(key)
-    elif isinstance(value, list):
+        value = [part for key, item in value.items() for part in (item, key)]
+    if isinstance(value, list):
         for item in value:
             yield from _texts(item)
     elif value is not None:

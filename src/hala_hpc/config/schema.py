@@ -94,9 +94,7 @@ class Run:
     workers: int = 1  # at most this many array tasks at once
     shard_tokens: int = 200_000  # a shard's estimated input tokens (ours: minutes, not hours, on one GPU)
     shard_rows: int = 10_000  # and never more rows than this
-    lease_seconds: float = (
-        120.0  # a worker that is silent for longer is taken for dead; above NFS attribute caching (60 s)
-    )
+    lease_seconds: float = 120.0  # a worker that is silent for longer is taken for dead; above NFS's caching (60 s)
     flush_seconds: float = 2.0  # finished rows are made durable this often: the most that a kill costs
     attempts: int = 5  # a shard that failed or killed its worker so often is set aside until `hala resume`
     stall_seconds: float = 1800.0  # a worker without a completion for longer, while requests wait, ends itself

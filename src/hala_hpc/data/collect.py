@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import columns, schema, shards
-from hala_hpc.data.shards import ERROR, KEY, ROW, reason_of
+from hala_hpc.data.shards import ERROR, KEY, ROW, Progress, reasons_in
 from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
@@ -34,9 +34,7 @@ class Collected:
     translations: dict[str, str] = field(default_factory=dict)
 
 
-def collect(
-    path: Path, target: Path, partial: bool = False, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter
-) -> Collected:
+def collect(path: Path, target: Path, partial: bool = False, progress: Progress = iter) -> Collected:
     """Write the rows of the run at ``path`` to the folder ``target``: whole or not at all.
 
     ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason; ``collected.verify``
@@ -56,7 +54,8 @@ def collect(
     try:
         with files.whole_directory(target) as folder:
             written = _write(run, plan, folder, progress)
-            result = Collected(str(target), *written, missing, _translations(folder))
+            translations = columns.translations(pq.read_schema(next(folder.rglob("*.parquet"))))
+            result = Collected(str(target), *written, missing, translations)
             (folder / "README.md").write_text(card(path, plan.facts, result))
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
@@ -93,15 +92,7 @@ def _on_json(facts: Facts) -> list[str]:
     return [f"Objects of {', '.join(columns)} {said}"] if columns else []
 
 
-def _translations(folder: Path) -> dict[str, str]:
-    """Which of the columns that were written are translations, and of which."""
-    paths = [*folder.glob("data/*.parquet"), *folder.glob("*.parquet")]
-    return columns.translations(pq.read_schema(paths[0])) if paths else {}
-
-
-def _write(
-    run: RunDirectory, plan: Manifest, folder: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]]
-) -> tuple[int, int, dict[str, int]]:
+def _write(run: RunDirectory, plan: Manifest, folder: Path, progress: Progress) -> tuple[int, int, dict[str, int]]:
     (folder / "data").mkdir()
     made_by = {KEY: json.dumps(plan.facts.made_by).encode()}
     data = _Writer(folder / "data", made_by)
@@ -116,7 +107,7 @@ def _write(
         refused = table.filter(pc.invert(is_done))
         if refused.num_rows:
             quarantine.add(refused)
-            reasons.update(reason_of(error) for error in map(str, refused[ERROR].to_pylist()))
+            reasons += reasons_in(refused[ERROR])
     data.close("train-{index:05d}-of-{count:05d}.parquet")
     quarantine.close("quarantine.parquet")
     return len(data.paths), data.rows, dict(reasons)
@@ -234,9 +225,7 @@ def _row_numbers(verdict: FolderVerdict, folder: Path, path: Path, must_be_seale
     name = path.relative_to(folder)
     verdict.files += 1
     try:
-        table, sealed = digests.read(path)
-        if must_be_sealed and not sealed:
-            raise digests.Damaged("is damaged: its seal is gone")
+        table, sealed = digests.read(path, must_be_sealed)
         if ROW not in table.column_names:
             raise digests.Damaged(f"lacks the column {ROW}")
     except digests.Damaged as error:

@@ -30,7 +30,6 @@ IN_JSON: Final[Mark] = {b"hala": b"in json"}
 
 
 @functools.cache
-@functools.cache
 def split(path: str) -> tuple[str, Steps]:
     """A path as its column and the steps from there: ``a.b[].c`` is ``a.b`` and every item's ``c``."""
     column, *rest = path.split(EACH)

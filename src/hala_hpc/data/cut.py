@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import schema
 from hala_hpc.data.bad_rows import BadRows
@@ -39,7 +39,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Watch:
+class PlanWatch:
     """Whoever waits for a plan: ``say`` takes a line of text, ``count`` the rows read so far, ``weigh`` the bytes."""
 
     say: Callable[[str], None] = lambda _: None
@@ -48,9 +48,7 @@ class Watch:
 
 
 @dataclass
-class _Open:
-    """The shard that is being filled."""
-
+class _FillingShard:
     source: str
     position: int
     start: int
@@ -60,39 +58,72 @@ class _Open:
     hashed: Hash = field(default_factory=schema.new_hash)
 
 
-class Cutter:
+@dataclass
+class _Cutter:
     """Takes rows one by one and closes a shard when the next row would overfill it."""
 
-    def __init__(self, task: str, shard_tokens: int, shard_rows: int) -> None:
-        self._task = task
-        self._most = (shard_tokens, shard_rows)
-        self._open: _Open | None = None
-        self.shards: list[Shard] = []
-        self.rows = self.texts = 0
+    task: str
+    run: Run
+    limit: int | None
+    texts_of: Finder
+    watch: PlanWatch
+    bad: BadRows
+    shards: list[Shard] = field(default_factory=list)
+    rows: int = 0
+    texts: int = 0
+    filling: _FillingShard | None = None
 
-    def add(self, row: Row, texts: list[str], source: str, position: int) -> None:
-        tokens = sum(estimated_tokens(text) for text in texts)
-        shard = self._open
-        if shard is None or shard.tokens + tokens > self._most[0] or shard.rows >= self._most[1]:
+    def add_source(self, source: Source, name: str) -> pa.Schema | None:
+        """Add a source's rows. Returns the schema that holds them, None where there are none."""
+        whole: pa.Schema | None = None
+        wrong: set[int] = set()
+        for chunk in sources.chunks(source, name, self.bad, lambda: sources.left(self.limit, self.rows)):
+            fill = chunk.table is not None
+            merged = unify(whole, chunk.schema(), fill)
+            if (
+                wrong or whole is None or not merged.equals(whole, check_metadata=True)
+            ):  # a column may first appear late
+                with within(source.original):
+                    find = self.texts_of(merged)
+            wrong = set()
+            for place, (row, position) in enumerate(zip(chunk.rows, chunk.positions, strict=True)):
+                try:
+                    self._add(row, find, name, position)
+                except HalaError as error:
+                    self.bad.add(f"{source.original}: row {chunk.numbers[place]}", error, name, position)
+                    wrong.add(place)
+            if len(wrong) < len(chunk.rows):  # a row that is set aside has no say in the types of columns
+                whole = unify(whole, chunk.schema(wrong), fill) if wrong else merged
+            self.watch.count(self.rows)
+        return whole
+
+    def _add(self, row: Row, find: TextsOf, source: str, position: int) -> None:
+        try:
+            texts, content = find(row), schema.row_bytes(row)
+            tokens = sum(estimated_tokens(text) for text in texts)
+        except (TypeError, UnicodeEncodeError, RecursionError) as error:
+            raise HalaError(f"holds a value that cannot be kept: {error}") from error
+        shard = self.filling
+        if shard is None or shard.tokens + tokens > self.run.shard_tokens or shard.rows >= self.run.shard_rows:
             self.close()
-            shard = self._open = _Open(source, position, self.rows)
+            shard = self.filling = _FillingShard(source, position, self.rows)
         shard.rows += 1
         shard.tokens += tokens
         shard.characters += sum(map(len, texts))
-        shard.hashed.update(schema.row_bytes(row))
+        shard.hashed.update(content)
         self.rows += 1
         self.texts += len(texts)
 
     def close(self) -> None:
-        """Close the shard that is open, if it holds rows."""
-        if (shard := self._open) is not None:
+        """Close the shard that is being filled, if it holds rows."""
+        if (shard := self.filling) is not None:
             numbers = (shard.position, shard.start, shard.rows, shard.characters, shard.tokens)
-            self.shards.append(Shard(len(self.shards), self._task, shard.source, *numbers, shard.hashed.hexdigest()))
-        self._open = None
+            self.shards.append(Shard(len(self.shards), self.task, shard.source, *numbers, shard.hashed.hexdigest()))
+        self.filling = None
 
 
 def cut(
-    data: Data, run: Run, task: str, folder: Path, texts_of: Finder, watch: Watch, notes: Counter[str] | None = None
+    data: Data, run: Run, task: str, folder: Path, texts_of: Finder, watch: PlanWatch, notes: Counter[str] | None = None
 ) -> Cut:
     """Plan the shards of a row task.
 
@@ -103,15 +134,15 @@ def cut(
 
     Raises HalaError for a missing or broken file, a missing column, a row of another form, and no rows at all.
     """
-    cutter = Cutter(task, run.shard_tokens, run.shard_rows)
     notes = Counter() if notes is None else notes
     bad = BadRows(data.bad_rows, notes, folder)
+    cutter = _Cutter(task, run, data.limit, texts_of, watch, bad)
     kept: list[dict[str, Any]] = []
     whole = Union()
     for source in sources.open_sources(data, folder / "input", watch.say, bad):
         name = source.path.relative_to(folder).as_posix() if source.path.is_relative_to(folder) else str(source.path)
         before = cutter.rows
-        held = _cut_source(cutter, source, name, data.limit, texts_of, watch, bad)
+        held = cutter.add_source(source, name)
         if held is not None:
             whole.add(held, source.original, readers.is_parquet(source.path))
         rows = cutter.rows - before
@@ -130,44 +161,6 @@ def cut(
     return Cut(cutter.shards, facts)
 
 
-def _cut_source(
-    cutter: Cutter, source: Source, name: str, limit: int | None, texts_of: Finder, watch: Watch, bad: BadRows
-) -> pa.Schema | None:
-    """Add a source's rows to the cutter. Returns the schema that holds them, None where there are none."""
-    whole: pa.Schema | None = None
-    wrong: set[int] = set()
-    for chunk in sources.chunks(source, name, bad, lambda: sources.left(limit, cutter.rows)):
-        fill = chunk.table is not None
-        merged = unify(whole, chunk.schema(), fill)
-        if wrong or whole is None or not merged.equals(whole, check_metadata=True):  # a column may first appear late
-            find = _finder(texts_of, merged, source.original)
-        wrong = set()
-        for place, (row, position) in enumerate(zip(chunk.rows, chunk.positions, strict=True)):
-            try:
-                _add(cutter, find, row, name, position)
-            except HalaError as error:
-                bad.add(f"{source.original}: row {chunk.numbers[place]}", error, name, position)
-                wrong.add(place)
-        if len(wrong) < len(chunk.rows):  # a row that is set aside has no say in the types of columns
-            whole = unify(whole, chunk.without(wrong).schema(), fill) if wrong else merged
-        watch.count(cutter.rows)
-    return whole
-
-
 def estimated_tokens(text: str) -> int:
     """About how many tokens a text has, without a tokenizer; at least one."""
     return len(text.encode()) // BYTES_PER_TOKEN + 1
-
-
-def _finder(texts_of: Finder, columns: pa.Schema, where: str) -> TextsOf:
-    try:
-        return texts_of(columns)
-    except HalaError as error:
-        raise HalaError(f"{where}: {error.message}", error.hint) from error
-
-
-def _add(cutter: Cutter, find: TextsOf, row: Row, source: str, position: int) -> None:
-    try:
-        cutter.add(row, find(row), source, position)
-    except (TypeError, UnicodeEncodeError, RecursionError) as error:
-        raise HalaError(f"holds a value that cannot be kept: {error}") from error

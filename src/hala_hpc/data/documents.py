@@ -71,7 +71,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptAnswer:
     """A prompt and its answer, each tokenized by itself."""
 
     prompt: str
@@ -93,7 +93,7 @@ class Text:
         return [self.text]
 
 
-Document = Chat | Completion | Text
+Document = Chat | PromptAnswer | Text
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Columns:
                 "kind: chat; or data.columns, with all columns of the prompt and last that of the answer",
             )
         is_apart = not prompt or prompt[-1].isspace() or answer[0].isspace()
-        return Completion(prompt if is_apart else prompt + EMPTY_LINE, answer)
+        return PromptAnswer(prompt if is_apart else prompt + EMPTY_LINE, answer)
 
     def _opening(self, row: Row) -> list[Turn]:
         return [message for column in self.before for message in _before(column, row.get(column))]

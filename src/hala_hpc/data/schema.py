@@ -93,9 +93,9 @@ def to_rows(table: pa.Table) -> list[Row]:
     """A table as rows, each object with its own keys only. Raises pyarrow.ArrowInvalid for text that is not JSON."""
     rows: list[Row] = table.to_pylist()
     for field, column in zip(table.schema, table.columns, strict=True):
-        is_plain = not has(field, JSON_TEXT) and not holds(field.type, is_json) and not any(map(_fills, column.chunks))
-        change = None if is_plain else _load if has(field, JSON_TEXT) else _through(field.type, _load, fills=True)
-        if change is not None:
+        kind = type_of(field)
+        is_other = holds(kind, is_json) or any(map(_fills, column.chunks))
+        if is_other and (change := _through(kind, _load, fills=True)) is not None:
             try:
                 for row in rows:
                     row[field.name] = change(row[field.name])
@@ -124,6 +124,11 @@ def has(field: "pa.Field[Any]", mark: Mark) -> bool:
     return bool(field.metadata and mark.items() <= field.metadata.items())
 
 
+def type_of(field: "pa.Field[Any]") -> Any:
+    """The type of a column: JSON also where it bears the mark of JSON text."""
+    return JSON if has(field, JSON_TEXT) else field.type
+
+
 def holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
     """Whether a type, or one at any depth in it, is of a sort."""
     return test(kind) or any(holds(kind.field(index).type, test) for index in range(kind.num_fields))
@@ -150,12 +155,11 @@ def has_long_number(text: bytes) -> bool:
 
 
 def _to_array(values: list[Any], field: "pa.Field[Any]") -> Any:
-    change = _dump if has(field, JSON_TEXT) else _through(field.type, _dump) if holds(field.type, is_json) else None
+    change = _through(type_of(field), _dump) if holds(type_of(field), is_json) else None
     if change is None:
         return pa.array(values, field.type)
-    return pa.array([None if value is None else change(value) for value in values], _as_text(field.type)).cast(
-        field.type
-    )
+    texts = [None if value is None else change(value) for value in values]
+    return pa.array(texts, _as_text(field.type)).cast(field.type)
 
 
 def _dump(value: Any) -> str:

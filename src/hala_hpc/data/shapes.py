@@ -172,7 +172,9 @@ def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
     keys = None
     if known.turn_keys and len(paths) == 1 and paths[0] in schema.names:
         keys, unsure = keys_of(_turn_keys(schema.field(paths[0]).type), known.turn_keys), []
-    return Shape(tuple(paths), spoken_by(roles), known.turn_keys is not None, others, tuple(unsure), keys)
+    # A word that is not a role of ours stands for itself.
+    spoken = frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
+    return Shape(tuple(paths), spoken, known.turn_keys is not None, others, tuple(unsure), keys)
 
 
 def require(columns: Sequence[str], schema: pa.Schema) -> None:
@@ -236,11 +238,6 @@ def _holds_text(value: Any) -> bool:
 
 def _listed(schema: pa.Schema) -> str:
     return f"columns: {', '.join(schema.names)}"
-
-
-def spoken_by(roles: Sequence[str]) -> frozenset[str]:
-    """All words that datasets use for the given roles; a word that is not a role of ours stands for itself."""
-    return frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
 
 
 def texts_in(value: Any, place: Place, roles: frozenset[str]) -> Items:
@@ -330,24 +327,19 @@ def _texts_of_turn(turn: Turn, before: Place, after: Place, number: int, roles: 
 
 
 def _texts_of_part(part: Any, place: Place, where: str) -> Items:
-    if isinstance(part, str):
-        yield place, part
-        return
-    if not isinstance(part, dict):
-        raise HalaError(f"{where} has a part that holds {what(part)}, not text")
-    kind = part.get("type")
-    key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
-    if kind not in TEXT_PARTS or (kind is None and key is None):
-        yield (
-            None,
-            f"parts of type '{kind}' are left as they are" if kind else "parts without text are left as they are",
-        )
-        return
-    if key is None:
-        return
-    text, place = part[key], (*place, key)
-    if isinstance(text, dict) and isinstance(text.get("value"), str):  # OpenAI's assistants: text with annotations
-        text, place = text["value"], (*place, "value")
+    text = part
+    if isinstance(part, dict):
+        kind = part.get("type")
+        key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
+        if kind not in TEXT_PARTS or (kind is None and key is None):
+            sort = f"of type '{kind}'" if kind else "without text"
+            yield None, f"parts {sort} are left as they are"
+            return
+        if key is None:
+            return
+        text, place = part[key], (*place, key)
+        if isinstance(text, dict) and isinstance(text.get("value"), str):  # OpenAI's assistants: text with annotations
+            text, place = text["value"], (*place, "value")
     if not isinstance(text, str):
         raise HalaError(f"{where} has a part that holds {what(text)}, not text")
     yield place, text

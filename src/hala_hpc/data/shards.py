@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, first_twice, plural
 from hala_hpc.data import bad_rows, schema
 from hala_hpc.data.files import readers
 from hala_hpc.data.files.readers import Manner
@@ -41,6 +41,8 @@ CURE = (
     "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "
     "if it is gone for good, plan a new run"
 )
+Progress = Callable[[Iterator[Shard]], Iterable[Shard]]
+"""Passes the shards of a long command on, and shows how far it is."""
 KEY = b"hala"
 """Parquet metadata key under which an output says what made it."""
 
@@ -72,23 +74,19 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
     rows: list[Row] = []
     tables: list[pa.Table] = []
     position = shard.position
-
-    def wanted() -> int:
-        return shard.rows - len(rows)
-
     for name in names[names.index(shard.source) :]:
         path = place_of(run, name)
         if not path.exists():
             raise SourceAway(f"{path}: gone since the run was planned", CURE)
         with _of_the_disk(path):
             skip = bad_rows.positions(run, name, int(sources[name].get("set_aside", 0)))
-            manner = Manner(sources[name].get("columns", {}), wanted, skip)
+            manner = Manner(sources[name].get("columns", {}), lambda: shard.rows - len(rows), skip)
             for chunk in readers.chunks(path, position, manner):
-                rows += chunk.rows
+                rows.extend(chunk.rows)
                 if chunk.table is not None:
                     tables.append(chunk.table)
         position = 0
-        if not wanted():
+        if len(rows) == shard.rows:
             break
     if not _are_planned(shard, rows, tables):
         raise HalaError(f"{shard.source}: changed since the run was planned (shard {shard.id})", CURE)
@@ -136,9 +134,7 @@ def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]
 
     Raises digests.Damaged where a byte of it changed, or it was written for another shard or another run.
     """
-    table, sealed = digests.read(path)
-    if facts.sealed and not sealed:
-        raise digests.Damaged("is damaged: its seal is gone")
+    table, sealed = digests.read(path, facts.sealed)
     try:
         made_by = {**json.loads((table.schema.metadata or {}).get(KEY, b"{}"))}
     except (ValueError, TypeError) as error:
@@ -177,9 +173,8 @@ def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, field
         return ShardReport(problems=(f"its columns are of other types: {error}",))
     if not problems and not _are_planned(shard, rows, [given]):
         problems.append("its rows are not those of the source when the run was planned")
-    reasons = table[ERROR].to_pylist()
-    quarantined = Counter(reason_of(reason) for reason in reasons if reason is not None)
-    return ShardReport(len(reasons) - quarantined.total(), quarantined, tuple(problems), sealed)
+    quarantined = reasons_in(table[ERROR])
+    return ShardReport(table.num_rows - quarantined.total(), quarantined, tuple(problems), sealed)
 
 
 def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> bool:
@@ -196,6 +191,11 @@ def reason_of(error: str) -> str:
     return error.split(":", 1)[0]
 
 
+def reasons_in(errors: Any) -> Counter[str]:
+    """The rows in quarantine that a column of errors shows, by reason."""
+    return Counter(map(reason_of, map(str, errors.drop_null().to_pylist())))
+
+
 def as_stored(names: Sequence[str]) -> list[str]:
     """The names of input columns in an output, whose own ``hala_row`` must not meet that of an earlier run.
 
@@ -210,9 +210,9 @@ def as_stored(names: Sequence[str]) -> list[str]:
 def refuse_reserved(schema: pa.Schema, added: Sequence[str]) -> None:
     """Raises HalaError where the input has a column that the output adds, or has it twice."""
     stored = as_stored(schema.names)
-    for name, count in [*Counter(stored).items(), *Counter(added).items()]:
-        if count > 1:
-            raise HalaError(f"two columns are named '{name}'", "see data.columns; or rename one in the data")
+    for names in (stored, added):
+        if (twice := first_twice(names)) is not None:
+            raise HalaError(f"two columns are named '{twice}'", "see data.columns; or rename one in the data")
     for name in (*RESERVED, *added):
         if name in stored:
             raise HalaError(
@@ -247,7 +247,7 @@ class Reopened:
     damaged: list[int] = field(default_factory=list)
 
 
-def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterable[Shard]] = iter) -> Reopened:
+def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
     """Have workers do the rows again that are in quarantine for ``reason`` ('': for any) in finished shards.
 
     Rows of unfinished shards are left as they are. Raises HalaError for a run that is not one of rows.
@@ -276,10 +276,9 @@ def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterab
 def _reasons(output: Path) -> Counter[str]:
     """Rows in quarantine by reason; only their column is read."""
     try:
-        errors = pq.ParquetFile(output).read(columns=[ERROR])[ERROR].drop_null()
+        return reasons_in(pq.ParquetFile(output).read(columns=[ERROR])[ERROR])
     except (pa.ArrowException, OSError, KeyError) as error:
         raise digests.Damaged(str(error)) from error
-    return Counter(reason_of(str(text)) for text in errors.to_pylist())
 
 
 def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:

@@ -33,17 +33,12 @@ class Rendered:
     spans: list[tuple[int, int]]
 
 
-def expect_no_torch() -> None:
-    """To be called before transformers is imported: else it says on standard error that torch is absent."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
 def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
     """The tokenizer of a model, with the template of the file ``chat_template`` where one is given.
 
     Raises HalaError where there is none, or only a slow one, which does not know where a token is in its text.
     """
-    expect_no_torch()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it says on standard error: no torch
     from transformers import AutoTokenizer
 
     name = model.tokenizer or model.name
@@ -140,22 +135,21 @@ def check(tokenizer: Any, kinds: Collection[str]) -> None:
 
 def _check_template(tokenizer: Any) -> None:
     if not GENERATION.search(template_of(tokenizer)):
-        raise HalaError(
-            "the chat template has no {% generation %} marks, so what the assistant says cannot be told from the rest",
-            HOW_TO_MARK,
-        )
+        raise _unusable("has no {% generation %} marks, so what the assistant says cannot be told from the rest")
     turns = zip(("user", "assistant") * 2, PROBE, strict=True)
     rendered = render(tokenizer, Chat([{"role": role, "content": text} for role, text in turns]))
     marked = "".join(rendered.text[begin:end] for begin, end in rendered.spans)
-    for text in (USER, USER_2):
-        if text in marked:
-            raise HalaError("the chat template marks what the user says as the assistant's", HOW_TO_MARK)
-    for text in (ANSWER, ANSWER_2):
-        if text not in marked:
-            raise HalaError("the chat template does not mark all that the assistant says", HOW_TO_MARK)
+    if USER in marked or USER_2 in marked:
+        raise _unusable("marks what the user says as the assistant's")
+    if ANSWER not in marked or ANSWER_2 not in marked:
+        raise _unusable("does not mark all that the assistant says")
     encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     _check_bos(tokenizer, encoding.ids, "the chat template puts BOS before a conversation twice")
     _check_ends(tokenizer, encoding, rendered)
+
+
+def _unusable(why: str) -> HalaError:
+    return HalaError(f"the chat template {why}", HOW_TO_MARK)
 
 
 def _check_bos(tokenizer: Any, ids: list[int], message: str) -> None:
@@ -173,10 +167,7 @@ def _check_ends(tokenizer: Any, encoding: Any, rendered: Rendered) -> None:
         places = zip(encoding.ids, encoding.offsets, strict=True)
         ends = [place for id, place in places if id in special and begin <= place[0] < end]
         if not ends:
-            raise HalaError(
-                "the chat template ends the assistant's turn with no special token, so the model would never stop",
-                HOW_TO_MARK,
-            )
+            raise _unusable("ends the assistant's turn with no special token, so the model would never stop")
         if not any(start <= ends[0][0] < stop for start, stop in rendered.spans):
             token = rendered.text[slice(*ends[0])]
             raise HalaError(
@@ -214,7 +205,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TemplateOutcome:
     """What became of a conversation: names of what is left out, and for each span of the assistant its turns."""
 
     left_out: frozenset[str]
@@ -227,9 +218,9 @@ class Marks:
     def __init__(self, render: Render, accepted: Collection[str]) -> None:
         """``accepted``: NAMES of what may be left out."""
         self._render, self._accepted = render, frozenset(accepted)
-        self._seen: dict[Any, Seen] = {}
+        self._seen: dict[Any, TemplateOutcome] = {}
 
-    def look(self, chat: Chat) -> Seen:
+    def look(self, chat: Chat) -> TemplateOutcome:
         """Raises HalaError that names the turn and what the template leaves out, or takes for somebody else's."""
         build = _build(chat)
         if (seen := self._seen.get(build)) is None:
@@ -251,7 +242,7 @@ class Marks:
             )
         return [span for span, whose in zip(spans, turns, strict=True) if whose and not whose <= unlearned]
 
-    def _rendered(self, chat: Chat) -> Seen:
+    def _rendered(self, chat: Chat) -> TemplateOutcome:
         marking = _Marking()
         text, spans = self._render(marking.chat(chat))
         missing = [mark for mark in marking.marks if mark.word not in text]
@@ -267,7 +258,7 @@ class Marks:
             if mark not in missing:
                 _refuse_wrong_spans(mark, chat.messages[turn]["role"], spoken)
         turns = [frozenset(turn for mark, turn in of_turns if mark.word in span) for span in spoken]
-        return Seen(frozenset(mark.name for mark in missing), turns)
+        return TemplateOutcome(frozenset(mark.name for mark in missing), turns)
 
 
 def _refuse_wrong_spans(mark: Mark, role: str, spoken: list[str]) -> None:
@@ -330,11 +321,9 @@ class _Marking:
             return self._text(value, turn, name)
         if isinstance(value, list):
             return [self._deep(item, turn, name) for item in value]
-        return (
-            {key: self._deep(item, turn, name, key) for key, item in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
+        if isinstance(value, dict):
+            return {key: self._deep(item, turn, name, key) for key, item in value.items()}
+        return value
 
 
 def _build(chat: Chat) -> Any:

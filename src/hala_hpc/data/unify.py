@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.schema import JSON, JSON_TEXT, Mark, Row, changed, has, holds, is_json, is_list, items_of, parts_of
+from hala_hpc.data.schema import JSON, Mark, Row, changed, has, holds, is_json, is_list, items_of, parts_of, type_of
 
 EXACT: Mark = {b"hala": b"exact"}
 """Mark of a column, while planning, that holds integers which no float holds: it must not become one of floats."""
@@ -30,7 +30,7 @@ def marked(table: pa.Table) -> pa.Schema:
     """The schema of a table, with the columns marked whose integers no float holds."""
     fields = [
         field.with_metadata({**cast(Mark, field.metadata or {}), **EXACT})
-        if not has(field, JSON_TEXT) and any(map(_needs_integers, column.chunks))
+        if any(map(_needs_integers, column.chunks))
         else field
         for field, column in zip(table.schema, table.columns, strict=True)
     ]
@@ -137,23 +137,23 @@ class Union:
         self.schema = unify(self.schema, schema, fill=not self.is_inferred)
         for field in schema:
             types = self._types.setdefault(field.name, [])
-            if not pa.types.is_null(field.type) and (_word(field), declared) not in [known[:2] for known in types]:
-                types.append(Type(_word(field), declared, field, where))
-            if _is_json(self.schema.field(field.name)):
+            word = _word(type_of(field))
+            if not pa.types.is_null(field.type) and (word, declared) not in [known[:2] for known in types]:
+                types.append(Type(word, declared, field, where))
+            if is_json(type_of(self.schema.field(field.name))):
                 _refuse_lost_types(field.name, types)
 
     def notes(self) -> Counter[str]:
         """How many columns have another type than one of their files declares (see ``Facts.notes``)."""
-        became = {field.name: _word(field) for field in self.schema or ()}
+        became = {field.name: _word(type_of(field)) for field in self.schema or ()}
         changed = {
             name: became[name]
             for name, types in self._types.items()
             if any(known.declared and known.word != became[name] for known in types)
         }
         listed = ", ".join(f"{name}: {word}" for name, word in changed.items())
-        return Counter(
-            {f"columns are of another type than in some of their files ({listed})": len(changed)} if changed else {}
-        )
+        note = f"columns are of another type than in some of their files ({listed})"
+        return Counter({note: len(changed)} if changed else {})
 
 
 def _refuse_lost_types(name: str, types: list[Type]) -> None:
@@ -169,8 +169,8 @@ def _refuse_lost_types(name: str, types: list[Type]) -> None:
 def _unify_field(name: str, fields: list["pa.Field[Any]"], fill: bool) -> "pa.Field[Any]":
     has_nulls = len(fields) == 1 or any(field.nullable for field in fields)
     fields = [field for field in fields if not pa.types.is_null(field.type)] or fields
-    if any(map(_is_json, fields)):
-        is_text = all(has(field, JSON_TEXT) for field in fields)
+    if any(is_json(type_of(field)) for field in fields):
+        is_text = all(is_json(type_of(field)) and not is_json(field.type) for field in fields)
         return fields[0].with_nullable(has_nulls) if is_text else pa.field(name, JSON)
     metadata = next((field.metadata for field in fields if field.metadata), None)
     kind = _merge(fields[0].type, fields[-1].type, fill)
@@ -221,26 +221,18 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
 
 
-def _is_json(field: "pa.Field[Any]") -> bool:
-    return has(field, JSON_TEXT) or is_json(field.type)
-
-
 def _may_be_json(field: "pa.Field[Any]") -> bool:
     """Whether a column of this type loses nothing as JSON: objects and lists of what JSON has words for."""
-    kind = field.type
-    return _is_json(field) or (
+    kind = type_of(field)
+    return is_json(kind) or (
         pa.types.is_nested(kind) and not holds(kind, _stands_alone) and not holds(kind, pa.types.is_temporal)
     )
 
 
-def _word(field: "pa.Field[Any]") -> str:
-    return "JSON" if _is_json(field) else _word_of(field.type)
-
-
-def _word_of(kind: pa.DataType) -> str:
+def _word(kind: pa.DataType) -> str:
     """A type, as people call it; all texts are one to them, however encoded."""
     if is_list(kind):
-        return f"list of {_word_of(items_of(kind))}"
+        return f"list of {_word(items_of(kind))}"
     if pa.types.is_struct(kind):
         return "object with JSON" if holds(kind, is_json) else "object"
     if is_json(kind):

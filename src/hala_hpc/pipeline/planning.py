@@ -20,7 +20,7 @@ from hala_hpc.config.errors import HalaError, plural, within
 from hala_hpc.config.grid import GridCell
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import shapes
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
@@ -337,7 +337,7 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
 
 
 @contextmanager
-def _watching() -> Iterator[Watch]:
+def _watching() -> Iterator[PlanWatch]:
     """A line on standard error that counts rows, or bytes, while they are read."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -348,7 +348,7 @@ def _watching() -> Iterator[Watch]:
         *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
     ) as bar:
         line = bar.add_task("", total=None, name="data", read="")
-        yield Watch(
+        yield PlanWatch(
             say=lambda text: bar.update(line, name=text.removeprefix("reading "), read=""),
             count=lambda rows: bar.update(line, read=f": {plural(rows, 'row')}"),
             weigh=lambda size: bar.update(line, read=f": {size / 1e9:,.2f} GB"),

@@ -134,10 +134,10 @@ def write_table(table: pa.Table, path: Path) -> None:
     seal(path)
 
 
-def read(path: Path) -> tuple[pa.Table, bool]:
+def read(path: Path, must_be_sealed: bool = False) -> tuple[pa.Table, bool]:
     """A table, and whether it is sealed: files of runs that were planned before there were seals are not.
 
-    Raises Damaged where a byte of a sealed file has changed, or no table can be read from the file.
+    Raises Damaged where a byte of a sealed file has changed, its seal is gone, or no table can be read from the file.
     """
     try:
         data = path.read_bytes()
@@ -157,6 +157,8 @@ def read(path: Path) -> tuple[pa.Table, bool]:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"not readable: {' '.join(str(error).split())}") from error
+    if must_be_sealed and not sealed:
+        raise Damaged("is damaged: its seal is gone")
     metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != KEY.encode()}
     return table.replace_schema_metadata(metadata), sealed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from hala_hpc.config.schema import Data, Model, Recipe
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.engines.base import Engine
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
@@ -31,7 +31,7 @@ class Task(Protocol):
     suffix: str
     """Ends the name of a shard's output: '' for a folder."""
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""
 
     def checker(self, facts: Facts) -> CheckShard:

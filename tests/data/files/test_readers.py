@@ -171,6 +171,7 @@ def test_the_limit_counts_over_all_files(tmp_path: Path) -> None:
         ("a.csv", b"text,b\n1,2\n3\n", "a.csv: line 3: does not have the 2 fields"),
         ("a.csv", b"text,b\n1,2,3\n", "a.csv: line 2: does not have the 2 fields"),
         ("a.csv", b"text,text\n1,2\n", "a.csv: line 1: the header names 'text' twice"),
+        ("a.csv", b"text,,\n1,2,3\n", "a.csv: line 1: the header names '' twice"),
         ("a.csv", b'text\nok\n"a"b\n', "a.csv: line 3: cannot be read as csv"),
         ("a.csv", b"text\n\xff\n", "a.csv: line 2: not UTF-8 (data.encoding names another"),
         ("a.txt", b"ok\n\xff", "a.txt: line 2: not UTF-8"),

@@ -12,7 +12,7 @@ import pytest
 
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.compare import measure
 from hala_hpc.tasks.compare.measure import TEXTS, tokens_of
@@ -119,7 +119,7 @@ def planned(folder: Path, *words: str) -> Cut:
     (folder / "c.yaml").write_text("name: c\ntask: {kind: compare}\n")
     recipe = compose(folder / "c.yaml", None, words, registry.options_of)
     (folder / "run").mkdir(exist_ok=True)
-    return registry.create(recipe).plan(folder / "run", Watch())
+    return registry.create(recipe).plan(folder / "run", PlanWatch())
 
 
 def test_a_plan_has_an_item_a_model(tmp_path: Path) -> None:

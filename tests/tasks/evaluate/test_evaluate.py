@@ -9,7 +9,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Model, Recipe
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.engines import vllm
 from hala_hpc.models import location
 from hala_hpc.run import manifest
@@ -58,7 +58,7 @@ def recipe_of(task: dict[str, Any], engine: str = "vllm") -> Recipe:
 
 
 def plan(task: dict[str, Any], **more: Any) -> Cut:
-    return registry.create(recipe_of(task, **more)).plan(Path(), Watch())
+    return registry.create(recipe_of(task, **more)).plan(Path(), PlanWatch())
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_weights_that_changed_after_the_plan_are_not_asked(tmp_path: Path, local
     recipe = recipe_of(
         {"models": {"a": name}, "benchmarks": ["arabic_mmlu"], "settings": {"arabic_mmlu": {"data": local}}}
     )
-    found = registry.create(recipe).plan(Path(), Watch())
+    found = registry.create(recipe).plan(Path(), PlanWatch())
     weights = next(name.glob("*00002*"))
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
@@ -184,7 +184,7 @@ def test_verify_finds_a_score_of_other_weights(tmp_path: Path, local: Path) -> N
     recipe = recipe_of(
         {"models": {"one": a_model(tmp_path / "m")}, "benchmarks": ["arabic_mmlu"], "settings": settings}
     )
-    found = registry.create(recipe).plan(Path(), Watch())
+    found = registry.create(recipe).plan(Path(), PlanWatch())
     run = RunDirectory(tmp_path / "run", "")
     run.create_folders(1)
     manifest.write(run.manifest, found.shards, found.facts)

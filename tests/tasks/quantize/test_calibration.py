@@ -8,7 +8,7 @@ import pytest
 
 from hala_hpc.config.schema import Model
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.documents import Kind
 from hala_hpc.tasks.quantize import files
 from tests.data import tokenizer_kinds
@@ -34,7 +34,7 @@ def sampled(tmp_path: Path, model: Model, kind: Kind, rows: list[dict[str, objec
     special = set(tokenizer.all_special_ids)
     return [
         "".join(f"[{tokenizer.decode(id)}]" if id in special else tokenizer.decode(id) for id in ids)
-        for ids in files.samples(model, texts, tmp_path, Watch(), BadRows(notes=notes))
+        for ids in files.samples(model, texts, tmp_path, PlanWatch(), BadRows(notes=notes))
     ], notes
 
 

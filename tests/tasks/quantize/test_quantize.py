@@ -17,7 +17,7 @@ import pytest
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
 from hala_hpc.models.safetensors_file import Tensor
@@ -251,7 +251,7 @@ def asked(folder: Path, source: Path | str, *words: str) -> Recipe:
 
 
 def planned(tmp_path: Path, source: Path | str, *words: str) -> Cut:
-    return registry.create(asked(tmp_path, source, *words)).plan(tmp_path, Watch())
+    return registry.create(asked(tmp_path, source, *words)).plan(tmp_path, PlanWatch())
 
 
 def test_what_cannot_be_is_told_at_once(tmp_path: Path) -> None:

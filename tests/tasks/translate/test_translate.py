@@ -16,7 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.collect import collect
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.documents import Columns, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.data.files.folders import QUARANTINE
@@ -298,7 +298,7 @@ def test_what_stays_as_it_is_is_counted(run: Run, tmp_path: Path, write_recipe: 
     recipe = compose(
         write_recipe(engine=engine, sampling={"max_tokens": 10}, data={"path": file}), None, (), registry.options_of
     )
-    cut = registry.create(recipe).plan(tmp_path, Watch())
+    cut = registry.create(recipe).plan(tmp_path, PlanWatch())
     words = "texts are, by estimate, longer than the 20 tokens that the model has for them"
     assert cut.facts.notes == expected | {words: 1}
 

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_twice
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import opening, readers
@@ -149,7 +148,7 @@ def _csv_rows(source: BinaryIO, path: Path, data: Data, bad: BadRows) -> _Rows:
 
 
 def _refuse_header(path: Path, names: list[str], data: Data) -> None:
-    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+    if (twice := first_twice(names)) is not None:
         raise HalaError(f"{path}: line 1: the header names '{twice}' twice", "rename one")
     if _NOT_UTF8.search("".join(names)):
         raise HalaError(f"{path}: line 1: not UTF-8", _ENCODING)

@@ -37,18 +37,14 @@ _MARKS: Final = {
 _CHUNK = 1 << 20
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether a file begins as one of a codec that can be read."""
-    return _opener(path) is not None
-
-
 def open_bytes(path: Path) -> BinaryIO:
     """A file's bytes, decompressed while they are read."""
-    opener = _opener(path)
-    return path.open("rb") if opener is None else cast(BinaryIO, opener(path))
+    decompressed = opener_of(path)
+    return path.open("rb") if decompressed is None else cast(BinaryIO, decompressed(path))
 
 
-def _opener(path: Path) -> Callable[[Path], Any] | None:
+def opener_of(path: Path) -> Callable[[Path], Any] | None:
+    """How to open a file that begins as one of a codec that can be read; None for any other."""
     with path.open("rb") as file:
         start = file.read(6)
     return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)

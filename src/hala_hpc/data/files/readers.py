@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_twice
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import unify
 from hala_hpc.data.files.opening import BOM
@@ -51,17 +51,12 @@ class Chunk:
     table: pa.Table | None = None
     numbers: Sequence[int] = ()
 
-    def without(self, places: Collection[int]) -> "Chunk":
-        """All rows but those at these places of the chunk."""
-        kept = [place for place in range(len(self.rows)) if place not in places]
-        table = self.table.take(pa.array(kept, pa.int64())) if self.table is not None else None
-        return Chunk(
-            [self.positions[k] for k in kept], [self.rows[k] for k in kept], table, [self.numbers[k] for k in kept]
-        )
-
-    def schema(self) -> pa.Schema:
-        """The schema of these rows alone; columns of integers that no float holds are marked."""
-        return unify.marked(self.table) if self.table is not None else unify.infer(self.rows)
+    def schema(self, without: Collection[int] = ()) -> pa.Schema:
+        """The schema of these rows alone, but for those at some places; integers that no float holds are marked."""
+        kept = [place for place in range(len(self.rows)) if place not in without]
+        if self.table is None:
+            return unify.infer([self.rows[place] for place in kept])
+        return unify.marked(self.table.take(pa.array(kept, pa.int64())) if without else self.table)
 
 
 @dataclass(frozen=True)
@@ -84,9 +79,9 @@ class Manner:
 
 def chunks(path: Path, position: int = 0, manner: Manner = Manner()) -> Iterator[Chunk]:
     """Rows of a Parquet or JSONL file from ``position`` on, in order. Raises HalaError naming file and line."""
-    if manner.on_bad is None:
-        manner = replace(manner, on_bad=partial(_raise, path, position))
-    return _parquet_chunks(path, position, manner) if is_parquet(path) else _jsonl_chunks(path, position, manner)
+    on_bad = manner.on_bad or partial(_raise, path, position)
+    read = _parquet_chunks if is_parquet(path) else _jsonl_chunks
+    return read(path, position, manner, on_bad)
 
 
 def _raise(path: Path, start: int, number: int, position: int, error: HalaError) -> None:
@@ -104,7 +99,7 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+def _jsonl_chunks(path: Path, position: int, manner: Manner, on_bad: OnBad) -> Iterator[Chunk]:
     positions: list[int] = []
     rows: list[Row] = []
     numbers: list[int] = []
@@ -116,8 +111,7 @@ def _jsonl_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
                 try:
                     row = parse_row(line, manner.notes)
                 except HalaError as error:
-                    assert manner.on_bad is not None
-                    manner.on_bad(number, position, error)
+                    on_bad(number, position, error)
                 else:
                     rows.append(row | {name: value for name, value in manner.columns.items() if name not in row})
                     positions.append(position)
@@ -138,18 +132,20 @@ def parse_row(line: bytes, notes: Counter[str] | None = None) -> Row:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return only_object(_mended(line, error, notes))
-    try:
-        again = orjson.dumps(row)
-    except TypeError as error:
-        raise HalaError("nested more than 254 deep", "remove this line") from error
-    # A key that was there twice is not written again, so then there are fewer ends of keys.
-    is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
-    if is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line):
-        json.loads(line, object_pairs_hook=_once)
-    if schemas.has_long_number(line):
-        json.loads(line, parse_int=_integer)
-    return only_object(row)
+        row = _mended(line, error, notes)
+    else:
+        try:
+            again = orjson.dumps(row)
+        except TypeError as error:
+            raise HalaError("nested more than 254 deep", "remove this line") from error
+        # A key that was there twice is not written again, so then there are fewer ends of keys.
+        is_escaped = b"\\u00" in line and any(sign in line for sign in _ESCAPED)
+        may_be_twice = is_escaped or line.count(b'":') != again.count(b'":') or _SPACED_KEY.search(line)
+        if may_be_twice or schemas.has_long_number(line):
+            json.loads(line, object_pairs_hook=_once, parse_int=_integer)
+    if not isinstance(row, dict):
+        raise HalaError(f"a row is a JSON object, this is {what(row)}")
+    return row
 
 
 def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | None) -> Any:
@@ -186,7 +182,7 @@ def _mended(line: bytes, error: orjson.JSONDecodeError, notes: Counter[str] | No
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        twice = first_twice(key for key, _ in pairs)
         raise HalaError(f"the key '{twice}' is there twice", "rename or remove one")
     return row
 
@@ -195,13 +191,6 @@ def _float(digits: str) -> float:
     if math.isinf(value := float(digits)):
         raise HalaError(f"the number {digits} does not fit 64 bits", "make it a text")
     return value
-
-
-def only_object(row: Any) -> Row:
-    """``row``, if it is one. Raises HalaError."""
-    if not isinstance(row, dict):
-        raise HalaError(f"a row is a JSON object, this is {what(row)}")
-    return row
 
 
 def what(value: Any) -> str:
@@ -218,7 +207,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, position: int, manner: Manner, on_bad: OnBad) -> Iterator[Chunk]:
     try:
         with pq.ParquetFile(path) as file:
             refuse_doubled(file.schema_arrow, path)
@@ -227,7 +216,7 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
                     if name not in table.column_names:
                         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
                 while table.num_rows and (most := min(CHUNK_ROWS, manner.wanted())) > 0:
-                    yield from _taken(table.slice(0, most), position, manner)
+                    yield from _taken(table.slice(0, most), position, manner.skip, on_bad)
                     position += min(most, table.num_rows)
                     table = table.slice(most)
                 if table.num_rows:
@@ -240,19 +229,16 @@ def _parquet_chunks(path: Path, position: int, manner: Manner) -> Iterator[Chunk
 
 def refuse_doubled(schema: pa.Schema, path: Path) -> None:
     """Raises HalaError where a column, or a field of one at any depth, is there twice."""
-    if twice := _doubled([schema.field(place) for place in range(len(schema))]):
+    if (twice := _doubled(pa.struct(list(schema)))) is not None:
         raise HalaError(f"{path}: two columns are named '{twice}'", "rename one in the data")
 
 
-def _doubled(fields: Sequence["pa.Field[Any]"], before: str = "") -> str:
-    names = Counter(item.name for item in fields)
-    if twice := next((name for name, count in names.items() if count > 1), None):
+def _doubled(kind: pa.DataType, before: str = "") -> str | None:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    if (twice := first_twice(field.name for field in fields)) is not None:
         return before + twice
-    inner = (
-        _doubled([item.type.field(place) for place in range(item.type.num_fields)], f"{before}{item.name}.")
-        for item in fields
-    )
-    return next(filter(None, inner), "")
+    inner = (_doubled(field.type, f"{before}{field.name}.") for field in fields)
+    return next((name for name in inner if name is not None), None)
 
 
 def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:
@@ -268,24 +254,23 @@ def _tables_from(file: pq.ParquetFile, position: int) -> Iterator[pa.Table]:
             skip = max(0, skip - table.num_rows)
 
 
-def _taken(table: pa.Table, position: int, manner: Manner) -> Iterator[Chunk]:
+def _taken(table: pa.Table, start: int, skip: Collection[int], on_bad: OnBad) -> Iterator[Chunk]:
     """The rows of a table as a chunk; those that are passed over, or hold a value not of their type, left out."""
-    places = list(range(table.num_rows))
-    if manner.skip and (kept := [place for place in places if position + place not in manner.skip]) != places:
-        table, places = table.take(pa.array(kept, pa.int64())), kept
+    positions = [position for position in range(start, start + table.num_rows) if position not in skip]
+    kept = table
+    if len(positions) < table.num_rows:
+        kept = table.take(pa.array([position - start for position in positions], pa.int64()))
     try:
-        rows = schemas.to_rows(table)
+        rows = schemas.to_rows(kept)
     except (ValueError, OverflowError):  # text that is not UTF-8, a year 20000: which row is it?
-        errors = [_error_in(table.slice(index, 1)) for index in range(table.num_rows)]
-        for place, error in zip(places, errors, strict=True):
-            if error is not None:
-                assert manner.on_bad is not None
-                manner.on_bad(position + place + 1, position + place, error)
-        good = [index for index, error in enumerate(errors) if error is None]
-        table, places = table.take(pa.array(good, pa.int64())), [places[index] for index in good]
-        rows = schemas.to_rows(table)
+        errors = {position: _error_in(table.slice(position - start, 1)) for position in positions}
+        bad = {position: error for position, error in errors.items() if error is not None}
+        for position, error in bad.items():
+            on_bad(position + 1, position, error)
+        yield from _taken(table, start, {*skip, *bad}, on_bad)
+        return
     if rows:
-        yield Chunk([position + place for place in places], rows, table, [position + place + 1 for place in places])
+        yield Chunk(positions, rows, kept, [position + 1 for position in positions])
 
 
 def _error_in(table: pa.Table) -> HalaError | None:

@@ -6,10 +6,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, first_twice
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import folders, formats, hub, opening, readers
@@ -50,15 +51,13 @@ class Source:
     copying: Iterator[int] = field(default_factory=lambda: iter([0]))
 
 
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    columns: dict[str, str | None] = field(default_factory=dict)
+_File = tuple[Path, dict[str, str | None]]
+"""A file as it is named, and the columns that the names of its folders add."""
 
 
 def resolve(data: Data) -> list[Path]:
     """The files that ``data.path`` names, sorted within each of its entries. Raises HalaError where there are none."""
-    return [file.path for file in _resolve(data, Counter())]
+    return [path for path, _ in _resolve(data, Counter())]
 
 
 def open_sources(data: Data, copies: Path, say: Callable[[str], None], bad: BadRows) -> Iterator[Source]:
@@ -142,43 +141,38 @@ def form_of(path: Path, data: Data) -> str:
     if data.field is not None or begin == b"[":
         return "json"
     if form == "json" and begin == b"{":
-        _refuse_document(path, text)
+        if lists := formats.lists_in(text):  # the rows lie somewhere in one object
+            hint = f"data.field={lists[0]} if these are the rows (lists: {', '.join(lists)})"
+            raise HalaError(
+                f"{path}: one object, with lists of objects in it", f"{hint}; data.format=jsonl if it is one"
+            )
         return "jsonl"
     return form
 
 
-def _refuse_document(path: Path, text: bytes) -> None:
-    """A file that is one object, in which the rows lie somewhere, is not lines of objects."""
-    if lists := formats.lists_in(text):
-        raise HalaError(
-            f"{path}: one object, with lists of objects in it",
-            f"data.field={lists[0]} if these are the rows (lists: {', '.join(lists)}); data.format=jsonl if it is one",
-        )
-
-
 def _open_file(file: _File, data: Data, copy: Path, say: Callable[[str], None], bad: BadRows) -> Source:
-    path = file.path
+    path, columns = file
     form = form_of(path, data)
     size = path.stat().st_size
     # The worker knows the two formats by the ending, so a JSONL file under another name is copied too.
     if form == "parquet" and not readers.is_parquet(path):
         raise HalaError(f"{path}: not a Parquet file", "is it compressed once more, or data.format wrong?")
     if form == "parquet" or (form == "jsonl" and _is_in_place(path, data)):
-        return Source(path, str(path), size, file.columns)
+        return Source(path, str(path), size, columns)
     copy.parent.mkdir(exist_ok=True)
     say(f"reading {path.name}")
     if form == "arrow":
         copy = copy.with_suffix(".parquet")
         # Rows may be set aside later for their form, so nobody knows yet how many the limit needs.
         formats.arrow_to_parquet(path, copy, data.limit if bad.is_refusing else None)
-        return Source(copy, str(path), size, file.columns)
+        return Source(copy, str(path), size, columns)
     copy = copy.with_suffix(".jsonl")
     copy.touch()
-    return Source(copy, str(path), size, file.columns, formats.to_jsonl(path, form, copy, data, bad))
+    return Source(copy, str(path), size, columns, formats.to_jsonl(path, form, copy, data, bad))
 
 
 def _is_in_place(path: Path, data: Data) -> bool:
-    if path.suffix not in (".jsonl", ".ndjson") or opening.is_compressed(path):
+    if path.suffix not in (".jsonl", ".ndjson") or opening.opener_of(path):
         return False
     return opening.encoding_of(opening.first_bytes(path, 4), data.encoding) is None
 
@@ -195,8 +189,8 @@ def _resolve(data: Data, notes: Counter[str]) -> list[_File]:
     if data.revision is not None:
         raise HalaError("data.revision: is for a dataset on the hub, not for data.path", "leave it out")
     files = [file for entry in data.path for file in _expand(entry, data, notes)]
-    paths = [file.path for file in files]
-    if twice := next((path for path, count in Counter(paths).items() if count > 1), None):
+    paths = [path for path, _ in files]
+    if twice := first_twice(paths):
         raise HalaError(f"data.path: {twice} is named twice, so its rows would be too", "name it once")
     if not files:
         raise HalaError(
@@ -224,21 +218,20 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
     if path.is_dir():
         if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
             raise HalaError(f"data.path: {entry} is a run, not data", f"`hala collect {entry}`, then {path / 'final'}")
-        return [_File(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
+        return [(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
     if data.hub_config is not None:
         raise HalaError(f"data.hub_config: {entry} is not a folder, and only folders have it", "data.hub_config=null")
     if data.split not in (None, "train", "all"):  # as the hub has it: what is of no split is all train
         raise HalaError(f"data.split: {entry} is not a folder, so it has no split '{data.split}'", "data.split=null")
     if folders.is_file(path):
-        return [_File(path)]
+        return [(path, {})]
     if glob.has_magic(entry):
         files = sorted(map(Path, glob.glob(entry, recursive=True)), key=folders.natural)  # noqa: PTH207 (may be absolute)
         files = list(filter(folders.is_file, files))
-        plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
-        root = Path(*path.parts[:plain])
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         held = list(filter(folders.is_quarantine, files))
         notes.update({folders.QUARANTINE: len(held)} if held else {})
-        return [_File(file, folders.columns_of(file, root)) for file in files if file not in held]
+        return [(file, folders.columns_of(file, root)) for file in files if file not in held]
     what = "neither a file nor a folder" if path.exists() else "no such file or folder"
     raise HalaError(f"data.path: {entry}: {what}")
 

@@ -16,7 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import shapes
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.files import sources
 from hala_hpc.engines.base import TokenEngine, TokenRequest, outputs_of
 from hala_hpc.models import card
@@ -311,7 +311,7 @@ TEXTS: Final = {
 """By a name that reports show."""
 
 
-def read(data: Data, count: int, folder: Path, watch: Watch, notes: Counter[str]) -> dict[str, str]:
+def read(data: Data, count: int, folder: Path, watch: PlanWatch, notes: Counter[str]) -> dict[str, str]:
     """The texts by name: the project's own, or the first ``count`` rows of the recipe's data that hold any.
 
     Raises HalaError where no row does.
@@ -355,7 +355,7 @@ def agreed(models: Mapping[str, Path], texts: Mapping[str, str], length: int) ->
     return long
 
 
-def _rows(data: Data, folder: Path, watch: Watch, notes: Counter[str]) -> Iterator[str]:
+def _rows(data: Data, folder: Path, watch: PlanWatch, notes: Counter[str]) -> Iterator[str]:
     bad = BadRows(data.bad_rows, notes, folder, most=1)
     for source, chunk in sources.read(data, folder / "input", watch.say, bad):
         shape = shapes.shape_of(data, ["user", "assistant"], chunk.schema())

@@ -13,7 +13,7 @@ from typing import Any, Final, TypedDict, cast
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, item_report, write_json
 from hala_hpc.run import digests, files
@@ -78,7 +78,7 @@ class Compare(ItemTask, NeedsHub):
                 f"task.length={context - 1}, or a larger engine.max_model_len",
             )
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for models that are not there, and tokenizers that do not agree on the texts."""
         options: Options = self._recipe.task
         models = {label: path for label, (_, path) in location.labelled(options.models).items()}

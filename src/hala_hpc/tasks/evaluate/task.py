@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import card, location
 from hala_hpc.models.folder import item_report
 from hala_hpc.run.layout import RunDirectory
@@ -73,7 +73,7 @@ class Evaluate(ItemTask, NeedsHub):
         benchmarks.refuse_small("task", options.limit, options.few_shot)
         self._benchmarks = benchmarks.find(options.benchmarks, options.settings, options.task_files)
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a model that is not there or not whole, and for local data that cannot be read."""
         del folder
         planned_benchmarks = [self._planned(benchmark, watch) for benchmark in self._benchmarks]
@@ -111,7 +111,7 @@ class Evaluate(ItemTask, NeedsHub):
         fetched = [known for known in self._benchmarks if not settings.get(known.name, Setting()).data]
         return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
 
-    def _planned(self, benchmark: Benchmark, watch: Watch) -> tuple[int, BenchmarkItem]:
+    def _planned(self, benchmark: Benchmark, watch: PlanWatch) -> tuple[int, BenchmarkItem]:
         """What every model is asked, and about how many questions that is."""
         options: Options = self._recipe.task
         setting = options.settings.get(benchmark.name) or Setting()

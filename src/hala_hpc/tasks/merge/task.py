@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, cast
 
 from hala_hpc.config.errors import HalaError, refuse_odd_name
 from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest
@@ -82,7 +82,7 @@ class Merge(ItemTask, NeedsHub):
         weights = options.t or ([PAPER_T] if "t" in self._method.known() and not options.filters else [])
         self._combinations = list(methods.combinations(weights, options.filters, options.grid, options.parameters))
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for quantized models, for unlike ones, and for files that are missing or cut short."""
         del folder
         models = self._located()

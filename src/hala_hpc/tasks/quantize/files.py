@@ -15,7 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data import templates
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Watch
+from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Dropped, Kind, holds_control_words, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.models import location
@@ -283,7 +283,7 @@ class Calibration(Data):
     length: int = 2048  # tokens of each at most, as there
 
 
-def samples(model: Model, texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> list[list[int]]:
+def samples(model: Model, texts: Calibration, copies: Path, watch: PlanWatch, bad: BadRows) -> list[list[int]]:
     """Token ids of the first rows that hold anything, so many and each cut to as many tokens as ``texts`` says.
 
     Conversations go through the model's chat template; other texts begin with BOS, where the tokenizer has one. Words
@@ -306,7 +306,7 @@ def samples(model: Model, texts: Calibration, copies: Path, watch: Watch, bad: B
     return ids
 
 
-def _documents(texts: Calibration, copies: Path, watch: Watch, bad: BadRows) -> Iterator[Document]:
+def _documents(texts: Calibration, copies: Path, watch: PlanWatch, bad: BadRows) -> Iterator[Document]:
     for source, chunk in sources.read(texts, copies, watch.say, bad):
         reader = reader_of(texts.kind, texts, chunk.schema())
         for number, row in zip(chunk.numbers, chunk.rows, strict=True):

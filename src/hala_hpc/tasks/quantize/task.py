@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypedDict, cast
 from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, describe, item_report, require_files, unsound, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, tensors_of
@@ -92,7 +92,7 @@ class Quantize(ItemTask):
             if getattr(texts, key) < 1:
                 raise HalaError(f"task.calibration.{key}: must be at least 1")
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a model that is quantized already, not whole, or does not fit the scheme."""
         source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
         config = location.config(source)
@@ -241,7 +241,7 @@ def plan_items(
         yield Planned(dict(item), source, sum(tensor.size for tensor in tensors))
 
 
-def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:
+def _write_calibration(recipe: Recipe, folder: Path, watch: PlanWatch, notes: Counter[str]) -> None:
     """The texts that the model is run on, as tokens, into the run. Raises HalaError where there are none."""
     options: Calibration = recipe.task.calibration
     target = folder / CALIBRATION

@@ -10,7 +10,7 @@ from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model, Recipe, Site
 from hala_hpc.data import templates
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.files import sources as data_files
 from hala_hpc.models import location
 from hala_hpc.models.folder import check_model
@@ -52,7 +52,7 @@ class Train:
             raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
         layout(options, world_of(recipe.site))
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Plan the preparation of each dataset too; those that another run shares and has planned are left alone."""
         recipe, options = self._recipe, self._recipe.task
         config = templates.model_config(recipe.model)
@@ -91,7 +91,7 @@ class Train:
         """The mixture."""
         return list(self._recipe.task.datasets.values())
 
-    def _plan_dataset(self, name: str, target: Path, watch: Watch) -> manifest.Manifest:
+    def _plan_dataset(self, name: str, target: Path, watch: PlanWatch) -> manifest.Manifest:
         if self._recipe.task.prepared:
             target.parent.mkdir(exist_ok=True)
             target.symlink_to(_shared(self._recipe, name))

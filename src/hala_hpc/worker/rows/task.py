@@ -15,7 +15,7 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.schema import Fields, Row
 from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request
@@ -65,7 +65,7 @@ class RowTask(ABC):
     def work_on(self, schema: pa.Schema) -> RowWork:
         """How rows of this schema are done. Raises HalaError where a column is missing."""
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the recipe's data into shards, every row looked at.
 
         Each source is looked at by its own columns, the worker sees the columns of all: both must find the same texts.

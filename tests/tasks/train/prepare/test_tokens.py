@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import schema, unify
-from hala_hpc.data.documents import Chat, Completion, Dropped, Text
+from hala_hpc.data.documents import Chat, Dropped, PromptAnswer, Text
 from hala_hpc.data.files import readers
 from hala_hpc.tasks.train.options import Prepare
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping
@@ -281,7 +281,7 @@ def test_the_bound_holds_for_real_texts(kind: Kind, real: dict[str, Rows], arabi
 def test_the_bound_holds_for_any_text(one: str, other: str) -> None:
     for name in KINDS:
         work = _cached(name)
-        for document in (Text(one), Completion(one, other), Chat([{"role": "assistant", "content": one + other}])):
+        for document in (Text(one), PromptAnswer(one, other), Chat([{"role": "assistant", "content": one + other}])):
             assert work.length(document) <= work.most(document)
 
 

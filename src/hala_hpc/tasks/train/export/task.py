@@ -11,7 +11,7 @@ from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, TaskOptions
 from hala_hpc.data import templates
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
 from hala_hpc.models.folder import check_model
 from hala_hpc.run.layout import RunDirectory
@@ -53,7 +53,7 @@ class Export:
         if not recipe.model.name:
             raise HalaError("model.name is missing: the run of the training", "for example ../../runs/sft")
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a run that is not a training's, and for steps without a complete checkpoint."""
         del folder, watch
         trained = _trained(self._run)

@@ -19,7 +19,7 @@ from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards, templates
-from hala_hpc.data.cut import Cut, Watch
+from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.documents import Document, Dropped, Reader
 from hala_hpc.data.schema import Row
 from hala_hpc.data.templates import NAMES
@@ -62,7 +62,7 @@ class Prepare:
         if not (recipe.model.tokenizer or recipe.model.name):
             raise HalaError("model.name: must be given, for the tokenizer", "a folder or a name on the hub")
 
-    def plan(self, folder: Path, watch: Watch) -> Cut:
+    def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a template or a row that would spoil the training, with file and row."""
         recipe, options = self._recipe, self._recipe.task
         tokenizer = templates.load_tokenizer(recipe.model, options.chat_template)
@@ -151,7 +151,7 @@ def check_shard(shard: Shard, path: Path, most: int) -> ShardReport:
     problems = [*_row_problems(shard, file), *_token_problems(file, most)]
     if file.metadata.get(token_file.INPUT) != shard.digest.encode():
         problems.append("its rows are not those of the source when the run was planned")
-    reasons = Counter(shards.reason_of(error) for error in file.error.to_pylist() if error is not None)
+    reasons = shards.reasons_in(file.error)
     return ShardReport(len(np.unique(file.row)) - reasons.total(), reasons, tuple(problems))
 
 

@@ -19,9 +19,9 @@ from hala_hpc.data import templates
 from hala_hpc.data.documents import (
     CONTROL_WORDS,
     Chat,
-    Completion,
     Document,
     Dropped,
+    PromptAnswer,
     Text,
     holds_control_words,
     reader_of,
@@ -224,7 +224,7 @@ class Tokenizing:
             text, spans = self._rendered(document)
             encoded = self._words.encode(text, self._marks.learned(document, spans))
             ids, loss = np.array(encoded.ids, np.int32), overlapping(encoded.offsets, encoded.spans)
-        elif isinstance(document, Completion):
+        elif isinstance(document, PromptAnswer):
             before, answer = [*self._bos, *self._ids(document.prompt)], [*self._ids(document.answer), *self._eos]
             ids = np.array(before + answer, np.int32)
             loss = np.arange(len(ids)) >= len(before)
