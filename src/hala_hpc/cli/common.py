@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from hala_hpc.config import places
@@ -120,6 +119,8 @@ def few(items: Sequence[object], most: int, rest: str = "…") -> str:
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     """A progress bar on standard error around an iterator of known length (its ``__len__``, else open-ended)."""
+    from rich.progress import Progress  # `hala status` has no use for it
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         yield lambda items: iter(bar.track(items, description=title))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
 
-from hala_hpc.config import frozen, layers, places
+from hala_hpc.config import frozen, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, Run
 from hala_hpc.run.layout import GRID, find_run
@@ -125,6 +125,8 @@ def _profile_root(site: str | None) -> str | None:
     """What a profile says of run.root, with only as much machinery as that takes. Raises HalaError."""
     if site is None:
         return None
+    from hala_hpc.config import layers  # with it comes omegaconf, which `hala status` has no use for
+
     path = profile_of(site)
     try:
         profile = layers.load(path.read_text("utf-8"))
