@@ -79,15 +79,12 @@ def show_table(table: Any) -> None:
 
 def owner_of_closed(folder: Path) -> str | None:
     """Whose folder it is, where it exists and this user may not read and write it; None where all is well."""
-    import pwd
-
     if not folder.is_dir() or os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         return None
-    uid = folder.stat().st_uid
     try:
-        return pwd.getpwuid(uid).pw_name
+        return folder.owner()
     except KeyError:
-        return f"user {uid}"
+        return f"user {folder.stat().st_uid}"
 
 
 class Problem(str):

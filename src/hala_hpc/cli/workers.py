@@ -13,7 +13,6 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.shards import reopen
 from hala_hpc.pipeline import lookup, starting
 from hala_hpc.run import ledger, manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm import record as records
@@ -61,9 +60,9 @@ def resume_command(
     if (owner := common.owner_of_closed(path / "logs")) is not None:
         hint = f"status, verify and collect work; in a job of your own `hala worker {path}` does if you may write to it"
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
-    plan = manifest.read(path / "manifest.parquet")
+    directory, plan = manifest.open_run(path)
     starting.note_moved(planned, overrides)
-    RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
+    directory.create_folders(len(plan))
     if damaged:
         _set_aside(path, planned.task, plan.facts)
     if quarantine is not None:

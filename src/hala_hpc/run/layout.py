@@ -98,8 +98,8 @@ def finished(run: RunDirectory, folder: str) -> set[int]:
     """Ids of the shards whose output stands in one fan-out folder; other names (.nfs0001, a copy) do not count."""
     if not folder.isdecimal():
         return set()
-    shards = {shard_of(name, run.suffix) for name in listing(run.shards / folder)}
-    return {shard for shard in shards if shard is not None and shard // FAN_OUT == int(folder)}
+    names = map(_output(run.suffix).fullmatch, listing(run.shards / folder))
+    return {shard for name in names if name and (shard := int(name[1])) // FAN_OUT == int(folder)}
 
 
 def make_again(folder: Path) -> None:
@@ -109,12 +109,6 @@ def make_again(folder: Path) -> None:
     """
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
-
-
-def shard_of(name: str, suffix: str) -> int | None:
-    """The shard whose output has this name; None for a name that is not ours."""
-    match = _output(suffix).fullmatch(name)
-    return int(match[1]) if match else None
 
 
 @cache

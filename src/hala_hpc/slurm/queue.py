@@ -42,9 +42,9 @@ def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
         done = commands.said(*words, f"--jobs={jobs}", seconds=ASK_SECONDS)
     except HalaError:
         return None
-    if done.code != 0 or "disabled" in done.error:
+    if done.returncode != 0 or "disabled" in done.stderr:
         return None
-    return [end for end in parse(done.out) if end.job in tasks and end.time >= since]
+    return [end for end in parse(done.stdout) if end.job in tasks and end.time >= since]
 
 
 def parse(text: str) -> list[TaskEnd]:

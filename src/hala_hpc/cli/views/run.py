@@ -181,7 +181,7 @@ class Row:
             return why(self.cell)
         if self.state.finished or self.state.failed:
             return "done" if self.state.finished else "failed"
-        return "running" if training.is_alive(self.state) else "waiting"
+        return "running" if self.state.alive else "waiting"
 
     def as_json(self) -> dict[str, object]:
         record = {**self.cell, "status": self.word}
