@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.slurm.record import Submission
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")
@@ -106,11 +106,6 @@ def show(value: Any, json_: bool, lines: Iterable[object], well: bool | None = N
             show_table(line)
     if well is not None:
         raise click.exceptions.Exit(0 if well else 1)
-
-
-def few(items: Sequence[object], most: int, rest: str = "…") -> str:
-    """The first of some items, and that there are more."""
-    return ", ".join(map(str, items[:most])) + (f", {rest}" if len(items) > most else "")
 
 
 @contextmanager

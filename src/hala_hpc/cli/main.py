@@ -1,4 +1,4 @@
-"""The ``hala`` command. Only click is imported until a command is known, so that help comes at once."""
+"""The ``hala`` command. Nothing large but click is imported until a command is known, so that help comes at once."""
 
 import errno
 import importlib
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hala_hpc import __version__
+from hala_hpc.config.errors import HalaError, did_you_mean
 
 COMMANDS = {
     "plan": ("plan", "Show what a recipe would run; submits nothing."),
@@ -54,8 +55,6 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         name = args[0]
         if name not in COMMANDS:
-            from hala_hpc.config.errors import HalaError, did_you_mean
-
             raise HalaError(f"no command '{name}'", did_you_mean(name, COMMANDS))
         return super().resolve_command(ctx, args)
 
@@ -86,8 +85,6 @@ hala.help = _verbatim(hala.help)
 
 def main() -> None:
     """Entry point. Exit code 2 and one line for anything that the person can mend; a traceback is a bug of ours."""
-    from hala_hpc.config.errors import HalaError
-
     try:
         # click keeps Exit to itself here, and returns its code; a command's own result is None.
         sys.exit(hala(_words(sys.argv[1:]), prog_name="hala", standalone_mode=False) or 0)
@@ -115,8 +112,6 @@ def _words(words: list[str]) -> list[str]:
     """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is not text."""
     for word in words:
         if any("\udc80" <= letter <= "\udcff" for letter in word):  # bytes, which Python keeps as halves of characters
-            from hala_hpc.config.errors import HalaError
-
             shown = word.encode("utf-8", "backslashreplace").decode()
             raise HalaError(f"'{shown}': not UTF-8, and all that is written down is", "give the file another name")
     if words[:1] == ["help"]:

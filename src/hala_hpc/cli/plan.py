@@ -9,7 +9,7 @@ from rich.markup import escape
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.cli.views.run import why
-from hala_hpc.config.errors import plural
+from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup, planning, starting
 
 
@@ -73,7 +73,7 @@ def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     if len(sources) > 10:
         facts.append(("", f"… and {len(sources) - 10} more files"))
     if items:
-        listed = common.few(items, 12, f"… and {len(items) - 12} more")
+        listed = few(items, 12, ", … and {} more")
         return [*facts, (summary["task"], f"{plural(len(items), 'shard')}: {listed}")]
     return [
         *facts,

@@ -9,7 +9,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.cli.plan import show_started
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.data.shards import reopen
 from hala_hpc.pipeline import lookup, starting
 from hala_hpc.run import ledger, manifest
@@ -92,7 +92,7 @@ def _set_aside(path: Path, task: Task, facts: manifest.Facts) -> None:
     with common.counting(f"verifying {path.name}") as counted:
         verdict = set_aside_damaged(path, task.checker(facts), counted)
     count = f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged"
-    some = f"{count}: {common.few(verdict.damaged, 8) or 'final/'}"
+    some = f"{count}: {few(verdict.damaged, 8) or 'final/'}"
     for line in (*verdict.problems, some if verdict.damaged or verdict.damaged_final else "no damaged shard"):
         click.echo(line, err=True)
 

@@ -5,7 +5,7 @@ that the open sections of a recipe name by their ``kind``.
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -54,6 +54,11 @@ T = TypeVar("T")
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 worker, 2,000 workers."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def few(items: Sequence[object], most: int, rest: str = ", …") -> str:
+    """The first of some items, and that there are more: ``{}`` in ``rest`` stands for how many."""
+    return ", ".join(map(str, items[:most])) + (rest.format(len(items) - most) if len(items) > most else "")
 
 
 def known(value: T) -> T | None:

@@ -139,13 +139,8 @@ def counted(tasks: Sequence[JobState]) -> dict[str, int]:
 def cancel(jobs: Sequence[str]) -> list[JobState]:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
-    Returns
-    -------
-    The tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``.
-
-    Raises
-    ------
-    HalaError : scancel was refused or got no answer, and jobs may be at work still.
+    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``. Raises HalaError
+    where scancel was refused or got no answer, and jobs may be at work still.
     """
     if not jobs:
         return []

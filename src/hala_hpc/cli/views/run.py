@@ -16,7 +16,7 @@ from rich.text import Text
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config import frozen
-from hala_hpc.config.errors import plural
+from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
@@ -105,7 +105,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
             ("rate", rates),
         ]
     aside = f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged"
-    folders = common.few([f"{name}/" for name in state.absent], 3, f"and {len(state.absent) - 3} more")
+    folders = few([f"{name}/" for name in state.absent], 3, ", and {} more")
     lost = ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
     gone = f"[red]{folders}[/]: hala resume makes them again{lost}"
     is_last_step = state.unassembled and state.done == state.shards
