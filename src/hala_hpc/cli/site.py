@@ -95,8 +95,7 @@ def doctor_command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
             advice = f"  → {finding.advice}" if finding.advice else ""
             mark = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
             click.echo(f"{mark} {finding.what:18} {finding.detail}{advice}", color=colour)
-    if json_:
-        well = all(finding.state != "missing" for finding in findings)
+    well = all(finding.state != "missing" for finding in findings)
     common.show([asdict(finding) for finding in findings], json_, (), well)
 
 
