@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError, few, plural
@@ -99,7 +98,9 @@ def finished(run: RunDirectory, folder: str) -> set[int]:
     """Ids of the shards whose output stands in one fan-out folder; other names (.nfs0001, a copy) do not count."""
     if not folder.isdecimal():
         return set()
-    names = map(_output(run.suffix).fullmatch, listing(run.shards / folder))
+    # Six digits, and more only where that many are needed.
+    output = re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(run.suffix)}")
+    names = map(output.fullmatch, listing(run.shards / folder))
     return {shard for name in names if name and (shard := int(name[1])) // FAN_OUT == int(folder)}
 
 
@@ -110,12 +111,6 @@ def make_again(folder: Path) -> None:
     """
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
-
-
-@cache
-def _output(suffix: str) -> re.Pattern[str]:
-    """Names of outputs: six digits, and more only where that many are needed."""
-    return re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(suffix)}")
 
 
 def listing(folder: Path) -> list[str]:

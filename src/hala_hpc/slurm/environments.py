@@ -100,13 +100,6 @@ def _pip_listing() -> str:
     return subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
 
 
-def _uv_environ() -> dict[str, str]:
-    """Our own environment, plus what makes uv use the sources that pip uses."""
-    # As Python's own compiling; uv's would read every source too.
-    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
-    return ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
-
-
 LOCK_PYTHON = "3.11"
 LOCK_PLATFORM = "x86_64-manylinux_2_28"
 MARKER = "hala-env.json"
@@ -134,7 +127,10 @@ def lock_digest(lock: str) -> str:
 def _uv(*arguments: str, stdin: str | None = None, quiet: bool = False) -> subprocess.CompletedProcess[str]:
     """Run uv with its output on the terminal; ``quiet``: with its output, and how it ended, for the caller alone."""
     command = [find_uv_bin(), *arguments]
-    done = subprocess.run(command, env=_uv_environ(), input=stdin, text=True, capture_output=quiet, check=False)
+    # Compiled files as Python's own; uv would read every source to tell whether they are fresh.
+    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
+    environ = ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
+    done = subprocess.run(command, env=environ, input=stdin, text=True, capture_output=quiet, check=False)
     if done.returncode and not quiet:
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
     return done

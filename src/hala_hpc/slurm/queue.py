@@ -92,11 +92,6 @@ class Queue:
         """Tasks that work or may yet."""
         return sum(task.may_work for task in self.tasks)
 
-    @property
-    def may_work(self) -> bool:
-        """Whether somebody may be at work, or be yet, as far as Slurm says."""
-        return bool(self.silence or self.unanswered or self.live)
-
 
 class QueueView:
     """Slurm's last answer about some runs' jobs, renewed when it is old."""
@@ -168,7 +163,7 @@ def advice(
     lines += _cures(queue.ends, run, slurm, has_progress)
     if queue.unanswered and not queue.live:
         lines.append(f"Slurm did not say whether it took the workers: hala resume {run} asks again")
-    if not alive and not queue.may_work:
+    if not (alive or queue.unanswered or queue.live):
         lines.append(f"nobody works on it: hala resume {run}")
     return lines
 
