@@ -153,11 +153,10 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
         for intent in records.unanswered(path):
             if (job := records.in_queue(intent.token)) is not None:
                 intent.took(job)
-            elif time.time() - intent.time < records.LATE_SECONDS:
-                raise HalaError(
-                    f"Slurm did not answer when {plural(len(intent.runs), 'worker')} came in, and may yet take them",
-                    f"cancel again in {intent.time + records.LATE_SECONDS - time.time():.0f} s",
-                )
+            elif (wait := intent.time + records.LATE_SECONDS - time.time()) > 0:
+                workers = plural(len(intent.runs), "worker")
+                problem = f"Slurm did not answer when {workers} came in, and may yet take them"
+                raise HalaError(problem, f"cancel again in {wait:.0f} s")
         jobs += records.slurm_jobs(path)
     jobs = list(dict.fromkeys(jobs))
     live = [task.job for task in commands.states(jobs) if task.may_work]

@@ -130,11 +130,11 @@ class Leases:
     def held(self) -> list[Lease]:
         """Leases of this worker on unfinished shards, as they stand on the disk."""
         return [
-            Lease(shard, one.attempt, one.path)
+            Lease(shard, item.attempt, item.path)
             for folder in layout.listing(self.run.leases)
             for shard, leases in unfinished(self.run, folder).items()
-            for one in leases
-            if not one.failed and self._is_ours(one.path)
+            for item in leases
+            if not item.failed and self._is_ours(item.path)
         ]
 
     def now(self) -> float:

@@ -82,8 +82,8 @@ def refusal(program: str, answer: subprocess.CompletedProcess[str]) -> HalaError
     lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in answer.stderr.splitlines()]
     if any("resolve_ctls" in line or "could not establish a configuration" in line for line in lines):
         return HalaError(f"{program}: no Slurm is set up here", NO_SLURM)
-    said_once = "; ".join(dict.fromkeys(filter(None, lines)))
-    return HalaError(f"{program}: {said_once or f'exit code {answer.returncode}'}")
+    words = "; ".join(dict.fromkeys(filter(None, lines)))
+    return HalaError(f"{program}: {words or f'exit code {answer.returncode}'}")
 
 
 def is_silence(error: HalaError | str) -> bool:
@@ -144,9 +144,9 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
     """
     if not jobs:
         return []
+    refused = None
     try:
-        done = said("scancel", *jobs)
-        refused = refusal("scancel", done) if done.returncode != 0 else None
+        run("scancel", *jobs)
     except HalaError as error:
         refused = error
     deadline = time.monotonic() + CANCEL_SECONDS

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import rich.markup
 from rich.console import Group
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -120,7 +120,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         *progress,
         ("time left", "finished" if state.finished else common.human_seconds(left)),
         ("workers", f"{state.alive} alive, {ended} ended"),
-        ("changed", rich.markup.escape(changed)),
+        ("changed", escape(changed)),
         ("jobs", jobs_in(seen.queue)),
     ]
     return [(name, line) for name, line in lines if line]

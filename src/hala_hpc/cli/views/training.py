@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import rich.markup
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -130,7 +129,7 @@ def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
 def _fallback(record: Mapping[str, Any]) -> str:
     """Why steps that were done are done again."""
     damaged = ", ".join(f"{name} is damaged ({how})" for name, how in record.get("damaged", {}).items())
-    return rich.markup.escape(f"from checkpoint-{record.get('step')}: {damaged}")
+    return escape(f"from checkpoint-{record.get('step')}: {damaged}")
 
 
 def _preparation(run: Status) -> str:
