@@ -135,13 +135,15 @@ def submit_command(recipe: Path, overrides: tuple[str, ...], site: str, json_: b
 
 def show_started(started: starting.Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
-    *before, workers = started.submissions
+    before, last = started.submissions[:-1], started.submissions[-1:]
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]
-    record: dict[str, object] = {"run": folder, "jobs": started.jobs, "workers": workers.workers}
-    if runs != [folder]:
-        record = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    if runs == [folder]:
+        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers}
+    purpose = f"for {folder if runs == [folder] else plural(len(runs), 'run')}"
     lines = [common.handed_in(submission, "to prepare the data first") for submission in before]
-    lines.append(common.handed_in(workers, f"for {folder if runs == [folder] else plural(len(runs), 'run')}"))
+    lines += [common.handed_in(submission, purpose) for submission in last]
     loud = dict.fromkeys(line for run in started.runs for line in training.loud(run.path))
     lines += [click.style(line, fg="red", bold=True) for line in loud]
-    common.show(record, json_, [*lines, f"next: hala status {folder}"])
+    nothing = f"nothing to start: all is done or at work (hala status {folder})"
+    common.show(record, json_, [*lines, f"next: hala status {folder}" if runs else nothing])

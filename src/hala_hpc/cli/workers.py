@@ -49,11 +49,7 @@ def resume_command(
     if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
-        if (started := starting.resume(folder, overrides)) is None:
-            record: dict[str, object] = {"grid": str(folder), "runs": [], "jobs": []}
-            common.show(record, json_, [f"nothing to start: all is done or at work (hala status {folder})"])
-        else:
-            show_started(started, json_)
+        show_started(starting.resume(folder, overrides), json_)
         return
     path = lookup.find(run)
     planned = starting.thawed(path, overrides)

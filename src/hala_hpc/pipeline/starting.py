@@ -112,8 +112,8 @@ def retry(run: PlannedRun) -> tuple[Status, int]:
     return status.read(run.path, settings.lease_seconds, settings.attempts), retried
 
 
-def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
-    """Start what is missing of a grid's runs that nobody works on; None where nothing is."""
+def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
+    """Start what is missing of a grid's runs that nobody works on."""
     busy = at_work(grid)
     left = []
     for path in lookup.runs_in(grid):
@@ -122,10 +122,8 @@ def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
         state, _ = retry(run)
         if not state.finished and not busy and not state.alive:
             left.append(run)
-    if not left:
-        return None
     with lookup.changed([run.path for run in left], overrides):
-        return Started(grid, left, start(grid, left))
+        return Started(grid, left, start(grid, left) if left else [])
 
 
 def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:
