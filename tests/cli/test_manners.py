@@ -233,14 +233,15 @@ def test_doctor_sees_a_profile_that_was_copied_and_not_edited(run: Run, tmp_path
     assert found["environment serve"]["advice"] == "hala env build serve-cuda --to /scratch/CHANGE/envs/serve"
 
 
-def test_doctor_prints_a_line_for_each_finding_and_ends_with_a_code(run: Run, tmp_path: Path) -> None:
+def test_doctor_says_to_people_what_it_says_to_scripts(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text((ROOT / "hpc/sites/example-h100.yaml").read_text())
-    code, out, _ = run("doctor", "--site", "local")
-    assert code == 0
-    assert "hala_hpc" in out
-    code, out, _ = run("doctor", "--site", "./mine.yaml", "site.executor=local")
-    assert code == 1
-    assert "CHANGE stands in line" in out
+    for profile, code in (("./mine.yaml", 1), ("local", 0)):
+        words = ("doctor", "--site", profile, "site.executor=local")
+        states = [(finding["state"], finding["what"]) for finding in json.loads(run(*words, "--json")[1])]
+        shown = run(*words)
+        assert shown[0] == code
+        for line, (state, what) in zip(shown[1].splitlines(), states, strict=True):
+            assert line.startswith(f"{state:8} {what}")
 
 
 def test_doctor_knows_the_marks_of_the_example(tmp_path: Path) -> None:

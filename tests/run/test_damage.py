@@ -16,7 +16,7 @@ from hala_hpc.config.schema import Data
 from hala_hpc.data import shards
 from hala_hpc.data.files import sources
 from hala_hpc.data.shards import reopen
-from hala_hpc.run import digests, files, lease, manifest, status
+from hala_hpc.run import digests, files, manifest, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.worker import claims
@@ -322,5 +322,5 @@ def test_files_that_share_their_bytes_are_closed_to_writing(tmp_path: Path) -> N
 def test_the_clock_file_is_nobody_elses(tmp_path: Path) -> None:
     run = planned_run(tmp_path / "r", [1])
     (run.leases / f".clock-{os.getpid()}").touch()
-    assert abs(lease.server_now(directory(run.path)) - time.time()) < 60
+    assert abs(files.now_in(directory(run.path).leases) - time.time()) < 60
     assert (run.leases / f".clock-{os.getpid()}").exists()

@@ -233,6 +233,20 @@ def test_a_grid_that_came_through_late_is_adopted_by_resume(slurm: Path) -> None
     assert [Path(pickled(folder, f"7_{task}").run).name for task in range(2)] == ["fr", "eu"]
 
 
+def test_a_grid_with_a_single_run_is_a_job_without_tasks_to_slurm(slurm: Path) -> None:
+    grid_recipe(slurm)
+    recipe = json.loads((slurm / "many.yaml").read_text())
+    del recipe["grid"]["axes"]["language"]["eu"]
+    (slurm / "many.yaml").write_text(json.dumps(recipe))
+    assert call("submit", "many.yaml").exception is None
+    folder = slurm / "runs" / "many"
+    assert pickled(folder, "7").run == str(folder / "fr"), "where submitit looks for it in that job"
+    for path in (folder, folder / "fr"):
+        assert record.slurm_jobs(path) == record.open_tasks(path) == ["7"], path
+    ledger_of(folder / "fr", "7", "finished")
+    assert not record.open_tasks(folder) and not record.open_tasks(folder / "fr")
+
+
 def test_a_trainings_two_arrays_whose_answers_were_lost_are_found(slurm: Path) -> None:
     model = save(KINDS["byte level"]([]), slurm / "model")
     (model / "config.json").write_text(json.dumps(CONFIG))

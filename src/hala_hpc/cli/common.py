@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.slurm.record import Submission
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, for scripts.")
@@ -80,15 +79,12 @@ def show_table(table: Any) -> None:
 
 def owner_of_closed(folder: Path) -> str | None:
     """Whose folder it is, where it exists and this user may not read and write it; None where all is well."""
-    import pwd
-
     if not folder.is_dir() or os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         return None
-    uid = folder.stat().st_uid
     try:
-        return pwd.getpwuid(uid).pw_name
+        return folder.owner()
     except KeyError:
-        return f"user {uid}"
+        return f"user {folder.stat().st_uid}"
 
 
 class Problem(str):
@@ -112,14 +108,11 @@ def show(value: Any, json_: bool, lines: Iterable[object], well: bool | None = N
         raise click.exceptions.Exit(0 if well else 1)
 
 
-def few(items: Sequence[object], most: int, rest: str = "…") -> str:
-    """The first of some items, and that there are more."""
-    return ", ".join(map(str, items[:most])) + (f", {rest}" if len(items) > most else "")
-
-
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
     """A progress bar on standard error around an iterator of known length (its ``__len__``, else open-ended)."""
+    from rich.progress import Progress  # `hala status` has no use for it
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         yield lambda items: iter(bar.track(items, description=title))

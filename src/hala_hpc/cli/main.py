@@ -1,4 +1,4 @@
-"""The ``hala`` command. Only click is imported until a command is known, so that help comes at once."""
+"""The ``hala`` command. Nothing large but click is imported until a command is known, so that help comes at once."""
 
 import errno
 import importlib
@@ -10,35 +10,28 @@ from typing import Any
 import click
 
 from hala_hpc import __version__
+from hala_hpc.config.errors import HalaError, did_you_mean
 
-MODULES = {
-    "plan": ("plan", "submit"),
-    "status": ("status", "runs"),
-    "workers": ("resume", "logs", "cancel", "worker"),
-    "results": ("verify", "collect", "report", "best"),
-    "publish": ("publish",),
-    "site": ("sites", "env", "doctor", "prefetch"),
-}
-"""Which module of this room has which commands, each as ``NAME_command``."""
 COMMANDS = {
-    "plan": "Show what a recipe would run; submits nothing.",
-    "submit": "Plan a run and start its workers.",
-    "status": "Show how far a run is.",
-    "resume": "Start workers for what is missing.",
-    "verify": "Prove that every row is accounted for, once.",
-    "collect": "Write the finished dataset as Parquet.",
-    "publish": "Put the finished model or dataset on the hub, with its card.",
-    "best": "Pick a merge weight or checkpoint from evaluations, by a stated rule.",
-    "report": "Write tables, plots and a page of one or several runs.",
-    "logs": "Show what the workers of a run, or of one shard, printed.",
-    "cancel": "End the workers of a run; finished rows are kept.",
-    "runs": "List the runs.",
-    "sites": "List the site profiles.",
-    "env": "Build the environments that stages run in.",
-    "doctor": "Show what is missing on this machine or site.",
-    "prefetch": "Download a recipe's model and dataset, for nodes without internet.",
-    "worker": "Work on a run, here and now (what a Slurm job calls).",
+    "plan": ("plan", "Show what a recipe would run; submits nothing."),
+    "submit": ("plan", "Plan a run and start its workers."),
+    "status": ("status", "Show how far a run is."),
+    "resume": ("workers", "Start workers for what is missing."),
+    "verify": ("results", "Prove that every row is accounted for, once."),
+    "collect": ("results", "Write the finished dataset as Parquet."),
+    "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),
+    "best": ("results", "Pick a merge weight or checkpoint from evaluations, by a stated rule."),
+    "report": ("results", "Write tables, plots and a page of one or several runs."),
+    "logs": ("workers", "Show what the workers of a run, or of one shard, printed."),
+    "cancel": ("workers", "End the workers of a run; finished rows are kept."),
+    "runs": ("status", "List the runs."),
+    "sites": ("site", "List the site profiles."),
+    "env": ("site", "Build the environments that stages run in."),
+    "doctor": ("site", "Show what is missing on this machine or site."),
+    "prefetch": ("site", "Download a recipe's model and dataset, for nodes without internet."),
+    "worker": ("workers", "Work on a run, here and now (what a Slurm job calls)."),
 }
+"""The module of this room that has each command, as ``NAME_command``, and what it does."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LONG = 2_000
 """Characters of an error that are shown; its middle is left out where a word of the command line is a whole text."""
@@ -53,8 +46,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = next(module for module, commands in MODULES.items() if cmd_name in commands)
-        command: click.Command = getattr(importlib.import_module(f"hala_hpc.cli.{module}"), f"{cmd_name}_command")
+        module = importlib.import_module(f"hala_hpc.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         for known in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
             known.help = _verbatim(known.help)
         return command
@@ -62,14 +55,12 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         name = args[0]
         if name not in COMMANDS:
-            from hala_hpc.config.errors import HalaError, did_you_mean
-
             raise HalaError(f"no command '{name}'", did_you_mean(name, COMMANDS))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -94,8 +85,6 @@ hala.help = _verbatim(hala.help)
 
 def main() -> None:
     """Entry point. Exit code 2 and one line for anything that the person can mend; a traceback is a bug of ours."""
-    from hala_hpc.config.errors import HalaError
-
     try:
         # click keeps Exit to itself here, and returns its code; a command's own result is None.
         sys.exit(hala(_words(sys.argv[1:]), prog_name="hala", standalone_mode=False) or 0)
@@ -123,8 +112,6 @@ def _words(words: list[str]) -> list[str]:
     """``hala`` alone shows help, ``hala help X`` is ``hala X --help``. Raises HalaError for a word that is not text."""
     for word in words:
         if any("\udc80" <= letter <= "\udcff" for letter in word):  # bytes, which Python keeps as halves of characters
-            from hala_hpc.config.errors import HalaError
-
             shown = word.encode("utf-8", "backslashreplace").decode()
             raise HalaError(f"'{shown}': not UTF-8, and all that is written down is", "give the file another name")
     if words[:1] == ["help"]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.cli.views.run import why
-from hala_hpc.config.errors import plural
+from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup, planning, starting
 
 
@@ -73,7 +73,7 @@ def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     if len(sources) > 10:
         facts.append(("", f"… and {len(sources) - 10} more files"))
     if items:
-        listed = common.few(items, 12, f"… and {len(items) - 12} more")
+        listed = few(items, 12, ", … and {} more")
         return [*facts, (summary["task"], f"{plural(len(items), 'shard')}: {listed}")]
     return [
         *facts,
@@ -135,13 +135,15 @@ def submit_command(recipe: Path, overrides: tuple[str, ...], site: str, json_: b
 
 def show_started(started: starting.Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
-    *before, workers = started.submissions
+    before, last = started.submissions[:-1], started.submissions[-1:]
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]
-    record: dict[str, object] = {"run": folder, "jobs": started.jobs, "workers": workers.workers}
-    if runs != [folder]:
-        record = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    if runs == [folder]:
+        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers}
+    purpose = f"for {folder if runs == [folder] else plural(len(runs), 'run')}"
     lines = [common.handed_in(submission, "to prepare the data first") for submission in before]
-    lines.append(common.handed_in(workers, f"for {folder if runs == [folder] else plural(len(runs), 'run')}"))
+    lines += [common.handed_in(submission, purpose) for submission in last]
     loud = dict.fromkeys(line for run in started.runs for line in training.loud(run.path))
     lines += [click.style(line, fg="red", bold=True) for line in loud]
-    common.show(record, json_, [*lines, f"next: hala status {folder}"])
+    nothing = f"nothing to start: all is done or at work (hala status {folder})"
+    common.show(record, json_, [*lines, f"next: hala status {folder}" if runs else nothing])

@@ -23,6 +23,8 @@ from hala_hpc.run.files import write_durably
 from hala_hpc.run.verify import Verdict, verify
 from hala_hpc.tasks.evaluate import choose
 from hala_hpc.tasks.evaluate.statistics import Mean
+from hala_hpc.tasks.train import checkpoints
+from hala_hpc.tasks.train.paths import CHECKPOINTS
 from hala_hpc.worker import registry
 
 PROVEN = {
@@ -114,11 +116,9 @@ def _verified(path: Path) -> Verified:
 
 def _checkpoints(path: Path) -> list[str]:
     """What is wrong with a training's checkpoints, which says nothing of its model."""
-    from hala_hpc.tasks.train import checkpoints, paths
-
     return [
         f"note: {name} is damaged: {'; '.join(faults[:3])} (a resume does not use it; it may be removed)"
-        for name, faults in checkpoints.faults(path / paths.CHECKPOINTS).items()
+        for name, faults in checkpoints.faults(path / CHECKPOINTS).items()
     ]
 
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import click
 from rich.console import Console
-from rich.live import Live
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views.run import GridView, RunView
@@ -41,6 +40,8 @@ def status_command(run: str, watch: bool, json_: bool) -> None:
     elif not watch:
         Console().print(read().shown())
     else:
+        from rich.live import Live  # a status without --watch has no use for it
+
         with Live(refresh_per_second=4) as live:
             while not (view := read()).finished:
                 live.update(view.shown())

@@ -9,11 +9,10 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.cli.plan import show_started
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.data.shards import reopen
 from hala_hpc.pipeline import lookup, starting
 from hala_hpc.run import ledger, manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm import record as records
@@ -50,20 +49,16 @@ def resume_command(
     if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
-        if (started := starting.resume(folder, overrides)) is None:
-            record: dict[str, object] = {"grid": str(folder), "runs": [], "jobs": []}
-            common.show(record, json_, [f"nothing to start: all is done or at work (hala status {folder})"])
-        else:
-            show_started(started, json_)
+        show_started(starting.resume(folder, overrides), json_)
         return
     path = lookup.find(run)
     planned = starting.thawed(path, overrides)
     if (owner := common.owner_of_closed(path / "logs")) is not None:
         hint = f"status, verify and collect work; in a job of your own `hala worker {path}` does if you may write to it"
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
-    plan = manifest.read(path / "manifest.parquet")
+    directory, plan = manifest.open_run(path)
     starting.note_moved(planned, overrides)
-    RunDirectory(path, plan.facts.suffix).create_folders(len(plan))
+    directory.create_folders(len(plan))
     if damaged:
         _set_aside(path, planned.task, plan.facts)
     if quarantine is not None:
@@ -93,7 +88,7 @@ def _set_aside(path: Path, task: Task, facts: manifest.Facts) -> None:
     with common.counting(f"verifying {path.name}") as counted:
         verdict = set_aside_damaged(path, task.checker(facts), counted)
     count = f"{plural(len(verdict.damaged), 'shard')} set aside in {path}/damaged"
-    some = f"{count}: {common.few(verdict.damaged, 8) or 'final/'}"
+    some = f"{count}: {few(verdict.damaged, 8) or 'final/'}"
     for line in (*verdict.problems, some if verdict.damaged or verdict.damaged_final else "no damaged shard"):
         click.echo(line, err=True)
 
@@ -154,11 +149,10 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
         for intent in records.unanswered(path):
             if (job := records.in_queue(intent.token)) is not None:
                 intent.took(job)
-            elif time.time() - intent.time < records.LATE_SECONDS:
-                raise HalaError(
-                    f"Slurm did not answer when {plural(len(intent.runs), 'worker')} came in, and may yet take them",
-                    f"cancel again in {intent.time + records.LATE_SECONDS - time.time():.0f} s",
-                )
+            elif (wait := intent.time + records.LATE_SECONDS - time.time()) > 0:
+                workers = plural(len(intent.runs), "worker")
+                problem = f"Slurm did not answer when {workers} came in, and may yet take them"
+                raise HalaError(problem, f"cancel again in {wait:.0f} s")
         jobs += records.slurm_jobs(path)
     jobs = list(dict.fromkeys(jobs))
     live = [task.job for task in commands.states(jobs) if task.may_work]

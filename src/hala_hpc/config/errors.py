@@ -7,7 +7,7 @@ import importlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -70,6 +70,11 @@ def refuse_odd_name(where: str, name: str, what: str) -> None:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 worker, 2,000 workers."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def few(items: Sequence[object], most: int, rest: str = ", …") -> str:
+    """The first of some items, and that there are more: ``{}`` in ``rest`` stands for how many."""
+    return ", ".join(map(str, items[:most])) + (rest.format(len(items) - most) if len(items) > most else "")
 
 
 def known(value: T) -> T | None:

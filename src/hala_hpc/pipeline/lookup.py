@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
+from typing import Final, NotRequired, TypedDict, cast
 
-from hala_hpc.config import frozen, layers, places
+from hala_hpc.config import frozen, places
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, Run
+from hala_hpc.run import status
 from hala_hpc.run.layout import GRID, find_run
-
-if TYPE_CHECKING:
-    from hala_hpc.run.status import Status
+from hala_hpc.run.status import Status
+from hala_hpc.run.verify import write
+from hala_hpc.slurm import record
 
 PREPARED: Final = "prepared"
 """The folder of a grid with the tokens that its trainings share."""
@@ -104,10 +105,8 @@ def members(run: str) -> list[Path]:
     return [find(run)] if grid is None else [grid, *runs_in(grid), *sorted((grid / PREPARED).glob("[!.]*"))]
 
 
-def state_of(run: Path) -> "Status":
+def state_of(run: Path) -> Status:
     """How far a run is, by the settings that hold for it now."""
-    from hala_hpc.run import status
-
     settings = frozen.settings(run)
     return status.read(run, settings.lease_seconds, settings.attempts)
 
@@ -125,6 +124,8 @@ def _profile_root(site: str | None) -> str | None:
     """What a profile says of run.root, with only as much machinery as that takes. Raises HalaError."""
     if site is None:
         return None
+    from hala_hpc.config import layers  # with it comes omegaconf, which `hala status` has no use for
+
     path = profile_of(site)
     try:
         profile = layers.load(path.read_text("utf-8"))
@@ -146,14 +147,11 @@ def thawed(run: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 @contextmanager
-def changed(runs: "Sequence[Path]", overrides: tuple[str, ...]) -> Iterator[None]:
+def changed(runs: Sequence[Path], overrides: tuple[str, ...]) -> Iterator[None]:
     """Write down what ``overrides`` change in the recipes of some runs, for the workers that are started now.
 
     It is taken back where they cannot be started, unless Slurm may have taken them all the same.
     """
-    from hala_hpc.run.verify import write
-    from hala_hpc.slurm import record
-
     changes = {run: frozen.between(thawed(run), thawed(run, overrides)) for run in runs} if overrides else {}
     files = [path for run, change in changes.items() if (path := write(run, change)) is not None]
     try:

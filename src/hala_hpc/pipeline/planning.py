@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import yaml
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from hala_hpc import engines
 from hala_hpc.config import frozen, grid
 from hala_hpc.config.compose import freeze
-from hala_hpc.config.errors import HalaError, plural, within
+from hala_hpc.config.errors import HalaError, few, plural, within
 from hala_hpc.config.grid import GridCell
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import shapes
@@ -262,9 +264,9 @@ def _existing(runs: RunList) -> HalaError:
         if place.is_dir() and (differs := difference(recipe, place)):
             differences = [f"{runs.called(recipe)} with another recipe: {differs}".strip()]
             break
-    listed = ", ".join(differences[:4]) + (f" and {len(differences) - 4} more" if len(differences) > 4 else "")
+    listed = few(differences, 4, " and {} more") or "with the same recipe"
     hint = f"`hala resume {folder.name}`, or give another name=…; resuming goes on with the recipe it has"
-    return HalaError(f"{what} '{folder.name}' exists in {folder.parent}, {listed or 'with the same recipe'}", hint)
+    return HalaError(f"{what} '{folder.name}' exists in {folder.parent}, {listed}", hint)
 
 
 def difference(recipe: Recipe, run: Path) -> str:
@@ -274,7 +276,7 @@ def difference(recipe: Recipe, run: Path) -> str:
     for key, values in sorted(changes.items()):
         was, now = (textwrap.shorten(json.dumps(value, ensure_ascii=False), 60, placeholder="…") for value in values)
         listed.append(f"{key}={now} (was {was})")
-    return ", ".join(listed[:6]) + (f" and {plural(len(listed) - 6, 'more key')}" if len(listed) > 6 else "")
+    return few(listed, 6, f" and {plural(len(listed) - 6, 'more key')}")
 
 
 def _refuse_unused(recipe: Recipe) -> None:
@@ -339,9 +341,6 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
 @contextmanager
 def _watching() -> Iterator[PlanWatch]:
     """A line on standard error that counts rows, or bytes, while they are read."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("reading {task.fields[name]}{task.fields[read]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(

@@ -97,7 +97,8 @@ def _prepare(recipe: Recipe, stage: str, folder: Path, runs: Iterable[Path]) -> 
 
 def thawed(path: Path, overrides: tuple[str, ...]) -> PlannedRun:
     """A run that goes on, with what ``overrides`` change of it. Raises HalaError for what may not change."""
-    refuse_frozen(overrides)
+    if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
+        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
     recipe = lookup.thawed(path, overrides)
     task = registry.create(recipe)
     require_environment(recipe.site, task.stage)
@@ -111,8 +112,8 @@ def retry(run: PlannedRun) -> tuple[Status, int]:
     return status.read(run.path, settings.lease_seconds, settings.attempts), retried
 
 
-def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
-    """Start what is missing of a grid's runs that nobody works on; None where nothing is."""
+def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
+    """Start what is missing of a grid's runs that nobody works on."""
     busy = at_work(grid)
     left = []
     for path in lookup.runs_in(grid):
@@ -121,16 +122,8 @@ def resume(grid: Path, overrides: tuple[str, ...]) -> Started | None:
         state, _ = retry(run)
         if not state.finished and not busy and not state.alive:
             left.append(run)
-    if not left:
-        return None
     with lookup.changed([run.path for run in left], overrides):
-        return Started(grid, left, start(grid, left))
-
-
-def refuse_frozen(overrides: Sequence[str]) -> None:
-    """Raises HalaError for an override of what a run's recipe has settled."""
-    if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
-        raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
+        return Started(grid, left, start(grid, left) if left else [])
 
 
 def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:

@@ -27,9 +27,7 @@ def collect_folders(path: Path, target: Path, partial: bool = False) -> Collecte
     ``target`` becomes the folder of a run's only shard. With more shards it holds one folder for each, named as the
     item is where it has a name. Where the shards were made into one thing (a quantized model), that is what is taken.
 
-    Raises
-    ------
-    HalaError : the run is not finished (unless ``partial``), what it made is damaged, or ``target`` exists.
+    Raises HalaError where the run is not finished (unless ``partial``), what it made is damaged, or ``target`` exists.
     """
     run, plan = manifest.open_run(path)
     if plan.facts.assembled:

@@ -97,7 +97,6 @@ def _digest(listed: Mapping[str, FileFacts]) -> str:
 KEY: Final = "hala_seal"
 _MARK: Final = b"blake2b-of-this-file:"
 _DIGITS: Final = 32
-_CHUNK: Final = 8 * 1024 * 1024
 
 
 class Damaged(Exception):
@@ -118,13 +117,8 @@ def seal(path: Path) -> None:
         file.seek(-8, os.SEEK_END)
         footer = int.from_bytes(file.read(4), "little") + 8
         file.seek(size - footer)
-        place = size - footer + file.read().rindex(_MARK) + len(_MARK)
-        hashed = _hash()
-        file.seek(0)
-        while chunk := file.read(_CHUNK):
-            hashed.update(chunk)  # the digits are zeros still
-        file.seek(place)
-        file.write(hashed.hexdigest().encode())
+        file.seek(size - footer + file.read().rindex(_MARK) + len(_MARK))
+        file.write(digest_of(path).encode())  # the digits are zeros still
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -164,13 +158,8 @@ def read(path: Path, must_be_sealed: bool = False) -> tuple[pa.Table, bool]:
 
 
 def _sealed_digest(data: bytes, place: int) -> bytes:
-    hashed = _hash()
     view = memoryview(data)
-    hashed.update(view[:place])
+    hashed = hashlib.blake2b(view[:place], digest_size=_DIGITS // 2)
     hashed.update(b"0" * _DIGITS)
     hashed.update(view[place + _DIGITS :])
-    return str(hashed.hexdigest()).encode()
-
-
-def _hash() -> Any:
-    return hashlib.blake2b(digest_size=_DIGITS // 2)
+    return hashed.hexdigest().encode()

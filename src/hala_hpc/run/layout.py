@@ -6,15 +6,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 
 FAN_OUT = 1_000
 """Shards per folder: some file systems grow slow above a few thousand names."""
 GRID = "grid.json"
 """A file that makes its folder a grid: the runs in it share arrays of jobs."""
+MORE = ", … and {} more"
 FOLDERS = ("shards", "partial", "leases", "leases/workers", "ledger", "logs")
 
 
@@ -98,8 +98,10 @@ def finished(run: RunDirectory, folder: str) -> set[int]:
     """Ids of the shards whose output stands in one fan-out folder; other names (.nfs0001, a copy) do not count."""
     if not folder.isdecimal():
         return set()
-    shards = {shard_of(name, run.suffix) for name in listing(run.shards / folder)}
-    return {shard for shard in shards if shard is not None and shard // FAN_OUT == int(folder)}
+    # Six digits, and more only where that many are needed.
+    output = re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(run.suffix)}")
+    names = map(output.fullmatch, listing(run.shards / folder))
+    return {shard for name in names if name and (shard := int(name[1])) // FAN_OUT == int(folder)}
 
 
 def make_again(folder: Path) -> None:
@@ -109,18 +111,6 @@ def make_again(folder: Path) -> None:
     """
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
-
-
-def shard_of(name: str, suffix: str) -> int | None:
-    """The shard whose output has this name; None for a name that is not ours."""
-    match = _output(suffix).fullmatch(name)
-    return int(match[1]) if match else None
-
-
-@cache
-def _output(suffix: str) -> re.Pattern[str]:
-    """Names of outputs: six digits, and more only where that many are needed."""
-    return re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(suffix)}")
 
 
 def listing(folder: Path) -> list[str]:
@@ -145,7 +135,8 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
             raise HalaError(f"{path / wanting[0]} {state}", f"{hint} under another name")
         if (path / GRID).is_file():
             cells = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
-            raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", f"name one of them: {_few(cells)}")
+            hint = f"name one of them: {few(cells, 8, MORE)}"
+            raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", hint)
     if (here := Path(name)).exists():
         run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"
@@ -161,8 +152,4 @@ def _runs_in(root: Path, name: str) -> str:
         return f"there are no runs in {root.resolve()}: give its path, or set HALA_RUNS to the folder of your runs"
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean '{near[0]}'? " if near else ""
-    return f"{meant}runs in {root.resolve()}, for HALA_RUNS may say another folder: {_few(known)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f", … and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{meant}runs in {root.resolve()}, for HALA_RUNS may say another folder: {few(known, 8, MORE)}"

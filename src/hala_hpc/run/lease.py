@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hala_hpc.run import layout
-from hala_hpc.run.files import now_in, touched_now
+from hala_hpc.run.files import touched_now
 from hala_hpc.run.layout import RunDirectory
 
 FAILED = ".failed"
@@ -130,11 +130,11 @@ class Leases:
     def held(self) -> list[Lease]:
         """Leases of this worker on unfinished shards, as they stand on the disk."""
         return [
-            Lease(shard, one.attempt, one.path)
+            Lease(shard, item.attempt, item.path)
             for folder in layout.listing(self.run.leases)
             for shard, leases in unfinished(self.run, folder).items()
-            for one in leases
-            if not one.failed and self._is_ours(one.path)
+            for item in leases
+            if not item.failed and self._is_ours(item.path)
         ]
 
     def now(self) -> float:
@@ -319,11 +319,6 @@ def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
     held = listed(run, folder)  # before the outputs: a shard finished in between is then seen as finished
     done = layout.finished(run, folder)
     return {shard: leases for shard, leases in held.items() if shard not in done}
-
-
-def server_now(run: RunDirectory) -> float:
-    """The file server's time for somebody who is not a worker; this host's where the run may only be read."""
-    return now_in(run.leases)
 
 
 def _ids(folder: str, shards: int) -> range:

@@ -150,9 +150,7 @@ Fill = Callable[[Path], tuple[list[Shard], Facts]]
 def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
     """Plan a run and put it under its name.
 
-    Raises
-    ------
-    HalaError : the run exists, or what ``fill`` raises; nothing is left behind then.
+    Raises HalaError where the run exists, and what ``fill`` raises; nothing is left behind then.
     """
     try:
         with files.whole_directory(target) as folder:

@@ -7,7 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from hala_hpc.run import layout, lease, ledger, manifest
+from hala_hpc.run.files import now_in
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Event
 from hala_hpc.run.manifest import Manifest
@@ -98,7 +102,7 @@ class Status:
 def read(path: Path, ttl: float, attempts: int) -> Status:
     """The status of the run at ``path``; ``ttl`` and ``attempts`` are the recipe's lease time and attempts."""
     run, plan = manifest.open_run(path)
-    now = lease.server_now(run)
+    now = now_in(run.leases)
     absent = run.absent_folders(len(plan))
     done, held = _survey(run, len(plan))
     running = {shard for shard, leases in held.items() if _alive(leases, now, ttl)}
@@ -155,9 +159,6 @@ def _quarantined(run: RunDirectory, done: set[int]) -> tuple[int, int]:
 
 def _in_footer(output: Path) -> int | None:
     """Rows in quarantine of one output; None for a damaged one, which ``hala verify`` names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         footer = pq.read_metadata(output)
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
@@ -183,7 +184,7 @@ def retry_failed(path: Path, attempts: int, ttl: float = 0.0) -> int:
     A shard that a live worker (by ``ttl``) is at for the last time is left to it.
     """
     run, plan = manifest.open_run(path)
-    now = lease.server_now(run)
+    now = now_in(run.leases)
     _, held = _survey(run, len(plan))
     given_up = [
         leases for leases in held.values() if _last(leases).attempt >= attempts and not _alive(leases, now, ttl)

@@ -58,41 +58,32 @@ class JobState:
         )
 
 
-@dataclass(frozen=True)
-class CommandResult:
-    """How a Slurm command ended, and what it said."""
-
-    code: int
-    out: str
-    error: str
-
-
-def said(*words: str, seconds: float = SECONDS) -> CommandResult:
+def said(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a Slurm command. Raises HalaError where there is none, or no answer in time."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
     except (FileNotFoundError, PermissionError) as error:
         problem = "not found" if isinstance(error, FileNotFoundError) else "may not be run here"
         raise HalaError(f"{words[0]}: {problem}", NO_SLURM) from error
     except subprocess.TimeoutExpired as error:
         raise HalaError(f"{words[0]}: no answer from Slurm for {seconds:.0f} s", "try again later") from error
-    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def run(*words: str, seconds: float = SECONDS) -> str:
     """Standard output of a Slurm command. Raises HalaError where it fails, saying what Slurm said."""
     done = said(*words, seconds=seconds)
-    if done.code != 0:
+    if done.returncode != 0:
         raise refusal(words[0], done)
-    return done.out
+    return done.stdout
 
 
-def refusal(program: str, answer: CommandResult) -> HalaError:
+def refusal(program: str, answer: subprocess.CompletedProcess[str]) -> HalaError:
     """What Slurm said, in one short line: its programs repeat their names, and one cause in several lines."""
-    lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in answer.error.splitlines()]
+    lines = [re.sub(r"^(\w+: )?((error|fatal): )?", "", line.strip()) for line in answer.stderr.splitlines()]
     if any("resolve_ctls" in line or "could not establish a configuration" in line for line in lines):
         return HalaError(f"{program}: no Slurm is set up here", NO_SLURM)
-    return HalaError(f"{program}: {'; '.join(dict.fromkeys(filter(None, lines))) or f'exit code {answer.code}'}")
+    words = "; ".join(dict.fromkeys(filter(None, lines)))
+    return HalaError(f"{program}: {words or f'exit code {answer.returncode}'}")
 
 
 def is_silence(error: HalaError | str) -> bool:
@@ -113,9 +104,9 @@ def states(jobs: Sequence[str]) -> list[JobState]:
     if not jobs:
         return []
     done = said(*TASKS, "--states=all", f"--jobs={','.join(jobs)}", seconds=ASK_SECONDS)
-    if done.code != 0 and "Invalid job id" not in done.error:  # that one it has forgotten
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:  # that one it has forgotten
         raise refusal("squeue", done)
-    return parse_states(done.out)
+    return parse_states(done.stdout)
 
 
 def own_tasks() -> list[JobState]:
@@ -148,19 +139,14 @@ def counted(tasks: Sequence[JobState]) -> dict[str, int]:
 def cancel(jobs: Sequence[str]) -> list[JobState]:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
-    Returns
-    -------
-    The tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``.
-
-    Raises
-    ------
-    HalaError : scancel was refused or got no answer, and jobs may be at work still.
+    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``. Raises HalaError
+    where scancel was refused or got no answer, and jobs may be at work still.
     """
     if not jobs:
         return []
+    refused = None
     try:
-        done = said("scancel", *jobs)
-        refused = refusal("scancel", done) if done.code != 0 else None
+        run("scancel", *jobs)
     except HalaError as error:
         refused = error
     deadline = time.monotonic() + CANCEL_SECONDS
@@ -250,7 +236,7 @@ def _of_user(cluster: str, slurm: Slurm) -> int | None:
 
 
 def _show(*words: str) -> str:
-    return said("sacctmgr", "-nP", "show", *words).out
+    return said("sacctmgr", "-nP", "show", *words).stdout
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -100,13 +100,6 @@ def _pip_listing() -> str:
     return subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
 
 
-def _uv_environ() -> dict[str, str]:
-    """Our own environment, plus what makes uv use the sources that pip uses."""
-    # As Python's own compiling; uv's would read every source too.
-    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
-    return ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
-
-
 LOCK_PYTHON = "3.11"
 LOCK_PLATFORM = "x86_64-manylinux_2_28"
 MARKER = "hala-env.json"
@@ -134,7 +127,10 @@ def lock_digest(lock: str) -> str:
 def _uv(*arguments: str, stdin: str | None = None, quiet: bool = False) -> subprocess.CompletedProcess[str]:
     """Run uv with its output on the terminal; ``quiet``: with its output, and how it ended, for the caller alone."""
     command = [find_uv_bin(), *arguments]
-    done = subprocess.run(command, env=_uv_environ(), input=stdin, text=True, capture_output=quiet, check=False)
+    # Compiled files as Python's own; uv would read every source to tell whether they are fresh.
+    ours = {"PYC_INVALIDATION_MODE": "TIMESTAMP", **os.environ}
+    environ = ours | uv_variables(pip_settings(_pip_listing(), os.environ), os.environ)
+    done = subprocess.run(command, env=environ, input=stdin, text=True, capture_output=quiet, check=False)
     if done.returncode and not quiet:
         raise HalaError(f"uv {' '.join(arguments[:2])} failed with exit code {done.returncode}", "uv says why, above")
     return done
@@ -182,17 +178,13 @@ def _hala_origin(project: Path | None) -> str:
 def _install_hala(target: Path, project: Path | None) -> None:
     """Link the checkout, or copy the installed package that runs just now: the worker then is what submitted it."""
     if project is not None:
-        _uv("pip", "install", "--python", _python(target), "--no-deps", "--editable", str(project))
+        _uv("pip", "install", "--python", str(target), "--no-deps", "--editable", str(project))
         return
     site = next(target.glob("lib/python3*/site-packages"))
     for file in importlib.metadata.files("hala-hpc") or []:
         if ".." not in file.parts:  # scripts name the interpreter they belong to
             (site / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(file.locate()), site / file)
-
-
-def _python(target: Path) -> str:
-    return str(target / "bin" / "python")
 
 
 @contextmanager
@@ -222,7 +214,7 @@ def _replacing(target: Path) -> Iterator[None]:
 
 
 def _write_marker(target: Path, name: str, digest: str, hala: str) -> None:
-    listed = _uv("pip", "list", "--format", "json", "--python", _python(target), quiet=True)
+    listed = _uv("pip", "list", "--format", "json", "--python", str(target), quiet=True)
     listed.check_returncode()
     marker = {
         "lock": name,
@@ -278,10 +270,10 @@ def build_environment(
         wish = sys.executable if here else LOCK_PYTHON
         _uv("venv", "--quiet", "--allow-existing", "--python", wish, str(target))
         # Compiled here once: where workers may not write, each of them would compile a torch and a vLLM for itself.
-        install = ("pip", "install", "--python", _python(target), "--compile-bytecode")
+        install = ("pip", "install", "--python", str(target), "--compile-bytecode")
         if "torch" in wanted:
             # Alone and first: its source is chosen for it only, and nothing that follows may pull another build in.
-            torch = _choose_torch(wanted.pop("torch"), _python(target), echo)
+            torch = _choose_torch(wanted.pop("torch"), str(target), echo)
             _uv(*install, *torch.options, torch.requirement)
         listed = "\n".join(f"{package}=={version}" for package, version in wanted.items())
         _uv(*install, "--no-deps", "--requirement", "-", stdin=listed)

@@ -42,9 +42,9 @@ def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
         done = commands.said(*words, f"--jobs={jobs}", seconds=ASK_SECONDS)
     except HalaError:
         return None
-    if done.code != 0 or "disabled" in done.error:
+    if done.returncode != 0 or "disabled" in done.stderr:
         return None
-    return [end for end in parse(done.out) if end.job in tasks and end.time >= since]
+    return [end for end in parse(done.stdout) if end.job in tasks and end.time >= since]
 
 
 def parse(text: str) -> list[TaskEnd]:
@@ -91,11 +91,6 @@ class Queue:
     def live(self) -> int:
         """Tasks that work or may yet."""
         return sum(task.may_work for task in self.tasks)
-
-    @property
-    def may_work(self) -> bool:
-        """Whether somebody may be at work, or be yet, as far as Slurm says."""
-        return bool(self.silence or self.unanswered or self.live)
 
 
 class QueueView:
@@ -168,7 +163,7 @@ def advice(
     lines += _cures(queue.ends, run, slurm, has_progress)
     if queue.unanswered and not queue.live:
         lines.append(f"Slurm did not say whether it took the workers: hala resume {run} asks again")
-    if not alive and not queue.may_work:
+    if not (alive or queue.unanswered or queue.live):
         lines.append(f"nobody works on it: hala resume {run}")
     return lines
 

@@ -133,7 +133,7 @@ def open_tasks(run: Path) -> list[str]:
     runs: dict[str, Path] = {}
     for folder in (run, *_grid_of(run)):
         for submission in submitted(folder):
-            for task, path in submission.tasks.items() if submission.executor == "slurm" else ():
+            for task, path in submission.tasks.items():
                 if folder == run or path.name == run.name:
                     runs[task] = _as_moved(run, path)
     over = set()

@@ -6,9 +6,8 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe
@@ -111,9 +110,7 @@ def _after_failure(run: Path, intent: Intent, jobs: Sequence[Job], words: str, e
     raise HalaError(words, hint) from error
 
 
-def _submit_local(
-    recipe: Recipe, run: Path, started: Launch, jobs: Sequence[Callable[[], Any]], ranks: int | None
-) -> list[str]:
+def _submit_local(recipe: Recipe, run: Path, started: Launch, jobs: Sequence[Job], ranks: int | None) -> list[str]:
     import submitit
 
     gpus = recipe.site.slurm.gpus_per_worker

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import rich.markup
 from rich.console import Group
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +16,7 @@ from rich.text import Text
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config import frozen
-from hala_hpc.config.errors import plural
+from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
@@ -105,7 +105,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
             ("rate", rates),
         ]
     aside = f"{plural(state.damaged, 'damaged output')}, in {state.path}/damaged"
-    folders = common.few([f"{name}/" for name in state.absent], 3, f"and {len(state.absent) - 3} more")
+    folders = few([f"{name}/" for name in state.absent], 3, ", and {} more")
     lost = ", what was finished in them is not" if any(name.startswith("shards") for name in state.absent) else ""
     gone = f"[red]{folders}[/]: hala resume makes them again{lost}"
     is_last_step = state.unassembled and state.done == state.shards
@@ -120,7 +120,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         *progress,
         ("time left", "finished" if state.finished else common.human_seconds(left)),
         ("workers", f"{state.alive} alive, {ended} ended"),
-        ("changed", rich.markup.escape(changed)),
+        ("changed", escape(changed)),
         ("jobs", jobs_in(seen.queue)),
     ]
     return [(name, line) for name, line in lines if line]
@@ -181,7 +181,7 @@ class Row:
             return why(self.cell)
         if self.state.finished or self.state.failed:
             return "done" if self.state.finished else "failed"
-        return "running" if training.is_alive(self.state) else "waiting"
+        return "running" if self.state.alive else "waiting"
 
     def as_json(self) -> dict[str, object]:
         record = {**self.cell, "status": self.word}

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import rich.markup
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -49,7 +48,7 @@ class TrainingState:
     @property
     def seconds_left(self) -> float | None:
         """To the last step; None while nobody works."""
-        return self.training.seconds_left if self.training is not None and is_alive(self.state) else None
+        return self.training.seconds_left if self.training is not None and self.state.alive else None
 
     @property
     def done_share(self) -> float:
@@ -74,11 +73,6 @@ class TrainingState:
         preparation = [{key: getattr(run, key) for key in PREPARATION} for run in self.preparation]
         now = asdict(self.training) if self.training is not None else None
         return {"training": now, "preparation": preparation, "loud": list(self.loud)}
-
-
-def is_alive(state: Status) -> bool:
-    """Whether any worker of the run is."""
-    return state.alive > 0
 
 
 def read(path: Path, state: Status) -> TrainingState | None:
@@ -119,7 +113,7 @@ def loud(path: Path) -> list[str]:
 def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
     steps = "?" if now.steps is None else f"{now.steps:,}"
     age = "" if state.finished else f", {common.human_seconds(now.checkpoint_age)} old"
-    is_at_work = now.phase is not None and not state.finished and is_alive(state)
+    is_at_work = now.phase is not None and not state.finished and state.alive
     lines: dict[str, str | None] = {
         "step": f"{now.step:,} of {steps}" + (f", epoch {now.epoch:.2f}" if now.epoch else ""),
         "loss": None if now.loss is None else f"{now.loss:.4f}  [cyan]{now.curve}[/]",
@@ -135,7 +129,7 @@ def _progress(now: "Progress", state: Status) -> list[tuple[str, str]]:
 def _fallback(record: Mapping[str, Any]) -> str:
     """Why steps that were done are done again."""
     damaged = ", ".join(f"{name} is damaged ({how})" for name, how in record.get("damaged", {}).items())
-    return rich.markup.escape(f"from checkpoint-{record.get('step')}: {damaged}")
+    return escape(f"from checkpoint-{record.get('step')}: {damaged}")
 
 
 def _preparation(run: Status) -> str:
@@ -157,9 +151,8 @@ def _rate(now: "Progress") -> str:
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """The tables, on standard output."""
-    from hala_hpc.tasks.train.estimate.memory import (
-        GPU,
-    )  # takes a tenth of a second, which `hala status` has no use for
+    # It takes a tenth of a second, which `hala status` has no use for.
+    from hala_hpc.tasks.train.estimate.memory import GPU
 
     console = Console(soft_wrap=True)
     wide = Console(width=max(console.width, 250))  # a terminal may break its lines, but no number is cut off
