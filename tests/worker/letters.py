@@ -62,7 +62,7 @@ class Work:
         self._task = task
 
     def do(self, item: Item) -> dict[str, Any]:
-        asked = item.asked
+        asked = item.entry
         for step in range(STEPS):
             item.check_stop()
             kept = item.kept / str(step)

@@ -10,7 +10,7 @@ import hala_hpc
 from hala_hpc.cli import common
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.config.schema import Data
+from hala_hpc.config.schema import Data, Model
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.slurm.doctor import examine
@@ -121,8 +121,9 @@ def prefetch_command(recipe: Path, overrides: tuple[str, ...], site: str, json_:
         models.append(wanted.model)
         data.append(wanted.data)
         if isinstance(task, NeedsHub):  # a mixture, benchmarks
-            models += task.models_on_hub()
-            data += task.data_on_hub()
+            needs = task.hub_needs()
+            models += [need for need in needs if isinstance(need, Model)]
+            data += [need for need in needs if isinstance(need, Data)]
     folders = list(dict.fromkeys(folder for model in models for folder in hub.fetch_model(model)))
     datasets = {repr(source): source for source in data if source.hub}
     rows = {_label(data): hub.fetch_dataset(data) for data in datasets.values()}

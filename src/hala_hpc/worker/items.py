@@ -21,7 +21,7 @@ from hala_hpc.run.files import remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
-from hala_hpc.worker.task import Context, Counters, Outcome, Task, say
+from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
 class Stopped(Exception):
@@ -32,14 +32,14 @@ class Stopped(Exception):
 class Item:
     """One shard as it is handed to an ``ItemWork``.
 
-    ``asked`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
+    ``entry`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
     or a folder where the task's suffix is ''. ``kept`` is a folder of this shard alone, which the next attempt finds
     again (on any node): for what is worth keeping when a worker dies. ``check_stop`` raises Stopped; to be called at
     least every half minute. ``tell`` says how far the item is, for ``hala status``. ``worker`` is who does it.
     """
 
     shard: Shard
-    asked: dict[str, Any]
+    entry: dict[str, Any]
     place: Path
     kept: Path
     check_stop: Callable[[], None]
@@ -62,10 +62,14 @@ class ItemWork(Protocol):
 
     def close(self) -> None:
         """Let go of engine and memory. After an item that failed the worker starts a new ``ItemWork``."""
+        return
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard."""
+    """A task whose shards are items. Its plan may fill ``Facts.items``, one entry a shard."""
+
+    loop: str = ITEMS
+    suffix: str = ""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
         """Start working, in the stage's environment. Nothing heavy before the first item."""
@@ -75,16 +79,17 @@ class ItemTask(Task, Protocol):
 
         Several workers may come here at once, and again after a kill: the result must be whole or not there.
         """
+        del run, plan
 
 
 @dataclass(frozen=True)
-class Planned:
-    """An item of a plan: what is asked, with a ``name``; the model that it needs; and what it costs, in bytes or so.
+class PlannedItem:
+    """An item of a plan: its entry, with a ``name``; the model that it needs; and what it costs, in bytes or so.
 
-    ``known``: what the result depends on, in JSON, for the shard's digest; None: all that is asked.
+    ``known``: what the result depends on, in JSON, for the shard's digest; None: the entry.
     """
 
-    asked: Mapping[str, Any]
+    entry: Mapping[str, Any]
     source: Path
     cost: int = 1
     known: Any = None
@@ -93,24 +98,33 @@ class Planned:
 def cut(
     kind: str,
     unit: Unit,
-    items: Sequence[Planned],
+    items: Sequence[PlannedItem],
     sources: Sequence[Mapping[str, Any]],
+    *,
     texts: int = 0,
+    notes: Mapping[str, int] | None = None,
     assembled: bool = False,
 ) -> Cut:
-    """A plan of a shard an item, in their order. Raises HalaError for two items of one name."""
-    names = [str(item.asked["name"]) for item in items]
+    """A plan of a shard an item, in their order. Raises HalaError for two items of one name. The rest: ``Facts``."""
+    names = [str(item.entry["name"]) for item in items]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HalaError(f"task: two {unit} would be called '{twice}'", "give the models other labels")
     shards = []
     for number, item in enumerate(items):
-        known = item.asked if item.known is None else item.known
+        known = item.entry if item.known is None else item.known
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
-    total = sum(item.cost for item in items)
-    entries = [dict(item.asked) for item in items]
     facts = Facts(
-        "", len(items), texts, 0, total, list(map(dict, sources)), unit=unit, items=entries, assembled=assembled
+        "",
+        len(items),
+        texts,
+        0,
+        sum(item.cost for item in items),
+        list(map(dict, sources)),
+        unit=unit,
+        items=[dict(item.entry) for item in items],
+        notes=dict(notes or {}),
+        assembled=assembled,
     )
     return Cut(shards, facts)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -49,11 +49,8 @@ class PerCore(Protocol):
 class NeedsHub(Protocol):
     """A task that reads more from the hub than the recipe's own ``model`` and ``data``; ``hala prefetch`` asks it."""
 
-    def models_on_hub(self) -> list[Model]:
-        """Models by name; those that are folders or runs do no harm."""
-
-    def data_on_hub(self) -> list[Data]:
-        """Datasets; those without ``hub`` do no harm."""
+    def hub_needs(self) -> Sequence[Model | Data]:
+        """Models by name, and datasets; models that are folders or runs and data without ``hub`` do no harm."""
 
 
 class Outcome(Enum):

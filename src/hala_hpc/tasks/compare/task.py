@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict, cast
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.schema import HUB_OR_PATH, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.models.folder import REPORT, report, write_json
@@ -23,9 +23,8 @@ from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
 from hala_hpc.tasks.compare import measure as compare_texts
 from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Speed, Throughput
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 TEXT_TOKENS: Final = "input/texts.json"
 """In the run: the texts, as tokens."""
@@ -74,10 +73,10 @@ class Options(TaskOptions):
     throughput: Throughput = field(default_factory=Throughput)
 
 
-class Compare:
+class Compare(ItemTask):
     """See the module. Models that do not take the same tokens are refused when the run is planned."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -116,17 +115,12 @@ class Compare:
             size = sum(path.stat().st_size for path in location.weights(model))
             digest = location.sound_digest(model, watch.weigh)
             item = CompareItem(name=label, model=str(model), weights=digest, bytes=size, base=base)
-            items.append(Planned(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
+            items.append(PlannedItem(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
             sources.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
-        cut = planned("compare", "benchmarks", items, sources, texts=len(tokens), assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return planned("compare", "benchmarks", items, sources, texts=len(tokens), notes=notes, assembled=True)
 
-    def models_on_hub(self) -> list[Model]:
-        """The models that ``hala prefetch`` has to fetch."""
+    def hub_needs(self) -> list[Model]:
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
-
-    def data_on_hub(self) -> list[Data]:
-        return []
 
     def checker(self, facts: Facts) -> CheckShard:
         return lambda shard, path: report(_faults(cast(CompareItem, facts.items[shard.id]), shard, path))
@@ -146,7 +140,7 @@ class Compare:
             digests.write(folder)
 
 
-class Comparing:
+class Comparing(ItemWork):
     """One worker's work: an engine for each model, one after the other."""
 
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
@@ -154,7 +148,7 @@ class Comparing:
 
     def do(self, item: Item) -> dict[str, Any]:
         """Log-probabilities of the texts, then the throughput."""
-        planned, check_stop = cast(CompareItem, item.asked), item.check_stop
+        planned, check_stop = cast(CompareItem, item.entry), item.check_stop
         model = Path(planned["model"])
         item.tell("checking the weights")
         location.refuse_changed(model, planned["weights"], check_stop)
@@ -181,9 +175,6 @@ class Comparing:
         )
         write_json(item.place / RESULT, result)
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def create(recipe: Recipe) -> Compare:

@@ -24,9 +24,8 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 QUESTIONS: Final = 250
 """A guess (ours) at the questions of a task that nobody has counted, for how long its shard will take."""
@@ -55,10 +54,10 @@ class Options(TaskOptions):
     task_files: list[str] = field(default_factory=list, metadata=PATH)  # folders of lm-eval task files, for all
 
 
-class Evaluate:
+class Evaluate(ItemTask):
     """See the module."""
 
-    stage, loop, suffix = "serve", ITEMS, ""
+    stage = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -77,7 +76,7 @@ class Evaluate:
         """Raises HalaError for a model that is not there or not whole, and for local data that cannot be read."""
         del folder
         planned_benchmarks = [self._planned(benchmark, watch) for benchmark in self._benchmarks]
-        items: list[Planned] = []
+        items: list[PlannedItem] = []
         sources: list[dict[str, Any]] = []
         for label, (_, path) in location.labelled(self._recipe.task.models).items():
             engines.check(replace(self._recipe, model=Model(str(path))))
@@ -97,7 +96,7 @@ class Evaluate:
                 }
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
-                items.append(Planned(item, path, cost))
+                items.append(PlannedItem(item, path, cost))
         return planned("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:
@@ -107,19 +106,13 @@ class Evaluate:
         del run, plan
         return Work(self._recipe)
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Results stand by themselves: ``tasks.evaluate.results`` reads them, ``hala report`` puts them together."""
-
-    def models_on_hub(self) -> list[Model]:
-        """What ``hala prefetch`` has to fetch."""
-        return list(self._recipe.task.models.values())
-
-    def data_on_hub(self) -> list[Data]:
-        """Datasets of the benchmarks that are not given as folders."""
+    def hub_needs(self) -> list[Model | Data]:
+        """The models, and datasets of the benchmarks that are not given as folders."""
         settings = self._recipe.task.settings
         local_names = {name for name, setting in settings.items() if setting.data}
         fetched = [benchmark for benchmark in self._benchmarks if benchmark.name not in local_names]
-        return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
+        data = (source for benchmark in fetched for source in benchmarks.hub_data(benchmark))
+        return [*self._recipe.task.models.values(), *data]
 
     def _planned(self, benchmark: Benchmark, watch: Watch) -> tuple[int, BenchmarkItem]:
         """What every model is asked, and about how many questions that is."""
@@ -150,7 +143,7 @@ class Evaluate:
         return sum(min(count, limit or count) for count in counts), item
 
 
-class Work:
+class Work(ItemWork):
     """One worker's engine, kept while shards of its model come."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -159,7 +152,7 @@ class Work:
         self._weights = ""
 
     def do(self, item: Item) -> dict[str, Any]:
-        benchmark = cast("BenchmarkItem", item.asked)
+        benchmark = cast("BenchmarkItem", item.entry)
         if local.digest_of(_folders(benchmark)) != benchmark["files_digest"]:
             raise HalaError(
                 f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
@@ -171,7 +164,7 @@ class Work:
         scorer.counts, began = Counts(), time.monotonic()
         samples = harness.evaluate(scorer, benchmark, attempt)
         seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()
-        header = {key: item.asked[key] for key in HEADER} | {
+        header = {key: item.entry[key] for key in HEADER} | {
             "versions": harness.versions() | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
             "questions_per_second": round(len(samples) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import HUB_OR_PATH, Data, Model, Recipe, TaskOptions
+from hala_hpc.config.schema import HUB_OR_PATH, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import location
 from hala_hpc.run.layout import RunDirectory
@@ -18,9 +18,8 @@ from hala_hpc.tasks.merge import merging as merge_folder
 from hala_hpc.tasks.merge import methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 PAPER_T: Final = 0.5
 Type = Literal["bfloat16", "float16", "float32"]
@@ -61,10 +60,10 @@ class Options(TaskOptions):
     seed: int = 0  # for methods that draw at random
 
 
-class Merge:
+class Merge(ItemTask):
     """See the module. Models that cannot be merged are refused when the run is planned."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -107,19 +106,16 @@ class Merge:
         for item in items:
             labels = list(item["models"])
             cost = sum(inputs[label].bytes() for label in labels)
-            parts.append(Planned(dict(item), inputs[labels[-1]].folder, cost))
+            parts.append(PlannedItem(dict(item), inputs[labels[-1]].folder, cost))
         sources = [
             {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
             for label, model in inputs.items()
         ]
         return planned("merge", "merges", parts, sources)
 
-    def models_on_hub(self) -> list[Model]:
+    def hub_needs(self) -> list[Model]:
         """The models besides the base, which is the recipe's model."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
-
-    def data_on_hub(self) -> list[Data]:
-        return []
 
     def checker(self, facts: Facts) -> CheckShard:
         del facts
@@ -128,9 +124,6 @@ class Merge:
     def open(self, run: RunDirectory, plan: Manifest) -> "Merging":
         del plan
         return Merging(run.path)
-
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Each merge is a model of its own: nothing is left to do."""
 
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""
@@ -185,7 +178,7 @@ class Merge:
         }
 
 
-class Merging:
+class Merging(ItemWork):
     """The worker's side. What is known of a pair of models is kept from merge to merge."""
 
     def __init__(self, run: Path) -> None:
@@ -195,7 +188,7 @@ class Merging:
 
     def do(self, item: Item) -> dict[str, Any]:
         """Raises HalaError where a model changed since the plan, or mergekit refuses, or the result is not sound."""
-        planned = cast(MergeItem, item.asked)
+        planned = cast(MergeItem, item.entry)
         inputs = {label: self._input(label, entry, item) for label, entry in planned["models"].items()}
         donor = inputs[planned["files_from"]]
         vocabulary = Vocabulary(**planned["vocabulary"]) if planned.get("vocabulary") else None

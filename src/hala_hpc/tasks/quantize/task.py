@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
@@ -32,9 +32,8 @@ from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.files import Weights
 from hala_hpc.tasks.quantize.folder import PartReport
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 WHOLE: Final = "model"
 """Name of the only shard where the whole model is quantized at once."""
@@ -79,10 +78,10 @@ class Options(TaskOptions):
     device: str | None = None  # of files: cpu, cuda, ...; null: a GPU where there is one
 
 
-class Quantize:
+class Quantize(ItemTask):
     """See the module. What cannot be quantized is refused when the run is planned."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -134,8 +133,7 @@ class Quantize:
         sources = [
             {"path": str(path), "original": path.name, "rows": 1, "bytes": path.stat().st_size} for path in paths
         ]
-        cut = planned("quantize", "files", list(items), sources, assembled=True)
-        return replace(cut, facts=replace(cut.facts, notes=dict(notes)))
+        return planned("quantize", "files", list(items), sources, notes=notes, assembled=True)
 
     def checker(self, facts: Facts) -> CheckShard:
         def check_shard(shard: Shard, path: Path) -> ShardReport:
@@ -178,7 +176,7 @@ class Quantize:
         return {WHOLE: names}
 
 
-class Quantizing:
+class Quantizing(ItemWork):
     """One worker's work: nothing is kept from file to file."""
 
     def __init__(self, scheme: Scheme, run: RunDirectory, options: Options) -> None:
@@ -188,7 +186,7 @@ class Quantizing:
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
         free_at_once(FREED_BYTES)
-        planned, source = cast(QuantizeItem, item.asked), Path(item.shard.source)
+        planned, source = cast(QuantizeItem, item.entry), Path(item.shard.source)
         paths = [source / name for name in planned["files"]]
         weights = Weights(paths, planned["tensors"], self._scheme, planned["ignore"])
         item.place.mkdir()
@@ -220,9 +218,6 @@ class Quantizing:
         write_json(item.place / REPORT, report)
         size = sum(facts["bytes"] for facts in report["files"].values())
         return {"bytes": size, "source_bytes": item.shard.tokens}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _whole(self, item: Item, weights: Weights) -> Mapping[str, Any]:
         texts = self._run.path / CALIBRATION
@@ -262,14 +257,14 @@ def plan_items(
     source: Path,
     ignore: list[str],
     digests: dict[Path, str],
-) -> Iterator[Planned]:
+) -> Iterator[PlannedItem]:
     """An item of the plan for each group of tensors, with the files that hold them."""
     by_name = {tensor.name: tensor for tensor in tensors}
     for name, names in groups.items():
         paths = sorted(digests if name == WHOLE else {by_name[tensor].path for tensor in names})
         of_files = {path.name: digests[path] for path in paths}
         item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
-        yield Planned(dict(item), source, sum(by_name[tensor].size for tensor in names))
+        yield PlannedItem(dict(item), source, sum(by_name[tensor].size for tensor in names))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: Watch, notes: Counter[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Data, Model, Recipe, Site
+from hala_hpc.config.schema import Data, Recipe, Site
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.data.files import sources as data_files
@@ -84,10 +84,7 @@ class Train:
         del facts
         return model_folder.check_model
 
-    def models_on_hub(self) -> list[Model]:
-        return []
-
-    def data_on_hub(self) -> list[Data]:
+    def hub_needs(self) -> list[Data]:
         """The mixture."""
         return list(self._recipe.task.datasets.values())
 

@@ -17,7 +17,7 @@ from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import preflight
 from hala_hpc.tasks.train.launch import step as train_step
-from hala_hpc.tasks.train.launch.preflight import Report
+from hala_hpc.tasks.train.launch.preflight import RankReport
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.worker.task import say
 
@@ -39,7 +39,7 @@ class Bad:
     is_slow: bool = False
 
 
-def judge(reports: Mapping[int, Report], nodes: Sequence[str], ranks_per_node: int, slowest: float) -> list[Bad]:
+def judge(reports: Mapping[int, RankReport], nodes: Sequence[str], ranks_per_node: int, slowest: float) -> list[Bad]:
     """Bad nodes, each with the first thing that is wrong with it.
 
     Parameters
@@ -78,7 +78,7 @@ class Others(NamedTuple):
     is_paired: bool
 
 
-def _fault(node: Sequence[Report], others: Others, ranks: int) -> str | None:
+def _fault(node: Sequence[RankReport], others: Others, ranks: int) -> str | None:
     """The first thing that is wrong with a node, whatever its speed."""
     if len(node) < ranks:
         return f"{len(node)} of {ranks} ranks answered"
@@ -93,11 +93,11 @@ def _fault(node: Sequence[Report], others: Others, ranks: int) -> str | None:
     return None
 
 
-def _is_inside(node: Sequence[Report], ranks: int) -> bool:
+def _is_inside(node: Sequence[RankReport], ranks: int) -> bool:
     return len(node) == ranks and all(report.inside is not None for report in node)
 
 
-def _own_fault(report: Report, ranks: int) -> str | None:
+def _own_fault(report: RankReport, ranks: int) -> str | None:
     if report.gpu_error:
         return report.gpu_error
     if report.gpus and len(report.gpus) < ranks:
@@ -114,7 +114,7 @@ def _own_fault(report: Report, ranks: int) -> str | None:
     return None
 
 
-def _kind(report: Report) -> Kind:
+def _kind(report: RankReport) -> Kind:
     return report.versions, report.gpus, list(map(round, report.gpu_gb))
 
 

@@ -30,7 +30,7 @@ STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "D": "waiting for
 
 
 @dataclass(frozen=True)
-class Seen:
+class RankState:
     """One rank as its node saw it. ``state`` is /proc's letter, '' where the process is gone."""
 
     rank: int
@@ -40,7 +40,7 @@ class Seen:
     is_waiting: bool | None  # in a collective; None where there is no stack
 
 
-def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
+def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[RankState]:
     """Look at these ranks of a launch, all on this node; write stacks and findings to ``training/stacks``."""
     heartbeats = signs.heartbeats(run, name)
     here = [heartbeats[rank] for rank in ranks if rank in heartbeats]
@@ -51,7 +51,7 @@ def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
     for heartbeat, stack in zip(here, stacks, strict=True):
         state = process_state(heartbeat.pid)
         is_waiting = any(part in stack for part in WAITING) if stack else None
-        seen.append(Seen(heartbeat.rank, heartbeat.step, heartbeat.phase, state, is_waiting))
+        seen.append(RankState(heartbeat.rank, heartbeat.step, heartbeat.phase, state, is_waiting))
         texts.append(_titled(heartbeat, state, stack))
     folder = run / paths.STACKS
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,15 +60,15 @@ def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
     return seen
 
 
-def read(run: Path, name: str, node: int) -> list[Seen]:
+def read(run: Path, name: str, node: int) -> list[RankState]:
     """What ``look`` saw on a node; nothing where it did not get that far."""
     try:
-        return [Seen(**rank) for rank in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
+        return [RankState(**rank) for rank in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
     except (OSError, ValueError):
         return []
 
 
-def culprit(seen: Sequence[Seen], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
+def culprit(seen: Sequence[RankState], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
     """The rank that most likely holds up the others, and why.
 
     Parameters

@@ -34,7 +34,7 @@ from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
-from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer, Saving
+from hala_hpc.tasks.train.rank.trainer import Diverged, HalaTrainer, RankData, Saving
 from hala_hpc.worker import registry
 
 
@@ -177,7 +177,7 @@ def _start_distributed(stage: int, here: RankPlace) -> None:
 
 def _data(
     path: Path, recipe: Recipe, order: index.Index, here: RankPlace, model: Any, tokenizer: Any, done: int
-) -> Data:
+) -> RankData:
     split = layout(recipe.task, here.world)
     prepared = Prepared(train.prepare_runs(path, recipe))
     form, conv = _form_of(model, order.report["packed"])
@@ -185,7 +185,7 @@ def _data(
     collate = Collate(prepared, pad, form, conv)
     batches = Batches(order, split, here.rank, collate)
     loader = Loader(batches, done * split.accumulation, recipe.task.loader_workers, torch.cuda.is_available())
-    return Data(prepared, order, loader, collate, here)
+    return RankData(prepared, order, loader, collate, here)
 
 
 def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:
@@ -224,7 +224,7 @@ def _flops(model: Any, sequence_length: int) -> float:
     return flops_per_token(sum(sizes.values()) - looked_up, layers, width, sequence_length)
 
 
-def _write_failure(path: Path, failure: Diverged, data: Data) -> None:
+def _write_failure(path: Path, failure: Diverged, data: RankData) -> None:
     """Which step, and which rows were in its batch."""
     sequences = data.index.step(failure.step - 1)
     rows = [data.prepared.describe(piece) for sequence in sequences for piece in sequence]

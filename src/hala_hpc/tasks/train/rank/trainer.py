@@ -46,7 +46,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Data:
+class RankData:
     """What is trained on and in which order, for one rank."""
 
     prepared: Prepared
@@ -112,7 +112,7 @@ class HalaTrainer(SFTTrainer):
     def __init__(
         self,
         options: Options,
-        data: Data,
+        data: RankData,
         checkpoints: Checkpoints,
         saving: Saving,
         heartbeat: HeartbeatWriter,
