@@ -68,19 +68,15 @@ class Revival:
             self._count(gone)
             if isinstance(gone, EngineUnreachable) and not self._sleep(meanwhile):
                 return None
-            engine = self.start()
+            engine, has_answered = self.start(), False
             try:
-                if sample is None or self._tried(engine, sample, meanwhile):
-                    return engine
+                has_answered = sample is None or self._tried(engine, sample, meanwhile)
+                return engine if has_answered else None
             except (EngineDied, EngineUnreachable) as error:
-                engine.close()
                 gone = error
-                continue
-            except BaseException:
-                engine.close()
-                raise
-            engine.close()
-            return None
+            finally:
+                if not has_answered:
+                    engine.close()
 
     def _count(self, gone: Gone) -> None:
         if isinstance(gone, EngineDied):

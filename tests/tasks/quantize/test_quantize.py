@@ -307,7 +307,7 @@ def test_weights_that_share_a_scale_go_into_one_file() -> None:
         for name in names
     ]
     groups = quantize.by_file(stored, quant_schemes.find("NVFP4A16"))
-    items = [item.asked for item in quantize.plan_items(groups, stored, Path(), [], dict.fromkeys(files, ""))]
+    items = [item.entry for item in quantize.plan_items(groups, stored, Path(), [], dict.fromkeys(files, ""))]
     short = [[name.split(".")[-2] for name in item["tensors"]] for item in items]
     assert short == [["q_proj", "o_proj", "k_proj", "v_proj"], ["other"]]
     assert [item["files"] for item in items] == [["a", "b"], ["c"]]

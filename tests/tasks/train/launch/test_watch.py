@@ -17,7 +17,7 @@ from hala_hpc.run.ledger import read as events
 from hala_hpc.tasks.train import checkpoints, paths
 from hala_hpc.tasks.train.launch import launcher as train_launch
 from hala_hpc.tasks.train.launch import signs, stacks
-from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
+from hala_hpc.tasks.train.launch.launcher import Ended, How, Watched
 from hala_hpc.tasks.train.launch.stacks import RankState
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.tasks.train.options import Watch
@@ -51,7 +51,7 @@ def started(run: Path, ranks: int = 2, name: str = "one", watch: Watch = QUICK) 
 def see_through(
     watched: Watched, should_stop: Callable[[], bool] = lambda: False, is_ours: Callable[[], bool] = lambda: True
 ) -> Ended:
-    return watched.watch(Orders(should_stop, is_ours, lambda: None))
+    return watched.watch(should_stop, is_ours, lambda: None)
 
 
 def pid_of(run: Path, rank: int, step: int = 1, name: str = "one") -> int:

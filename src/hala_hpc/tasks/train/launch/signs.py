@@ -7,7 +7,6 @@ This module is light, for it is imported before anything that could fail.
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -168,8 +167,6 @@ TRAINED, REFUSED, STOPPED, DIVERGED = 0, 2, 85, 86
 for good. ``failure.json`` gives the reason for the second and the last. Anything else is a crash, after which the
 training goes on from its last complete checkpoint."""
 PLANNED: Final = (TRAINED, STOPPED, DIVERGED)
-SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-"""They ask a rank to save and to stop."""
 LAUNCH, RANKS_PER_NODE, END_TIME = "HALA_LAUNCH", "HALA_RANKS_PER_NODE", "HALA_END_TIME"
 """Variables that the launcher sets."""
 RANK_VARIABLES: Final = (

@@ -237,8 +237,7 @@ class LocalStep:
 
     def signal(self, number: int) -> None:
         for task in self._tasks:
-            if task.poll() is None:
-                task.send_signal(number)
+            task.send_signal(number)  # does nothing once it has ended
 
     def kill(self) -> None:
         for task in self._tasks:
