@@ -236,9 +236,8 @@ class ItemLoop:
         if len(self._failing) >= MOST_FAILURES:
             raise HalaError(f"{MOST_FAILURES} items in a row failed, the last: {error}") from error
         if is_away:
-            until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
-            while time.monotonic() < until and not self._context.should_stop():
-                time.sleep(0.1)
+            self._context.rest(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _close(self) -> None:
         work, self._work, self._source = self._work, None, ""

@@ -19,6 +19,8 @@ from hala_hpc.run.verify import CheckShard
 
 ROWS: Final = "hala_hpc.worker.rows.loop"
 ITEMS: Final = "hala_hpc.worker.items"
+REST_SECONDS: Final = 0.2
+"""Between two looks whether to stop."""
 
 
 class Task(Protocol):
@@ -91,6 +93,14 @@ class Context:
     ledger: Ledger
     start_engine: Callable[[], Engine]
     should_stop: Callable[[], bool]
+
+    def rest(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Sleep, with a call of ``meanwhile`` every moment. Whether the time passed before a stop was asked for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.should_stop():
+            meanwhile()
+            time.sleep(min(left, REST_SECONDS))
+        return not self.should_stop()
 
 
 def say(text: str) -> None:

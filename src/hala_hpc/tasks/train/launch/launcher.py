@@ -261,7 +261,7 @@ class Launcher:
                     reason = left.errors[-1].get("error", "") if left.errors else ""
                     raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {reason}")
                 if not left.finished:
-                    time.sleep(ASK_AGAIN_SECONDS)
+                    context.rest(ASK_AGAIN_SECONDS)
         return not context.should_stop()
 
     def _build_index(self) -> None:
@@ -316,7 +316,7 @@ class Launcher:
                 return True
         elif ended.how is How.STUCK:
             raise HalaError(ended.reason)
-        time.sleep(min(2.0**self._restarts, 30.0))
+        self._context.rest(min(2.0**self._restarts, 30.0))
         return False
 
     def _tend(self) -> None:
