@@ -16,7 +16,6 @@ from hala_hpc.pipeline import lookup, planning
 from hala_hpc.slurm.doctor import examine
 from hala_hpc.slurm.environments import available_locks, build_environment
 from hala_hpc.worker import registry
-from hala_hpc.worker.task import NeedsHub
 
 
 @click.command()
@@ -117,13 +116,9 @@ def prefetch_command(recipe: Path, overrides: tuple[str, ...], site: str, json_:
     hub.use_cache(recipes[0].site.cache)
     models, data = [], []
     for wanted in recipes:
-        task = registry.create(wanted)
-        models.append(wanted.model)
-        data.append(wanted.data)
-        if isinstance(task, NeedsHub):  # a mixture, benchmarks
-            needs = task.hub_needs()
-            models += [need for need in needs if isinstance(need, Model)]
-            data += [need for need in needs if isinstance(need, Data)]
+        needs = [wanted.model, wanted.data, *registry.create(wanted).hub_needs()]  # a mixture, benchmarks
+        models += [need for need in needs if isinstance(need, Model)]
+        data += [need for need in needs if isinstance(need, Data)]
     folders = list(dict.fromkeys(folder for model in models for folder in hub.fetch_model(model)))
     datasets = {repr(source): source for source in data if source.hub}
     rows = {_label(data): hub.fetch_dataset(data) for data in datasets.values()}

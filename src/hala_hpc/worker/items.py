@@ -201,7 +201,6 @@ class ItemLoop:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
         kept = appending.kept_folder(context.run, claim.shard)
         kept.mkdir(exist_ok=True)
-        remove(place)
         self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)

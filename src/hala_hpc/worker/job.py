@@ -20,7 +20,7 @@ from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.worker import processes, registry
-from hala_hpc.worker.task import Context, Outcome, PerCore, say
+from hala_hpc.worker.task import Context, Outcome, say
 
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
@@ -43,7 +43,7 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     if name:  # what became of a job is for its worker to say
         identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
-    loop = processes if isinstance(task, PerCore) and not name else importlib.import_module(task.loop)
+    loop = processes if task.one_per_core and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)

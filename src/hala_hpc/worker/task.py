@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data.cut import Cut, Watch
@@ -32,6 +32,8 @@ class Task(Protocol):
     """The module whose ``work`` does its shards on the worker: ``ROWS``, ``ITEMS``, or one that a task brings."""
     suffix: str
     """Ends the name of a shard's output: '' for a folder."""
+    one_per_core: bool = False
+    """Whether a shard keeps one core busy: a worker then works as so many processes as it has cores."""
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""
@@ -39,20 +41,12 @@ class Task(Protocol):
     def checker(self, facts: Facts) -> CheckShard:
         """How one published output is checked against the manifest."""
 
-
-@runtime_checkable
-class PerCore(Protocol):
-    """A task whose shard keeps one core busy: a worker then works as so many processes as it has cores."""
-
-    one_per_core: bool
-
-
-@runtime_checkable
-class NeedsHub(Protocol):
-    """A task that reads more from the hub than the recipe's own ``model`` and ``data``; ``hala prefetch`` asks it."""
-
     def hub_needs(self) -> Sequence[Model | Data]:
-        """Models by name, and datasets; models that are folders or runs and data without ``hub`` do no harm."""
+        """What ``hala prefetch`` fetches besides the recipe's own ``model`` and ``data``.
+
+        Models that are folders or runs, and data without ``hub``, do no harm.
+        """
+        return ()
 
 
 class Outcome(Enum):

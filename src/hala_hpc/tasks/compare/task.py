@@ -177,9 +177,7 @@ class Comparing(ItemWork):
         return {"tokens": len(places), "output_tokens": speed["output_tokens"]}
 
 
-def create(recipe: Recipe) -> Compare:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Compare(recipe)
+create = Compare
 
 
 def _faults(item: CompareItem, shard: Shard, path: Path) -> Iterator[str]:

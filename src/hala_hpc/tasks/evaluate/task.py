@@ -202,9 +202,7 @@ class Work(ItemWork):
         return self._scorer
 
 
-def create(recipe: Recipe) -> Evaluate:
-    """The task of a recipe. Raises HalaError for impossible options."""
-    return Evaluate(recipe)
+create = Evaluate
 
 
 def _first(*values: T | None) -> T | None:

@@ -19,6 +19,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import card, folder, location
 from hala_hpc.models.folder import NEEDED, REPORT, check_model, report
 from hala_hpc.models.safetensors_file import Tensor, Tensors, Unreadable, free_at_once, not_finite, tensors_of
+from hala_hpc.run.files import read_json
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 from hala_hpc.tasks.merge.inputs import BASE, FLOATS, Input, MergeItem, Vocabulary, rows_beyond, with_rows
@@ -232,7 +233,7 @@ def template_of(model: Path) -> Any:
     for name in ("chat_template.jinja", "chat_template.json"):
         if (model / name).is_file():
             return (model / name).read_text("utf-8")
-    return card.read_json(model / "tokenizer_config.json").get("chat_template")
+    return read_json(model / "tokenizer_config.json").get("chat_template")
 
 
 def copy_files(base: Path, donor: Path, dtype: str, target: Path, rows: int | None = None) -> None:

@@ -235,9 +235,7 @@ class Merging(ItemWork):
         return self._cosines[pair]
 
 
-def create(recipe: Recipe) -> Merge:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Merge(recipe)
+create = Merge
 
 
 def _check_parameters(options: Options, method: methods.Method, has_base: bool) -> None:

@@ -236,9 +236,7 @@ class Quantizing(ItemWork):
         return config
 
 
-def create(recipe: Recipe) -> Quantize:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Quantize(recipe)
+create = Quantize
 
 
 def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[str]]:

@@ -21,12 +21,13 @@ from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
 from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
+from hala_hpc.worker.task import Task
 
 NAME = re.compile(r"[\w-]{1,60}")
 """The name of a dataset in the mixture: it becomes a folder."""
 
 
-class Train:
+class Train(Task):
     """A training. What can be refused is refused here, before a GPU is allocated."""
 
     stage = "work"
@@ -107,9 +108,7 @@ class Train:
         return manifest.read(target / "manifest.parquet")
 
 
-def create(recipe: Recipe) -> Train:
-    """The task of a recipe. Raises HalaError for options that cannot work."""
-    return Train(recipe)
+create = Train
 
 
 def world_of(site: Site) -> int:

@@ -95,9 +95,7 @@ class Translation:
         return column.replace(".", "_") + self._options.suffix
 
 
-def create(recipe: Recipe) -> Translate:
-    """The task of a recipe. Raises HalaError for a prompt or suffix that cannot be."""
-    return Translate(recipe)
+create = Translate
 
 
 def _new_field(schema: pa.Schema, column: str, name: str) -> "pa.Field[Any]":

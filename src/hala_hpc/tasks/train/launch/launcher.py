@@ -17,7 +17,7 @@ from typing import Final
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import templates
 from hala_hpc.run import status
-from hala_hpc.run.files import write_durably
+from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import allocation as slurm
 from hala_hpc.slurm.allocation import STOP_SIGNALS
@@ -181,7 +181,7 @@ def _crashed(ends: list[End]) -> list[End]:
 
 
 def _failure(run: Path, default: str = "the ranks stopped for good") -> str:
-    failure = paths.read_json(run / paths.FAILURE) or {}
+    failure = read_json(run / paths.FAILURE)
     if "reason" not in failure:
         return default
     return f"step {failure['step']}: {failure['reason']}" if "step" in failure else str(failure["reason"])

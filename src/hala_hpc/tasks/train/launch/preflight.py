@@ -82,7 +82,7 @@ def keep(target: Path, report: RankReport) -> None:
 
 def read(run: Path, launch: str) -> dict[int, RankReport]:
     """The reports that were written, by rank."""
-    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    read = filter(None, map(files.read_json, folder(run, launch).glob("*.json")))
     return {report["rank"]: RankReport(**report) for report in read}
 
 

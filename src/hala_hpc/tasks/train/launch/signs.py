@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from hala_hpc.run.files import write_durably
+from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.options import Watch
 
@@ -90,7 +90,7 @@ def folder(run: Path, launch: str) -> Path:
 
 def heartbeats(run: Path, launch: str) -> dict[int, RankHeartbeat]:
     """The heartbeats that can be read now, by rank."""
-    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    read = filter(None, map(read_json, folder(run, launch).glob("*.json")))
     return {int(heartbeat["rank"]): RankHeartbeat(**heartbeat) for heartbeat in read}
 
 
@@ -118,8 +118,8 @@ def error_of(run: Path, launch: str, rank: int) -> str:
 
 def ends_so_far(run: Path, launch: str) -> list[End]:
     """The ends that are known by now, first come first, without waiting for any."""
-    read = [(paths.read_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
-    known = [End(end["rank"], end["code"], at) for end, at in read if end is not None]
+    read = [(read_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
+    known = [End(end["rank"], end["code"], at) for end, at in read if end]
     return sorted(known, key=lambda end: end.at)
 
 
