@@ -25,8 +25,6 @@ class ArrayWorker:
         from hala_hpc.worker.job import executor, linger, requeue, work_until
         from hala_hpc.worker.task import Outcome
 
-        asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
-
         again = signal.getsignal(signal.SIGUSR2)
         stop = StopFlag()
         try:
@@ -35,7 +33,8 @@ class ArrayWorker:
         except HalaError as error:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
-        if outcome is Outcome.STOPPED and stop.signal in asked_to:
+        # None: it stopped by itself, before its time is over.
+        if outcome is Outcome.STOPPED and stop.signal in (None, signal.SIGUSR2):
             if executor() == "slurm":
                 outcome = requeue(Path(self.run))
             elif callable(again):

@@ -142,7 +142,6 @@ class ItemLoop:
         self._context, self._task = context, task
         self._worker = context.leases.beacon.name
         self._claims = Claims(context)
-        self._sources: list[str] = context.plan.column("source")
         self._source = ""  # of the item done last: its engine is still there
         self._work: ItemWork | None = None
         self._counters = Counters()
@@ -176,7 +175,7 @@ class ItemLoop:
 
     def _alike(self) -> list[int]:
         """Shards of the model that is loaded."""
-        return [shard for shard, source in enumerate(self._sources) if source == self._source]
+        return [shard for shard, source in enumerate(self._claims.sources) if source == self._source]
 
     def _attempt(self, claim: Claim) -> None:
         claims = self._claims

@@ -18,7 +18,7 @@ from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreacha
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, working_on
+from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent
 from hala_hpc.worker.rows.task import RowError, RowTask
 from hala_hpc.worker.task import Context, Counters, Outcome, say
 
@@ -246,8 +246,11 @@ class RowLoop:
 
     def _progress(self, working: dict[str, int] | None = None) -> None:
         self._noted = time.monotonic()
-        at = working_on(self._open) if working is None else working
+        at = self._working_on() if working is None else working
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
+
+    def _working_on(self) -> dict[str, int]:
+        return {str(shard.id): shard.done for shard in self._open}
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -328,7 +331,7 @@ class RowLoop:
             coming = self._coming.result()
             self._open += [coming] if coming is not None else []
         self._disk.shutdown(wait=True)
-        working = working_on(self._open)  # what is kept of them counts as done, also while nobody works on them
+        working = self._working_on()  # what is kept of them counts as done, also while nobody works on them
         try:
             for future in self._writing:
                 future.result()

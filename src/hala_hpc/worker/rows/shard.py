@@ -5,7 +5,7 @@ A text that repeats is requested once, as its answer is in flight or cached: sys
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -162,11 +162,6 @@ class Reading:
             self._claims.note("claimed", claim, taken_up=shard.taken_up)
             return shard
         return None
-
-
-def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
-    """Rows finished per open shard, for the ledger."""
-    return {str(shard.id): shard.done for shard in shards}
 
 
 class AnswerCache:

@@ -67,10 +67,6 @@ class Ended:
     node: str | None = None
 
 
-Trouble = tuple[str, dict[int, float]]
-"""What is wrong, and the ranks that are silent, with for how many seconds."""
-
-
 class Watched:
     """The ranks of one launch, from their start to their end."""
 
@@ -96,7 +92,7 @@ class Watched:
                 continue
             tend()
             if (trouble := self._trouble()) is not None:
-                return self._hung(trouble)
+                return self._hung(*trouble)
             if not is_killed and _crashed(signs.ends_so_far(self._run, self._name)):
                 is_killed = True  # srun ends the other ranks too, but not before KillWait is over
                 self._step.kill()
@@ -104,8 +100,8 @@ class Watched:
 
     # --- hung -----------------------------------------------------------------------------------------------------
 
-    def _trouble(self) -> Trouble | None:
-        """What looks like a hung training, if it does."""
+    def _trouble(self) -> tuple[str, dict[int, float]] | None:
+        """What looks like a hung training, if it does, and for how many seconds which ranks are silent."""
         now, before = time.monotonic(), self._looked
         self._looked = now
         if now - before > SLEPT_SECONDS:  # it is we who slept: a suspended job, a file server that was away
@@ -127,9 +123,9 @@ class Watched:
             return f"no step has ended for {now - self._since:.0f} s", silent
         return None
 
-    def _hung(self, trouble: Trouble) -> Ended:
+    def _hung(self, what: str, silent: dict[int, float]) -> Ended:
         """Find out who is to blame, leave stacks and word of it, and end all ranks."""
-        (what, silent), where = trouble, self._where
+        where = self._where
         words = ["-m", "hala_hpc.tasks.train.launch.stacks", str(self._run)]
         log = self._run / paths.RANK_LOGS / f"{self._name}.stacks.log"
         step.finish(step.start(where, self._name, words, 1, log), STACKS_SECONDS)
@@ -217,11 +213,9 @@ class Launcher:
         """Train, and publish. Raises HalaError where a person has to look."""
         try:
             outcome = self._prepared_and_trained()
-        except HalaError:
-            self._claims.end(self._claim, self._context.leases.give_up)
-            raise
-        except BaseException:
-            self._claims.end(self._claim, self._context.leases.fail)
+        except BaseException as error:
+            leases = self._context.leases
+            self._claims.end(self._claim, leases.give_up if isinstance(error, HalaError) else leases.fail)
             raise
         if outcome is Outcome.FINISHED:
             return outcome

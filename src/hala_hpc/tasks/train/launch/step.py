@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -156,20 +157,12 @@ class LocalStep:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], tasks: int, out: IO[bytes] | None
     ) -> None:
-        self._tasks = []
-        for rank in range(tasks):
-            number = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-            count = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(tasks))
-            self._tasks.append(
-                subprocess.Popen(
-                    command,
-                    env={**environment, **number, **count},
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            )
+        run = partial(
+            subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+        count = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(tasks))
+        numbers = (dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(tasks))
+        self._tasks = [run(env={**environment, **number, **count}) for number in numbers]
 
     def ended(self) -> int | None:
         codes = [task.poll() for task in self._tasks]

@@ -39,9 +39,8 @@ from hala_hpc.worker import registry
 from hala_hpc.worker.task import say
 
 
-def main(run: str, here: RankPlace) -> int:
+def main(path: Path, here: RankPlace) -> int:
     """Train the run until its end, a stop or a failure. See ``launch.signs`` for the exit codes."""
-    path = Path(run).resolve()
     heartbeat = HeartbeatWriter(path, here.launch, here.rank)
     try:
         return _train(path, here, heartbeat)
