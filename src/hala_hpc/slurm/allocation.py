@@ -1,4 +1,4 @@
-"""What a running job asks of Slurm: its nodes, their addresses, its end, and to go on without some of them."""
+"""What a running job hears of Slurm and asks of it: signals, its nodes and their addresses, its end, other nodes."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 class StopFlag:
-    """Remembers the first stop signal from now on; whoever works looks at it (a call) between two steps."""
+    """Remembers the first stop signal; whoever works asks it between two steps, so nothing is interrupted half-way."""
 
     def __init__(self, *, is_silent: bool = False) -> None:
         self.signal: int | None = None

@@ -105,7 +105,7 @@ def cut(
     notes: Mapping[str, int] | None = None,
     assembled: bool = False,
 ) -> Cut:
-    """A plan of a shard an item, in their order. Raises HalaError for two items of one name. The rest: ``Facts``."""
+    """A plan of a shard an item, in their order (see ``Facts``). Raises HalaError for two items of one name."""
     names = [str(item.entry["name"]) for item in items]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HalaError(f"task: two {unit} would be called '{twice}'", "give the models other labels")
