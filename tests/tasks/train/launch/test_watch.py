@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ledger", "logs/ranks", "partial/000"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(train_launch, "RANK", "tests.tasks.train.launch.rank_program")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'src'}")
     return tmp_path
 
 
