@@ -102,3 +102,13 @@ def test_what_is_drawn_does_not_grow_with_the_run() -> None:
 def test_a_run_that_nobody_worked_on_has_no_history(run: RunDirectory) -> None:
     found = history.read(run)
     assert (found.workers, history.rates(found), found.worker_seconds) == ((), [], 0)
+
+
+def test_processes_of_a_worker_are_no_workers(run: RunDirectory) -> None:
+    ledger(run, "a", started(0), {"event": "ended", "time": 10, "outcome": "finished"})
+    for process in ("a+1", "a+2"):
+        ledger(run, process, started(0) | {"part_of": "a"}, progress(10, 5, 50))
+    past = history.read(run)
+    assert [worker.name for worker in past.whole] == ["a"] and len(past.workers) == 3
+    assert past.worker_seconds == 10
+    assert [(rate.rows, rate.workers) for rate in history.rates(past, bins=1)] == [(1.0, 1.0)]

@@ -62,33 +62,33 @@ class Work:
         self._task = task
 
     def do(self, item: Item) -> dict[str, Any]:
-        asked = item.asked
+        entry = item.entry
         for step in range(STEPS):
             item.check_stop()
             kept = item.kept / str(step)
             if kept.exists():
                 continue
-            if asked.get("fails"):
+            if entry.get("fails"):
                 raise RuntimeError("this letter never works")
-            if asked.get("no_engine"):
+            if entry.get("no_engine"):
                 raise NoEngine("no engine here")
-            if len(tries := list(item.kept.glob("away-*"))) < asked.get("away", 0):
+            if len(tries := list(item.kept.glob("away-*"))) < entry.get("away", 0):
                 (item.kept / f"away-{len(tries)}").touch()
                 try:
                     (item.kept / "source").read_text()
                 except FileNotFoundError as error:
                     raise HalaError("the source cannot be read") from error
-            if asked.get("refused"):
+            if entry.get("refused"):
                 raise HalaError("no such letter")
-            if asked.get("killed") == step:
+            if entry.get("killed") == step:
                 kept.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(asked.get("slow", 0.0))
+            time.sleep(entry.get("slow", 0.0))
             kept.touch()
             item.tell(f"step {step + 1} of {STEPS}")
         item.place.mkdir()
-        (item.place / "letter").write_text(asked["name"])
-        self._task.done.append(asked["name"])
+        (item.place / "letter").write_text(entry["name"])
+        self._task.done.append(entry["name"])
         return {"steps": STEPS}
 
     def close(self) -> None:

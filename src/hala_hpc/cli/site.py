@@ -10,13 +10,12 @@ import hala_hpc
 from hala_hpc.cli import common
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.config.schema import Data
+from hala_hpc.config.schema import Data, Model
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.slurm.doctor import examine
 from hala_hpc.slurm.environments import available_locks, build_environment
 from hala_hpc.worker import registry
-from hala_hpc.worker.task import NeedsHub
 
 
 @click.command()
@@ -116,12 +115,9 @@ def prefetch_command(recipe: Path, overrides: tuple[str, ...], site: str, json_:
     hub.use_cache(recipes[0].site.cache)
     models, data = [], []
     for wanted in recipes:
-        task = registry.create(wanted)
-        models.append(wanted.model)
-        data.append(wanted.data)
-        if isinstance(task, NeedsHub):  # a mixture, benchmarks
-            models += task.models_on_hub()
-            data += task.data_on_hub()
+        needs = [wanted.model, wanted.data, *registry.create(wanted).hub_needs()]  # a mixture, benchmarks
+        models += [need for need in needs if isinstance(need, Model)]
+        data += [need for need in needs if isinstance(need, Data)]
     folders = list(dict.fromkeys(folder for model in models for folder in hub.fetch_model(model)))
     datasets = {repr(source): source for source in data if source.hub}
     rows = {_label(data): hub.fetch_dataset(data) for data in datasets.values()}

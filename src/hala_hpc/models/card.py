@@ -1,6 +1,5 @@
 """What every model card says, whatever made the model: gathered from the run, kept in ``hala.json``, in Markdown."""
 
-import json
 import platform
 import re
 import time
@@ -110,15 +109,6 @@ def yaml_of(value: Any) -> str:
     import yaml
 
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)).rstrip()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file is missing or cannot be read."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

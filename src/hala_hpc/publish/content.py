@@ -14,10 +14,10 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
 from hala_hpc.data.shards import ERROR, Progress, reasons_in
 from hala_hpc.models import location
-from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
 from hala_hpc.run import digests as seal
+from hala_hpc.run.files import read_json
 from hala_hpc.run.layout import RunDirectory
 
 CARD: Final = "README.md"

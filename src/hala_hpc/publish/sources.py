@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config import frozen
-from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD
 from hala_hpc.publish import cards
 from hala_hpc.publish.licences import Origin, normal
 from hala_hpc.run import manifest
+from hala_hpc.run.files import read_json
 
 UP: Final = 4
 """A run may be so many folders above a file of it: RUN/shards/000/000000/model.safetensors."""

@@ -4,6 +4,7 @@ A shard's output appears under its final name whole, once, and by one worker.
 """
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hala_hpc.run import digests
 from hala_hpc.run.layout import RunDirectory, make_again
@@ -24,6 +26,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is missing or cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_durably(path: Path, data: bytes) -> None:

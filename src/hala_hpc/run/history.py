@@ -85,8 +85,13 @@ class History:
         return max((worker.end for worker in self.workers), default=0.0)
 
     @property
+    def whole(self) -> list[Worker]:
+        """The workers that are no processes of another: those that a job or a person started."""
+        return [worker for worker in self.workers if not worker.part_of]
+
+    @property
     def worker_seconds(self) -> float:
-        return sum(worker.end - worker.start for worker in self.workers if not worker.part_of)
+        return sum(worker.end - worker.start for worker in self.whole)
 
     @property
     def troubles(self) -> list[Incident]:
@@ -121,6 +126,7 @@ def rates(history: History, bins: int = BINS) -> list[Rate]:
         times, *sums = np.array([(worker.start, 0, 0), *worker.counts], float).T
         rows += np.diff(np.interp(edges, times, sums[0]))
         tokens += np.diff(np.interp(edges, times, sums[1]))
+    for worker in history.whole:
         alive += np.diff(np.clip(edges, worker.start, worker.end))
     columns = (edges[:-1] - history.start, rows / width, tokens / width, alive / width)
     return [Rate(*map(float, row)) for row in zip(*columns, strict=True)]
@@ -213,5 +219,4 @@ def of_run(run: Path, site: Mapping[str, Any]) -> WorkTotals:
     gpus = int(slurm.get("gpus_per_worker") or 0) * int(slurm.get("nodes_per_worker") or 1)
     hours = past.worker_seconds / 3600
     totals = {key: sum(worker.totals.get(key, 0) for worker in past.workers) for key in COUNTED}
-    workers = sum(not worker.part_of for worker in past.workers)
-    return WorkTotals(workers, hours, hours * gpus, (past.end - past.start) / 3600, **totals)
+    return WorkTotals(len(past.whole), hours, hours * gpus, (past.end - past.start) / 3600, **totals)

@@ -1,15 +1,20 @@
-"""What a running job asks of Slurm: its nodes, their addresses, its end, and to go on without some of them."""
+"""What a running job hears of Slurm and asks of it: signals, its nodes and their addresses, its end, other nodes."""
 
 import contextlib
 import os
 import random
+import signal
 import time
+import types
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import commands
 
+STOP_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
 SECONDS = 30.0
 """How long Slurm may refuse to change a job that it is just ending. It took milliseconds on Slurm 22.05."""
 REQUEUE_SECONDS = 20.0
@@ -23,6 +28,33 @@ OPTIONS = {"Features": "constraint", "NumNodes": "nodes", "TresPerNode": "gres"}
 }
 """Options of sbatch, by their names in what scontrol shows of a job."""
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+
+
+class StopFlag:
+    """Remembers the first stop signal; whoever works asks it between two steps, so nothing is interrupted half-way."""
+
+    def __init__(self, *, is_silent: bool = False) -> None:
+        self.signal: int | None = None
+        self._is_silent = is_silent
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._received)
+
+    def ignore(self) -> None:
+        """All is given back: a further signal must not end the process before its exit code says how it ended.
+
+        Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    def _received(self, number: int, _: types.FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+            if not self._is_silent:
+                os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
 
 
 def step_environment() -> dict[str, str]:

@@ -21,21 +21,20 @@ class ArrayWorker:
 
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
-        from hala_hpc.worker.job import StopFlag, executor, linger, requeue, work
+        from hala_hpc.slurm.allocation import StopFlag
+        from hala_hpc.worker.job import executor, linger, requeue, work_until
         from hala_hpc.worker.task import Outcome
-
-        asked_to = (None, signal.SIGUSR2)  # None: it stopped by itself, before its time is over
 
         again = signal.getsignal(signal.SIGUSR2)
         stop = StopFlag()
-        stop.install()
         try:
-            outcome = work(Path(self.run), stop)
+            outcome = work_until(Path(self.run), stop)
             stop.ignore()
         except HalaError as error:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
-        if outcome is Outcome.STOPPED and stop.signal in asked_to:
+        # None: it stopped by itself, before its time is over.
+        if outcome is Outcome.STOPPED and stop.signal in (None, signal.SIGUSR2):
             if executor() == "slurm":
                 outcome = requeue(Path(self.run))
             elif callable(again):

@@ -46,7 +46,7 @@ class Claims:
         self._held: dict[int, Claim] = {}
         self._lock = threading.Lock()
         self._heartbeat = Heartbeat(context.leases, self._look)
-        self._sources: list[str] = context.plan.column("source")
+        self.sources: list[str] = context.plan.column("source")
         self._due: dict[str, float] = {}  # by source that is out of reach: when it is tried again
         self._waits: dict[str, float] = {}
         self._in_a_row = 0
@@ -96,19 +96,19 @@ class Claims:
 
     def __contains__(self, shard: object) -> bool:
         """Whether a shard is left alone for now, because its source is out of reach."""
-        due = max(self._rest_until, self._due.get(self._sources[shard], 0.0)) if isinstance(shard, int) else 0.0
+        due = max(self._rest_until, self._due.get(self.sources[shard], 0.0)) if isinstance(shard, int) else 0.0
         return time.monotonic() < due
 
     def reached(self, claim: Claim) -> None:
         """The shard's source was read."""
         for by_source in (self._due, self._waits):
-            by_source.pop(self._sources[claim.shard], None)
+            by_source.pop(self.sources[claim.shard], None)
         self._in_a_row = 0
         self._since = None
 
     def missed(self, claim: Claim, error: SourceAway) -> None:
         """Give a shard back whose source is out of reach; the ledger has each source once."""
-        now, source = time.monotonic(), self._sources[claim.shard]
+        now, source = time.monotonic(), self.sources[claim.shard]
         if source not in self._waits:
             self.note("unreachable", claim, error=f"{error}: waited for, no shard counts it")
             self._in_a_row += 1

@@ -33,14 +33,14 @@ class Stopped(Exception):
 class Item:
     """One shard as it is handed to an ``ItemWork``.
 
-    ``asked`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
+    ``entry`` is the shard's entry of ``Facts.items``. The result goes to ``place``, which does not exist yet: a file,
     or a folder where the task's suffix is ''. ``kept`` is a folder of this shard alone, which the next attempt finds
     again (on any node): for what is worth keeping when a worker dies. ``check_stop`` raises Stopped; to be called at
     least every half minute. ``tell`` says how far the item is, for ``hala status``. ``worker`` is who does it.
     """
 
     shard: Shard
-    asked: dict[str, Any]
+    entry: dict[str, Any]
     place: Path
     kept: Path
     check_stop: Callable[[], None]
@@ -84,13 +84,13 @@ class ItemTask(Task, Protocol):
 
 
 @dataclass(frozen=True)
-class Planned:
-    """An item of a plan: what is asked, with a ``name``; the model that it needs; and what it costs, in bytes or so.
+class PlannedItem:
+    """An item of a plan: its entry, with a ``name``; the model that it needs; and what it costs, in bytes or so.
 
-    ``known``: what the result depends on, in JSON, for the shard's digest; None: all that is asked.
+    ``known``: what the result depends on, in JSON, for the shard's digest; None: the entry.
     """
 
-    asked: Mapping[str, Any]
+    entry: Mapping[str, Any]
     source: Path
     cost: int = 1
     known: Any = None
@@ -99,23 +99,24 @@ class Planned:
 def cut_items(
     kind: str,
     unit: Unit,
-    items: Sequence[Planned],
+    items: Sequence[PlannedItem],
     sources: Sequence[Mapping[str, Any]],
+    *,
     texts: int = 0,
-    assembled: bool = False,
     notes: Mapping[str, int] = MappingProxyType({}),
+    assembled: bool = False,
 ) -> Cut:
-    """A plan of a shard an item, in their order. Raises HalaError for two items of one name."""
-    names = [str(item.asked["name"]) for item in items]
+    """A plan of a shard an item, in their order (see ``Facts``). Raises HalaError for two items of one name."""
+    names = [str(item.entry["name"]) for item in items]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HalaError(f"task: two {unit} would be called '{twice}'", "give the models other labels")
     shards = []
     for number, item in enumerate(items):
-        known = item.asked if item.known is None else item.known
+        known = item.entry if item.known is None else item.known
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         shards.append(Shard(number, kind, str(item.source), 0, number, 1, 0, item.cost, digest))
     total = sum(item.cost for item in items)
-    read, entries = list(map(dict, sources)), [dict(item.asked) for item in items]
+    read, entries = list(map(dict, sources)), [dict(item.entry) for item in items]
     facts = Facts("", len(items), texts, 0, total, read, notes=dict(notes), unit=unit, items=entries)
     return Cut(shards, replace(facts, assembled=assembled))
 
@@ -133,7 +134,6 @@ class ItemLoop:
         self._context, self._task = context, task
         self._worker = context.leases.beacon.name
         self._claims = Claims(context)
-        self._sources: list[str] = context.plan.column("source")
         self._source = ""  # of the item done last: its engine is still there
         self._work: ItemWork | None = None
         self._counters = Counters()
@@ -167,7 +167,7 @@ class ItemLoop:
 
     def _alike(self) -> list[int]:
         """Shards of the model that is loaded."""
-        return [shard for shard, source in enumerate(self._sources) if source == self._source]
+        return [shard for shard, source in enumerate(self._claims.sources) if source == self._source]
 
     def _attempt(self, claim: Claim) -> None:
         claims = self._claims
@@ -192,7 +192,6 @@ class ItemLoop:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
         kept = appending.kept_folder(context.run, claim.shard)
         kept.mkdir(exist_ok=True)
-        remove(place)
         self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
@@ -227,9 +226,8 @@ class ItemLoop:
         if len(self._failing) >= MOST_FAILURES:
             raise HalaError(f"{MOST_FAILURES} items in a row failed, the last: {error}") from error
         if is_away:
-            until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
-            while time.monotonic() < until and not self._context.should_stop():
-                time.sleep(0.1)
+            self._context.rest(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _close(self) -> None:
         work, self._work, self._source = self._work, None, ""

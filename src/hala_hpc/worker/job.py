@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,55 +17,21 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
+from hala_hpc.slurm import allocation
+from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.worker import processes, registry
-from hala_hpc.worker.task import Context, Outcome, PerCore
-
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-"""Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
+from hala_hpc.worker.task import Context, Outcome, say
 
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
 
 
-class StopFlag:
-    """Remembers the first stop signal; the loop looks at it between steps, so nothing is interrupted half-way."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def install(self) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._received)
-
-    def ignore(self) -> None:
-        """All is given back: a further signal must not end the process before its exit code says how it ended.
-
-        Slurm tends to send more than one, and Python's own end gives handlers back to the system, not what is ignored.
-        """
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def _received(self, number: int, _: types.FrameType | None) -> None:
-        if self.signal is None:
-            self.signal = number
-            os.write(2, f"hala: {signal.Signals(number).name}: keeping what is finished, then stopping\n".encode())
-
-
-def work(path: Path, stop: StopFlag, name: str = "") -> Outcome:
-    """Work on the run at ``path`` until nothing is left to claim or a stop signal came.
-
-    Raises HalaError for a run that this code cannot do; whatever else it raises is a bug or a broken node. In every
-    case finished rows are kept and shards given back.
-    """
-    stop.install()
-    return work_until(path, lambda: bool(stop), name)
-
-
 def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> Outcome:
-    """``work``, for a caller that sees to signals itself. ``name`` is that of one of a worker's processes."""
+    """Work on the run at ``path`` until nothing is left to claim or ``should_stop``.
+
+    ``name`` is that of one of a worker's processes. Raises HalaError for a run that this code cannot do; whatever else
+    it raises is a bug or a broken node. In every case finished rows are kept and shards given back.
+    """
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     plan = manifest.read(path / "manifest.parquet")
     run = RunDirectory(path, plan.facts.suffix)
@@ -78,7 +43,7 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     if name:  # what became of a job is for its worker to say
         identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
-    loop = processes if isinstance(task, PerCore) and not name else importlib.import_module(task.loop)
+    loop = processes if task.one_per_core and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
         outcome: Outcome = loop.work(context)
@@ -106,9 +71,6 @@ def linger(stop: StopFlag, outcome: Outcome) -> None:
 
 def requeue(path: Path) -> Outcome:
     """Put our own job back in the queue; where that cannot be, say so in the log and in `hala status`, and end."""
-    from hala_hpc.slurm import allocation
-    from hala_hpc.worker.task import say
-
     try:
         allocation.requeue(job_name(), lambda reason: say(f"not in the queue yet, trying again: {reason}"))
     except HalaError as error:
@@ -150,12 +112,12 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python -m hala_hpc.worker RUN\n")
         return 2
-    stop = StopFlag()
-    stop.install()
-    if is_part := len(arguments) == 2:
+    is_part = len(arguments) == 2
+    stop = StopFlag(is_silent=is_part)  # its worker says it for all
+    if is_part:
         processes.stop_with_parent()
     try:
-        outcome = work(Path(arguments[0]).resolve(), stop, *arguments[1:])
+        outcome = work_until(Path(arguments[0]).resolve(), stop, *arguments[1:])
         stop.ignore()
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.engines.base import Engine, EngineDied, EngineUnreachable, Message, Request
-from hala_hpc.worker.task import Context, say
+from hala_hpc.worker.task import REST_SECONDS, Context, say
 
 MOST_DEATHS = 5
 """Engines that die without a shard published in between: one more than a single poisoned row can cost."""
@@ -21,7 +21,6 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 TRIAL = "trial"
 TRIAL_TOKENS = 16
 """Enough to see that an engine writes; some endpoints take no less."""
-STEP_SECONDS = 0.2
 
 Gone = EngineDied | EngineUnreachable
 
@@ -68,19 +67,15 @@ class Revival:
             self._count(gone)
             if isinstance(gone, EngineUnreachable) and not self._sleep(meanwhile):
                 return None
-            engine = self.start()
+            engine, has_answered = self.start(), False
             try:
-                if sample is None or self._tried(engine, sample, meanwhile):
-                    return engine
+                has_answered = sample is None or self._tried(engine, sample, meanwhile)
+                return engine if has_answered else None
             except (EngineDied, EngineUnreachable) as error:
-                engine.close()
                 gone = error
-                continue
-            except BaseException:
-                engine.close()
-                raise
-            engine.close()
-            return None
+            finally:
+                if not has_answered:
+                    engine.close()
 
     def _count(self, gone: Gone) -> None:
         if isinstance(gone, EngineDied):
@@ -100,12 +95,8 @@ class Revival:
 
     def _sleep(self, meanwhile: Callable[[], None]) -> bool:
         """Whether the time passed without a signal. It is shortened at random, lest all workers come back at once."""
-        until = time.monotonic() + self._wait * random.uniform(0.5, 1.0)
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
-        while (left := until - time.monotonic()) > 0 and not self._context.should_stop():
-            meanwhile()
-            time.sleep(min(left, STEP_SECONDS))
-        return not self._context.should_stop()
+        seconds, self._wait = self._wait * random.uniform(0.5, 1.0), min(2 * self._wait, LONGEST_WAIT)
+        return self._context.rest(seconds, meanwhile)
 
     def _tried(self, engine: Engine, sample: Request, meanwhile: Callable[[], None]) -> bool:
         """Whether the engine answered before a signal came. A refusal is an answer, too."""
@@ -113,7 +104,7 @@ class Revival:
         engine.add(TRIAL, replace(sample, prompt=prompt, max_tokens=TRIAL_TOKENS))
         deadline = time.monotonic() + self._context.recipe.run.stall_seconds
         while not self._context.should_stop():
-            if engine.poll(STEP_SECONDS):
+            if engine.poll(REST_SECONDS):
                 return True
             if time.monotonic() > deadline:
                 raise EngineDied("it answers nothing")

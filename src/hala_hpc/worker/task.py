@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 from hala_hpc.config.schema import Data, Model, Recipe
 from hala_hpc.data.cut import Cut, PlanWatch
@@ -19,6 +19,8 @@ from hala_hpc.run.verify import CheckShard
 
 ROWS: Final = "hala_hpc.worker.rows.loop"
 ITEMS: Final = "hala_hpc.worker.items"
+REST_SECONDS: Final = 0.2
+"""Between two looks whether to stop."""
 
 
 class Task(Protocol):
@@ -30,6 +32,8 @@ class Task(Protocol):
     """The module whose ``work`` does its shards on the worker: ``ROWS``, ``ITEMS``, or one that a task brings."""
     suffix: str
     """Ends the name of a shard's output: '' for a folder."""
+    one_per_core: bool = False
+    """Whether a shard keeps one core busy: a worker then works as so many processes as it has cores."""
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""
@@ -37,24 +41,12 @@ class Task(Protocol):
     def checker(self, facts: Facts) -> CheckShard:
         """How one published output is checked against the manifest."""
 
+    def hub_needs(self) -> Sequence[Model | Data]:
+        """What ``hala prefetch`` fetches besides the recipe's own ``model`` and ``data``.
 
-@runtime_checkable
-class PerCore(Protocol):
-    """A task whose shard keeps one core busy: a worker then works as so many processes as it has cores."""
-
-    one_per_core: bool
-
-
-@runtime_checkable
-class NeedsHub(Protocol):
-    """A task that reads more from the hub than the recipe's own ``model`` and ``data``; ``hala prefetch`` asks it."""
-
-    def models_on_hub(self) -> list[Model]:
-        """Models by name; those that are folders or runs do no harm."""
-
-    def data_on_hub(self) -> list[Data]:
-        """Datasets; those without ``hub`` do no harm."""
-        return []
+        Models that are folders or runs, and data without ``hub``, do no harm.
+        """
+        return ()
 
 
 class Outcome(Enum):
@@ -95,6 +87,14 @@ class Context:
     ledger: Ledger
     start_engine: Callable[[], Engine]
     should_stop: Callable[[], bool]
+
+    def rest(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Sleep, with a call of ``meanwhile`` every moment. Whether the time passed before a stop was asked for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.should_stop():
+            meanwhile()
+            time.sleep(min(left, REST_SECONDS))
+        return not self.should_stop()
 
 
 def say(text: str) -> None:

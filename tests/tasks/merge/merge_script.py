@@ -64,7 +64,7 @@ def options(name: str, models: list[Path]) -> merge.Options:
 def merged(name: str, base: Path, others: list[Path], out: Path) -> list[str]:
     """Merge by a method as a worker does; the names of the tensors."""
     task = merge.create(Recipe(name="x", task=options(name, others), engine=None, model=Model(str(base))))
-    (asked,) = task.plan(out, merge.Watch()).facts.items
+    (asked,) = task.plan(out, merge.PlanWatch()).facts.items
     inputs = {label: merge_inputs.read(label, Path(model["folder"])) for label, model in asked["models"].items()}
     tensors = merge_inputs.tensors_to_merge(inputs["base"], inputs)
     config = dict(asked["config"])

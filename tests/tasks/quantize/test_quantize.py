@@ -307,7 +307,7 @@ def test_weights_that_share_a_scale_go_into_one_file() -> None:
         for name in names
     ]
     groups = quantize.by_file(stored, quant_schemes.find("NVFP4A16"))
-    items = [item.asked for item in quantize.plan_items(groups, Path(), [], dict.fromkeys(files, ""))]
+    items = [item.entry for item in quantize.plan_items(groups, Path(), [], dict.fromkeys(files, ""))]
     short = [[name.split(".")[-2] for name in item["tensors"]] for item in items]
     assert short == [["q_proj", "o_proj", "k_proj", "v_proj"], ["other"]]
     assert [item["files"] for item in items] == [["a", "b"], ["c"]]
@@ -316,7 +316,7 @@ def test_weights_that_share_a_scale_go_into_one_file() -> None:
 
 @pytest.mark.train
 def test_a_source_that_changed_is_not_quantized(quantized: Quantized) -> None:
-    """Planned on one set of weights, done on another: what changed is not published, and so no model is."""
+    """PlannedItem on one set of weights, done on another: what changed is not published, and so no model is."""
     run = quantized.run("changed")
     lines = [json.loads(line) for path in (run / "ledger").iterdir() for line in path.read_text().splitlines()]
     failed = [line for line in lines if line["event"] == "failed"]

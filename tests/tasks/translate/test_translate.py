@@ -25,7 +25,7 @@ from hala_hpc.pipeline.planning import check, plan_run
 from hala_hpc.run import manifest
 from hala_hpc.run.verify import verify
 from hala_hpc.worker import registry
-from hala_hpc.worker.job import StopFlag, work
+from hala_hpc.worker.job import work_until
 from tests.conftest import Hala
 
 TRANSLATED = ("human", "gpt", "user", "assistant")
@@ -36,7 +36,6 @@ Run = Callable[..., pa.Table]
 def run(tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Plan, work, verify and collect in this process; the prompt is the bare text, so «text» comes back."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(StopFlag, "install", lambda _: None)
 
     def run(*files: Path, words: tuple[str, ...] = (), task: dict[str, Any] | None = None) -> pa.Table:
         recipe = write_recipe(
@@ -44,7 +43,7 @@ def run(tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.M
         )
         asked = compose(recipe, None, words, registry.options_of)
         planned = plan_run(asked, check(asked), tmp_path / "runs" / asked.name)
-        work(planned.path, StopFlag())
+        work_until(planned.path, lambda: False)
         facts = manifest.read(planned.manifest).facts
         assert verify(planned.path, registry.create(asked).checker(facts)).proven
         collect(planned.path, planned.final)

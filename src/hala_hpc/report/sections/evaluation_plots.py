@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD
 from hala_hpc.report import plots, table
 from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.sections import merges
 from hala_hpc.report.sections.merges import MergeReport
 from hala_hpc.report.table import Cell, Section, Value
+from hala_hpc.run.files import read_json
 from hala_hpc.tasks.evaluate.choose import AVERAGE, PERCENT, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 

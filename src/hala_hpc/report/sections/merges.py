@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypedDict, cast
 
-from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import REPORT
 from hala_hpc.report import plots, table
 from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Cell, Section, Value, isolated
+from hala_hpc.run.files import read_json
 from hala_hpc.tasks.merge.merging import LERP_ABOVE
 
 LAYER: Final = re.compile(r"\.(\d+)\.")

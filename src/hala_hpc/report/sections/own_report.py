@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hala_hpc.models.card import read_json
 from hala_hpc.report import plots, table
 from hala_hpc.report.plots import Plot
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Cell, Section, Table, isolated
+from hala_hpc.run.files import read_json
 from hala_hpc.tasks.evaluate.choose import PERCENT
 
 REPORT: Final = "report.json"

@@ -28,7 +28,7 @@ def section(run: ReportedRun) -> Section:
         return Section(name, title, ("Nobody has worked on it, or its ledgers are gone.",))
     drawn = (*_progress(run, name), *_rates(run, name), *_shards(past, name), *_failures(past, name))
     text = (
-        f"Workers: {len(past.workers):,}, nodes: {len({worker.host for worker in past.workers}):,}, "
+        f"Workers: {len(past.whole):,}, nodes: {len({worker.host for worker in past.workers}):,}, "
         f"worker-hours: {past.worker_seconds / 3600:,.2f}, failures: {len(past.troubles):,}."
     )
     return Section(name, title, (text,), _troubles(past, name), drawn)
@@ -54,7 +54,7 @@ def _rates(run: ReportedRun, name: str) -> list[Plot]:
         for rate in history.rates(run.history)
     ]
     curves = {"rows": "rows/s"} if unit == "rows" else {}
-    curves |= {"tokens": "tokens/s"} | ({"workers": "workers"} if len(run.history.workers) > 1 else {})
+    curves |= {"tokens": "tokens/s"} | ({"workers": "workers"} if len(run.history.whole) > 1 else {})
     highest = {key: max((row[key] for row in rows), default=0.0) for key in curves}
     return [
         Plot(

@@ -22,8 +22,7 @@ from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.compare import measure
 from hala_hpc.tasks.compare.measure import RESULT, TOKENS, Throughput
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
-from hala_hpc.worker.task import NeedsHub
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem, cut_items
 
 TEXT_TOKENS: Final = "input/texts.json"
 """In the run: the texts, as tokens."""
@@ -53,7 +52,7 @@ class Options(TaskOptions):
     throughput: Throughput = field(default_factory=Throughput)
 
 
-class Compare(ItemTask, NeedsHub):
+class Compare(ItemTask):
     """See the module. Raises HalaError for invalid options; ``plan`` refuses models that take other tokens."""
 
     stage = "serve"
@@ -96,12 +95,11 @@ class Compare(ItemTask, NeedsHub):
             size = sum(path.stat().st_size for path in location.weights(model))
             digest = location.sound_digest(model, watch.weigh)
             item = CompareItem(name=label, model=str(model), weights=digest, bytes=size, base=base)
-            items.append(Planned(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
+            items.append(PlannedItem(dict(item), model, sum(len(ids) - 1 for ids in tokens.values()), [digest, tokens]))
             sources.append({"path": str(model), "original": label, "rows": 1, "bytes": size})
-        return cut_items("compare", "benchmarks", items, sources, len(tokens), assembled=True, notes=notes)
+        return cut_items("compare", "benchmarks", items, sources, texts=len(tokens), assembled=True, notes=notes)
 
-    def models_on_hub(self) -> list[Model]:
-        """The models that ``hala prefetch`` has to fetch."""
+    def hub_needs(self) -> list[Model]:
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
     def checker(self, facts: Facts) -> CheckShard:
@@ -130,7 +128,7 @@ class Comparing(ItemWork):
 
     def do(self, item: Item) -> dict[str, Any]:
         """Log-probabilities of the texts, then the throughput."""
-        planned, check_stop = cast(CompareItem, item.asked), item.check_stop
+        planned, check_stop = cast(CompareItem, item.entry), item.check_stop
         model = Path(planned["model"])
         item.tell("checking the weights")
         location.refuse_changed(model, planned["weights"], check_stop)

@@ -25,8 +25,7 @@ from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.evaluate import benchmarks, local, results
 from hala_hpc.tasks.evaluate.benchmarks import Benchmark, BenchmarkItem, Harness, Setting
 from hala_hpc.tasks.evaluate.scorer import Attempt, Counts, Scorer
-from hala_hpc.worker.items import Item, ItemTask, Planned, cut_items
-from hala_hpc.worker.task import NeedsHub
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem, cut_items
 
 QUESTIONS: Final = 250
 """A guess (ours) at the questions of a task that nobody has counted, for how long its shard will take."""
@@ -55,7 +54,7 @@ class Options(TaskOptions):
     task_files: list[str] = field(default_factory=list, metadata=PATH)  # folders of lm-eval task files, for all
 
 
-class Evaluate(ItemTask, NeedsHub):
+class Evaluate(ItemTask):
     """See the module. Raises HalaError for impossible options."""
 
     stage = "serve"
@@ -77,7 +76,7 @@ class Evaluate(ItemTask, NeedsHub):
         """Raises HalaError for a model that is not there or not whole, and for local data that cannot be read."""
         del folder
         planned_benchmarks = [self._planned(benchmark, watch) for benchmark in self._benchmarks]
-        items: list[Planned] = []
+        items: list[PlannedItem] = []
         sources: list[dict[str, Any]] = []
         for label, (_, path) in location.labelled(self._recipe.task.models).items():
             engines.check(replace(self._recipe, model=Model(str(path))))
@@ -91,7 +90,7 @@ class Evaluate(ItemTask, NeedsHub):
                 item = BenchmarkItem(name=name, model=label, path=str(path), weights=weights, **benchmark)
                 if item["chat_template"] is None:
                     item["chat_template"] = has_template(path)
-                items.append(Planned(dict(item), path, cost))
+                items.append(PlannedItem(dict(item), path, cost))
         return cut_items("evaluate", "benchmarks", items, sources)
 
     def checker(self, facts: Facts) -> CheckShard:
@@ -101,15 +100,12 @@ class Evaluate(ItemTask, NeedsHub):
         del run, plan
         return Work(self._recipe)
 
-    def models_on_hub(self) -> list[Model]:
-        """What ``hala prefetch`` has to fetch."""
-        return list(self._recipe.task.models.values())
-
-    def data_on_hub(self) -> list[Data]:
-        """Datasets of the benchmarks that are not given as folders."""
+    def hub_needs(self) -> list[Model | Data]:
+        """The models, and datasets of the benchmarks that are not given as folders."""
         settings = self._recipe.task.settings
         fetched = [known for known in self._benchmarks if not settings.get(known.name, Setting()).data]
-        return [data for benchmark in fetched for data in benchmarks.hub_data(benchmark)]
+        data = (source for benchmark in fetched for source in benchmarks.hub_data(benchmark))
+        return [*self._recipe.task.models.values(), *data]
 
     def _planned(self, benchmark: Benchmark, watch: PlanWatch) -> tuple[int, BenchmarkItem]:
         """What every model is asked, and about how many questions that is."""
@@ -140,7 +136,7 @@ class Evaluate(ItemTask, NeedsHub):
         return sum(min(count, limit or count) for count in counts), item
 
 
-class Work:
+class Work(ItemWork):
     """One worker's engine, kept while shards of its model come."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -149,7 +145,7 @@ class Work:
         self._weights = ""
 
     def do(self, item: Item) -> dict[str, Any]:
-        benchmark = cast("BenchmarkItem", item.asked)
+        benchmark = cast("BenchmarkItem", item.entry)
         if local.digest_of(_folders(benchmark)) != benchmark["files_digest"]:
             raise HalaError(
                 f"{benchmark['benchmark']}: its files have changed since the run was planned", "plan another run"
@@ -161,7 +157,7 @@ class Work:
         scorer.counts, began = Counts(), time.monotonic()
         samples = harness.evaluate(scorer, benchmark, attempt)
         seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()
-        header = {key: item.asked[key] for key in HEADER} | {
+        header = {key: item.entry[key] for key in HEADER} | {
             "versions": card.versions(harness.PACKAGES) | {engine["kind"]: engine["version"]},
             "seconds": round(seconds, 3),
             "questions_per_second": round(len(samples) * counts.fresh / seconds, 3) if seconds > 0 else 0.0,

@@ -19,6 +19,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import card, location
 from hala_hpc.models.folder import NEEDED, REPORT, check_model, copy_beside, finish_model, item_report, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, not_finite, open_tensors
+from hala_hpc.run.files import read_json
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
 from hala_hpc.tasks.merge.inputs import BASE, FLOATS, Input, MergeItem, Vocabulary, rows_beyond, with_rows
@@ -229,7 +230,7 @@ def template_of(model: Path) -> Any:
     for name in ("chat_template.jinja", "chat_template.json"):
         if (model / name).is_file():
             return (model / name).read_text("utf-8")
-    return card.read_json(model / "tokenizer_config.json").get("chat_template")
+    return read_json(model / "tokenizer_config.json").get("chat_template")
 
 
 def copy_files(base: Path, donor: Path, dtype: str, target: Path, rows: int | None = None) -> None:

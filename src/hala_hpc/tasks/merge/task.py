@@ -17,8 +17,7 @@ from hala_hpc.tasks.merge import inputs as merge_inputs
 from hala_hpc.tasks.merge import merging, methods
 from hala_hpc.tasks.merge.inputs import BASE, Input, MergeItem, ModelEntry, Vocabulary
 from hala_hpc.tasks.merge.merging import MergeJob, cosines, merge
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
-from hala_hpc.worker.task import NeedsHub
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem, cut_items
 
 PAPER_T: Final = 0.5
 Type = Literal["bfloat16", "float16", "float32"]
@@ -57,7 +56,7 @@ class Options(TaskOptions):
     seed: int = 0  # for methods that draw at random
 
 
-class Merge(ItemTask, NeedsHub):
+class Merge(ItemTask):
     """See the module. Raises HalaError for invalid options; models that cannot be merged are refused by ``plan``."""
 
     stage = "work"
@@ -100,14 +99,14 @@ class Merge(ItemTask, NeedsHub):
                 shared = merge_inputs.shared_vocabulary(mixed, item["files_from"])
                 item |= {"vocabulary": asdict(shared)} if shared else {}
             *_, last = mixed.values()
-            items.append(Planned(dict(item), last.folder, sum(model.bytes() for model in mixed.values())))
+            items.append(PlannedItem(dict(item), last.folder, sum(model.bytes() for model in mixed.values())))
         sources = [
             {"path": str(model.folder), "original": label, "rows": len(model.tensors), "bytes": model.bytes()}
             for label, model in inputs.items()
         ]
         return cut_items("merge", "merges", items, sources)
 
-    def models_on_hub(self) -> list[Model]:
+    def hub_needs(self) -> list[Model]:
         """The models besides the base, which is the recipe's model."""
         return [Model(model.name, model.revision) for model in self._recipe.task.models.values()]
 
@@ -181,7 +180,7 @@ class Merging(ItemWork):
 
     def do(self, item: Item) -> dict[str, Any]:
         """Raises HalaError where a model changed since the plan, or mergekit refuses, or the result is not sound."""
-        planned = cast(MergeItem, item.asked)
+        planned = cast(MergeItem, item.entry)
         inputs = {label: self._input(label, entry, item) for label, entry in planned["models"].items()}
         donor = inputs[planned["files_from"]]
         vocabulary = Vocabulary(**planned["vocabulary"]) if planned.get("vocabulary") else None

@@ -12,7 +12,7 @@ from hala_hpc.models.folder import RECORD, REPORT, copy_beside, finish_model, re
 from hala_hpc.models.safetensors_file import Unreadable, tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.digests import FileFacts
-from hala_hpc.run.files import link_read_only
+from hala_hpc.run.files import link_read_only, read_json
 from hala_hpc.tasks.quantize.files import TensorError
 
 PACKAGES: Final = ("llmcompressor", "compressed-tensors", "torch", "transformers", "tokenizers")
@@ -37,7 +37,7 @@ class PartReport(TypedDict):
 
 def read_report(part: Path) -> PartReport:
     """A shard's report. Raises HalaError where it cannot be read."""
-    report = card.read_json(part / REPORT)
+    report = read_json(part / REPORT)
     if not all(isinstance(report.get(key), dict) for key in ("files", "quantization_config")):
         raise HalaError(f"{part / REPORT} cannot be read")
     return cast(PartReport, report)

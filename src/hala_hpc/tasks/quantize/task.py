@@ -27,7 +27,7 @@ from hala_hpc.tasks.quantize import schemes
 from hala_hpc.tasks.quantize.files import Calibration, Weights
 from hala_hpc.tasks.quantize.folder import PartReport, assemble, faults
 from hala_hpc.tasks.quantize.schemes import Scheme
-from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned, cut_items
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem, cut_items
 
 WHOLE: Final = "model"
 """Name of the only shard where the whole model is quantized at once."""
@@ -167,7 +167,7 @@ class Quantizing(ItemWork):
         """Quantize, then check the result and that the source is the one that was planned with."""
         began = time.monotonic()
         free_at_once(FREED_BYTES)
-        planned, source = cast(QuantizeItem, item.asked), Path(item.shard.source)
+        planned, source = cast(QuantizeItem, item.entry), Path(item.shard.source)
         paths = [source / name for name in planned["files"]]
         weights = Weights(paths, planned["tensors"], self._scheme, planned["ignore"])
         item.place.mkdir()
@@ -232,13 +232,13 @@ def by_file(tensors: Sequence[Tensor], scheme: Scheme) -> dict[str, list[Tensor]
 
 def plan_items(
     groups: Mapping[str, Sequence[Tensor]], source: Path, ignore: list[str], digests: Mapping[Path, str]
-) -> Iterator[Planned]:
+) -> Iterator[PlannedItem]:
     """An item of the plan for each group of tensors, with the files that hold them."""
     for name, tensors in groups.items():
         paths = sorted(digests if name == WHOLE else {tensor.path for tensor in tensors})
         of_files, names = {path.name: digests[path] for path in paths}, [tensor.name for tensor in tensors]
         item = QuantizeItem(name=name, files=[*of_files], tensors=names, ignore=ignore, digests=of_files)
-        yield Planned(dict(item), source, sum(tensor.size for tensor in tensors))
+        yield PlannedItem(dict(item), source, sum(tensor.size for tensor in tensors))
 
 
 def _write_calibration(recipe: Recipe, folder: Path, watch: PlanWatch, notes: Counter[str]) -> None:

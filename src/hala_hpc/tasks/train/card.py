@@ -7,6 +7,7 @@ from typing import Any, Final, TypedDict
 
 from hala_hpc.models import card
 from hala_hpc.run import manifest
+from hala_hpc.run.files import read_json
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.prepare.expected import Expected
@@ -66,7 +67,7 @@ def provenance(run: Path, step: int | None = None) -> dict[str, Any]:
     """
     record = card.provenance(run, PACKAGES)
     facts = manifest.read(run / "manifest.parquet").facts
-    report = card.read_json(run / paths.INDEX / "report.json")
+    report = read_json(run / paths.INDEX / "report.json")
     checkpoint = {} if step is None else {"checkpoint": step}
     return {
         **record,

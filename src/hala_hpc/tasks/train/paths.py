@@ -1,8 +1,6 @@
-"""Where the files of a training stand in its run directory, and how the small ones are read."""
+"""Where the files of a training stand in its run directory."""
 
-import json
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 INDEX: Final = "training/index"
 CHECKPOINTS: Final = "training/checkpoints"
@@ -16,12 +14,3 @@ STACKS: Final = "training/stacks"
 PREFLIGHT: Final = "training/preflight"
 """What each launch found out about its nodes."""
 RANK_LOGS: Final = "logs/ranks"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file; None where it is missing or cannot be read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

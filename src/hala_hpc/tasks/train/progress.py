@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
 
+from hala_hpc.run.files import read_json
 from hala_hpc.tasks.train import checkpoints, metrics, paths
 from hala_hpc.tasks.train.checkpoints import Fallback
 from hala_hpc.tasks.train.metrics import StepMetrics
@@ -72,9 +73,9 @@ def read(run: Path, now: float | None = None) -> Progress | None:
 
     ``now``: the file server's time, for ages.
     """
-    report = paths.read_json(run / paths.INDEX / "report.json")
+    report = read_json(run / paths.INDEX / "report.json")
     files = metrics.files(run)
-    if report is None and not files:
+    if not report and not files:
         return None
     newest = metrics.tail(files[-1], TAIL) if files else []
     trained = [line for line in newest if "loss" in line]
@@ -107,8 +108,8 @@ def read(run: Path, now: float | None = None) -> Progress | None:
         checkpoint=checkpoint,
         checkpoint_age=max(0.0, (time.time() if now is None else now) - saved_at) if saved_at is not None else None,
         launches=len(files),
-        failure=cast(Failure | None, paths.read_json(run / paths.FAILURE)),
-        fallback=cast(Fallback | None, paths.read_json(run / paths.CHECKPOINTS / checkpoints.FALLBACK)),
+        failure=cast(Failure | None, read_json(run / paths.FAILURE) or None),
+        fallback=cast(Fallback | None, read_json(run / paths.CHECKPOINTS / checkpoints.FALLBACK) or None),
     )
 
 
@@ -189,5 +190,5 @@ def _checkpoint(run: Path) -> tuple[int | None, float | None]:
 def _phase(run: Path) -> str | None:
     """What the first rank of the newest launch said last."""
     heartbeats = sorted((run / paths.RANKS).glob("*/0.json"), key=lambda path: path.stat().st_mtime)
-    newest = paths.read_json(heartbeats[-1]) if heartbeats else None
-    return str(newest["phase"]) if newest and "phase" in newest else None
+    newest = read_json(heartbeats[-1]) if heartbeats else {}
+    return str(newest["phase"]) if "phase" in newest else None

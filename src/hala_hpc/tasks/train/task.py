@@ -8,7 +8,7 @@ from typing import Any
 
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Data, Model, Recipe, Site
+from hala_hpc.config.schema import Data, Recipe, Site
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.files import sources as data_files
@@ -21,12 +21,13 @@ from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
 from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
+from hala_hpc.worker.task import Task
 
 NAME = re.compile(r"[\w-]{1,60}")
 """The name of a dataset in the mixture: it becomes a folder."""
 
 
-class Train:
+class Train(Task):
     """A training. What can be refused is refused here, before a GPU is allocated."""
 
     stage = "work"
@@ -84,10 +85,7 @@ class Train:
         del facts
         return check_model
 
-    def models_on_hub(self) -> list[Model]:
-        return []
-
-    def data_on_hub(self) -> list[Data]:
+    def hub_needs(self) -> list[Data]:
         """The mixture."""
         return list(self._recipe.task.datasets.values())
 
@@ -110,9 +108,7 @@ class Train:
         return manifest.read(target / "manifest.parquet")
 
 
-def create(recipe: Recipe) -> Train:
-    """The task of a recipe. Raises HalaError for options that cannot work."""
-    return Train(recipe)
+create = Train
 
 
 def world_of(site: Site) -> int:

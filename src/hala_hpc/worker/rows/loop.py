@@ -18,7 +18,7 @@ from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreacha
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.revival import Gone, Revival
-from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, working_on
+from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent
 from hala_hpc.worker.rows.task import RowError, RowTask
 from hala_hpc.worker.task import Context, Counters, Outcome, say
 
@@ -89,7 +89,7 @@ class RowLoop:
     def _feed(self) -> None:
         """Send rows until the engine is full, going on to the next shard where one ends."""
         while True:
-            if self._feeding is not None and (self._feeding.lost or not self._feeding.unsent):
+            if self._feeding is not None and (self._feeding.claim.lost or not self._feeding.unsent):
                 self._feeding = None
             self._look_ahead()
             shard = self._feeding or self._unfed() or self._next_shard()
@@ -113,7 +113,7 @@ class RowLoop:
 
     def _unfed(self) -> OpenShard | None:
         """One whose rows came back unanswered."""
-        return next((shard for shard in self._open if shard.unsent and not shard.lost), None)
+        return next((shard for shard in self._open if shard.unsent and not shard.claim.lost), None)
 
     def _look_ahead(self) -> None:
         """Have the next shard claimed and read before the rows at hand run out."""
@@ -187,8 +187,7 @@ class RowLoop:
 
     def _settle(self, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
         hand.completions[index] = completion
-        hand.left -= 1
-        if hand.left == 0:
+        if None not in hand.completions:
             self._finish(shard, hand)
 
     def _finish(self, shard: OpenShard, hand: RowInHand, error: str | None = None) -> None:
@@ -204,7 +203,7 @@ class RowLoop:
             shard.quarantine(hand.number, error)
             self._counters["quarantined"] += 1
         self._counters["rows"] += 1
-        if shard.complete and not shard.lost:
+        if shard.complete and not shard.claim.lost:
             self._publish(shard)
 
     # --- shards go out --------------------------------------------------------------------------------------------
@@ -235,7 +234,7 @@ class RowLoop:
         for future in [future for future in self._writing if future.done()]:
             self._writing.remove(future)
             future.result()
-        for shard in [shard for shard in self._open if shard.lost]:
+        for shard in [shard for shard in self._open if shard.claim.lost]:
             self._open.remove(shard)
             shard.close()
             self._claims.give_back(shard.claim, "lost")
@@ -247,8 +246,11 @@ class RowLoop:
 
     def _progress(self, working: dict[str, int] | None = None) -> None:
         self._noted = time.monotonic()
-        at = working_on(self._open) if working is None else working
+        at = self._working_on() if working is None else working
         self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
+
+    def _working_on(self) -> dict[str, int]:
+        return {str(shard.id): shard.done for shard in self._open}
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -306,11 +308,8 @@ class RowLoop:
     def _abandon(self) -> None:
         """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""
         suspects = {shard.id for shard in self._in_flight.shards()}
-        for shard in list(self._open):
-            if shard.id in suspects:
-                self._give_back(shard, "abandoned")
-        self._feeding = None
-        self._in_flight.clear()
+        for shard in [shard for shard in self._open if shard.id in suspects]:
+            self._give_back(shard, "abandoned")
 
     def _give_back(self, shard: OpenShard, event: str = "released") -> None:
         """Keep what is finished of a shard, and let another have it; ``abandoned`` counts an attempt against it."""
@@ -332,7 +331,7 @@ class RowLoop:
             coming = self._coming.result()
             self._open += [coming] if coming is not None else []
         self._disk.shutdown(wait=True)
-        working = working_on(self._open)  # what is kept of them counts as done, also while nobody works on them
+        working = self._working_on()  # what is kept of them counts as done, also while nobody works on them
         try:
             for future in self._writing:
                 future.result()

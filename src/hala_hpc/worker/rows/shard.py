@@ -5,8 +5,8 @@ A text that repeats is requested once, as its answer is in flight or cached: sys
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
@@ -41,10 +41,6 @@ class RowInHand:
     number: int
     row: Row
     completions: list[Completion | None]
-    left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left = len(self.completions)
 
 
 class OpenShard:
@@ -68,10 +64,6 @@ class OpenShard:
     @property
     def id(self) -> int:
         return self.claim.shard
-
-    @property
-    def lost(self) -> bool:
-        return self.claim.lost
 
     @property
     def done(self) -> int:
@@ -170,11 +162,6 @@ class Reading:
             self._claims.note("claimed", claim, taken_up=shard.taken_up)
             return shard
         return None
-
-
-def working_on(shards: Sequence[OpenShard]) -> dict[str, int]:
-    """Rows finished per open shard, for the ledger."""
-    return {str(shard.id): shard.done for shard in shards}
 
 
 class AnswerCache:

@@ -21,7 +21,7 @@ from hala_hpc.data.shapes import ASIDE
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
-from hala_hpc.worker.task import ROWS
+from hala_hpc.worker.task import ROWS, Task
 
 MOST_NOTES: Final = 30
 """So many things that are left as they are get a count of their own; roles may be people's names."""
@@ -51,7 +51,7 @@ class RowWork(Protocol):
         """The added columns, given the completions in the order of the requests, none failed. Raises RowError."""
 
 
-class RowTask(ABC):
+class RowTask(Task, ABC):
     """A task whose shards are rows: all of it but how rows are done."""
 
     stage = "serve"

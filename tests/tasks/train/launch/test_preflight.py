@@ -7,7 +7,7 @@ import pytest
 
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.tasks.train.launch import fitness, preflight
-from hala_hpc.tasks.train.launch.preflight import Report
+from hala_hpc.tasks.train.launch.preflight import RankReport
 from hala_hpc.tasks.train.launch.step import Allocation
 from tests.work import work_python
 
@@ -15,7 +15,7 @@ __all__ = ["work_python"]
 NODES = ["n1", "n2", "n3", "n4"]
 
 
-def reports(rank: int | None = None, **odd: Any) -> dict[int, Report]:
+def reports(rank: int | None = None, **odd: Any) -> dict[int, RankReport]:
     """Of eight ranks on four nodes; ``odd`` is what the ranks of one node say."""
     fine: dict[str, Any] = {
         "host": "h",
@@ -29,10 +29,10 @@ def reports(rank: int | None = None, **odd: Any) -> dict[int, Report]:
         "pairs": {"0-1": 40.0},
         "all": 40.0,
     }
-    return {one: Report(one, **(fine | (odd if one // 2 == rank else {}))) for one in range(8)}
+    return {one: RankReport(one, **(fine | (odd if one // 2 == rank else {}))) for one in range(8)}
 
 
-def judged(found: dict[int, Report], slowest: float = 0.5) -> dict[str, str]:
+def judged(found: dict[int, RankReport], slowest: float = 0.5) -> dict[str, str]:
     return {bad.node: bad.reason for bad in fitness.judge(found, NODES, 2, slowest)}
 
 

@@ -17,8 +17,8 @@ from hala_hpc.run.ledger import read as events
 from hala_hpc.tasks.train import checkpoints, paths
 from hala_hpc.tasks.train.launch import launcher as train_launch
 from hala_hpc.tasks.train.launch import signs, stacks
-from hala_hpc.tasks.train.launch.launcher import Ended, How, Orders, Watched
-from hala_hpc.tasks.train.launch.stacks import Seen
+from hala_hpc.tasks.train.launch.launcher import Ended, How, Watched
+from hala_hpc.tasks.train.launch.stacks import RankState
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.tasks.train.options import Watch
 from tests.conftest import ROOT
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ledger", "logs/ranks", "partial/000"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(train_launch, "RANK", "tests.tasks.train.launch.rank_program")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'src'}")
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def started(run: Path, ranks: int = 2, name: str = "one", watch: Watch = QUICK) 
 def see_through(
     watched: Watched, should_stop: Callable[[], bool] = lambda: False, is_ours: Callable[[], bool] = lambda: True
 ) -> Ended:
-    return watched.watch(Orders(should_stop, is_ours, lambda: None))
+    return watched.watch(should_stop, is_ours, lambda: None)
 
 
 def pid_of(run: Path, rank: int, step: int = 1, name: str = "one") -> int:
@@ -170,8 +170,8 @@ def test_ranks_do_not_outlive_their_launcher(run: Path) -> None:
 FINE = {"step": 7, "phase": "forward and backward", "state": "S", "is_waiting": True}
 
 
-def ranks(**odd: Any) -> list[Seen]:
-    return [Seen(rank, **(FINE | (odd if rank == 2 else {}))) for rank in range(4)]
+def ranks(**odd: Any) -> list[RankState]:
+    return [RankState(rank, **(FINE | (odd if rank == 2 else {}))) for rank in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,6 @@ def ranks(**odd: Any) -> list[Seen]:
         (ranks(), {}, None, "network"),
     ],
 )
-def test_culprit(seen: list[Seen], silent: dict[int, float], rank: int | None, why: str) -> None:
+def test_culprit(seen: list[RankState], silent: dict[int, float], rank: int | None, why: str) -> None:
     found, reason = stacks.culprit(seen, silent, 4)
     assert found == rank and why in reason

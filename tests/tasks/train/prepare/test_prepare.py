@@ -325,6 +325,7 @@ def test_a_signal_stops_all_processes_and_gives_the_shards_back(
     assert process.returncode == REQUEUE, said
     assert time.monotonic() - began < 8
     assert "Traceback" not in said
+    assert said.count("keeping what is finished") == 1, "the worker says it for its processes"
     wait_until(lambda: not any(map(is_there, below)))
     assert [path for path in (run / "leases").rglob("*") if path.is_file()] == []
     assert not events(run, "failed", "crashed")

@@ -23,8 +23,7 @@ from hala_hpc.tasks.train.checkpoints import Saved
 from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items import Item, Planned, cut_items
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, PlannedItem, cut_items
 
 
 @dataclass
@@ -43,10 +42,10 @@ class ExportItem(TypedDict):
     checkpoint: dict[str, int | float]
 
 
-class Export:
+class Export(ItemTask):
     """See the module."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._run, self._steps = Path(recipe.model.name), list(recipe.task.steps)
@@ -74,7 +73,7 @@ class Export:
             ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=marker_of(by_step[step]))
             for step in steps
         ]
-        items = [Planned(dict(entry), self._run) for entry in entries]
+        items = [PlannedItem(dict(entry), self._run) for entry in entries]
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
         return cut_items("export", "checkpoints", items, [source])
 
@@ -86,16 +85,13 @@ class Export:
         del run, plan
         return Exporting()
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Each model stands by itself: nothing is left to do."""
 
-
-class Exporting:
+class Exporting(ItemWork):
     """The worker's side: nothing is kept from checkpoint to checkpoint."""
 
     def do(self, item: Item) -> dict[str, Any]:
         """Raises HalaError where the checkpoint is gone, or the model made of it is not sound."""
-        planned = cast(ExportItem, item.asked)
+        planned = cast(ExportItem, item.entry)
         run, marker = Path(planned["run"]), planned["checkpoint"]
         complete = checkpoints.complete(run / paths.CHECKPOINTS)
         saved = next((saved for saved in complete if marker_of(saved) == marker), None)
@@ -117,13 +113,8 @@ class Exporting:
         export.check(item.place, None, check_stop=item.check_stop)
         return {"step": saved.step}
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-def create(recipe: Recipe) -> Export:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Export(recipe)
+create = Export
 
 
 def _trained(run: Path) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Final
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger
@@ -17,7 +17,7 @@ from hala_hpc.slurm import allocation as slurm
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import preflight
 from hala_hpc.tasks.train.launch import step as train_step
-from hala_hpc.tasks.train.launch.preflight import Report
+from hala_hpc.tasks.train.launch.preflight import RankReport
 from hala_hpc.tasks.train.launch.step import Allocation
 from hala_hpc.worker.task import say
 
@@ -39,25 +39,35 @@ class Bad:
     is_slow: bool = False
 
 
-def judge(reports: Mapping[int, Report], nodes: Sequence[str], ranks_per_node: int, slowest: float) -> list[Bad]:
-    """Bad nodes, each with the first thing that is wrong with it.
+def judge(reports: Mapping[int, RankReport], nodes: Sequence[str], ranks_per_node: int, slowest: float) -> list[Bad]:
+    """Bad nodes, each with the first thing that is wrong with it; ``reports`` are by rank, as far as they came.
 
-    Parameters
-    ----------
-    reports : by rank, as far as they came; ``ranks_per_node`` ranks run on each of ``nodes``.
-    slowest : a node with less than this share of the median bandwidth is slow.
+    A node with less than ``slowest`` of the median bandwidth is slow.
     """
     by_node = [
         [reports[rank] for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node) if rank in reports]
         for node in range(len(nodes))
     ]
     kinds = [_kind(node[0]) for node in by_node if node]
-    others = Others(
-        max(kinds, key=kinds.count, default=None),
-        ranks_per_node > 1 and any(_is_inside(node, ranks_per_node) for node in by_node),
-        any(report.pairs for node in by_node for report in node),
-    )
-    faults = {number: _fault(node, others, ranks_per_node) for number, node in enumerate(by_node)}
+    usual = max(kinds, key=kinds.count, default=None)
+    is_any_inside = ranks_per_node > 1 and any(_is_inside(node, ranks_per_node) for node in by_node)
+    is_any_paired = any(report.pairs for node in by_node for report in node)
+
+    def fault(node: Sequence[RankReport]) -> str | None:
+        """The first thing that is wrong with a node, whatever its speed."""
+        if len(node) < ranks_per_node:
+            return f"{len(node)} of {ranks_per_node} ranks answered"
+        if own := next(filter(None, (_own_fault(report, ranks_per_node) for report in node)), None):
+            return own
+        if usual is not None and (kind := _kind(node[0])) != usual:
+            return f"differs from most nodes: {_difference(kind, usual)}"
+        if is_any_inside and not _is_inside(node, ranks_per_node):
+            return "the all-reduce inside the node failed"
+        if is_any_paired and not any(report.pairs for report in node):
+            return "no all-reduce with a neighbour came to an end"
+        return None
+
+    faults = dict(enumerate(map(fault, by_node)))
     first = {number: report for number in range(len(nodes)) if (report := reports.get(number * ranks_per_node))}
     pairs = {number: max(report.pairs.values()) for number, report in first.items() if report.pairs}
     inside = {number: report.inside for number, report in first.items() if report.inside is not None}
@@ -70,34 +80,11 @@ Kind = tuple[dict[str, str], list[str], list[int]]
 """Versions, GPUs and their memory: they must be those of most nodes."""
 
 
-class Others(NamedTuple):
-    """What most nodes are, and whether all-reduces came to an end on any: inside the node, with a neighbour."""
-
-    kind: Kind | None
-    is_inside: bool
-    is_paired: bool
-
-
-def _fault(node: Sequence[Report], others: Others, ranks: int) -> str | None:
-    """The first thing that is wrong with a node, whatever its speed."""
-    if len(node) < ranks:
-        return f"{len(node)} of {ranks} ranks answered"
-    if own := next(filter(None, (_own_fault(report, ranks) for report in node)), None):
-        return own
-    if others.kind is not None and (kind := _kind(node[0])) != others.kind:
-        return f"differs from most nodes: {_difference(kind, others.kind)}"
-    if others.is_inside and not _is_inside(node, ranks):
-        return "the all-reduce inside the node failed"
-    if others.is_paired and not any(report.pairs for report in node):
-        return "no all-reduce with a neighbour came to an end"
-    return None
-
-
-def _is_inside(node: Sequence[Report], ranks: int) -> bool:
+def _is_inside(node: Sequence[RankReport], ranks: int) -> bool:
     return len(node) == ranks and all(report.inside is not None for report in node)
 
 
-def _own_fault(report: Report, ranks: int) -> str | None:
+def _own_fault(report: RankReport, ranks: int) -> str | None:
     if report.gpu_error:
         return report.gpu_error
     if report.gpus and len(report.gpus) < ranks:
@@ -114,7 +101,7 @@ def _own_fault(report: Report, ranks: int) -> str | None:
     return None
 
 
-def _kind(report: Report) -> Kind:
+def _kind(report: RankReport) -> Kind:
     return report.versions, report.gpus, list(map(round, report.gpu_gb))
 
 
@@ -146,10 +133,7 @@ def check(run: Path, name: str, where: Allocation, slowest: float, should_stop: 
     log = run / paths.RANK_LOGS / f"{name}.preflight.log"
     words = ["-m", "hala_hpc.tasks.train.launch.preflight", str(run)]
     step = train_step.start(where, name, words, where.ranks_per_node, log)
-    while step.ended() is None and time.monotonic() - began < PREFLIGHT_SECONDS and not should_stop():
-        time.sleep(0.1)
-    if step.ended() is None:
-        train_step.finish(step, 0.0)
+    train_step.finish(step, PREFLIGHT_SECONDS, should_stop)
     if should_stop():
         return []
     reports = preflight.read(run, name)

@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from hala_hpc.tasks.train.launch.signs import PLANNED, SIGNALS, place
+from hala_hpc.slurm.allocation import STOP_SIGNALS
+from hala_hpc.tasks.train.launch import signs
 
 PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 1, 0x59616D61, ctypes.c_ulong(-1)
 
@@ -31,7 +32,7 @@ def detach(control: int, status: int, command: list[str]) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    for number in (*SIGNALS, signal.SIGHUP):
+    for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, lambda _, __: None)  # a handler, for what is ignored would stay so in srun
     os.set_inheritable(control, False)
     os.set_inheritable(status, False)
@@ -49,28 +50,25 @@ def detach(control: int, status: int, command: list[str]) -> None:
 
 def keep_rank(module: str, run: str) -> int:
     """Run a rank to its end. Its exit code, but 0 for one that is planned."""
-    from hala_hpc.tasks.train.launch import signs
-
     if "RANK" in os.environ:  # a child of the launcher; under srun Slurm sees to it
         _die_with_parent()
-    here = place()
+    here = signs.place()
     received: list[int] = []
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: received.append(number))
-    child = subprocess.Popen([sys.executable, "-u", "-m", module, run], preexec_fn=_become_rank)
+    child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _: FrameType | None) -> None:
         received.append(number)
-        with contextlib.suppress(ProcessLookupError):
+        if child is not None:
             child.send_signal(number)
 
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
+    child = subprocess.Popen([sys.executable, "-u", "-m", module, run], preexec_fn=_become_rank)
     for early in tuple(received):
-        pass_on(early, None)
+        child.send_signal(early)
     code = child.wait()
     signs.write_end(Path(run), here.launch, signs.End(here.rank, code))
-    if code in PLANNED or -code in received:  # a second signal may find it at its very end, without a handler
+    if code in signs.PLANNED or -code in received:  # a second signal may find it at its very end, without a handler
         return 0
     return code if code > 0 else 128 - code
 

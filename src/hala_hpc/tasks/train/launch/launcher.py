@@ -17,14 +17,15 @@ from typing import Final
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import templates
 from hala_hpc.run import status
-from hala_hpc.run.files import write_durably
+from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import allocation as slurm
+from hala_hpc.slurm.allocation import STOP_SIGNALS
 from hala_hpc.tasks.train import checkpoints, options, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.launch import fitness, signs, stacks, step
 from hala_hpc.tasks.train.launch.fitness import Bad
-from hala_hpc.tasks.train.launch.signs import DIVERGED, PLANNED, REFUSED, SIGNALS, STOPPED, TRAINED, End
+from hala_hpc.tasks.train.launch.signs import DIVERGED, PLANNED, REFUSED, STOPPED, TRAINED, End
 from hala_hpc.tasks.train.launch.step import Allocation, Step, allocation
 from hala_hpc.tasks.train.options import Options, Watch
 from hala_hpc.tasks.train.order import index
@@ -66,19 +67,6 @@ class Ended:
     node: str | None = None
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What is called while the ranks are watched."""
-
-    should_stop: Callable[[], bool]
-    is_ours: Callable[[], bool]
-    tend: Callable[[], None]  # now and then
-
-
-Trouble = tuple[str, dict[int, float]]
-"""What is wrong, and the ranks that are silent, with for how many seconds."""
-
-
 class Watched:
     """The ranks of one launch, from their start to their end."""
 
@@ -90,30 +78,30 @@ class Watched:
         self._grown = 0
         self._heard: dict[int, tuple[float, float]] = {}  # by rank: time in its heartbeat, and ours when that was new
 
-    def watch(self, orders: Orders) -> Ended:
-        """Until all ranks ended, by themselves or because something is wrong with them."""
+    def watch(self, should_stop: Callable[[], bool], is_ours: Callable[[], bool], tend: Callable[[], None]) -> Ended:
+        """Until all ranks ended, by themselves or because something is wrong with them. ``tend`` is called often."""
         is_asked = is_killed = False
         while (code := self._step.ended()) is None:
             time.sleep(POLL_SECONDS)
-            if not orders.is_ours():
+            if not is_ours():
                 return self._kill(Ended(How.LOST, "another launcher took over"))
-            if orders.should_stop() and not is_asked:
+            if should_stop() and not is_asked:
                 is_asked = True
                 self._step.signal(signal.SIGUSR2)
             if time.monotonic() - self._looked < LOOK_SECONDS:
                 continue
-            orders.tend()
+            tend()
             if (trouble := self._trouble()) is not None:
-                return self._hung(trouble)
+                return self._hung(*trouble)
             if not is_killed and _crashed(signs.ends_so_far(self._run, self._name)):
                 is_killed = True  # srun ends the other ranks too, but not before KillWait is over
                 self._step.kill()
-        return self._judge(code, orders.should_stop())
+        return self._judge(code, should_stop())
 
     # --- hung -----------------------------------------------------------------------------------------------------
 
-    def _trouble(self) -> Trouble | None:
-        """What looks like a hung training, if it does."""
+    def _trouble(self) -> tuple[str, dict[int, float]] | None:
+        """What looks like a hung training, if it does, and for how many seconds which ranks are silent."""
         now, before = time.monotonic(), self._looked
         self._looked = now
         if now - before > SLEPT_SECONDS:  # it is we who slept: a suspended job, a file server that was away
@@ -135,9 +123,9 @@ class Watched:
             return f"no step has ended for {now - self._since:.0f} s", silent
         return None
 
-    def _hung(self, trouble: Trouble) -> Ended:
+    def _hung(self, what: str, silent: dict[int, float]) -> Ended:
         """Find out who is to blame, leave stacks and word of it, and end all ranks."""
-        (what, silent), where = trouble, self._where
+        where = self._where
         words = ["-m", "hala_hpc.tasks.train.launch.stacks", str(self._run)]
         log = self._run / paths.RANK_LOGS / f"{self._name}.stacks.log"
         step.finish(step.start(where, self._name, words, 1, log), STACKS_SECONDS)
@@ -185,11 +173,11 @@ class Watched:
 
 def _crashed(ends: list[End]) -> list[End]:
     """Ranks that ended the others: srun sends SIGTERM to the rest when one crashes: those did not crash."""
-    return [end for end in ends if end.code not in PLANNED and -end.code not in SIGNALS]
+    return [end for end in ends if end.code not in PLANNED and -end.code not in STOP_SIGNALS]
 
 
 def _failure(run: Path, default: str = "the ranks stopped for good") -> str:
-    failure = paths.read_json(run / paths.FAILURE) or {}
+    failure = read_json(run / paths.FAILURE)
     if "reason" not in failure:
         return default
     return f"step {failure['step']}: {failure['reason']}" if "step" in failure else str(failure["reason"])
@@ -225,11 +213,9 @@ class Launcher:
         """Train, and publish. Raises HalaError where a person has to look."""
         try:
             outcome = self._prepared_and_trained()
-        except HalaError:
-            self._claims.end(self._claim, self._context.leases.give_up)
-            raise
-        except BaseException:
-            self._claims.end(self._claim, self._context.leases.fail)
+        except BaseException as error:
+            leases = self._context.leases
+            self._claims.end(self._claim, leases.give_up if isinstance(error, HalaError) else leases.fail)
             raise
         if outcome is Outcome.FINISHED:
             return outcome
@@ -247,10 +233,12 @@ class Launcher:
         if not self._prepare():
             return Outcome.STOPPED
         self._build_index()
-        where = allocation(self._context.recipe)
-        bad = self._preflight(where) if self._options.watch.preflight else []
-        if bad and fitness.leave_out(where, bad, self._context.ledger):
-            return self._leave(bad)
+        where, watch, should_stop = allocation(self._context.recipe), self._options.watch, self._context.should_stop
+        (self._run / paths.RANK_LOGS).mkdir(parents=True, exist_ok=True)
+        if watch.preflight:
+            bad = fitness.check(self._run, self._next_name(), where, watch.slowest, should_stop)
+            if bad and self._goes_without(where, bad):
+                return Outcome.REQUEUED
         return self._train(where)
 
     def _prepare(self) -> bool:
@@ -267,7 +255,7 @@ class Launcher:
                     reason = left.errors[-1].get("error", "") if left.errors else ""
                     raise HalaError(f"{run.name}: {plural(left.failed, 'shard')} could not be prepared: {reason}")
                 if not left.finished:
-                    time.sleep(ASK_AGAIN_SECONDS)
+                    context.rest(ASK_AGAIN_SECONDS)
         return not context.should_stop()
 
     def _build_index(self) -> None:
@@ -279,23 +267,17 @@ class Launcher:
         write_durably(self._run / paths.REPORT, (self._run / paths.INDEX / "report.json").read_bytes())
         say(f"{plural(order.steps, 'step')} of {plural(order.batch, 'sequence')}")
 
-    def _preflight(self, where: Allocation) -> list[Bad]:
-        (self._run / paths.RANK_LOGS).mkdir(parents=True, exist_ok=True)
-        watch = self._options.watch
-        return fitness.check(self._run, self._next_name(), where, watch.slowest, self._context.should_stop)
-
     # --- ranks ----------------------------------------------------------------------------------------------------
 
     def _train(self, where: Allocation) -> Outcome:
         context, watch = self._context, self._options.watch
-        (self._run / paths.RANK_LOGS).mkdir(parents=True, exist_ok=True)
-        orders = Orders(context.should_stop, lambda: not self._claim.lost, self._tend)
         while not context.should_stop():
             self._set_failure_aside()
             name = self._next_name()
             context.ledger.write("launched", launch=name, nodes=where.nodes, ranks=where.world)
             say(f"launch {name}: {plural(where.world, 'rank')} on {', '.join(where.nodes)}")
-            ended = Watched(self._run, name, where, watch, context.ledger).watch(orders)
+            ranks = Watched(self._run, name, where, watch, context.ledger)
+            ended = ranks.watch(context.should_stop, lambda: not self._claim.lost, self._tend)
             say(f"launch {name} {ended.how.value} {ended.reason}".rstrip())
             self._tend()
             if ended.how is How.TRAINED:
@@ -324,12 +306,11 @@ class Launcher:
         guilty = ended.node is not None and fitness.faults(self._run).get(ended.node, 0) >= fitness.MOST_FAULTS
         if ended.node is not None and where.job is not None and (guilty or ended.how is How.STUCK):
             bad = [Bad(ended.node, ended.reason, is_slow=ended.how is not How.STUCK)]
-            if fitness.leave_out(where, bad, self._context.ledger):
-                self._leave(bad)
+            if self._goes_without(where, bad):
                 return True
         elif ended.how is How.STUCK:
             raise HalaError(ended.reason)
-        time.sleep(min(2.0**self._restarts, 30.0))
+        self._context.rest(min(2.0**self._restarts, 30.0))
         return False
 
     def _tend(self) -> None:
@@ -346,9 +327,11 @@ class Launcher:
             say(f"finished: {self._context.run.shard_output(self._claim.shard)}")
         return Outcome.FINISHED
 
-    def _leave(self, bad: list[Bad]) -> Outcome:
-        self._leaving = [node.node for node in bad]
-        return Outcome.REQUEUED
+    def _goes_without(self, where: Allocation, bad: list[Bad]) -> bool:
+        """Whether the job has to go on without these nodes. Raises HalaError where it cannot go on at all."""
+        is_leaving = fitness.leave_out(where, bad, self._context.ledger)
+        self._leaving = [node.node for node in bad] if is_leaving else []
+        return is_leaving
 
     def _next_name(self) -> str:
         """A name for a launch: unique, since only one launcher has the lease, and in the order of time."""

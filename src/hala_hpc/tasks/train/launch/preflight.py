@@ -31,7 +31,7 @@ JOIN_SECONDS: Final = 40.0
 
 
 @dataclass
-class Report:
+class RankReport:
     """What one rank measured. Bandwidths are bus bandwidths in GB/s, None where the all-reduce did not come to an end.
 
     Bus bandwidth is 2 (n - 1) / n x bytes / seconds, as nccl-tests has it: comparable whatever the number of ranks n.
@@ -74,21 +74,21 @@ def folder(run: Path, launch: str) -> Path:
     return run / paths.PREFLIGHT / launch
 
 
-def keep(target: Path, report: Report) -> None:
+def keep(target: Path, report: RankReport) -> None:
     """Write the report of a rank, whole or not at all."""
     target.mkdir(parents=True, exist_ok=True)
     files.write_durably(target / f"{report.rank}.json", json.dumps(asdict(report)).encode())
 
 
-def read(run: Path, launch: str) -> dict[int, Report]:
+def read(run: Path, launch: str) -> dict[int, RankReport]:
     """The reports that were written, by rank."""
-    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
-    return {report["rank"]: Report(**report) for report in read}
+    read = filter(None, map(files.read_json, folder(run, launch).glob("*.json")))
+    return {report["rank"]: RankReport(**report) for report in read}
 
 
-def facts(run: Path, target: Path, rank: int) -> Report:
+def facts(run: Path, target: Path, rank: int) -> RankReport:
     """What this rank's node has. Loads torch."""
-    report = Report(
+    report = RankReport(
         rank,
         platform.node(),
         run_free_gb=_free_gb(run),
@@ -103,7 +103,7 @@ def facts(run: Path, target: Path, rank: int) -> Report:
     return report
 
 
-def measure(report: Report, target: Path, here: RankPlace) -> None:
+def measure(report: RankReport, target: Path, here: RankPlace) -> None:
     """Time the all-reduces, keeping each result at once. Raises RuntimeError where ranks do not find together."""
     import torch
     import torch.distributed as dist
@@ -170,7 +170,7 @@ def _bandwidth(tensor: Any, group: Any, ranks: int) -> float:
     return round(2 * (ranks - 1) / ranks * int(tensor.numel()) * 4 / seconds / 1e9, 4)
 
 
-def _look_at_gpus(report: Report) -> None:
+def _look_at_gpus(report: RankReport) -> None:
     import torch
 
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:

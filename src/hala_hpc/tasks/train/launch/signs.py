@@ -7,7 +7,6 @@ This module is light, for it is imported before anything that could fail.
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from hala_hpc.run.files import write_durably
+from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.options import Watch
 
@@ -91,7 +90,7 @@ def folder(run: Path, launch: str) -> Path:
 
 def heartbeats(run: Path, launch: str) -> dict[int, RankHeartbeat]:
     """The heartbeats that can be read now, by rank."""
-    read = filter(None, map(paths.read_json, folder(run, launch).glob("*.json")))
+    read = filter(None, map(read_json, folder(run, launch).glob("*.json")))
     return {int(heartbeat["rank"]): RankHeartbeat(**heartbeat) for heartbeat in read}
 
 
@@ -119,8 +118,8 @@ def error_of(run: Path, launch: str, rank: int) -> str:
 
 def ends_so_far(run: Path, launch: str) -> list[End]:
     """The ends that are known by now, first come first, without waiting for any."""
-    read = [(paths.read_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
-    known = [End(end["rank"], end["code"], at) for end, at in read if end is not None]
+    read = [(read_json(path), path.stat().st_mtime) for path in folder(run, launch).glob("*.end")]
+    known = [End(end["rank"], end["code"], at) for end, at in read if end]
     return sorted(known, key=lambda end: end.at)
 
 
@@ -168,8 +167,6 @@ TRAINED, REFUSED, STOPPED, DIVERGED = 0, 2, 85, 86
 for good. ``failure.json`` gives the reason for the second and the last. Anything else is a crash, after which the
 training goes on from its last complete checkpoint."""
 PLANNED: Final = (TRAINED, STOPPED, DIVERGED)
-SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-"""They ask a rank to save and to stop."""
 LAUNCH, RANKS_PER_NODE, END_TIME = "HALA_LAUNCH", "HALA_RANKS_PER_NODE", "HALA_END_TIME"
 """Variables that the launcher sets."""
 RANK_VARIABLES: Final = (

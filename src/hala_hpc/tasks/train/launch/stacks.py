@@ -30,7 +30,7 @@ STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "D": "waiting for
 
 
 @dataclass(frozen=True)
-class Seen:
+class RankState:
     """One rank as its node saw it. ``state`` is /proc's letter, '' where the process is gone."""
 
     rank: int
@@ -40,43 +40,38 @@ class Seen:
     is_waiting: bool | None  # in a collective; None where there is no stack
 
 
-def look(run: Path, name: str, ranks: Sequence[int], node: int) -> list[Seen]:
-    """Look at these ranks of a launch, all on this node; write stacks and findings to ``training/stacks``."""
+def main() -> None:
+    """Look at the ranks of this node; write stacks and findings to ``training/stacks``."""
+    run, here = Path(sys.argv[1]), place()
+    name, node = here.launch, here.rank  # this program runs once on each node
+    ranks = range(node * here.ranks_per_node, (node + 1) * here.ranks_per_node)
     heartbeats = signs.heartbeats(run, name)
-    here = [heartbeats[rank] for rank in ranks if rank in heartbeats]
+    alive = [heartbeats[rank] for rank in ranks if rank in heartbeats]
     texts = [f"=== rank {rank}: no heartbeat" for rank in ranks if rank not in heartbeats]
-    with ThreadPoolExecutor(max(1, len(here))) as pool:
-        stacks = list(pool.map(dump, [heartbeat.pid for heartbeat in here]))
+    with ThreadPoolExecutor(max(1, len(alive))) as pool:
+        stacks = list(pool.map(dump, [heartbeat.pid for heartbeat in alive]))
     seen = []
-    for heartbeat, stack in zip(here, stacks, strict=True):
+    for heartbeat, stack in zip(alive, stacks, strict=True):
         state = process_state(heartbeat.pid)
         is_waiting = any(part in stack for part in WAITING) if stack else None
-        seen.append(Seen(heartbeat.rank, heartbeat.step, heartbeat.phase, state, is_waiting))
+        seen.append(RankState(heartbeat.rank, heartbeat.step, heartbeat.phase, state, is_waiting))
         texts.append(_titled(heartbeat, state, stack))
     folder = run / paths.STACKS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}-{node}.txt").write_text("\n\n".join(texts) + "\n")
     write_durably(folder / f"{name}-{node}.json", json.dumps(list(map(asdict, seen))).encode())
-    return seen
 
 
-def read(run: Path, name: str, node: int) -> list[Seen]:
-    """What ``look`` saw on a node; nothing where it did not get that far."""
+def read(run: Path, name: str, node: int) -> list[RankState]:
+    """What ``main`` saw on a node; nothing where it did not get that far."""
     try:
-        return [Seen(**rank) for rank in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
+        return [RankState(**rank) for rank in json.loads((run / paths.STACKS / f"{name}-{node}.json").read_bytes())]
     except (OSError, ValueError):
         return []
 
 
-def culprit(seen: Sequence[Seen], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
-    """The rank that most likely holds up the others, and why.
-
-    Parameters
-    ----------
-    seen : ranks that could be looked at.
-    silent : seconds since the last heartbeat, of ranks that fell silent.
-    world : number of ranks.
-    """
+def culprit(seen: Sequence[RankState], silent: Mapping[int, float], world: int) -> tuple[int | None, str]:
+    """The rank that most likely holds up the others, and why. ``silent``: seconds since their last heartbeat."""
     by_rank = {item.rank: item for item in seen}
     for item in seen:
         if item.state in ("T", "t", "Z", ""):
@@ -118,13 +113,6 @@ def dump(pid: int) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def main() -> None:
-    """Look at the ranks of this node: this program runs once on each, so its own rank is the node's number."""
-    here = place()
-    ranks = range(here.rank * here.ranks_per_node, (here.rank + 1) * here.ranks_per_node)
-    look(Path(sys.argv[1]), here.launch, ranks, here.rank)
 
 
 def _titled(heartbeat: RankHeartbeat, state: str, stack: str) -> str:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
@@ -114,64 +115,6 @@ KILL_SECONDS = 90.0
 """A step that is still there so long after it was killed has a process that no signal ends (a dead file server)."""
 
 
-class Step(Protocol):
-    """A program that runs as several tasks."""
-
-    def ended(self) -> int | None:
-        """The worst exit code once all tasks ended, else None."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to every task."""
-
-    def kill(self) -> None:
-        """End all tasks at once, by force."""
-
-
-def start(where: Allocation, launch: str, words: Sequence[str], tasks_per_node: int, log: Path | None = None) -> Step:
-    """Start ``python`` with these words, so many times on each node. Output goes to ``log``, else to our own."""
-    variables = where.variables(launch)
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(log.open("ab")) if log is not None else None
-        if where.job is None:
-            return LocalStep([*where.python, *words], {**os.environ, **variables}, tasks_per_node, out)
-        return SlurmStep(_srun(where, words, tasks_per_node), {**slurm.step_environment(), **variables}, out)
-
-
-def finish(step: Step, seconds: float) -> int | None:
-    """Wait so long for a step to end by itself, then kill it. None where not even that ended it."""
-    deadline, is_killed = time.monotonic() + seconds, False
-    while (code := step.ended()) is None:
-        if time.monotonic() >= deadline:
-            if is_killed:
-                break
-            step.kill()
-            deadline, is_killed = time.monotonic() + KILL_SECONDS, True
-        time.sleep(0.1)
-    return code
-
-
-def _srun(where: Allocation, words: Sequence[str], tasks_per_node: int) -> list[str]:
-    """All options are given anew: srun would otherwise take them from the variables of the step that we are."""
-    nodes = len(where.nodes)
-    options = [
-        "--overlap",  # the launcher's own step holds cores of the first node
-        f"--nodes={nodes}",
-        f"--ntasks={nodes * tasks_per_node}",
-        f"--ntasks-per-node={tasks_per_node}",
-        "--distribution=block",
-        f"--cpus-per-task={where.cpus_per_rank}",
-        "--mem=0",  # all that the job has
-        *([f"--gres=gpu:{where.gpus_per_node}"] if where.gpus_per_node else []),
-        "--export=ALL",
-        "--kill-on-bad-exit=1",
-        f"--wait={WAIT_SECONDS}",
-        "--unbuffered",
-        "--quiet",
-        *where.srun,
-    ]
-    return ["srun", *options, *where.python, *words]
-
-
 class SlurmStep:
     """A job step, whose srun runs detached from us: see ``keepers``."""
 
@@ -214,20 +157,12 @@ class LocalStep:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], tasks: int, out: IO[bytes] | None
     ) -> None:
-        self._tasks = []
-        for rank in range(tasks):
-            number = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-            count = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(tasks))
-            self._tasks.append(
-                subprocess.Popen(
-                    command,
-                    env={**environment, **number, **count},
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            )
+        run = partial(
+            subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+        count = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(tasks))
+        numbers = (dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(tasks))
+        self._tasks = [run(env={**environment, **number, **count}) for number in numbers]
 
     def ended(self) -> int | None:
         codes = [task.poll() for task in self._tasks]
@@ -237,11 +172,59 @@ class LocalStep:
 
     def signal(self, number: int) -> None:
         for task in self._tasks:
-            if task.poll() is None:
-                task.send_signal(number)
+            task.send_signal(number)  # does nothing once it has ended
 
     def kill(self) -> None:
         for task in self._tasks:
             if task.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(task.pid, signal.SIGKILL)
+
+
+Step = SlurmStep | LocalStep
+"""A program that runs as several tasks. ``ended``: the worst exit code once all tasks ended, else None."""
+
+
+def start(where: Allocation, launch: str, words: Sequence[str], tasks_per_node: int, log: Path | None = None) -> Step:
+    """Start ``python`` with these words, so many times on each node. Output goes to ``log``, else to our own."""
+    variables = where.variables(launch)
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("ab")) if log is not None else None
+        if where.job is None:
+            return LocalStep([*where.python, *words], {**os.environ, **variables}, tasks_per_node, out)
+        return SlurmStep(_srun(where, words, tasks_per_node), {**slurm.step_environment(), **variables}, out)
+
+
+def finish(step: Step, seconds: float, should_stop: Callable[[], bool] = lambda: False) -> int | None:
+    """Wait so long for a step to end by itself, or until a stop, then kill it. None where not even that ended it."""
+    deadline, is_killed = time.monotonic() + seconds, False
+    while (code := step.ended()) is None:
+        if time.monotonic() >= deadline or (should_stop() and not is_killed):
+            if is_killed:
+                break
+            step.kill()
+            deadline, is_killed = time.monotonic() + KILL_SECONDS, True
+        time.sleep(0.1)
+    return code
+
+
+def _srun(where: Allocation, words: Sequence[str], tasks_per_node: int) -> list[str]:
+    """All options are given anew: srun would otherwise take them from the variables of the step that we are."""
+    nodes = len(where.nodes)
+    options = [
+        "--overlap",  # the launcher's own step holds cores of the first node
+        f"--nodes={nodes}",
+        f"--ntasks={nodes * tasks_per_node}",
+        f"--ntasks-per-node={tasks_per_node}",
+        "--distribution=block",
+        f"--cpus-per-task={where.cpus_per_rank}",
+        "--mem=0",  # all that the job has
+        *([f"--gres=gpu:{where.gpus_per_node}"] if where.gpus_per_node else []),
+        "--export=ALL",
+        "--kill-on-bad-exit=1",
+        f"--wait={WAIT_SECONDS}",
+        "--unbuffered",
+        "--quiet",
+        *where.srun,
+    ]
+    return ["srun", *options, *where.python, *words]

@@ -33,8 +33,7 @@ from hala_hpc.tasks.train.prepare import tokens as token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
 from hala_hpc.tasks.train.prepare.tokens import Done, Opened, Tokenizing
 from hala_hpc.text.prompts import ControlWords
-from hala_hpc.worker.items import Item
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, ItemWork
 
 SHARD_TOKENS: Final = 1_000_000
 """Tokens in a shard of a training's dataset (ours): some seconds of one core, and few files for the training to map."""
@@ -46,11 +45,10 @@ SAMPLE: Final = " 1. A sample:\n\n\tnaïve  «نصٌّ عربيّ» 12,345 \u258
 """Spaces, scripts, digits, a character of several tokens: where tokenizers differ."""
 
 
-class Prepare:
+class Prepare(ItemTask):
     """See the module."""
 
     stage = "work"
-    loop = ITEMS
     one_per_core = True
     suffix = ".arrow"
 
@@ -87,11 +85,8 @@ class Prepare:
             run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
         )
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Nothing is left to do: a training takes the shards as they are."""
 
-
-class PrepareWork:
+class PrepareWork(ItemWork):
     """Makes the tokens of one shard after the other."""
 
     def __init__(self, run: RunDirectory, facts: Facts, work: Tokenizing) -> None:
@@ -110,13 +105,8 @@ class PrepareWork:
         tokens = sum(len(piece.ids) for pieces in kept for piece in pieces)
         return {"done": len(kept), "errors": len(done) - len(kept), "prompt_tokens": tokens}
 
-    def close(self) -> None:
-        """Nothing is held but memory."""
 
-
-def create(recipe: Recipe) -> Prepare:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
-    return Prepare(recipe)
+create = Prepare
 
 
 def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import os
-import signal
 import sys
 import time
 import warnings
@@ -23,24 +22,25 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.data import templates
 from hala_hpc.run.files import remove_tree, write_durably
+from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.tasks.train import card, metrics, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.checkpoints import Checkpoints, Saved
 from hala_hpc.tasks.train.estimate.architecture import flops_per_token
 from hala_hpc.tasks.train.export import model as export
-from hala_hpc.tasks.train.launch.signs import DIVERGED, REFUSED, SIGNALS, STOPPED, TRAINED, HeartbeatWriter, RankPlace
+from hala_hpc.tasks.train.launch.signs import DIVERGED, REFUSED, STOPPED, TRAINED, HeartbeatWriter, RankPlace
 from hala_hpc.tasks.train.options import Layout, Options, attention_of, is_convolutional, layout
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
-from hala_hpc.tasks.train.rank.trainer import Data, Diverged, HalaTrainer, Saving
+from hala_hpc.tasks.train.rank.trainer import Diverged, HalaTrainer, RankData, Saving
 from hala_hpc.worker import registry
+from hala_hpc.worker.task import say
 
 
-def main(run: str, here: RankPlace) -> int:
+def main(path: Path, here: RankPlace) -> int:
     """Train the run until its end, a stop or a failure. See ``launch.signs`` for the exit codes."""
-    path = Path(run).resolve()
     heartbeat = HeartbeatWriter(path, here.launch, here.rank)
     try:
         return _train(path, here, heartbeat)
@@ -89,14 +89,14 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
     except Diverged as failure:
         if here.is_first:
             _write_failure(path, failure, data)
-        return _end(writer, DIVERGED)
+        return _end(saving.signals, writer, DIVERGED)
     if saving.stopped:
-        return _end(writer, STOPPED)
+        return _end(saving.signals, writer, STOPPED)
     heartbeat.at(order.steps, "exporting")
     # The trainer makes them agree with the tokenizer, which knows one end of text: the end of a turn would be lost.
     model.config, model.generation_config = kept
     _export(path, trainer, tokenizer, here)
-    return _end(writer, TRAINED)
+    return _end(saving.signals, writer, TRAINED)
 
 
 def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTConfig:
@@ -177,7 +177,7 @@ def _start_distributed(stage: int, here: RankPlace) -> None:
 
 def _data(
     path: Path, recipe: Recipe, order: index.Index, here: RankPlace, model: Any, tokenizer: Any, done: int
-) -> Data:
+) -> RankData:
     split = layout(recipe.task, here.world)
     prepared = Prepared(train.prepare_runs(path, recipe))
     form, conv = _form_of(model, order.report["packed"])
@@ -185,7 +185,7 @@ def _data(
     collate = Collate(prepared, pad, form, conv)
     batches = Batches(order, split, here.rank, collate)
     loader = Loader(batches, done * split.accumulation, recipe.task.loader_workers, torch.cuda.is_available())
-    return Data(prepared, order, loader, collate, here)
+    return RankData(prepared, order, loader, collate, here)
 
 
 def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:
@@ -196,9 +196,9 @@ def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:
     first_ranks: list[Saved | HalaError | None] = [None]
     if here.is_first:
         for aside in checkpoints.set_aside():
-            _say(f"incomplete checkpoint set aside: {aside}")
+            say(f"incomplete checkpoint set aside: {aside}")
         try:
-            first_ranks = [checkpoints.newest_whole(_say)]
+            first_ranks = [checkpoints.newest_whole(say)]
         except HalaError as error:
             first_ranks = [error]
     if dist.is_initialized():
@@ -207,7 +207,7 @@ def _resume_point(checkpoints: Checkpoints, here: RankPlace) -> Saved | None:
     if isinstance(saved, HalaError):
         raise saved
     if saved is not None and here.is_first:
-        _say(f"resuming after step {saved.step}, saved by {plural(saved.world, 'rank')}")
+        say(f"resuming after step {saved.step}, saved by {plural(saved.world, 'rank')}")
     return saved
 
 
@@ -224,13 +224,13 @@ def _flops(model: Any, sequence_length: int) -> float:
     return flops_per_token(sum(sizes.values()) - looked_up, layers, width, sequence_length)
 
 
-def _write_failure(path: Path, failure: Diverged, data: Data) -> None:
+def _write_failure(path: Path, failure: Diverged, data: RankData) -> None:
     """Which step, and which rows were in its batch."""
     sequences = data.index.step(failure.step - 1)
     rows = [data.prepared.describe(piece) for sequence in sequences for piece in sequence]
     record = {"step": failure.step, "reason": failure.reason, "sequences": sequences, "rows": rows, "time": time.time()}
     write_durably(path / paths.FAILURE, json.dumps(record, default=int).encode())
-    _say(f"stopped for good at step {failure.step}: {failure.reason}; see {path / paths.FAILURE}")
+    say(f"stopped for good at step {failure.step}: {failure.reason}; see {path / paths.FAILURE}")
 
 
 def _export(path: Path, trainer: HalaTrainer, tokenizer: Any, here: RankPlace) -> None:
@@ -249,18 +249,9 @@ def _export(path: Path, trainer: HalaTrainer, tokenizer: Any, here: RankPlace) -
         dist.barrier()
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hala: {text}\n")
-    sys.stdout.flush()
-
-
-def _end(writer: Any, code: int) -> int:
-    """Leave together: a rank that is gone first would make the others fail.
-
-    A further signal must not end the process before its exit code does.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _end(signals: StopFlag, writer: Any, code: int) -> int:
+    """Leave together: a rank that is gone first would make the others fail."""
+    signals.ignore()
     if writer is not None:
         writer.close()
     sys.stdout.flush()

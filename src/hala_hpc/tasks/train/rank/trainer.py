@@ -5,12 +5,10 @@ What TRL and transformers do stays theirs: the model, its fused head, mixed prec
 
 import math
 import resource
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,10 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.tasks.train import zero
 from hala_hpc.tasks.train.checkpoints import MARKER, Checkpoints, Saved, digests_of
 from hala_hpc.tasks.train.estimate.architecture import mfu
-from hala_hpc.tasks.train.launch.signs import SIGNALS, HeartbeatWriter, RankPlace
+from hala_hpc.tasks.train.launch.signs import HeartbeatWriter, RankPlace
 from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.options import Options, Save, Schedule
 from hala_hpc.tasks.train.order.index import Index
@@ -46,7 +45,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Data:
+class RankData:
     """What is trained on and in which order, for one rank."""
 
     prepared: Prepared
@@ -62,12 +61,10 @@ class Saving(TrainerCallback):
     def __init__(self, save: Save, last_step: int, end_time: float | None) -> None:
         self._save, self._last_step, self._end_time = save, last_step, end_time
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
-        self._is_asked = False
+        self.signals = StopFlag(is_silent=True)  # the launcher says it
         self._saved_at = self._step_began = time.monotonic()
         self.save_seconds = 0.0
         self.stopped = False
-        for number in SIGNALS:
-            signal.signal(number, self._received)
 
     def saved(self, seconds: float) -> None:
         """Note how long a save took: the next one before the end of the job will take about as long."""
@@ -87,7 +84,7 @@ class Saving(TrainerCallback):
     def _must_stop(self, step_seconds: float) -> bool:
         """A signal came, or there is no time for another step and a save after it."""
         needed = 2 * step_seconds + 1.5 * self.save_seconds + MARGIN_SECONDS
-        return self._is_asked or (self._end_time is not None and time.time() + needed > self._end_time)
+        return self.signals() or (self._end_time is not None and time.time() + needed > self._end_time)
 
     def _is_due(self, step: int) -> bool:
         by_steps = self._save.steps is not None and step % self._save.steps == 0
@@ -101,10 +98,6 @@ class Saving(TrainerCallback):
         dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group)
         return [bool(flag) for flag in wanted.tolist()]
 
-    def _received(self, number: int, _: FrameType | None) -> None:
-        del number
-        self._is_asked = True
-
 
 class HalaTrainer(SFTTrainer):
     """``write`` takes one line of metrics per step; None on all ranks but the first."""
@@ -112,7 +105,7 @@ class HalaTrainer(SFTTrainer):
     def __init__(
         self,
         options: Options,
-        data: Data,
+        data: RankData,
         checkpoints: Checkpoints,
         saving: Saving,
         heartbeat: HeartbeatWriter,
