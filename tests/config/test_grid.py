@@ -118,7 +118,7 @@ def test_a_grid_is_no_single_run(tmp_path: Path) -> None:
     recipe = tmp_path / "g.yaml"
     recipe.write_text("name: g\ngrid: {axes: {a: {x: {}}}}")
     assert grid.is_grid(recipe)
-    with pytest.raises(HalaError, match="a grid of several runs"):
+    with pytest.raises(HalaError, match="is a grid, and this command"):
         compose(recipe, None, [], registry.options_of)
 
 

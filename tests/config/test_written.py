@@ -116,7 +116,7 @@ def test_open_keys_get_what_yaml_makes_of_them(asked: Asked) -> None:
         ("model.name=", "command line: model.name: is empty"),
         (
             "task.prompt=Translate, please: {text}",
-            "task.prompt: a text is wanted, and YAML reads a mapping here (quote it",
+            "task.prompt: must be text, but YAML reads a mapping here (quote it",
         ),
         ("data.columns=[a,", "is it one word for your shell? Quote all of it: 'data.columns=…'"),
         ("task.a.=1", "not of the form key=value"),
@@ -161,7 +161,7 @@ def test_null_takes_an_entry_of_a_mapping_away(asked: Asked) -> None:
 
 
 def test_null_that_takes_nothing_away_is_told(asked: Asked) -> None:
-    with pytest.raises(HalaError, match=r"task\.datasets\.aa: there is nothing to take away \(did you mean 'a'\?"):
+    with pytest.raises(HalaError, match=r"task\.datasets\.aa: no such entry to remove \(did you mean 'a'\?"):
         asked(MIXTURE, "task.datasets.aa=null")
 
 

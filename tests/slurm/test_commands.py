@@ -235,7 +235,7 @@ def test_cancelled_is_what_scancel_accepted(fake_slurm: Path) -> None:
     program(
         fake_slurm, "scancel", "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"
     )
-    with pytest.raises(HalaError, match=r"Access/permission denied: 1 task may be at work still"):
+    with pytest.raises(HalaError, match=r"Access/permission denied: 1 task may still be running"):
         commands.cancel(["7"])
     program(fake_slurm, "squeue", "echo '7_0|COMPLETING|None'")
     assert commands.cancel(["7"]) == [], "it ended by itself meanwhile"

@@ -145,5 +145,5 @@ def show_started(started: starting.Started, json_: bool) -> None:
     lines += [common.handed_in(submission, purpose) for submission in last]
     loud = dict.fromkeys(line for run in started.runs for line in training.loud(run.path))
     lines += [click.style(line, fg="red", bold=True) for line in loud]
-    nothing = f"nothing to start: all is done or at work (hala status {folder})"
+    nothing = f"nothing to start: all shards are done, or workers are at them (hala status {folder})"
     common.show(record, json_, [*lines, f"next: hala status {folder}" if runs else nothing])

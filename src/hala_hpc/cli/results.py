@@ -31,7 +31,7 @@ PROVEN = {
     "rows": "proven: every row is there exactly once",
     "models": "proven: every file of the model is what was written, every weight a number",
     "checkpoints": "proven: every file of every model is what was written, every weight a number",
-    "files": "proven: every tensor is there, and every file is what was held against the source and written",
+    "files": "proven: every tensor is there, and every file is as it was checked and written",
     "merges": "proven: every file of every model is what was written, every weight a number",
     "benchmarks": "proven: every result is what its samples say",
     "runs": "all proven",
@@ -150,7 +150,7 @@ def _lines(run: Verified, path: Path, before: str) -> Iterator[str]:
 def collect_command(run: str, to: Path | None, partial: bool, json_: bool) -> None:
     r"""Write the finished dataset as Parquet in source order, with a card; rows in quarantine apart, with their reason.
 
-    The finished model of a training is put where it is wanted.
+    For a training, the finished model is copied to --to.
 
     \b
     hala collect translate-openorca --to data/openorca-ar
@@ -235,7 +235,7 @@ def report_command(
     help="How much of the questions --split half takes.",
 )
 @click.option("--seed", default=0, show_default=True, help="The seed of the split.")
-@click.option("--base", default="", help="Label of the model it all started from. [base, else the first]")
+@click.option("--base", default="", help="Label of the base model. [base, else the first]")
 @click.option("--with-base", is_flag=True, help="The base may be chosen too.")
 @click.option("--models", multiple=True, metavar="PATTERN", help="Choose among these only.")
 @click.option("--benchmarks", multiple=True, metavar="PATTERN", help="Choose by these only.")
@@ -274,7 +274,7 @@ def best_command(
     folder = Path(choice.path)
     # Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody.
     if folder.is_dir() and location.digest(folder) != choice.weights:
-        raise HalaError(f"{choice.model}: {folder} is not what was evaluated", "evaluate it again, as a new run")
+        raise HalaError(f"{choice.model}: {folder} has changed since the evaluation", "evaluate it again, as a new run")
     target = to or paths[0] / RECORD
     write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     common.show(record, json_, _choice_lines(choice, folder, target))
@@ -283,7 +283,7 @@ def best_command(
 def _place(folder: Path) -> str:
     """A model's folder, and what people call it where that is a shard of a run."""
     name = name_of(folder)
-    gone = "" if folder.is_dir() else ", not there any more"
+    gone = "" if folder.is_dir() else ", deleted since"
     return f"{folder}" + (f" ({name}{gone})" if name != folder.name or gone else "")
 
 

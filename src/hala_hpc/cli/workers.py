@@ -23,7 +23,7 @@ from hala_hpc.worker.task import Task
 @click.command()
 @common.run_argument
 @common.overrides_argument
-@click.option("--workers", type=click.IntRange(min=1), help="How many to start. [as in the recipe, less those at work]")
+@click.option("--workers", type=click.IntRange(min=1), help="How many to start. [run.workers, less those that run]")
 @click.option("--damaged", is_flag=True, help="First move what `hala verify` refuses to RUN/damaged, to be done again.")
 @click.option(
     "--quarantine",

@@ -35,7 +35,7 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
     stack = [*of_place(site), *([] if recipe is None else [layers.from_file(recipe)])]
     if grid := next((layer for layer in stack if "grid" in layer.values), None):
         raise HalaError(
-            f"{grid.where}: a grid of several runs, where one is wanted", "plan, submit and prefetch take grids"
+            f"{grid.where} is a grid, and this command takes a single run", "plan, submit and prefetch take grids"
         )
     stack.append(layers.from_command_line(overrides))
     composed = merge(stack, options_of)
@@ -47,7 +47,7 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
 def require_task(stack: Sequence[Layer], recipe: Path) -> None:
     """A recipe must name its task: none is assumed. Raises HalaError."""
     if not any(layer.values.get("task") for layer in stack):
-        raise HalaError(f"{recipe}: task is missing", "what is to be done? For example task: {kind: translate}")
+        raise HalaError(f"{recipe}: task is missing", "set it, for example task: {kind: translate}")
 
 
 def of_place(site: Path | None) -> list[Layer]:

@@ -265,13 +265,13 @@ def _checked_value(layer: Layer, value: Any, hint: Any, metadata: dict[str, str]
     if origin is list and value is not None and not isinstance(value, list):
         value = [value]
     if origin is list and any(item is None or isinstance(item, dict | list) for item in value or ()):
-        raise HalaError(f"{layer.where}: {name}: a list of single values is wanted, not {value!r}")
+        raise HalaError(f"{layer.where}: {name}: must be a list of single values, not {value!r}")
     if origin is None and value is None and not is_optional and hint is not Any:
         raise HalaError(f"{layer.where}: {name}: is empty", "leave it out for its default, or give a value")
     if hint is str and isinstance(value, dict | list):
         kind = "a mapping" if isinstance(value, dict) else "a list"
         raise HalaError(
-            f"{layer.where}: {name}: a text is wanted, and YAML reads {kind} here",
+            f"{layer.where}: {name}: must be text, but YAML reads {kind} here",
             f"quote it: '{name}=\"…\"'" if layer.where == "command line" else 'quote it: "…"',
         )
     value = wanted(value, hint)
@@ -314,7 +314,7 @@ def take_away(layer: Layer, below: DictConfig, given: Mapping[str, Any], prefix:
         elif value is None and OmegaConf.get_type(below) is dict and key in below:
             below.pop(key)
         elif value is None and OmegaConf.get_type(below) is dict and below._metadata.element_type is not Any:
-            raise HalaError(f"{layer.where}: {name}: there is nothing to take away", did_you_mean(key, map(str, below)))
+            raise HalaError(f"{layer.where}: {name}: no such entry to remove", did_you_mean(key, map(str, below)))
         elif value is None and mapping is not None and OmegaConf.get_type(mapping) is dict:
             below[key] = {}
         else:

@@ -128,7 +128,7 @@ def check(tokenizer: Any, kinds: Collection[str]) -> None:
         raise HalaError("the tokenizer has no EOS token, so the model would never learn to stop", "set its eos_token")
     _check_bos(tokenizer, tokenizer("x")["input_ids"], "the tokenizer puts BOS before a text twice")
     if tokenizer.bos_token_id in tokenizer("x", add_special_tokens=False)["input_ids"]:
-        raise HalaError("the tokenizer adds BOS even where it is asked not to", "mend its tokenizer.json")
+        raise HalaError("the tokenizer adds BOS even with add_special_tokens=False", "mend its tokenizer.json")
     if "chat" in kinds:
         _check_template(tokenizer)
 

@@ -108,7 +108,9 @@ def weights(folder: Path) -> dict[Path, list[Tensor]]:
             files[path] = tensors_of(path)
     stored = {(tensor.name, tensor.path.name) for tensors in files.values() for tensor in tensors}
     if lost := sorted(places.items() - stored):
-        raise HalaError(f"{folder}: {plural(len(lost), 'tensor')} of the index not there, e.g. {lost[0][0]}", AGAIN)
+        raise HalaError(
+            f"{folder}: {plural(len(lost), 'tensor')} of the index are missing from the files, e.g. {lost[0][0]}", AGAIN
+        )
     return files
 
 

@@ -146,7 +146,7 @@ def at_work(*paths: Path) -> int:
     tasks = queue.ask(*paths)
     if tasks.silence:
         raise HalaError(
-            f"Slurm does not answer ({tasks.silence}), so who is at work is not known",
+            f"Slurm does not answer ({tasks.silence}), so it is not known which workers run",
             "try again later; --workers N starts N all the same",
         )
     return tasks.live + sum(len(local.workers(path)) for path in paths)

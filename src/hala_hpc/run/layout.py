@@ -74,7 +74,9 @@ class RunDirectory:
             try:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
-                raise HalaError(f"{self.path / folder}: a run needs a folder here", "move the file away") from error
+                raise HalaError(
+                    f"{self.path / folder}: is not a folder, as a run needs it", "move the file away"
+                ) from error
             if folder == self.logs.name:
                 self.logs.chmod(0o700)  # submitit keeps pickles here: nobody else may plant one
 

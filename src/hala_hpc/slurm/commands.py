@@ -140,7 +140,7 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
     Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``. Raises HalaError
-    where scancel was refused or got no answer, and jobs may be at work still.
+    where scancel was refused or got no answer, and jobs may still be running.
     """
     if not jobs:
         return []
@@ -159,7 +159,7 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
             break
         time.sleep(0.3)
     if refused is not None and left:
-        raise HalaError(f"{refused.message}: {plural(len(left), 'task')} may be at work still", refused.hint)
+        raise HalaError(f"{refused.message}: {plural(len(left), 'task')} may still be running", refused.hint)
     return left
 
 

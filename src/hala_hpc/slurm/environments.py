@@ -247,7 +247,7 @@ def build_environment(
     if name not in available_locks(locks):
         raise HalaError(f"there is no environment '{name}' in {locks}", did_you_mean(name, available_locks(locks)))
     if target.exists() and not target.is_dir():
-        raise HalaError(f"{target} is a file, where a folder is to be made", "choose another place with --to")
+        raise HalaError(f"{target} is a file, not a folder", "choose another place with --to")
     project = project if project is not None and (project / "pyproject.toml").is_file() else None
     lock, target, began = (locks / f"{name}.txt").read_text(), target.absolute(), time.monotonic()
     digest, wanted, hala, before = lock_digest(lock), pins(lock), _hala_origin(project), _marker(target)

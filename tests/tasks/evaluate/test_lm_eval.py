@@ -324,7 +324,7 @@ def test_bias_is_reported_beside_the_accuracy(told: dict[str, Any]) -> None:
     [
         ("unknown", "no task 'mmlu_cvs'.*did you mean mmlu_csv"),
         ("no data", "nothing: no such folder"),
-        ("empty data", "mmlu_csv: cannot be made ready"),
+        ("empty data", "mmlu_csv: cannot be prepared"),
         ("no mean", "weighted: none of its metrics is a mean over questions: word_perplexity"),
         ("filter", "mmlu_csv has no filter 'none_such'.*none"),
         ("metric", "mmlu_csv has no metric 'bleu'.*acc"),

@@ -117,7 +117,7 @@ def other_cuts(folder: Path) -> None:
         (eight_bits, "is quantized (w of type I8)"),
         (missing_file, "1 of 2 weights files are missing"),
         (cut_short, "tuned: "),
-        (less_than_the_index_says, "1 tensor of the index not there, e.g. lost"),
+        (less_than_the_index_says, "1 tensor of the index are missing from the files, e.g. lost"),
         (lambda two: (two / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda two: configure(two, model_type="gemma2"), "model_type is llama and gemma2"),
         (lambda two: configure(two, num_attention_heads=2), "num_attention_heads is 4 and 2"),

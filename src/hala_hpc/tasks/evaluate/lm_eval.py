@@ -105,7 +105,7 @@ def load(names: Sequence[str], folders: Sequence[str], data: str | None) -> dict
             if isinstance(error, ConnectionError | TimeoutError) and os.environ.get("HF_DATASETS_OFFLINE") != "1":
                 raise  # the next attempt may reach the hub
             hint = "is it in the folder?" if data else "`hala prefetch RECIPE` where there is a network, or `data`"
-            raise HalaError(f"{name}: cannot be made ready: {type(error).__name__}: {error}", hint) from error
+            raise HalaError(f"{name}: cannot be prepared: {type(error).__name__}: {error}", hint) from error
     return tasks
 
 
