@@ -82,7 +82,7 @@ def planned(
         slurm = {"nodes_per_worker": 2, "ranks_per_node": 2, "gpus_per_worker": 2, "minutes": 10, "mem_gb": 4} | (
             slurm or {}
         )
-        environment = {"variables": {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}}
+        environment = {"variables": {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "DS_ACCELERATOR": "cpu"}}
         environment |= {"venv": str(python.parents[1])} if python is not None else {"python": os.sys.executable}
         recipe = {
             "name": name,
@@ -264,7 +264,7 @@ def test_a_node_that_does_not_answer_the_preflight_is_left_out(
     text = (run / "recipe.yaml").read_text().replace("preflight: false", "preflight: true")
     (run / "recipe.yaml").write_text(text)
     recipe = lookup.thawed(run)
-    recipe.site.environments["work"].variables["PYTHONPATH"] = f"{sabotage}:{ROOT}"
+    recipe.site.environments["work"].variables["PYTHONPATH"] = f"{sabotage}:{ROOT}:{ROOT / 'src'}"
     submit_each(recipe, run, "work", [WithOrders(str(run))], ranks=1)
     wait_for(published(run), 400)
     (excluded,) = events(run, "excluded")
