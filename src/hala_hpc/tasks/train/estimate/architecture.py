@@ -76,6 +76,28 @@ class Architecture:
         """Width of all key heads together; values are as wide."""
         return self.kv_heads * self.head_size
 
+    @property
+    def embedding(self) -> int:
+        """Weights of the input embedding; the output projection has as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def tables(self) -> int:
+        """Weights of the input embedding and the output projection, which are one where they are tied."""
+        return self.embedding if self.tied else 2 * self.embedding
+
+    @property
+    def computing(self) -> int:
+        """Weights that take part in a matrix product: all but an input embedding that is only looked up in."""
+        return self.weights - (0 if self.tied else self.embedding)
+
+    @property
+    def weights(self) -> int:
+        """All weights, exactly (held against transformers' own models in the tests)."""
+        layers = self.attentions * _attention(self) + self.convolutions * _convolution(self)
+        layers += self.layers * (_mlp(self) + self.family.norms * self.hidden)
+        return self.tables + layers + self.hidden  # and the last norm
+
 
 def read(config: Mapping[str, Any]) -> Architecture:
     """The form of a model, from its config. Raises HalaError for a family that is not known here."""
@@ -126,34 +148,6 @@ def _convolutions(config: Mapping[str, Any], layers: int) -> int:
         return sum(kind == "conv" for kind in config["layer_types"])
     attentions = config.get("full_attn_idxs")
     return layers - len(attentions) if attentions is not None else 0
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Counts of weights. ``embedding`` is the input's, ``head`` the output projection's: 0 where it is the same."""
-
-    total: int
-    embedding: int
-    head: int
-
-    @property
-    def tied(self) -> bool:
-        """Whether input and output share their embedding."""
-        return not self.head
-
-    @property
-    def computing(self) -> int:
-        """Those that take part in a matrix product: all but the input embedding, which is looked up."""
-        return self.total - self.embedding + (self.embedding if self.tied else 0)
-
-
-def count(model: Architecture) -> Parameters:
-    """Weights of a model, exactly (held against transformers' own models in the tests)."""
-    embedding = model.vocabulary * model.hidden
-    head = 0 if model.tied else embedding
-    layers = model.attentions * _attention(model) + model.convolutions * _convolution(model)
-    layers += model.layers * (_mlp(model) + model.family.norms * model.hidden)
-    return Parameters(embedding + head + layers + model.hidden, embedding, head)  # and the last norm
 
 
 def _attention(model: Architecture) -> int:
