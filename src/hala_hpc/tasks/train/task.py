@@ -15,7 +15,6 @@ from hala_hpc.data.files import sources as data_files
 from hala_hpc.models import folder as model_folder
 from hala_hpc.models import location
 from hala_hpc.run import manifest
-from hala_hpc.run import manifest as runs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
@@ -45,12 +44,12 @@ class Train:
                 raise HalaError(f"task.datasets: {name!r} cannot be a dataset's name", "letters, digits, - and _")
             if dataset.weight <= 0:
                 raise HalaError(f"task.datasets.{name}.weight: must be more than 0")
-        for key, value in (("sequence_length", options.sequence_length), ("epochs", options.epochs)):
-            if value <= 0:
+        for key in ("sequence_length", "epochs", "tokens"):
+            if (value := getattr(options, key)) is not None and value <= 0:
                 raise HalaError(f"task.{key}: must be more than 0")
         if len(options.optimizer.betas) != 2:
             raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
-        layout(options, world_of(recipe.site))
+        layout(options, recipe.site.slurm.nodes_per_worker * ranks_per_node(recipe.site))
 
     def plan(self, folder: Path, watch: Watch) -> Cut:
         """Plan the preparation of each dataset too; those that another run shares and has planned are left alone."""
@@ -104,7 +103,7 @@ class Train:
                 return cut.shards, cut.facts
 
             try:
-                runs.create(target, freeze(nested), fill)
+                manifest.create(target, freeze(nested), fill)
             except HalaError as error:
                 raise HalaError(f"task.datasets.{name}: {error.message}", error.hint) from error
         return manifest.read(target / "manifest.parquet")
@@ -113,11 +112,6 @@ class Train:
 def create(recipe: Recipe) -> Train:
     """The task of a recipe. Raises HalaError for options that cannot work."""
     return Train(recipe)
-
-
-def world_of(site: Site) -> int:
-    """GPUs of one training: ranks on all its nodes."""
-    return site.slurm.nodes_per_worker * ranks_per_node(site)
 
 
 def ranks_per_node(site: Site) -> int:
