@@ -21,7 +21,7 @@ from hala_hpc.run.files import remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
-from hala_hpc.worker.task import Context, Counters, Outcome, Task, say
+from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
 class Stopped(Exception):
@@ -61,20 +61,25 @@ class ItemWork(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of engine and memory. After an item that failed the worker starts a new ``ItemWork``."""
+        """Let go of engine and memory, if any. After an item that failed the worker starts a new ``ItemWork``."""
+        return
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard."""
+    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard. Most leave a folder each."""
+
+    loop: str = ITEMS
+    suffix: str = ""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
         """Start working, in the stage's environment. Nothing heavy before the first item."""
 
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Whatever is left to do when all shards are published: a whole model from its files, for example.
+        """Whatever is left to do when all shards are published, a whole model from its files for example; else nothing.
 
         Several workers may come here at once, and again after a kill: the result must be whole or not there.
         """
+        del run, plan
 
 
 @dataclass(frozen=True)

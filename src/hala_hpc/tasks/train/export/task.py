@@ -3,13 +3,13 @@
 The training need not have ended. Its last checkpoint gives the model that the training itself exported.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Model, Recipe, TaskOptions
+from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, Watch
 from hala_hpc.models import folder as model_folder
@@ -19,13 +19,11 @@ from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train import card, checkpoints, paths, zero
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.checkpoints import Saved
 from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
-from hala_hpc.worker.items import Item, Planned
+from hala_hpc.worker.items import Item, ItemTask, ItemWork, Planned
 from hala_hpc.worker.items import cut as planned
-from hala_hpc.worker.task import ITEMS
 
 
 @dataclass
@@ -44,10 +42,10 @@ class ExportItem(TypedDict):
     checkpoint: dict[str, int | float]
 
 
-class Export:
+class Export(ItemTask):
     """See the module."""
 
-    stage, loop, suffix = "work", ITEMS, ""
+    stage = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._run, self._steps = Path(recipe.model.name), list(recipe.task.steps)
@@ -71,11 +69,10 @@ class Export:
             )
         steps = sorted(set(self._steps) or by_step)
         width = len(str(steps[-1]))
-        entries = [
-            ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=marker_of(by_step[step]))
-            for step in steps
-        ]
-        items = [Planned(dict(entry), self._run) for entry in entries]
+        items = []
+        for step in steps:
+            entry = ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=by_step[step].marker)
+            items.append(Planned(dict(entry), self._run))
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
         return planned("export", "checkpoints", items, [source])
 
@@ -87,11 +84,8 @@ class Export:
         del run, plan
         return Exporting()
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Each model stands by itself: nothing is left to do."""
 
-
-class Exporting:
+class Exporting(ItemWork):
     """The worker's side: nothing is kept from checkpoint to checkpoint."""
 
     def do(self, item: Item) -> dict[str, Any]:
@@ -99,7 +93,7 @@ class Exporting:
         planned = cast(ExportItem, item.asked)
         run, marker = Path(planned["run"]), planned["checkpoint"]
         complete = checkpoints.complete(run / paths.CHECKPOINTS)
-        saved = next((saved for saved in complete if marker_of(saved) == marker), None)
+        saved = next((saved for saved in complete if saved.marker == marker), None)
         if saved is None:
             raise HalaError(
                 f"{run}: its checkpoint after step {marker['step']} is gone", "the training's task.save.keep keeps more"
@@ -108,18 +102,14 @@ class Exporting:
         if faults := checkpoints.faults_of(saved.path):
             raise HalaError(f"{saved.path} is damaged: {'; '.join(faults[:3])}", "export another step")
         trained = _trained(run)
-        kept_tokenizer = train.prepare_runs(run, trained)[0] / prepare.TOKENIZER
         item.tell("reading the checkpoint")
         model, state = zero.consolidated(saved, trained.model, item.check_stop)
         item.tell("writing the model")
-        tokenizer = templates.load_tokenizer(Model(name=str(kept_tokenizer)))
+        tokenizer = prepare.load_tokenizer(train.prepare_runs(run, trained)[0])
         export.save(model, state, tokenizer, item.place, card.provenance(run, saved.step))
         item.tell("loading it once more")
         export.check(item.place, None, check_stop=item.check_stop)
         return {"step": saved.step}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def create(recipe: Recipe) -> Export:
@@ -137,8 +127,3 @@ def _trained(run: Path) -> Recipe:
     if recipe.task.kind != "train":
         raise HalaError(f"model.name: {run} is a run of kind {recipe.task.kind}", "give the folder of a training's run")
     return recipe
-
-
-def marker_of(saved: Saved) -> dict[str, int | float]:
-    """The checkpoint's marker, which differs from that of another checkpoint after the same step."""
-    return {key: value for key, value in asdict(saved).items() if key != "path"}

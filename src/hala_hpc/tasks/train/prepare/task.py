@@ -27,14 +27,13 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.train.options import Dataset
-from hala_hpc.tasks.train.options import Prepare as Options
+from hala_hpc.tasks.train.options import PrepareOptions as Options
 from hala_hpc.tasks.train.order.packing import place_of
 from hala_hpc.tasks.train.prepare import tokens as token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
 from hala_hpc.tasks.train.prepare.tokens import Done, Opened, Tokenizing
 from hala_hpc.text.prompts import ControlWords
-from hala_hpc.worker.items import Item
-from hala_hpc.worker.task import ITEMS
+from hala_hpc.worker.items import Item, ItemTask, ItemWork
 
 SHARD_TOKENS: Final = 1_000_000
 """Tokens in a shard of a training's dataset (ours): some seconds of one core, and few files for the training to map."""
@@ -46,11 +45,10 @@ SAMPLE: Final = " 1. A sample:\n\n\tnaïve  «نصٌّ عربيّ» 12,345 \u258
 """Spaces, scripts, digits, a character of several tokens: where tokenizers differ."""
 
 
-class Prepare:
+class Prepare(ItemTask):
     """See the module."""
 
     stage = "work"
-    loop = ITEMS
     one_per_core = True
     suffix = ".arrow"
 
@@ -69,7 +67,7 @@ class Prepare:
         templates.check(tokenizer, {options.rows})
         _refuse_unknown(options, tokenizer)
         watch.say("keeping the tokenizer")
-        kept = _kept(tokenizer, folder / TOKENIZER)
+        kept = _kept(tokenizer, folder)
         measure = _Measure(kept, recipe)
         cut = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
         measure.conclude(cut.facts)
@@ -87,11 +85,8 @@ class Prepare:
             run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
         )
 
-    def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Nothing is left to do: a training takes the shards as they are."""
 
-
-class PrepareWork:
+class PrepareWork(ItemWork):
     """Makes the tokens of one shard after the other."""
 
     def __init__(self, run: RunDirectory, facts: Facts, work: Tokenizing) -> None:
@@ -109,9 +104,6 @@ class PrepareWork:
         kept = [row for _, row in done if not isinstance(row, str)]
         tokens = sum(len(piece.ids) for pieces in kept for piece in pieces)
         return {"done": len(kept), "errors": len(done) - len(kept), "prompt_tokens": tokens}
-
-    def close(self) -> None:
-        """Nothing is held but memory."""
 
 
 def create(recipe: Recipe) -> Prepare:
@@ -165,8 +157,7 @@ class _Measure:
         self._readers: set[Reader] = set()
         self.tally = Tally()
         self.notes: Counter[str] = Counter()
-        self._too_long = 0
-        self._longest = 0
+        self._too_long: Counter[int] = Counter()  # rows by their tokens
         self._first: list[tuple[int, int]] = []  # row, tokens
 
     def texts_of(self, schema: pa.Schema) -> cutting.TextsOf:
@@ -200,7 +191,9 @@ class _Measure:
             self.tally.measured(work.pieces(document), most)
         except Dropped:
             if options.too_long == "refuse" and (length := work.length(document)) > options.sequence_length:
-                self._note(length)
+                self._too_long[length] += 1
+                if len(self._first) < LISTED:
+                    self._first.append((self.tally.rows - 1, length))
             raise
 
     def conclude(self, facts: Facts) -> None:
@@ -216,24 +209,18 @@ class _Measure:
             raise HalaError(
                 f"data: none of the {facts.rows} rows holds anything to learn ({reasons})", "see data.columns"
             )
-        if self._too_long:
+        if count := self._too_long.total():
             limit = self._options.sequence_length
             first = ", ".join(f"{place_of(facts, row)} ({length})" for row, length in self._first)
-            others = f" and {self._too_long - len(self._first)} more" if self._too_long > len(self._first) else ""
+            others = f" and {count - len(self._first)} more" if count > len(self._first) else ""
             raise HalaError(
-                f"data: {self._too_long} of {facts.rows} rows have more than the {limit} tokens of "
-                f"task.sequence_length: {first}{others}",
-                f"task.sequence_length={self._longest} holds all; or task.too_long=drop, or truncate",
+                f"data: {count} of {facts.rows} rows have more than the {limit} tokens of task.sequence_length: "
+                f"{first}{others}",
+                f"task.sequence_length={max(self._too_long)} holds all; or task.too_long=drop, or truncate",
             )
 
     def _work(self, schema: pa.Schema) -> Tokenizing:
         return Tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
-
-    def _note(self, length: int) -> None:
-        self._too_long += 1
-        self._longest = max(self._longest, length)
-        if len(self._first) < LISTED:
-            self._first.append((self.tally.rows - 1, length))
 
 
 def _refuse_unknown(options: Options, tokenizer: Any) -> None:
@@ -244,10 +231,10 @@ def _refuse_unknown(options: Options, tokenizer: Any) -> None:
         raise HalaError(f"control_tokens: {min(unknown)!r} is not a control token of this tokenizer", "leave it out")
 
 
-def _kept(tokenizer: Any, folder: Path) -> Any:
-    """Keep the tokenizer in ``folder`` and read it back. Raises HalaError where it comes back as another."""
-    tokenizer.save_pretrained(folder)
-    kept = templates.load_tokenizer(Model(name=str(folder)))
+def _kept(tokenizer: Any, run: Path) -> Any:
+    """Keep the tokenizer in the run and read it back. Raises HalaError where it comes back as another."""
+    tokenizer.save_pretrained(run / TOKENIZER)
+    kept = load_tokenizer(run)
     sample = SAMPLE + SAMPLE.join(tokenizer.special_tokens_map.values())
     before, after = (
         version.backend_tokenizer.encode(sample, add_special_tokens=False).ids for version in (tokenizer, kept)
