@@ -75,6 +75,11 @@ def test_nothing_to_train_on_is_refused_when_it_is_planned(planned: Planned, key
         planned({"one": [5] * 20}, f"task.{key}=0")
 
 
+def test_an_unknown_reporter_is_refused_when_it_is_planned(planned: Planned) -> None:
+    with pytest.raises(HalaError, match=r"task\.report_to: 'wanbd' is unknown"):
+        planned({"one": [5] * 20}, "task.report_to=wanbd")
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_steps_are_those_of_the_training(planned: Planned, packing: bool) -> None:
     asked, run = planned({"one": [5] * 21, "two": [30] * 9}, packing=packing, epochs=2)

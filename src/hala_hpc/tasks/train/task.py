@@ -17,6 +17,7 @@ from hala_hpc.models import location
 from hala_hpc.run import manifest
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
+from hala_hpc.tasks.train import metrics
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
 from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
@@ -47,6 +48,7 @@ class Train:
         for key in ("sequence_length", "epochs", "tokens"):
             if (value := getattr(options, key)) is not None and value <= 0:
                 raise HalaError(f"task.{key}: must be more than 0")
+        metrics.check(options.report_to)
         if len(options.optimizer.betas) != 2:
             raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
         layout(options, recipe.site.slurm.nodes_per_worker * ranks_per_node(recipe.site))

@@ -95,17 +95,12 @@ def save(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, proven
         model_folder.finish(target, {**provenance, "parameters": parameters}, card.render)
 
 
-def check(
-    folder: Path,
-    expected: list[float] | None,
-    tolerance: float | None = None,
-    check_stop: Callable[[], None] = lambda: None,
-) -> float:
+def check(folder: Path, expected: list[float] | None, check_stop: Callable[[], None] = lambda: None) -> float:
     """Load the folder anew and compare it with ``expected``, the fingerprint of the model in training (None: unknown).
 
-    ``tolerance``: the mean difference allowed, in nats; None: by the model's own rounding noise. Returns the mean
-    difference. Raises HalaError that names each fault: files that are not whole, weights that are not finite or that
-    the model does not know, tied weights stored twice, and a fingerprint too far off or not finite.
+    The mean difference that is allowed goes by the model's own rounding noise. Returns the mean difference, in nats.
+    Raises HalaError that names each fault: files that are not whole, weights that are not finite or that the model does
+    not know, tied weights stored twice, and a fingerprint too far off or not finite.
     """
     faults = unsound(folder)
     difference = float("nan")
@@ -113,8 +108,7 @@ def check(
         loaded = _reloaded(folder, check_stop)
         exact = loaded["float32"]
         expected = exact if expected is None else expected
-        if tolerance is None:
-            tolerance = max(NOISE_FLOOR, NOISE_FACTOR * _mean_difference(exact, loaded["bfloat16"]))
+        tolerance = max(NOISE_FLOOR, NOISE_FACTOR * _mean_difference(exact, loaded["bfloat16"]))
         faults = list(loaded["faults"])
         difference = _mean_difference(expected, exact)
         if not difference <= tolerance:  # also where it is not a number

@@ -255,9 +255,9 @@ def _done(work: Tokenizing, row: Row) -> Done:
 
 def _row_problems(shard: Shard, file: Opened) -> list[str]:
     expected = range(shard.start, shard.start + shard.rows)
-    if not np.array_equal(np.unique(file.row), expected):
-        counts = (len(set(expected).difference(file.row.tolist())), len(set(file.row.tolist()).difference(expected)))
-        return [f"{counts[0]} of its rows are lost, {counts[1]} are of another shard"]
+    lost, strange = len(np.setdiff1d(expected, file.row)), len(np.setdiff1d(file.row, expected))
+    if lost or strange:
+        return [f"{lost} of its rows are lost, {strange} are of another shard"]
     is_first = np.diff(file.row, prepend=-1) != 0
     if (np.diff(file.row) < 0).any():
         return ["its rows are out of order"]
