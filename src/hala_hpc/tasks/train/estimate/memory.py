@@ -72,12 +72,12 @@ USABLE = 0.9
 """Share of a GPU that tensors may take (ours): the rest is CUDA's context, NCCL's buffers and fragments."""
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """TRL's fused head never has all logits: it goes through them in tiles of so many tokens and words."""
-LIVE_PARAMETERS = 1_000_000_000
-"""ZeRO-3 gathers the weights it is about to use, up to so many at once (stage3_max_live_parameters)."""
-BUCKET = 500_000_000
-"""Gradients that ZeRO-2 collects before it sends them, where its file does not say (reduce_bucket_size)."""
-SUB_GROUP = 1_000_000_000
-"""ZeRO-3 updates so many weights at once (sub_group_size)."""
+DEEPSPEED: Final = {
+    "stage3_max_live_parameters": 1_000_000_000,  # ZeRO-3 gathers the weights it is about to use, so many at once
+    "reduce_bucket_size": 500_000_000,  # gradients that ZeRO-2 collects before it sends them
+    "sub_group_size": 1_000_000_000,  # ZeRO-3 updates so many weights at once
+}
+"""What DeepSpeed takes where its file does not say."""
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,15 @@ def _working(
     if not stage:
         return head + (4 * weights if world > 1 else 0), 0  # DDP's buckets are a second copy of the gradients
     share = -(-weights // world)
+    given = {key: int(zero[key]) for key in DEEPSPEED if zero.get(key, "auto") != "auto"}
+    # Transformers fills in ZeRO-3's bucket from the model's width.
+    sizes = DEEPSPEED | ({"reduce_bucket_size": model.hidden**2} if stage == 3 else {}) | given
+    bucket = sizes["reduce_bucket_size"]
     if stage == 2:
         buckets = 2 if zero.get("overlap_comm", False) else 1
-        bucket = _number(zero, "reduce_bucket_size", BUCKET)
         return head + buckets * bucket * width, (4 + width) * share
-    gathered = min(weights, _number(zero, "stage3_max_live_parameters", LIVE_PARAMETERS))
-    bucket = _number(zero, "reduce_bucket_size", model.hidden**2)
-    updated = min(share, _number(zero, "sub_group_size", SUB_GROUP))
+    gathered, updated = min(weights, sizes["stage3_max_live_parameters"]), min(share, sizes["sub_group_size"])
     return head + width * (gathered + bucket), (4 + width) * updated
-
-
-def _number(zero: Mapping[str, Any], key: str, otherwise: int) -> int:
-    """A setting of DeepSpeed; ``auto`` is filled in by transformers from the model's width."""
-    value = zero.get(key, otherwise)
-    return otherwise if value == "auto" else int(value)
 
 
 GPU: Final = "H100"

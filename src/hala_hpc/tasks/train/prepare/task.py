@@ -80,10 +80,8 @@ class Prepare(ItemTask):
 
     def open(self, run: RunDirectory, plan: Manifest) -> "PrepareWork":
         """Raises HalaError where the tokenizer that the run keeps cannot be read."""
-        schema = schemas.load(plan.facts.schema)
-        return PrepareWork(
-            run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
-        )
+        tokenizer, schema = load_tokenizer(run.path), schemas.load(plan.facts.schema)
+        return PrepareWork(run, plan.facts, Tokenizing(tokenizer, self._recipe.task, self._recipe.data, schema))
 
 
 class PrepareWork(ItemWork):
@@ -151,9 +149,8 @@ class _Measure:
     """Looks at each row once, while the rows are cut into shards."""
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
-        self._tokenizer = tokenizer
-        self._recipe = recipe
         self._options: Options = recipe.task
+        self._work = partial(Tokenizing, tokenizer, recipe.task, recipe.data)
         self._readers: set[Reader] = set()
         self.tally = Tally()
         self.notes: Counter[str] = Counter()
@@ -218,9 +215,6 @@ class _Measure:
                 f"{first}{others}",
                 f"task.sequence_length={max(self._too_long)} holds all; or task.too_long=drop, or truncate",
             )
-
-    def _work(self, schema: pa.Schema) -> Tokenizing:
-        return Tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
 
 
 def _refuse_unknown(options: Options, tokenizer: Any) -> None:
