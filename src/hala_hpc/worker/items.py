@@ -61,12 +61,12 @@ class ItemWork(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of engine and memory, if any. After an item that failed the worker starts a new ``ItemWork``."""
+        """Let go of engine and memory. After an item that failed the worker starts a new ``ItemWork``."""
         return
 
 
 class ItemTask(Task, Protocol):
-    """A task with ``loop = ITEMS``. Its plan may fill ``Facts.items``, one entry a shard. Most leave a folder each."""
+    """A task whose shards are items. Its plan may fill ``Facts.items``, one entry a shard."""
 
     loop: str = ITEMS
     suffix: str = ""
@@ -75,7 +75,7 @@ class ItemTask(Task, Protocol):
         """Start working, in the stage's environment. Nothing heavy before the first item."""
 
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
-        """Whatever is left to do when all shards are published, a whole model from its files for example; else nothing.
+        """Whatever is left to do when all shards are published: a whole model from its files, for example.
 
         Several workers may come here at once, and again after a kill: the result must be whole or not there.
         """

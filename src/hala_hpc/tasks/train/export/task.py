@@ -112,9 +112,7 @@ class Exporting(ItemWork):
         return {"step": saved.step}
 
 
-def create(recipe: Recipe) -> Export:
-    """The task of a recipe. Raises HalaError for invalid options."""
-    return Export(recipe)
+create = Export
 
 
 def _trained(run: Path) -> Recipe:

@@ -289,8 +289,8 @@ def _report(
         "packed": packed,
         "tokens": tokens,
         "loss_tokens": loss_tokens,
-        "loss_token_share": round(loss_tokens / tokens, 6) if tokens else 0.0,
-        "padding_share": round(1 - tokens / padded, 6) if padded else 0.0,
+        "loss_token_share": round(loss_tokens / tokens, 6),
+        "padding_share": round(1 - tokens / padded, 6),
         "truncated_rows": sum(part["truncated_rows"] for part in parts.values()),
         "dropped_rows": sum(part["dropped_rows"] for part in parts.values()),
         "held_out_rows": options.evaluation.rows,
@@ -302,13 +302,8 @@ def _report(
 
 def _padded(sizes: Ints, batch: int, per_device: int) -> int:
     """Tokens computed when every ``per_device`` neighbours of a step are padded to the longest of them."""
-    if not len(sizes):
-        return 0
-    place = np.arange(len(sizes))
-    group = place // batch * batch + place % batch // per_device
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    counts = np.diff(np.append(starts, len(sizes)))
-    return int((np.maximum.reduceat(sizes, starts) * counts).sum())
+    starts = np.flatnonzero(np.arange(len(sizes)) % batch % per_device == 0)
+    return int((np.maximum.reduceat(sizes, starts) * np.diff(starts, append=len(sizes))).sum())
 
 
 def _parts(prepared: Prepared, options: Options, training: Sequences) -> dict[str, PreparedDataset]:

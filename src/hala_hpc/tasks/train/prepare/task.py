@@ -104,9 +104,7 @@ class PrepareWork(ItemWork):
         return {"done": len(kept), "errors": len(done) - len(kept), "prompt_tokens": tokens}
 
 
-def create(recipe: Recipe) -> Prepare:
-    """The task of a recipe. Raises HalaError for options that cannot be."""
-    return Prepare(recipe)
+create = Prepare
 
 
 def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:
