@@ -38,16 +38,11 @@ class Execution:
 
 def _common(model: Architecture, execution: Execution) -> float:
     """Norms and MLP, which every layer has."""
-    if model.family.norms == 1:  # attention and MLP side by side read the same norm
-        norms = _norm(model, execution, 5)
-    else:
-        reads = 3 if model.convolutions < model.layers else 1
-        norms = (
-            _norm(model, execution, reads)
-            + _norm(model, execution, 2)
-            + (model.family.norms - 2) * _norm(model, execution, 0)
-        )
-    return norms + (3 if execution.fused else 4) * execution.width * model.intermediate
+    norms, reads = model.family.norms, 3 if model.attentions else 1
+    # A single norm is read by attention and MLP side by side.
+    readers = [5] if norms == 1 else [reads, 2, *[0] * (norms - 2)]
+    kept = sum(_norm(model, execution, number) for number in readers)
+    return kept + (3 if execution.fused else 4) * execution.width * model.intermediate
 
 
 def _norm(model: Architecture, execution: Execution, readers: int) -> float:

@@ -8,12 +8,15 @@ model that is loaded into pieces. A checkpoint has no model in training to compa
 import contextlib
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypedDict
+
+import numpy as np
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import folder as model_folder
@@ -103,7 +106,7 @@ def check(folder: Path, expected: list[float] | None, check_stop: Callable[[], N
     not know, tied weights stored twice, and a fingerprint too far off or not finite.
     """
     faults = unsound(folder)
-    difference = float("nan")
+    difference = math.nan
     if not faults:
         loaded = _reloaded(folder, check_stop)
         exact = loaded["float32"]
@@ -219,22 +222,15 @@ def _reloaded(folder: Path, check_stop: Callable[[], None]) -> Examined:
     return examined
 
 
-def _apart(expected: Sequence[float], loaded: Sequence[float]) -> list[float]:
-    return [abs(before - after) for before, after in zip(expected, loaded, strict=True)]
-
-
 def _mean_difference(expected: Sequence[float], loaded: Sequence[float]) -> float:
     """NaN where the two are not of the same tokens."""
-    if len(expected) != len(loaded):
-        return float("nan")
-    return sum(_apart(expected, loaded)) / max(1, len(expected))
+    return float(np.abs(np.subtract(expected, loaded)).mean()) if len(expected) == len(loaded) else math.nan
 
 
 def _far_off(expected: Sequence[float], loaded: Sequence[float], difference: float, tolerance: float) -> str:
     if len(expected) != len(loaded):
         return f"the tokenizer makes {len(loaded) + 1} tokens of the prompt, in training {len(expected) + 1}"
-    apart = _apart(expected, loaded)
-    worst = max(range(len(apart)), key=apart.__getitem__)
+    worst = int(np.abs(np.subtract(expected, loaded)).argmax())
     return (
         f"log-probabilities differ by {difference:.4f} nats a token (at most {tolerance:.4f}), "
         f"most at token {worst + 1}: {expected[worst]:.4f} in training, {loaded[worst]:.4f} loaded"
