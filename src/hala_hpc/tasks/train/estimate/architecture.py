@@ -104,8 +104,9 @@ def read(config: Mapping[str, Any]) -> Architecture:
     name = str(config.get("model_type"))
     if name not in FAMILIES:
         raise HalaError(f"model: the memory of a '{name}' is not known", did_you_mean(name, FAMILIES))
-    for key in NEEDED:
-        if key not in config:
+    width = "block_ff_dim" if "block_ff_dim" in config else "intermediate_size"
+    for key in (*NEEDED, width):
+        if config.get(key) is None:
             raise HalaError(f"model: its config.json has no '{key}'")
     family, is_lfm2 = FAMILIES[name], name == "lfm2"
     vocabulary, hidden, layers, heads = (int(config[key]) for key in NEEDED)
@@ -114,7 +115,7 @@ def read(config: Mapping[str, Any]) -> Architecture:
         family=family,
         vocabulary=vocabulary,
         hidden=hidden,
-        intermediate=_intermediate(config),
+        intermediate=_intermediate(config, int(config[width])),
         layers=layers,
         convolutions=_convolutions(config, layers) if is_lfm2 else 0,
         heads=heads,
@@ -130,12 +131,8 @@ def read(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def _intermediate(config: Mapping[str, Any]) -> int:
+def _intermediate(config: Mapping[str, Any], width: int) -> int:
     """The MLP's width. lfm2 makes it of the config's: two thirds, rounded up (as in transformers' Lfm2MLP)."""
-    given = config.get("block_ff_dim", config.get("intermediate_size"))
-    if given is None:
-        raise HalaError("model: its config.json has no 'intermediate_size'")
-    width = int(given)
     if config["model_type"] == "lfm2" and config.get("block_auto_adjust_ff_dim", True):
         multiple = int(config.get("block_multiple_of", 256))
         width = int((config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))

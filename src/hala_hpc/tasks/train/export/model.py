@@ -148,8 +148,7 @@ def _publishable(model: Any, state: dict[str, Any]) -> Mapping[str, Any]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, source in tied.items():
         if name in state:
-            state.setdefault(source, state[name])
-            del state[name]
+            state.setdefault(source, state.pop(name))
     if missing := {name for name, _ in model.named_parameters()} - state.keys() - tied.keys():
         raise HalaError(f"export: {plural(len(missing), 'weight')} not gathered: {', '.join(sorted(missing)[:4])}")
     weights = {}

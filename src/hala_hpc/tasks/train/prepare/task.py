@@ -180,10 +180,10 @@ class _Measure:
         options, most = self._options, work.most(document)
         is_near = options.rows != "text" and most > options.sequence_length
         if not (is_near or options.leave_out or self.tally.is_sample):
-            self.tally.unmeasured(most)
+            self.tally.add(most)
             return
         try:
-            self.tally.measured(work.pieces(document), most)
+            self.tally.add(most, work.pieces(document))
         except Dropped:
             if options.too_long == "refuse" and (length := work.length(document)) > options.sequence_length:
                 self._too_long[length] += 1
