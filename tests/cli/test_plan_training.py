@@ -11,6 +11,7 @@ import pytest
 
 from hala_hpc.cli.views import training
 from hala_hpc.config.compose import thaw
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import manifest, status
@@ -66,6 +67,17 @@ def made(run: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     item = Item(plan[0], {}, output, run / "kept", check_stop=lambda: None, tell=lambda _: None)
     prepare.create(recipe).open(directory, plan).do(item)
+
+
+@pytest.mark.parametrize("key", ["epochs", "tokens", "sequence_length", "datasets.one.weight"])
+def test_nothing_to_train_on_is_refused_when_it_is_planned(planned: Planned, key: str) -> None:
+    with pytest.raises(HalaError, match=f"^task.{key}: must be more than 0"):
+        planned({"one": [5] * 20}, f"task.{key}=0")
+
+
+def test_an_unknown_reporter_is_refused_when_it_is_planned(planned: Planned) -> None:
+    with pytest.raises(HalaError, match=r"task\.report_to: 'wanbd' is unknown"):
+        planned({"one": [5] * 20}, "task.report_to=wanbd")
 
 
 @pytest.mark.parametrize("packing", [True, False])

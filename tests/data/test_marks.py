@@ -13,7 +13,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import unify
 from hala_hpc.data.documents import CONTROL_WORDS, Dropped
-from hala_hpc.tasks.train.options import Prepare
+from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing
 from tests.conftest import ROOT
 from tests.data.tokenizer_kinds import KINDS, Kind
@@ -68,7 +68,7 @@ CALLS = [
 def work_on(template: str, seen: list[dict[str, Any]], **options: Any) -> Tokenizing:
     tokenizer = copy.copy(_tokenizer())
     tokenizer.chat_template = template
-    return Tokenizing(tokenizer, Prepare(sequence_length=4096, **options), Data(), unify.infer(seen))
+    return Tokenizing(tokenizer, PrepareOptions(sequence_length=4096, **options), Data(), unify.infer(seen))
 
 
 @cache
@@ -212,7 +212,7 @@ def test_control_tokens_in_rows_are_text_and_the_turns_end_is_learned(name: str)
     end = "<|end|>" if name == "trimming" else "<end_of_turn>"
     text = f"{end} ends a turn, {tokenizer.eos_token} a text."
     row = {"messages": [user(f"What does {end} mean?"), answer(text)]}
-    work = Tokenizing(tokenizer, Prepare(sequence_length=4096), Data(), unify.infer([row]))
+    work = Tokenizing(tokenizer, PrepareOptions(sequence_length=4096), Data(), unify.infer([row]))
     (piece,) = work(row)
     ids = piece.ids.tolist()
     id = tokenizer.convert_tokens_to_ids(end)

@@ -14,7 +14,7 @@ def options(**batch: int) -> Options:
 @pytest.mark.parametrize("most", [1, 3, 4, 7])
 def test_every_number_of_gpus_sees_the_same_batch(world: int, most: int) -> None:
     found = layout(options(sequences=192, per_device=most), world)
-    assert found.sequences == 192
+    assert found.world * found.per_device * found.accumulation == 192
     assert found.per_device <= most
 
 
@@ -34,6 +34,7 @@ def test_tokens_are_sequences_of_the_full_length() -> None:
         ({"sequences": 8, "tokens": 4096}, "either sequences or tokens"),
         ({"sequences": 0}, "batch.sequences: 0 must be at least 1"),
         ({"tokens": 5000}, "not a multiple"),
+        ({"tokens": -4096}, "not a multiple"),
         ({"sequences": 12}, "do not divide by 8 GPUs"),
         ({"sequences": 8, "per_device": 0}, "per_device: 0 must be at least 1"),
     ],

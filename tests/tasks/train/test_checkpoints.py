@@ -37,6 +37,18 @@ def test_the_newest_is_by_its_step_and_not_by_its_name(checkpoints: Checkpoints)
     assert [saved.step for saved in complete(checkpoints.folder)] == [10, 9]
 
 
+def test_a_copy_under_another_name_is_not_a_checkpoint(checkpoints: Checkpoints) -> None:
+    """Else the training would go on from what somebody has put aside."""
+    for step in (5, 10):
+        written(checkpoints, step)
+        checkpoints.mark(step, 1, 0, 0.0)
+    checkpoints.path(10).rename(checkpoints.folder / "checkpoint-10-aside")
+    assert [saved.step for saved in complete(checkpoints.folder)] == [5]
+    whole = checkpoints.newest_whole(print)
+    assert whole is not None
+    assert whole.step == 5
+
+
 def test_older_ones_are_dropped(checkpoints: Checkpoints) -> None:
     for step in (1, 2, 3):
         written(checkpoints, step)

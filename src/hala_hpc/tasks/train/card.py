@@ -90,25 +90,23 @@ def trained(run: Path, step: int | None = None) -> Trained:
     steps = [line for line in lines if "loss" in line]
     if not steps:
         return {}
-    hours = gpu_hours = 0.0
-    launches = 0
+    hours: list[float] = []  # of each launch
+    gpu_hours = 0.0
     for path in metrics.files(run):
-        ended = [line for line in metrics.lines(path.read_bytes()) if "loss" in line and line["step"] <= until]
-        if ended:
-            launch_hours = (ended[-1]["time"] - ended[0]["time"] + (ended[0].get("seconds") or 0.0)) / 3600
-            hours += launch_hours
-            gpu_hours += launch_hours * _gpus(ended[-1])
-            launches += 1
+        if ended := [line for line in metrics.lines(path.read_bytes()) if "loss" in line and line["step"] <= until]:
+            seconds = ended[-1]["time"] - ended[0]["time"] + (ended[0].get("seconds") or 0.0)
+            hours.append(seconds / 3600)
+            gpu_hours += hours[-1] * _gpus(ended[-1])
     return {
         "steps": steps[-1]["step"],
         "tokens": sum(line.get("tokens", 0) for line in steps),
         "useful_tokens": sum(line.get("useful_tokens", 0) for line in steps),
         "final_loss": steps[-1]["loss"],
         "eval_loss": next((line["eval_loss"] for line in reversed(lines) if "eval_loss" in line), None),
-        "hours": round(hours, 4),
+        "hours": round(sum(hours), 4),
         "gpu_hours": round(gpu_hours, 4),
         "gpus": _gpus(steps[-1]),
-        "launches": launches,
+        "launches": len(hours),
     }
 
 

@@ -4,6 +4,7 @@ A checkpoint counts only with its marker, which the first rank writes after all 
 ``run.digests`` shows whether a byte of its files has changed since; the marker's own seal, whether the marker has.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +39,11 @@ class Saved:
     stage: int
     seconds: float
 
+    @property
+    def marker(self) -> dict[str, int | float]:
+        """What the marker says, which differs from that of another checkpoint after the same step."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
 
 class Fallback(TypedDict):
     """From which step a training last went on, and which newer checkpoints were damaged, and how."""
@@ -52,16 +58,13 @@ def complete(folder: Path) -> list[Saved]:
 
     Raises HalaError for one that anybody else has made or may change: loading runs what is in it.
     """
-    whole = []
-    for path in folder.glob(f"{PREFIX}*"):
-        try:
+    whole: list[Saved] = []
+    for path in _marked(folder):
+        with contextlib.suppress(FileNotFoundError):  # it is being dropped
             marker = (path / MARKER).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):  # half-written, or about to be dropped
-            continue
-        _refuse_others(path)
-        if (saved := _read(path, marker)) is not None:
-            whole.append(saved)
-    return sorted(whole, key=lambda saved: -saved.step)
+            _refuse_others(path)
+            whole += filter(None, [_read(path, marker)])
+    return whole
 
 
 def newest_step(folder: Path) -> int:
@@ -192,8 +195,7 @@ class Checkpoints:
         saved = Saved(path, step, world, stage, round(seconds, 3))
         digests.write(path, known)
         fsync_tree(path)
-        record = {key: value for key, value in asdict(saved).items() if key != "path"}
-        write_durably(path / MARKER, json.dumps(record | {"seal": _seal(record)}).encode())
+        write_durably(path / MARKER, json.dumps(saved.marker | {"seal": _seal(saved.marker)}).encode())
         for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts
             remove_tree(old.path)

@@ -94,7 +94,7 @@ class Save:
 
 
 @dataclass
-class Watch:
+class Watchdog:
     """When a training is taken for hung or diverging."""
 
     stall_factor: float = 10.0  # so many times the usual seconds without the end of a step
@@ -129,7 +129,7 @@ class Options(TaskOptions):
     kernels: list[str] = field(default_factory=list)  # liger
     evaluation: Evaluation = field(default_factory=Evaluation)
     save: Save = field(default_factory=Save)
-    watch: Watch = field(default_factory=Watch)
+    watch: Watchdog = field(default_factory=Watchdog)
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # also wandb, trackio: offline
     loader_workers: int = 2  # processes per GPU that put batches together
     seed: int = 42
@@ -137,7 +137,7 @@ class Options(TaskOptions):
 
 
 @dataclass
-class Prepare(TaskOptions):
+class PrepareOptions(TaskOptions):
     """The recipe's ``task:`` section for ``kind: prepare``: rows of one dataset become tokens, once."""
 
     kind: str = "prepare"
@@ -196,29 +196,22 @@ class Layout:
     per_device: int
     accumulation: int
 
-    @property
-    def sequences(self) -> int:
-        """Sequences of one optimizer step, over all GPUs."""
-        return self.world * self.per_device * self.accumulation
-
 
 def global_batch(options: Options) -> int:
     """Sequences that one optimizer step sees. Raises HalaError unless exactly one of the two measures is given."""
-    batch = options.batch
-    if (batch.sequences is None) == (batch.tokens is None):
+    sequences, tokens, length = options.batch.sequences, options.batch.tokens, options.sequence_length
+    if sequences is not None and tokens is None:
+        if sequences < 1:
+            raise HalaError(f"task.batch.sequences: {sequences} must be at least 1")
+        return sequences
+    if tokens is None or sequences is not None:
         raise HalaError("task.batch: give either sequences or tokens", "for example task.batch.sequences=256")
-    if batch.sequences is not None:
-        if batch.sequences < 1:
-            raise HalaError(f"task.batch.sequences: {batch.sequences} must be at least 1")
-        return batch.sequences
-    assert batch.tokens is not None
-    sequences, rest = divmod(batch.tokens, options.sequence_length)
-    if rest or not sequences:
+    if tokens < 1 or tokens % length:
         raise HalaError(
-            f"task.batch.tokens: {batch.tokens} is not a multiple of task.sequence_length, {options.sequence_length}",
-            f"for example {max(1, round(batch.tokens / options.sequence_length)) * options.sequence_length}",
+            f"task.batch.tokens: {tokens} is not a multiple of task.sequence_length, {length}",
+            f"for example {max(1, round(tokens / length)) * length}",
         )
-    return sequences
+    return tokens // length
 
 
 def steps_of(sequences: int, batch: int) -> int:

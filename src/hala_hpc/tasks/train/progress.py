@@ -77,10 +77,9 @@ def read(run: Path, now: float | None = None) -> Progress | None:
     files = metrics.files(run)
     if not report and not files:
         return None
-    newest = metrics.tail(files[-1], TAIL) if files else []
-    trained = [line for line in newest if "loss" in line]
-    if not trained and len(files) > 1:  # a launch that has ended no step yet: what the one before did
-        trained = [line for line in metrics.tail(files[-2], TAIL) if "loss" in line]
+    # Of a launch that has ended no step yet: what the one before did.
+    ended = ([line for line in metrics.tail(path, TAIL) if "loss" in line] for path in files[:-3:-1])
+    trained = next(filter(None, ended), [])
     last: StepMetrics = trained[-1] if trained else {"step": 0}
     # The first step of a launch compiles and warms up: it counts only if alone.
     timed = trained[1:] or trained

@@ -15,9 +15,9 @@ from hala_hpc.data.files import sources as data_files
 from hala_hpc.models import location
 from hala_hpc.models.folder import check_model
 from hala_hpc.run import manifest
-from hala_hpc.run import manifest as runs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import CheckShard
+from hala_hpc.tasks.train import metrics
 from hala_hpc.tasks.train.options import KERNEL, Options, attention_of, can_pack, layout
 from hala_hpc.tasks.train.prepare import expected
 from hala_hpc.tasks.train.prepare import task as prepare
@@ -46,12 +46,13 @@ class Train(Task):
                 raise HalaError(f"task.datasets: {name!r} cannot be a dataset's name", "letters, digits, - and _")
             if dataset.weight <= 0:
                 raise HalaError(f"task.datasets.{name}.weight: must be more than 0")
-        for key, value in (("sequence_length", options.sequence_length), ("epochs", options.epochs)):
-            if value <= 0:
+        for key in ("sequence_length", "epochs", "tokens"):
+            if (value := getattr(options, key)) is not None and value <= 0:
                 raise HalaError(f"task.{key}: must be more than 0")
+        metrics.check(options.report_to)
         if len(options.optimizer.betas) != 2:
             raise HalaError("task.optimizer.betas: must be two numbers", "for example [0.9, 0.95]")
-        layout(options, world_of(recipe.site))
+        layout(options, recipe.site.slurm.nodes_per_worker * ranks_per_node(recipe.site))
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Plan the preparation of each dataset too; those that another run shares and has planned are left alone."""
@@ -102,18 +103,13 @@ class Train(Task):
                 return cut.shards, cut.facts
 
             try:
-                runs.create(target, freeze(nested), fill)
+                manifest.create(target, freeze(nested), fill)
             except HalaError as error:
                 raise HalaError(f"task.datasets.{name}: {error.message}", error.hint) from error
         return manifest.read(target / "manifest.parquet")
 
 
 create = Train
-
-
-def world_of(site: Site) -> int:
-    """GPUs of one training: ranks on all its nodes."""
-    return site.slurm.nodes_per_worker * ranks_per_node(site)
 
 
 def ranks_per_node(site: Site) -> int:

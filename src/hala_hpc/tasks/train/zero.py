@@ -61,10 +61,8 @@ def _stage3(checkpoint: Checkpoint, states: Sequence[str]) -> Iterator[tuple[str
         for name, shape in shapes.items():
             numel = shape.numel()
             share = -(-numel // len(checkpoint.ranks))
-            yield (
-                name,
-                {key: torch.cat([rank[key][offset : offset + share] for rank in flat])[:numel] for key in states},
-            )
+            pieces = {key: [rank[key][offset : offset + share] for rank in flat] for key in states}
+            yield name, {key: torch.cat(pieces[key])[:numel] for key in states}
             offset += share
 
 

@@ -56,8 +56,8 @@ def test_counts_are_those_of_transformers(work_python: Path) -> None:
     configs = [SMALL | config for config in CONFIGS]
     said = subprocess.run([work_python, "-c", COUNT, json.dumps(configs)], capture_output=True, text=True, check=True)
     for config, (total, embedding, tied) in zip(configs, json.loads(said.stdout.splitlines()[-1]), strict=True):
-        counted = architecture.count(architecture.read(config))
-        assert (counted.total, counted.embedding, counted.tied) == (total, embedding, tied), config
+        form = architecture.read(config)
+        assert (form.weights, form.embedding, form.tied) == (total, embedding, tied), config
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_counts_are_those_of_transformers(work_python: Path) -> None:
     ],
 )
 def test_real_bases_have_their_published_size(name: str, published: int) -> None:
-    assert architecture.count(architecture.read(REAL[name])).total == published
+    assert architecture.read(REAL[name]).weights == published
 
 
 def test_what_is_looked_up_does_not_compute() -> None:
-    tied = architecture.count(architecture.read(SMALL | CONFIGS[5]))
-    assert tied.tied and tied.computing == tied.total
-    apart = architecture.count(architecture.read(SMALL | CONFIGS[0]))
-    assert not apart.tied and apart.computing == apart.total - 320 * 64
+    tied = architecture.read(SMALL | CONFIGS[5])
+    assert tied.tied and tied.computing == tied.weights
+    apart = architecture.read(SMALL | CONFIGS[0])
+    assert not apart.tied and apart.computing == apart.weights - 320 * 64
 
 
 def test_an_unknown_family_is_refused_by_name() -> None:

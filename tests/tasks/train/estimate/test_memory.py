@@ -62,17 +62,19 @@ def asked(config: dict[str, Any], stage: int, precision: str, checkpointing: boo
     }
 
 
-def estimated(config: dict[str, Any], stage: int, precision: str, checkpointing: bool) -> Memory:
+def estimated(folder: Path, config: dict[str, Any], stage: int, precision: str, checkpointing: bool) -> Memory:
+    zero = {"stage": stage, "reduce_bucket_size": 16384, "overlap_comm": True}
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
     options = Options(
         sequence_length=LENGTH,
         batch=Batch(sequences=SEQUENCES * WORLD, per_device=SEQUENCES),
         precision=precision,  # type: ignore[arg-type]
-        deepspeed=DeepSpeed(stage=stage),  # type: ignore[arg-type]
+        deepspeed=DeepSpeed(stage, str(file)),  # type: ignore[arg-type]
         attention=attention_of(config),
         activation_checkpointing=checkpointing,
     )
-    settings = {"zero_optimization": {"reduce_bucket_size": 16384, "overlap_comm": True}}
-    return memory.estimate(architecture.read(config), options, WORLD, settings)
+    return memory.estimate(architecture.read(config), options, WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +99,15 @@ def measured(work_python: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 @pytest.mark.train
 @pytest.mark.timeout(900)
-def test_parts_are_what_is_really_held(measured: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_what_is_really_held(
+    measured: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Each part, and with ``peak`` all that comes and goes in a forward and backward pass, buffers included."""
     monkeypatch.setattr(memory, "TILE_WORDS", TILE_WORDS)
     assert len(measured) == len(CASES)
     wrong = []
     for case, found in zip(CASES, measured, strict=True):
-        guess = estimated(*case)
+        guess = estimated(tmp_path, *case)
         parts = {name: getattr(guess, name) for name in ("parameters", "gradients", "optimizer", "activations")}
         standing = 0 if case[1] else guess.gradients  # DDP's buckets do not come and go
         parts["peak"] = guess.activations + guess.working - standing
@@ -126,7 +130,7 @@ def nine_billion() -> architecture.Architecture:
 def test_zero_stages_spread_what_the_paper_says() -> None:
     """ZeRO, table 1: with Adam 16 bytes a weight, of which stage 2 spreads 14 and stage 3 all over the GPUs."""
     model = nine_billion()
-    total = architecture.count(model).total
+    total = model.weights
     batch = Batch(sequences=16)
     for stage, least in ((2, 2 * total + 14 * total / 16), (3, 16 * total / 16)):
         options = Options(sequence_length=512, batch=batch, deepspeed=DeepSpeed(stage=stage))  # type: ignore[arg-type]

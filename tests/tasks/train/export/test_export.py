@@ -12,7 +12,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.run.manifest import Shard
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.checkpoints import MARKER, Checkpoints
-from hala_hpc.tasks.train.export.task import Exporting, marker_of
+from hala_hpc.tasks.train.export.task import Exporting
 from hala_hpc.worker.items import Item
 from tests.conftest import Hala
 from tests.test_flips import flips
@@ -53,7 +53,7 @@ def test_every_complete_checkpoint_is_a_model(hala: Hala, training: Path, word: 
     assert [item["name"] for item in found.items] == names
 
 
-def test_what_is_not_there_ismarker_of(hala: Hala, training: Path) -> None:
+def test_what_is_not_there_is_refused(hala: Hala, training: Path) -> None:
     said = plan(hala, training, "task.steps=[20,30]", code=2)
     assert "sft has no checkpoint after step 30" in said and "those after 20, 100" in said
     assert "is not a run" in plan(hala, training.parent / "model", code=2)
@@ -72,7 +72,7 @@ def test_no_flip_in_a_checkpoint_is_exported(training: Path, tmp_path: Path) -> 
     folder.mkdir()
     for name in ("model.pt", "zero_pp_rank_0_optim.pt", "trainer_state.json"):
         (folder / name).write_bytes(random.Random(name).randbytes(200))
-    asked = {"run": str(training), "checkpoint": marker_of(saved.mark(30, 1, 2, 0.5))}
+    asked = {"run": str(training), "checkpoint": saved.mark(30, 1, 2, 0.5).marker}
     shard = Shard(0, "export", "r", 0, 0, 1, 0, 1, "")
     item = Item(shard, asked, tmp_path / "exported", tmp_path / "kept", lambda: None, lambda _: None)
     for path in flips(folder, seed=7):

@@ -6,11 +6,11 @@ from pathlib import Path
 from hala_hpc.tasks.train import checkpoints, metrics, paths
 from hala_hpc.tasks.train.launch import signs
 from hala_hpc.tasks.train.launch.signs import End
-from hala_hpc.tasks.train.options import Watch
+from hala_hpc.tasks.train.options import Watchdog
 
 
 def test_patience_follows_the_usual_step() -> None:
-    watch = Watch(stall_factor=10, stall_seconds=120, start_seconds=1800)
+    watch = Watchdog(stall_factor=10, stall_seconds=120, start_seconds=1800)
     assert signs.patience(watch, [], ["starting"]) == 1800
     assert signs.patience(watch, [2.0, 3.0, 4.0], ["data"]) == 120
     assert signs.patience(watch, [60.0, 30.0, 31.0], ["data"]) == 310

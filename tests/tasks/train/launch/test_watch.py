@@ -20,13 +20,13 @@ from hala_hpc.tasks.train.launch import signs, stacks
 from hala_hpc.tasks.train.launch.launcher import Ended, How, Watched
 from hala_hpc.tasks.train.launch.stacks import RankState
 from hala_hpc.tasks.train.launch.step import Allocation
-from hala_hpc.tasks.train.options import Watch
+from hala_hpc.tasks.train.options import Watchdog
 from tests.conftest import ROOT
 from tests.damaged import hala
 from tests.tasks.train.test_progress import training_run
 from tests.worker.helpers import wait_until
 
-QUICK = Watch(stall_factor=5, stall_seconds=4, start_seconds=30)
+QUICK = Watchdog(stall_factor=5, stall_seconds=4, start_seconds=30)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def order(run: Path, **orders: Any) -> None:
     (run / "orders.json").write_text(json.dumps({"steps": 5, "seconds": 0.2, **orders}))
 
 
-def started(run: Path, ranks: int = 2, name: str = "one", watch: Watch = QUICK) -> Watched:
+def started(run: Path, ranks: int = 2, name: str = "one", watch: Watchdog = QUICK) -> Watched:
     where = Allocation(("here",), ranks, 1, 0, None, (sys.executable,), (), "127.0.0.1", None)
     return Watched(run, name, where, watch, Ledger(run / "ledger" / f"{name}.jsonl"))
 

@@ -196,11 +196,8 @@ def test_it_is_made_once_and_of_nothing_else(prepared: Prepared, tmp_path: Path)
         ({"batch": Batch(sequences=4, tokens=64)}, "give either sequences or tokens"),
         ({"batch": Batch(tokens=100)}, "for example 128"),
         ({"batch": Batch(sequences=0)}, "at least 1"),
-        ({"epochs": 0.0}, "nothing to train on"),
-        ({"tokens": 0}, "nothing to train on"),
         ({"evaluation": Evaluation(rows=590)}, "590 of 590 rows"),
         ({"sequence_length": 32}, "prepared with 64 tokens"),
-        ({"datasets": {"chat": Dataset(weight=0.0), "texts": Dataset()}}, "datasets.chat.weight"),
     ],
 )
 def test_what_cannot_be_is_refused(build: Any, tmp_path: Path, task: dict[str, Any], said: str) -> None:

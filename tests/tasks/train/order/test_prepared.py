@@ -49,7 +49,7 @@ def test_nothing_is_copied_and_nothing_can_be_written(two: list[Path]) -> None:
     prepared = Prepared(two)
     ids, loss = prepared[1]
     assert (ids.dtype, loss.dtype) == (np.int32, np.bool_)
-    assert np.shares_memory(ids, prepared._files[1].ids)
+    assert np.shares_memory(ids, prepared._files[1][0].ids)
     for array in (ids, loss):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

@@ -16,7 +16,7 @@ from hala_hpc.config.schema import Data
 from hala_hpc.data import schema, unify
 from hala_hpc.data.documents import Chat, Dropped, PromptAnswer, Text
 from hala_hpc.data.files import readers
-from hala_hpc.tasks.train.options import Prepare
+from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping
 from tests.data.tokenizer_kinds import KINDS, Kind
 
@@ -48,7 +48,7 @@ def kind(request: pytest.FixtureRequest, real: dict[str, Rows], arabic: list[str
 
 
 def work_on(kind: Kind, seen: Rows, data: Data | None = None, **options: Any) -> Tokenizing:
-    asked = Prepare(**{"sequence_length": LONG} | options)
+    asked = PrepareOptions(**{"sequence_length": LONG} | options)
     return Tokenizing(kind.tokenizer, asked, data or Data(), unify.infer(seen))
 
 

@@ -76,14 +76,37 @@ class Architecture:
         """Width of all key heads together; values are as wide."""
         return self.kv_heads * self.head_size
 
+    @property
+    def embedding(self) -> int:
+        """Weights of the input embedding; the output projection has as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def tables(self) -> int:
+        """Weights of the input embedding and the output projection, which are one where they are tied."""
+        return self.embedding if self.tied else 2 * self.embedding
+
+    @property
+    def computing(self) -> int:
+        """Weights that take part in a matrix product: all but an input embedding that is only looked up in."""
+        return self.weights - (0 if self.tied else self.embedding)
+
+    @property
+    def weights(self) -> int:
+        """All weights, exactly (held against transformers' own models in the tests)."""
+        layers = self.attentions * _attention(self) + self.convolutions * _convolution(self)
+        layers += self.layers * (_mlp(self) + self.family.norms * self.hidden)
+        return self.tables + layers + self.hidden  # and the last norm
+
 
 def read(config: Mapping[str, Any]) -> Architecture:
     """The form of a model, from its config. Raises HalaError for a family that is not known here."""
     name = str(config.get("model_type"))
     if name not in FAMILIES:
         raise HalaError(f"model: the memory of a '{name}' is not known", did_you_mean(name, FAMILIES))
-    for key in NEEDED:
-        if key not in config:
+    width = "block_ff_dim" if "block_ff_dim" in config else "intermediate_size"
+    for key in (*NEEDED, width):
+        if config.get(key) is None:
             raise HalaError(f"model: its config.json has no '{key}'")
     family, is_lfm2 = FAMILIES[name], name == "lfm2"
     vocabulary, hidden, layers, heads = (int(config[key]) for key in NEEDED)
@@ -92,7 +115,7 @@ def read(config: Mapping[str, Any]) -> Architecture:
         family=family,
         vocabulary=vocabulary,
         hidden=hidden,
-        intermediate=_intermediate(config),
+        intermediate=_intermediate(config, int(config[width])),
         layers=layers,
         convolutions=_convolutions(config, layers) if is_lfm2 else 0,
         heads=heads,
@@ -108,12 +131,8 @@ def read(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def _intermediate(config: Mapping[str, Any]) -> int:
+def _intermediate(config: Mapping[str, Any], width: int) -> int:
     """The MLP's width. lfm2 makes it of the config's: two thirds, rounded up (as in transformers' Lfm2MLP)."""
-    given = config.get("block_ff_dim", config.get("intermediate_size"))
-    if given is None:
-        raise HalaError("model: its config.json has no 'intermediate_size'")
-    width = int(given)
     if config["model_type"] == "lfm2" and config.get("block_auto_adjust_ff_dim", True):
         multiple = int(config.get("block_multiple_of", 256))
         width = int((config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
@@ -126,34 +145,6 @@ def _convolutions(config: Mapping[str, Any], layers: int) -> int:
         return sum(kind == "conv" for kind in config["layer_types"])
     attentions = config.get("full_attn_idxs")
     return layers - len(attentions) if attentions is not None else 0
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Counts of weights. ``embedding`` is the input's, ``head`` the output projection's: 0 where it is the same."""
-
-    total: int
-    embedding: int
-    head: int
-
-    @property
-    def tied(self) -> bool:
-        """Whether input and output share their embedding."""
-        return not self.head
-
-    @property
-    def computing(self) -> int:
-        """Those that take part in a matrix product: all but the input embedding, which is looked up."""
-        return self.total - self.embedding + (self.embedding if self.tied else 0)
-
-
-def count(model: Architecture) -> Parameters:
-    """Weights of a model, exactly (held against transformers' own models in the tests)."""
-    embedding = model.vocabulary * model.hidden
-    head = 0 if model.tied else embedding
-    layers = model.attentions * _attention(model) + model.convolutions * _convolution(model)
-    layers += model.layers * (_mlp(model) + model.family.norms * model.hidden)
-    return Parameters(embedding + head + layers + model.hidden, embedding, head)  # and the last norm
 
 
 def _attention(model: Architecture) -> int:

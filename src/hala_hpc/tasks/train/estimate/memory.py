@@ -12,12 +12,12 @@ from hala_hpc.data import templates
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate.architecture import Architecture
-from hala_hpc.tasks.train.options import KERNEL, Options, global_batch, is_convolutional, layout, steps_of
+from hala_hpc.tasks.train.options import KERNEL, Options, can_pack, global_batch, layout, steps_of
 from hala_hpc.tasks.train.prepare import expected
 
 
 @dataclass(frozen=True)
-class Setting:
+class Execution:
     """How the layers run.
 
     ``attention`` is eager, sdpa or another of transformers' names, for kernels that need no mask. Matrix products are
@@ -36,32 +36,27 @@ class Setting:
         return 4 if self.autocast else self.width
 
 
-def _common(model: Architecture, setting: Setting) -> float:
+def _common(model: Architecture, execution: Execution) -> float:
     """Norms and MLP, which every layer has."""
-    if model.family.norms == 1:  # attention and MLP side by side read the same norm
-        norms = _norm(model, setting, 5)
-    else:
-        reads = 3 if model.convolutions < model.layers else 1
-        norms = (
-            _norm(model, setting, reads)
-            + _norm(model, setting, 2)
-            + (model.family.norms - 2) * _norm(model, setting, 0)
-        )
-    return norms + (3 if setting.fused else 4) * setting.width * model.intermediate
+    norms, reads = model.family.norms, 3 if model.attentions else 1
+    # A single norm is read by attention and MLP side by side.
+    readers = [5] if norms == 1 else [reads, 2, *[0] * (norms - 2)]
+    kept = sum(_norm(model, execution, number) for number in readers)
+    return kept + (3 if execution.fused else 4) * execution.width * model.intermediate
 
 
-def _norm(model: Architecture, setting: Setting, readers: int) -> float:
+def _norm(model: Architecture, execution: Execution, readers: int) -> float:
     """One norm, and its output as far as matrix products read it; autocast makes a copy for each of ``readers``."""
     # Without fusion: the input in float32, and what is multiplied by the weight.
-    kept = setting.stream if setting.fused else max(4 + setting.stream, model.family.norm_bytes)
-    return model.hidden * (kept + (2 * readers if setting.autocast else setting.width * (readers > 0)))
+    kept = execution.stream if execution.fused else max(4 + execution.stream, model.family.norm_bytes)
+    return model.hidden * (kept + (2 * readers if execution.autocast else execution.width * (readers > 0)))
 
 
-def _attention(model: Architecture, setting: Setting, length: int) -> float:
-    width = setting.width
-    if setting.attention == "eager":
+def _attention(model: Architecture, execution: Execution, length: int) -> float:
+    width = execution.width
+    if execution.attention == "eager":
         kept = width * 4 * model.queries + (4 + width + width * model.softcap) * model.heads * length
-    elif setting.attention == "sdpa":  # with a mask, which becomes numbers in each layer, keys are repeated per head
+    elif execution.attention == "sdpa":  # with a mask, which becomes numbers in each layer, keys are repeated per head
         kept = width * (4 * model.queries + length) + 4 * model.heads
     else:
         kept = width * (2 * model.queries + 2 * model.keys) + 4 * model.heads
@@ -72,12 +67,12 @@ USABLE = 0.9
 """Share of a GPU that tensors may take (ours): the rest is CUDA's context, NCCL's buffers and fragments."""
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """TRL's fused head never has all logits: it goes through them in tiles of so many tokens and words."""
-LIVE_PARAMETERS = 1_000_000_000
-"""ZeRO-3 gathers the weights it is about to use, up to so many at once (stage3_max_live_parameters)."""
-BUCKET = 500_000_000
-"""Gradients that ZeRO-2 collects before it sends them, where its file does not say (reduce_bucket_size)."""
-SUB_GROUP = 1_000_000_000
-"""ZeRO-3 updates so many weights at once (sub_group_size)."""
+DEEPSPEED: Final = {
+    "stage3_max_live_parameters": 1_000_000_000,  # ZeRO-3 gathers the weights it is about to use, so many at once
+    "reduce_bucket_size": 500_000_000,  # gradients that ZeRO-2 collects before it sends them
+    "sub_group_size": 1_000_000_000,  # ZeRO-3 updates so many weights at once
+}
+"""What DeepSpeed takes where its file does not say."""
 
 
 @dataclass(frozen=True)
@@ -100,37 +95,28 @@ class Memory:
         return self.total <= USABLE * gpu_bytes
 
 
-def estimate(
-    model: Architecture,
-    options: Options,
-    world: int,
-    settings: Mapping[str, Any] | None = None,
-    attention: str | None = None,
-) -> Memory:
+def estimate(model: Architecture, options: Options, world: int, attention: str | None = None) -> Memory:
     """Memory per GPU.
 
     Parameters
     ----------
     world : number of GPUs. Raises HalaError where the global batch does not divide by it.
-    settings : of DeepSpeed, where the recipe's file is not to be read.
     attention : transformers' implementation where the recipe names none; else eager with soft-capping, and sdpa.
     """
     stage = options.deepspeed.stage
     spread = layout(options, world)
     tokens = spread.per_device * options.sequence_length
     is_mixed = options.precision == "bfloat16"
-    setting = Setting(
+    execution = Execution(
         attention=options.attention or attention or ("eager" if model.softcap else "sdpa"),
         autocast=is_mixed and not stage,
         width=2 if is_mixed else 4,
         fused="liger" in options.kernels and model.family.is_fusible,
     )
-    total = architecture.count(model).total
-    kept = _activations(model, setting, options, tokens)
-    settings = options.deepspeed.settings() if settings is None else settings
-    zero = settings.get("zero_optimization", {}) if stage and settings else {}
-    held = _states(total, stage, setting.width, world)
-    backward, step = _working(model, setting, stage, zero, world, tokens)
+    kept = _activations(model, execution, options, tokens)
+    zero = (options.deepspeed.settings() or {}).get("zero_optimization", {})
+    held = _states(model.weights, stage, execution.width, world)
+    backward, step = _working(model, execution, stage, zero, world, tokens)
     return Memory(*held, activations=kept, working=max(backward, step - kept))
 
 
@@ -145,54 +131,43 @@ def _states(total: int, stage: int, width: int, world: int) -> tuple[int, int, i
     return width * (total if stage == 2 else share), width * share, 12 * share  # a float32 copy, even of float32
 
 
-def _activations(model: Architecture, setting: Setting, options: Options, tokens: int) -> int:
+def _activations(model: Architecture, execution: Execution, options: Options, tokens: int) -> int:
     """What the forward pass keeps; with activation checkpointing the layers' inputs, and the largest layer anew."""
     length = options.sequence_length
-    attention = _attention(model, setting, length) if model.attentions else 0.0
+    attention = _attention(model, execution, length) if model.attentions else 0.0
     # Three gates, their product, the convolution's result and the product with the last gate.
-    convolution = 6 * setting.width * model.hidden if model.convolutions else 0.0
-    both = _common(model, setting)
+    convolution = 6 * execution.width * model.hidden if model.convolutions else 0.0
+    both = _common(model, execution)
     if options.activation_checkpointing:
-        kept = (model.layers + 1) * setting.stream * model.hidden + max(attention, convolution) + both
+        kept = (model.layers + 1) * execution.stream * model.hidden + max(attention, convolution) + both
     else:
         kept = model.attentions * attention + model.convolutions * convolution + model.layers * both
-        kept += length if setting.attention in ("eager", "sdpa") else 0  # a mask of truth values, for all layers
-        kept += _norm(model, setting, 0) + setting.stream * model.hidden  # the last norm and the embedding
-    return _cast(model, setting) + round(tokens * kept)
-
-
-def _cast(model: Architecture, setting: Setting) -> int:
-    """Under autocast the forward pass makes a bfloat16 copy of each matrix, and keeps it."""
-    counted = architecture.count(model)
-    return 2 * (counted.total - counted.embedding - counted.head) if setting.autocast else 0
+        kept += length if execution.attention in ("eager", "sdpa") else 0  # a mask of truth values, for all layers
+        kept += _norm(model, execution, 0) + execution.stream * model.hidden  # the last norm and the embedding
+    # Under autocast the forward pass makes a bfloat16 copy of each matrix, and keeps it.
+    return (2 * (model.weights - model.tables) if execution.autocast else 0) + round(tokens * kept)
 
 
 def _working(
-    model: Architecture, setting: Setting, stage: int, zero: Mapping[str, Any], world: int, tokens: int
+    model: Architecture, execution: Execution, stage: int, zero: Mapping[str, Any], world: int, tokens: int
 ) -> tuple[int, int]:
     """Bytes beside states and activations: in the backward pass, and in the optimizer's step."""
-    weights, width = architecture.count(model).total, setting.width
-    embedding = model.vocabulary * model.hidden
+    weights, width = model.weights, execution.width
     tile = min(tokens, TILE_TOKENS) * TILE_WORDS * width
     # The head adds up its gradient in float32, then makes one of the weight's own type of it.
-    head = tile + 4 * tokens * model.hidden + (4 + (0 if setting.stream == 4 else width)) * embedding
+    head = tile + 4 * tokens * model.hidden + (4 + (0 if execution.stream == 4 else width)) * model.embedding
     if not stage:
         return head + (4 * weights if world > 1 else 0), 0  # DDP's buckets are a second copy of the gradients
-    hidden = model.hidden
+    share = -(-weights // world)
+    given = {key: int(zero[key]) for key in DEEPSPEED if zero.get(key, "auto") != "auto"}
+    # Transformers fills in ZeRO-3's bucket from the model's width.
+    sizes = DEEPSPEED | ({"reduce_bucket_size": model.hidden**2} if stage == 3 else {}) | given
+    bucket = sizes["reduce_bucket_size"]
     if stage == 2:
         buckets = 2 if zero.get("overlap_comm", False) else 1
-        bucket = _number(zero, "reduce_bucket_size", BUCKET)
-        return head + buckets * bucket * width, (4 + width) * -(-weights // world)
-    gathered = min(weights, _number(zero, "stage3_max_live_parameters", LIVE_PARAMETERS))
-    bucket = _number(zero, "reduce_bucket_size", hidden**2)
-    updated = min(-(-weights // world), _number(zero, "sub_group_size", SUB_GROUP))
+        return head + buckets * bucket * width, (4 + width) * share
+    gathered, updated = min(weights, sizes["stage3_max_live_parameters"]), min(share, sizes["sub_group_size"])
     return head + width * (gathered + bucket), (4 + width) * updated
-
-
-def _number(zero: Mapping[str, Any], key: str, otherwise: int) -> int:
-    """A setting of DeepSpeed; ``auto`` is filled in by transformers from the model's width."""
-    value = zero.get(key, otherwise)
-    return otherwise if value == "auto" else int(value)
 
 
 GPU: Final = "H100"
@@ -204,8 +179,7 @@ MFU: Final = 0.4
 """Model FLOPs utilization assumed for GPU-hours (ours, not measured): well-fed GPUs reach 0.3 to 0.5."""
 RECOMPUTED: Final = 0.75
 """With activation checkpointing the forward pass is done twice, so three quarters of the work count."""
-PARTS: Final = ("parameters", "gradients", "optimizer", "activations", "working")
-SUM: Final = (*PARTS, "total")
+SUM: Final = ("parameters", "gradients", "optimizer", "activations", "working", "total")
 
 
 class HardwareEstimate(TypedDict):
@@ -278,53 +252,43 @@ def summary(recipe: Recipe, planned: Path) -> TrainingEstimate:
     return estimate
 
 
-def hardware(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Label, nodes and ranks on each: the site's own first."""
+def hardware(recipe: Recipe) -> list[tuple[str, int]]:
+    """Label and number of GPUs: the site's own first."""
     own = (recipe.site.slurm.nodes_per_worker, train.ranks_per_node(recipe.site))
-    others = [(f"{nodes}x{gpus}", nodes, gpus) for nodes, gpus in HARDWARE if (nodes, gpus) != own]
-    return [(f"{own[0]}x{own[1]} (site)", *own), *others]
-
-
-def on_hardware(
-    model: Architecture, options: Options, nodes: int, gpus: int, attention: str | None = None
-) -> Memory | str:
-    """Memory per GPU there, or why the recipe cannot run there."""
-    try:
-        return estimate(model, options, nodes * gpus, attention=attention)
-    except HalaError as error:
-        return error.message
+    others = [(f"{nodes}x{gpus}", nodes * gpus) for nodes, gpus in HARDWARE if (nodes, gpus) != own]
+    return [(f"{own[0]}x{own[1]} (site)", own[0] * own[1]), *others]
 
 
 def gpu_hours(model: Architecture, options: Options, tokens: int) -> float:
     """Hours of one GPU: FLOPs per token times tokens, over peak times the assumed MFU."""
-    weights, layers = architecture.count(model).computing, model.attentions or 1
-    flops = architecture.flops_per_token(weights, layers, model.queries, options.sequence_length)
+    layers, length = model.attentions or 1, options.sequence_length
+    flops = architecture.flops_per_token(model.computing, layers, model.queries, length)
     share = MFU * (RECOMPUTED if options.activation_checkpointing else 1.0)
     return flops * tokens / (architecture.PEAK_BF16[GPU] * share) / 3600
 
 
-def _add_cost(estimate: TrainingEstimate, recipe: Recipe, model: Architecture, attention: str | None) -> None:
+def _add_cost(taken: TrainingEstimate, recipe: Recipe, model: Architecture, attention: str | None) -> None:
     """Memory, disk and hours of a model whose form is known."""
     options: Options = recipe.task
-    hours = gpu_hours(model, options, estimate["estimated_tokens_trained"])
+    hours = gpu_hours(model, options, taken["estimated_tokens_trained"])
     memory_gb = recipe.site.slurm.gpu_memory_gb
     room = GPU_BYTES if memory_gb is None else round(memory_gb * 1024**3)
-    for label, nodes, gpus in hardware(recipe):
-        needed = on_hardware(model, options, nodes, gpus, attention)
-        row: HardwareEstimate = {"hardware": label, "gpus": nodes * gpus, "hours": hours / (nodes * gpus)}
-        if isinstance(needed, str):
-            row["refused"] = needed
-        else:
+    for label, gpus in hardware(recipe):
+        row: HardwareEstimate = {"hardware": label, "gpus": gpus, "hours": hours / gpus}
+        try:
+            needed = estimate(model, options, gpus, attention)
             row = {**row, **asdict(needed), "total": needed.total, "fits": needed.fits(room)}  # type: ignore[typeddict-item]
-        estimate["memory"].append(row)
-    weights = architecture.count(model).total
+        except HalaError as error:
+            row["refused"] = error.message
+        taken["memory"].append(row)
+    weights = model.weights
     state = 12 if not options.deepspeed.stage else 14  # weights and Adam's moments; of ZeRO also the bfloat16 weights
-    estimate["weights"] = weights
-    estimate["gpu_bytes"] = room
+    taken["weights"] = weights
+    taken["gpu_bytes"] = room
     # One more checkpoint than are kept is there while it is written.
-    estimate["disk"] = {"checkpoints": state * weights * (options.save.keep + 1), "model": 2 * weights}
-    estimate["gpu_hours"] = hours
-    estimate["assumed"] = {
+    taken["disk"] = {"checkpoints": state * weights * (options.save.keep + 1), "model": 2 * weights}
+    taken["gpu_hours"] = hours
+    taken["assumed"] = {
         "gpu": f"{GPU} of {room / 1024**3:g} GB",
         "mfu": MFU,
         "mfu_recomputing": MFU * RECOMPUTED,
@@ -348,7 +312,7 @@ def _packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
     packing: bool | None = recipe.task.packing
     if packing is not None:
         return "yes" if packing else "no"
-    if not is_convolutional(dict(config)):
-        return "yes"
     on_gpu = recipe.site.slurm.gpus_per_worker > 0
-    return f"where {KERNEL} is installed" if on_gpu and config.get("model_type") == "lfm2" else "no"
+    if can_pack(config, on_gpu, has_kernel=False):
+        return "yes"
+    return f"where {KERNEL} is installed" if can_pack(config, on_gpu, has_kernel=True) else "no"

@@ -8,12 +8,15 @@ model that is loaded into pieces. A checkpoint has no model in training to compa
 import contextlib
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypedDict
+
+import numpy as np
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models.folder import finish_model, unsound, write_index
@@ -94,26 +97,20 @@ def save(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, proven
         finish_model(target, {**provenance, "parameters": parameters}, card.render)
 
 
-def check(
-    folder: Path,
-    expected: list[float] | None,
-    tolerance: float | None = None,
-    check_stop: Callable[[], None] = lambda: None,
-) -> float:
+def check(folder: Path, expected: list[float] | None, check_stop: Callable[[], None] = lambda: None) -> float:
     """Load the folder anew and compare it with ``expected``, the fingerprint of the model in training (None: unknown).
 
-    ``tolerance``: the mean difference allowed, in nats; None: by the model's own rounding noise. Returns the mean
-    difference. Raises HalaError that names each fault: files that are not whole, weights that are not finite or that
-    the model does not know, tied weights stored twice, and a fingerprint too far off or not finite.
+    The mean difference that is allowed goes by the model's own rounding noise. Returns the mean difference, in nats.
+    Raises HalaError that names each fault: files that are not whole, weights that are not finite or that the model does
+    not know, tied weights stored twice, and a fingerprint too far off or not finite.
     """
     faults = unsound(folder)
-    difference = float("nan")
+    difference = math.nan
     if not faults:
         loaded = _reloaded(folder, check_stop)
         exact = loaded["float32"]
         expected = exact if expected is None else expected
-        if tolerance is None:
-            tolerance = max(NOISE_FLOOR, NOISE_FACTOR * _mean_difference(exact, loaded["bfloat16"]))
+        tolerance = max(NOISE_FLOOR, NOISE_FACTOR * _mean_difference(exact, loaded["bfloat16"]))
         faults = list(loaded["faults"])
         difference = _mean_difference(expected, exact)
         if not difference <= tolerance:  # also where it is not a number
@@ -150,8 +147,7 @@ def _publishable(model: Any, state: dict[str, Any]) -> Mapping[str, Any]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, source in tied.items():
         if name in state:
-            state.setdefault(source, state[name])
-            del state[name]
+            state.setdefault(source, state.pop(name))
     if missing := {name for name, _ in model.named_parameters()} - state.keys() - tied.keys():
         raise HalaError(f"export: {plural(len(missing), 'weight')} not gathered: {', '.join(sorted(missing)[:4])}")
     weights = {}
@@ -224,22 +220,15 @@ def _reloaded(folder: Path, check_stop: Callable[[], None]) -> Examined:
     return examined
 
 
-def _apart(expected: Sequence[float], loaded: Sequence[float]) -> list[float]:
-    return [abs(before - after) for before, after in zip(expected, loaded, strict=True)]
-
-
 def _mean_difference(expected: Sequence[float], loaded: Sequence[float]) -> float:
     """NaN where the two are not of the same tokens."""
-    if len(expected) != len(loaded):
-        return float("nan")
-    return sum(_apart(expected, loaded)) / max(1, len(expected))
+    return float(np.abs(np.subtract(expected, loaded)).mean()) if len(expected) == len(loaded) else math.nan
 
 
 def _far_off(expected: Sequence[float], loaded: Sequence[float], difference: float, tolerance: float) -> str:
     if len(expected) != len(loaded):
         return f"the tokenizer makes {len(loaded) + 1} tokens of the prompt, in training {len(expected) + 1}"
-    apart = _apart(expected, loaded)
-    worst = max(range(len(apart)), key=apart.__getitem__)
+    worst = int(np.abs(np.subtract(expected, loaded)).argmax())
     return (
         f"log-probabilities differ by {difference:.4f} nats a token (at most {tolerance:.4f}), "
         f"most at token {worst + 1}: {expected[worst]:.4f} in training, {loaded[worst]:.4f} loaded"

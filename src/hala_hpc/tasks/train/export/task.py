@@ -3,13 +3,13 @@
 The training need not have ended. Its last checkpoint gives the model that the training itself exported.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Model, Recipe, TaskOptions
+from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
@@ -19,7 +19,6 @@ from hala_hpc.run.manifest import Facts, Manifest
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.train import card, checkpoints, paths, zero
 from hala_hpc.tasks.train import task as train
-from hala_hpc.tasks.train.checkpoints import Saved
 from hala_hpc.tasks.train.export import model as export
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.worker import registry
@@ -69,11 +68,10 @@ class Export(ItemTask):
             )
         steps = sorted(set(self._steps) or by_step)
         width = len(str(steps[-1]))
-        entries = [
-            ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=marker_of(by_step[step]))
-            for step in steps
-        ]
-        items = [PlannedItem(dict(entry), self._run) for entry in entries]
+        items = []
+        for step in steps:
+            entry = ExportItem(name=f"step-{step:0{width}}", run=str(self._run), checkpoint=by_step[step].marker)
+            items.append(PlannedItem(dict(entry), self._run))
         source = {"path": str(self._run), "original": str(self._run), "rows": len(items), "bytes": 0}
         return cut_items("export", "checkpoints", items, [source])
 
@@ -94,7 +92,7 @@ class Exporting(ItemWork):
         planned = cast(ExportItem, item.entry)
         run, marker = Path(planned["run"]), planned["checkpoint"]
         complete = checkpoints.complete(run / paths.CHECKPOINTS)
-        saved = next((saved for saved in complete if marker_of(saved) == marker), None)
+        saved = next((saved for saved in complete if saved.marker == marker), None)
         if saved is None:
             raise HalaError(
                 f"{run}: its checkpoint after step {marker['step']} is gone", "the training's task.save.keep keeps more"
@@ -103,11 +101,10 @@ class Exporting(ItemWork):
         if faults := checkpoints.faults_of(saved.path):
             raise HalaError(f"{saved.path} is damaged: {'; '.join(faults[:3])}", "export another step")
         trained = _trained(run)
-        kept_tokenizer = train.prepare_runs(run, trained)[0] / prepare.TOKENIZER
         item.tell("reading the checkpoint")
         model, state = zero.consolidated(saved, trained.model, item.check_stop)
         item.tell("writing the model")
-        tokenizer = templates.load_tokenizer(Model(name=str(kept_tokenizer)))
+        tokenizer = prepare.load_tokenizer(train.prepare_runs(run, trained)[0])
         export.save(model, state, tokenizer, item.place, card.provenance(run, saved.step))
         item.tell("loading it once more")
         export.check(item.place, None, check_stop=item.check_stop)
@@ -127,8 +124,3 @@ def _trained(run: Path) -> Recipe:
     if recipe.task.kind != "train":
         raise HalaError(f"model.name: {run} is a run of kind {recipe.task.kind}", "give the folder of a training's run")
     return recipe
-
-
-def marker_of(saved: Saved) -> dict[str, int | float]:
-    """The checkpoint's marker, which differs from that of another checkpoint after the same step."""
-    return {key: value for key, value in asdict(saved).items() if key != "path"}

@@ -27,7 +27,7 @@ from hala_hpc.tasks.train.launch import fitness, signs, stacks, step
 from hala_hpc.tasks.train.launch.fitness import Bad
 from hala_hpc.tasks.train.launch.signs import DIVERGED, PLANNED, REFUSED, STOPPED, TRAINED, End
 from hala_hpc.tasks.train.launch.step import Allocation, Step, allocation
-from hala_hpc.tasks.train.options import Options, Watch
+from hala_hpc.tasks.train.options import Options, Watchdog
 from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.worker.claims import Claim, Claims
@@ -70,7 +70,7 @@ class Ended:
 class Watched:
     """The ranks of one launch, from their start to their end."""
 
-    def __init__(self, run: Path, name: str, where: Allocation, watch: Watch, ledger: Ledger) -> None:
+    def __init__(self, run: Path, name: str, where: Allocation, watch: Watchdog, ledger: Ledger) -> None:
         self._run, self._name, self._where, self._watch, self._ledger = run, name, where, watch, ledger
         words = ["-u", "-m", "hala_hpc.tasks.train.launch.keepers", "rank", RANK, str(run)]
         self._step: Step = step.start(where, name, words, where.ranks_per_node)

@@ -18,7 +18,7 @@ from typing import Final
 
 from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.tasks.train import metrics, paths
-from hala_hpc.tasks.train.options import Watch
+from hala_hpc.tasks.train.options import Watchdog
 
 LATEST_STEPS: Final = 20
 """The usual time of a step is the median of so many."""
@@ -149,7 +149,7 @@ def steps_ended(run: Path, launch: str) -> int:
         return 0
 
 
-def patience(watch: Watch, latest: Sequence[float], phases: Sequence[str]) -> float:
+def patience(watch: Watchdog, latest: Sequence[float], phases: Sequence[str]) -> float:
     """Seconds that may pass until the next step ends, before the training is taken for hung."""
     if not latest or any(phase in SLOW_PHASES for phase in phases):
         return watch.start_seconds

@@ -51,18 +51,18 @@ class Order:
         return held if self._packed else held.take(np.argsort(held.sums(self._lengths), kind="stable"))
 
     def training(self) -> Sequences:
-        """All steps of the training, one after the other, in sequences. Raises HalaError where there is nothing."""
+        """All steps of the training, one after the other, in sequences."""
         steps: list[Sequences] = []
         spent, carry = 0, packing.single(np.empty(0, np.int64))
         for epoch, share in self._epochs():
             drawn = self._epoch(epoch, share)
             whole, carry = self._into_steps(packing.joined([carry, drawn]), epoch)
-            if self._options.tokens is not None:
+            if self._options.tokens is not None and len(whole):
                 costs = spent + np.cumsum(self._costs(whole))
-                if len(costs) and costs[-1] >= self._options.tokens:
+                spent = int(costs[-1])
+                if spent >= self._options.tokens:
                     enough = int(np.searchsorted(costs, self._options.tokens)) + 1
-                    return packing.joined([*steps, whole.first(enough * self._batch)])
-                spent = int(costs[-1]) if len(costs) else spent
+                    return packing.joined([*steps, whole.split(enough * self._batch)[0]])
             steps.append(whole)
         return packing.joined([*steps, carry])
 
@@ -93,7 +93,7 @@ class Order:
     def _into_steps(self, stream: Sequences, epoch: int) -> tuple[Sequences, Sequences]:
         """Whole steps, and the sequences that are left. Without packing, those of a step are about equally long."""
         steps = len(stream) // self._batch
-        whole, rest = stream.first(steps * self._batch), stream.after(steps * self._batch)
+        whole, rest = stream.split(steps * self._batch)
         if self._packed or not steps:
             return whole, rest
         window = np.arange(len(whole)) // (self._batch * WINDOW_STEPS)
@@ -131,14 +131,12 @@ class Order:
 
 
 def _check(prepared: Prepared, options: Options) -> None:
-    """Refuse what gives no order, or would draw epochs for ever."""
+    """Refuse data that are not those of the options, or give no order."""
     if len(options.datasets) != len(prepared.parts):
         raise HalaError(f"task.datasets: {len(options.datasets)}, but {len(prepared.parts)} are prepared")
-    for number, (name, dataset) in enumerate(options.datasets.items()):
-        if not dataset.weight > 0:
-            raise HalaError(f"task.datasets.{name}.weight: {dataset.weight}", "more than 0; or leave the dataset out")
+    for number, (name, part) in enumerate(zip(options.datasets, prepared.parts, strict=True)):
         if not (prepared.dataset == number).any():
-            dropped = ", ".join(f"{count} {reason}" for reason, count in prepared.parts[number].dropped.items())
+            dropped = ", ".join(f"{count} {reason}" for reason, count in part.dropped.items())
             raise HalaError(f"task.datasets.{name}: no row is left to train on ({dropped})")
     if prepared.lengths.max() > options.sequence_length:
         raise HalaError(
@@ -146,8 +144,6 @@ def _check(prepared: Prepared, options: Options) -> None:
             f"{prepared.lengths.max()} tokens",
             "prepare them anew, in a new run",
         )
-    if (not options.epochs > 0) if options.tokens is None else options.tokens < 1:
-        raise HalaError("task.epochs, task.tokens: nothing to train on", "one of them more than 0")
 
 
 VERSION: Final = 1
@@ -293,8 +289,8 @@ def _report(
         "packed": packed,
         "tokens": tokens,
         "loss_tokens": loss_tokens,
-        "loss_token_share": round(loss_tokens / tokens, 6) if tokens else 0.0,
-        "padding_share": round(1 - tokens / padded, 6) if padded else 0.0,
+        "loss_token_share": round(loss_tokens / tokens, 6),
+        "padding_share": round(1 - tokens / padded, 6),
         "truncated_rows": sum(part["truncated_rows"] for part in parts.values()),
         "dropped_rows": sum(part["dropped_rows"] for part in parts.values()),
         "held_out_rows": options.evaluation.rows,
@@ -306,13 +302,8 @@ def _report(
 
 def _padded(sizes: Ints, batch: int, per_device: int) -> int:
     """Tokens computed when every ``per_device`` neighbours of a step are padded to the longest of them."""
-    if not len(sizes):
-        return 0
-    place = np.arange(len(sizes))
-    group = place // batch * batch + place % batch // per_device
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    counts = np.diff(np.append(starts, len(sizes)))
-    return int((np.maximum.reduceat(sizes, starts) * counts).sum())
+    starts = np.flatnonzero(np.arange(len(sizes)) % batch % per_device == 0)
+    return int((np.maximum.reduceat(sizes, starts) * np.diff(starts, append=len(sizes))).sum())
 
 
 def _parts(prepared: Prepared, options: Options, training: Sequences) -> dict[str, PreparedDataset]:

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.bad_rows import SET_ASIDE_NOTE
+from hala_hpc.data.shards import reason_of
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
@@ -24,35 +26,6 @@ from hala_hpc.tasks.train.prepare.tokens import Opened
 
 Ints = npt.NDArray[Any]
 """An array of integers."""
-
-
-@dataclass
-class _Open:
-    """Sequences that have room left: by their room, runs ``(first, count)`` of neighbouring numbers."""
-
-    rooms: list[int] = field(default_factory=list)  # sorted, those that some sequence has
-    runs: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-
-    def add(self, room: int, first: int, count: int) -> None:
-        if room == 0 or count == 0:
-            return
-        if room not in self.runs:
-            insort(self.rooms, room)
-            self.runs[room] = []
-        self.runs[room].append((first, count))
-
-    def tightest(self, length: int) -> int | None:
-        """The least room that holds a document of ``length``."""
-        place = bisect_left(self.rooms, length)
-        return self.rooms[place] if place < len(self.rooms) else None
-
-    def take(self, room: int) -> tuple[int, int]:
-        """The run that was last added with this room."""
-        run = self.runs[room].pop()
-        if not self.runs[room]:
-            del self.runs[room]
-            self.rooms.pop(bisect_left(self.rooms, room))
-        return run
 
 
 def best_fit(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
@@ -85,44 +58,36 @@ def best_fit(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     return order[by_sequence], _offsets(np.bincount(sequence))
 
 
-Step = tuple[int, int, int]
-"""So many documents in each sequence from this one on, so many in all."""
-
-
 def _place(lengths: Ints, counts: Ints, capacity: int) -> Ints:
     """The sequence of each document, documents sorted longest first. ``lengths`` are unique and ascending."""
-    steps: list[Step] = []
-    is_open = _Open()
+    filled: list[tuple[int, int, int]] = []  # first sequence, documents in each from it on, documents in all
+    # Neighbouring sequences with the same room left, sorted: room, order (newest first), first sequence, how many.
+    have_room: list[tuple[int, int, int, int]] = []
+    newest_first = count(0, -1)
     sequences = 0
     for length, left in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while left:
-            room = is_open.tightest(length)
-            if room is None:
-                room, run = capacity, (sequences, -(-left // (capacity // length)))
-                sequences += run[1]
+            tightest = bisect_left(have_room, (length,))
+            if tightest < len(have_room):
+                room, _, first, neighbours = have_room.pop(tightest)
             else:
-                run = is_open.take(room)
-            left -= _fill(is_open, steps, run, room, length, left)
-    first, documents_each, documents = np.array(steps, np.int64).T
-    start = np.cumsum(documents) - documents
-    within = np.arange(int(documents.sum()), dtype=np.int64) - np.repeat(start, documents)
-    sequence: Ints = np.repeat(first, documents) + within // np.repeat(documents_each, documents)
+                room, first, neighbours = capacity, sequences, -(-left // (capacity // length))
+                sequences += neighbours
+            most = room // length
+            full = min(neighbours, left // most)
+            rest = left - full * most if full < neighbours else 0  # in the sequence after the full ones
+            partial = int(rest > 0)
+            left -= full * most + rest
+            for number, documents in ((full, most), (partial, rest), (neighbours - full - partial, 0)):
+                if number and documents:
+                    filled.append((first, documents, number * documents))
+                if number and room > documents * length:
+                    insort(have_room, (room - documents * length, next(newest_first), first, number))
+                first += number
+    starts, documents_each, documents = np.array(filled, np.int64).T
+    within = np.arange(int(documents.sum()), dtype=np.int64) - np.repeat(np.cumsum(documents) - documents, documents)
+    sequence: Ints = np.repeat(starts, documents) + within // np.repeat(documents_each, documents)
     return sequence
-
-
-def _fill(is_open: _Open, steps: list[Step], run: tuple[int, int], room: int, length: int, left: int) -> int:
-    """Fill sequences that have ``room`` with ``left`` documents, as far as they go. Returns how many they took."""
-    first, count = run
-    most = room // length
-    full = min(count, left // most)
-    rest = left - full * most if full < count else 0
-    for sequences, documents in ((full, most), (min(rest, 1), rest)):
-        if sequences:
-            steps.append((first, documents, sequences * documents))
-            is_open.add(room - documents * length, first, sequences)
-        first += sequences
-    is_open.add(room, first, run[0] + count - first)
-    return full * most + rest
 
 
 @dataclass(frozen=True)
@@ -149,13 +114,10 @@ class Sequences:
         shift = np.repeat(self.offsets[:-1][which] - offsets[:-1], counts)
         return Sequences(self.items[np.arange(offsets[-1]) + shift], offsets)
 
-    def first(self, count: int) -> "Sequences":
-        """The first so many sequences."""
-        return Sequences(self.items[: self.offsets[count]], self.offsets[: count + 1])
-
-    def after(self, count: int) -> "Sequences":
-        """All but the first so many sequences."""
-        return Sequences(self.items[self.offsets[count] :], self.offsets[count:] - self.offsets[count])
+    def split(self, at: int) -> tuple["Sequences", "Sequences"]:
+        """The first so many sequences, and the others."""
+        offsets, end = self.offsets, self.offsets[at]
+        return Sequences(self.items[:end], offsets[: at + 1]), Sequences(self.items[end:], offsets[at:] - end)
 
     def sums(self, values: Ints) -> Ints:
         """For each sequence, the sum of what ``values`` has for its pieces."""
@@ -224,17 +186,16 @@ class Prepared:
     def __init__(self, runs: Sequence[Path]) -> None:
         """Map the outputs of finished ``prepare`` runs. Raises HalaError where one is missing, unfinished or broken."""
         self.runs = list(runs)
-        self._files: list[Opened] = []
-        self._kept: list[npt.NDArray[Any]] = []  # of each file, the lines that hold a piece
         self.parts: list[Part] = []
-        files_of = [self._open_run(run) for run in self.runs]
-        self._starts = np.cumsum([0, *map(len, self._kept)]).tolist()
-        pairs = list(zip(self._files, self._kept, strict=True))
-        self.lengths = _joined([np.diff(file.offsets)[kept] for file, kept in pairs], np.int32)
-        self.loss_tokens = _joined([file.loss_tokens[kept] for file, kept in pairs], np.int32)
-        self.rows = _joined([file.row[kept] for file, kept in pairs], np.int64)
-        numbers = np.repeat(np.arange(len(self.runs), dtype=np.int16), files_of)
-        self.dataset = np.repeat(numbers, np.diff(self._starts))
+        opened = [(number, file) for number, run in enumerate(self.runs) for file in self._open_run(run)]
+        # Of each file, the lines that hold a piece.
+        self._files: list[tuple[Opened, Ints]] = [(file, np.flatnonzero(file.piece >= 0)) for _, file in opened]
+        counts = [len(kept) for _, kept in self._files]
+        self._starts = np.cumsum([0, *counts]).tolist()
+        self.lengths = _joined([np.diff(file.offsets)[kept] for file, kept in self._files], np.int32)
+        self.loss_tokens = _joined([file.loss_tokens[kept] for file, kept in self._files], np.int32)
+        self.rows = _joined([file.row[kept] for file, kept in self._files], np.int64)
+        self.dataset = np.repeat(np.array([number for number, _ in opened], np.int16), counts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -244,8 +205,8 @@ class Prepared:
         if not 0 <= piece < len(self):
             raise IndexError(f"piece {piece} of {len(self)}")
         number = bisect_right(self._starts, piece) - 1
-        file = self._files[number]
-        line = self._kept[number][piece - self._starts[number]]
+        file, kept = self._files[number]
+        line = kept[piece - self._starts[number]]
         begin, end = file.offsets[line], file.offsets[line + 1]
         return file.ids[begin:end], file.loss[begin:end]
 
@@ -258,22 +219,15 @@ class Prepared:
         part = self.parts[self.dataset[piece]]
         return f"{part.name}: {place_of(manifest.read(part.run / 'manifest.parquet').facts, int(self.rows[piece]))}"
 
-    def _open_run(self, path: Path) -> int:
-        """Open a run's shards. Returns how many there are."""
+    def _open_run(self, path: Path) -> list[Opened]:
+        """Open a run's shards."""
         plan = manifest.read(path / "manifest.parquet")
         run = RunDirectory(path, plan.facts.suffix)
-        reasons: Counter[str] = Counter()
-        truncated = 0
-        for shard in range(len(plan)):
-            file = _opened(run.shard_output(shard), len(plan))
-            kept = file.piece >= 0
-            if not kept.all():
-                reasons.update(error.split(":", 1)[0] for error in file.error.to_pylist() if error is not None)
-            truncated += int(file.truncated.sum())
-            self._files.append(file)
-            self._kept.append(np.flatnonzero(kept))
+        files = [_opened(run.shard_output(shard), len(plan)) for shard in range(len(plan))]
+        reasons = Counter(reason_of(str(error)) for file in files for error in file.error.drop_null().to_pylist())
+        truncated = sum(int(file.truncated.sum()) for file in files)
         self.parts.append(Part(path.name, path, plan.facts.rows, truncated, dict(reasons)))
-        return len(plan)
+        return files
 
 
 def place_of(facts: Facts, row: int) -> str:

@@ -52,18 +52,17 @@ class Tally:
         """Whether the row that was counted last is to be measured for the estimate."""
         return self.rows <= FIRST or self.rows % EVERY == 0
 
-    def measured(self, pieces: "list[Tokens]", most: int) -> None:
-        """A row that was tokenized."""
+    def add(self, most: int, pieces: "list[Tokens] | None" = None) -> None:
+        """A row by its bound of tokens, and by its pieces where it was tokenized."""
+        if pieces is None:
+            self._unmeasured += most
+            return
         tokens = sum(len(piece.ids) for piece in pieces)
         self._measured += tokens
         self._truncated += any(piece.truncated for piece in pieces)
         if self.is_sample:
             self._sampled[0] += tokens
             self._sampled[1] += most
-
-    def unmeasured(self, most: int) -> None:
-        """A row that was not."""
-        self._unmeasured += most
 
     def expected(self) -> Expected:
         """The sum."""

@@ -27,7 +27,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.run.verify import CheckShard, ShardReport
 from hala_hpc.tasks.train.options import Dataset
-from hala_hpc.tasks.train.options import Prepare as Options
+from hala_hpc.tasks.train.options import PrepareOptions as Options
 from hala_hpc.tasks.train.order.packing import place_of
 from hala_hpc.tasks.train.prepare import tokens as token_file
 from hala_hpc.tasks.train.prepare.expected import Tally
@@ -67,7 +67,7 @@ class Prepare(ItemTask):
         templates.check(tokenizer, {options.rows})
         _refuse_unknown(options, tokenizer)
         watch.say("keeping the tokenizer")
-        kept = _kept(tokenizer, folder / TOKENIZER)
+        kept = _kept(tokenizer, folder)
         measure = _Measure(kept, recipe)
         cut = cutting.cut(recipe.data, recipe.run, "prepare", folder, measure.texts_of, watch, measure.notes)
         measure.conclude(cut.facts)
@@ -80,10 +80,8 @@ class Prepare(ItemTask):
 
     def open(self, run: RunDirectory, plan: Manifest) -> "PrepareWork":
         """Raises HalaError where the tokenizer that the run keeps cannot be read."""
-        schema = schemas.load(plan.facts.schema)
-        return PrepareWork(
-            run, plan.facts, Tokenizing(load_tokenizer(run.path), self._recipe.task, self._recipe.data, schema)
-        )
+        tokenizer, schema = load_tokenizer(run.path), schemas.load(plan.facts.schema)
+        return PrepareWork(run, plan.facts, Tokenizing(tokenizer, self._recipe.task, self._recipe.data, schema))
 
 
 class PrepareWork(ItemWork):
@@ -149,14 +147,12 @@ class _Measure:
     """Looks at each row once, while the rows are cut into shards."""
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
-        self._tokenizer = tokenizer
-        self._recipe = recipe
         self._options: Options = recipe.task
+        self._work = partial(Tokenizing, tokenizer, recipe.task, recipe.data)
         self._readers: set[Reader] = set()
         self.tally = Tally()
         self.notes: Counter[str] = Counter()
-        self._too_long = 0
-        self._longest = 0
+        self._too_long: Counter[int] = Counter()  # rows by their tokens
         self._first: list[tuple[int, int]] = []  # row, tokens
 
     def texts_of(self, schema: pa.Schema) -> cutting.TextsOf:
@@ -184,13 +180,15 @@ class _Measure:
         options, most = self._options, work.most(document)
         is_near = options.rows != "text" and most > options.sequence_length
         if not (is_near or options.leave_out or self.tally.is_sample):
-            self.tally.unmeasured(most)
+            self.tally.add(most)
             return
         try:
-            self.tally.measured(work.pieces(document), most)
+            self.tally.add(most, work.pieces(document))
         except Dropped:
             if options.too_long == "refuse" and (length := work.length(document)) > options.sequence_length:
-                self._note(length)
+                self._too_long[length] += 1
+                if len(self._first) < LISTED:
+                    self._first.append((self.tally.rows - 1, length))
             raise
 
     def conclude(self, facts: Facts) -> None:
@@ -206,24 +204,15 @@ class _Measure:
             raise HalaError(
                 f"data: none of the {facts.rows} rows holds anything to learn ({reasons})", "see data.columns"
             )
-        if self._too_long:
+        if count := self._too_long.total():
             limit = self._options.sequence_length
             first = ", ".join(f"{place_of(facts, row)} ({length})" for row, length in self._first)
-            others = f" and {self._too_long - len(self._first)} more" if self._too_long > len(self._first) else ""
+            others = f" and {count - len(self._first)} more" if count > len(self._first) else ""
             raise HalaError(
-                f"data: {self._too_long} of {facts.rows} rows have more than the {limit} tokens of "
-                f"task.sequence_length: {first}{others}",
-                f"task.sequence_length={self._longest} holds all; or task.too_long=drop, or truncate",
+                f"data: {count} of {facts.rows} rows have more than the {limit} tokens of task.sequence_length: "
+                f"{first}{others}",
+                f"task.sequence_length={max(self._too_long)} holds all; or task.too_long=drop, or truncate",
             )
-
-    def _work(self, schema: pa.Schema) -> Tokenizing:
-        return Tokenizing(self._tokenizer, self._options, self._recipe.data, schema)
-
-    def _note(self, length: int) -> None:
-        self._too_long += 1
-        self._longest = max(self._longest, length)
-        if len(self._first) < LISTED:
-            self._first.append((self.tally.rows - 1, length))
 
 
 def _refuse_unknown(options: Options, tokenizer: Any) -> None:
@@ -234,10 +223,10 @@ def _refuse_unknown(options: Options, tokenizer: Any) -> None:
         raise HalaError(f"control_tokens: {min(unknown)!r} is not a control token of this tokenizer", "leave it out")
 
 
-def _kept(tokenizer: Any, folder: Path) -> Any:
-    """Keep the tokenizer in ``folder`` and read it back. Raises HalaError where it comes back as another."""
-    tokenizer.save_pretrained(folder)
-    kept = templates.load_tokenizer(Model(name=str(folder)))
+def _kept(tokenizer: Any, run: Path) -> Any:
+    """Keep the tokenizer in the run and read it back. Raises HalaError where it comes back as another."""
+    tokenizer.save_pretrained(run / TOKENIZER)
+    kept = load_tokenizer(run)
     sample = SAMPLE + SAMPLE.join(tokenizer.special_tokens_map.values())
     before, after = (
         version.backend_tokenizer.encode(sample, add_special_tokens=False).ids for version in (tokenizer, kept)
@@ -258,9 +247,9 @@ def _done(work: Tokenizing, row: Row) -> Done:
 
 def _row_problems(shard: Shard, file: Opened) -> list[str]:
     expected = range(shard.start, shard.start + shard.rows)
-    if not np.array_equal(np.unique(file.row), expected):
-        counts = (len(set(expected).difference(file.row.tolist())), len(set(file.row.tolist()).difference(expected)))
-        return [f"{counts[0]} of its rows are lost, {counts[1]} are of another shard"]
+    lost, strange = len(np.setdiff1d(expected, file.row)), len(np.setdiff1d(file.row, expected))
+    if lost or strange:
+        return [f"{lost} of its rows are lost, {strange} are of another shard"]
     is_first = np.diff(file.row, prepend=-1) != 0
     if (np.diff(file.row) < 0).any():
         return ["its rows are out of order"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from hala_hpc.data.documents import (
 )
 from hala_hpc.data.schema import Row
 from hala_hpc.data.templates import Marks, Spans
-from hala_hpc.tasks.train.options import Prepare
+from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.text.prompts import ControlWords
 
 SCHEMA = pa.schema(
@@ -82,25 +82,24 @@ Done = list[Tokens] | str
 def write(path: Path, rows: Iterable[tuple[int, Done]], made_by: bytes, digest: str) -> None:
     """Write a shard's rows, given with their numbers. ``digest`` is that of the shard's input."""
     nothing = Tokens(np.empty(0, np.int32), np.empty(0, np.bool_))
-    lines = [
-        (number, index, piece, error)
-        for number, done in rows
-        for index, piece, error in (
-            [(-1, nothing, done)] if isinstance(done, str) else [(i, piece, None) for i, piece in enumerate(done)]
-        )
-    ]
-    pieces = [piece for _, _, piece, _ in lines]
+    lines: list[tuple[int, int, Tokens, str | None]] = []
+    for number, done in rows:
+        if isinstance(done, str):
+            lines.append((number, -1, nothing, done))
+        else:
+            lines.extend((number, index, piece, None) for index, piece in enumerate(done))
+    numbers, indices, pieces, errors = zip(*lines, strict=True)
     offsets = pa.array(np.cumsum([0, *(len(piece.ids) for piece in pieces)]), pa.int32())
     ids = np.concatenate([piece.ids for piece in pieces], dtype=np.int32)
     loss = np.concatenate([piece.loss for piece in pieces]).astype(np.int8)
     columns: list[Any] = [
-        pa.array([number for number, *_ in lines], pa.int64()),
-        pa.array([index for _, index, *_ in lines], pa.int32()),
+        pa.array(numbers, pa.int64()),
+        pa.array(indices, pa.int32()),
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(loss)),
         pa.array([int(piece.loss.sum()) for piece in pieces], pa.int32()),
         pa.array([piece.truncated for piece in pieces], pa.bool_()),
-        pa.array([error for *_, error in lines], pa.string()),
+        pa.array(errors, pa.string()),
     ]
     metadata = {MADE_BY: made_by, INPUT: digest.encode(), CONTENT: content_digest(ids, loss).encode()}
     metadata[COLUMNS] = columns_digest(pa.RecordBatch.from_arrays(columns, schema=SCHEMA)).encode()
@@ -117,17 +116,16 @@ def read(path: Path) -> Opened:
         if file.schema.names != SCHEMA.names or file.num_record_batches != 1:
             raise pa.ArrowInvalid("not a file of prepared tokens")
         batch = file.get_batch(0)
-    lists: Any = batch.column(2)
-    flags: Any = batch.column(3)
+    row, piece, ids, loss, loss_tokens, truncated, error = cast(list[Any], batch.columns)
     return Opened(
-        row=batch.column(0).to_numpy(),
-        piece=batch.column(1).to_numpy(),
-        offsets=lists.offsets.to_numpy(),
-        ids=lists.values.to_numpy(),
-        loss=flags.values.to_numpy().view(np.bool_),
-        loss_tokens=batch.column(4).to_numpy(),
-        truncated=batch.column(5).to_numpy(zero_copy_only=False),
-        error=batch.column(6),
+        row=row.to_numpy(),
+        piece=piece.to_numpy(),
+        offsets=ids.offsets.to_numpy(),
+        ids=ids.values.to_numpy(),
+        loss=loss.values.to_numpy().view(np.bool_),
+        loss_tokens=loss_tokens.to_numpy(),
+        truncated=truncated.to_numpy(zero_copy_only=False),
+        error=error,
         metadata=dict(file.schema.metadata or {}),
         batch=batch,
     )
@@ -164,7 +162,7 @@ class Tokenizing:
     ``control_tokens`` allows.
     """
 
-    def __init__(self, tokenizer: Any, options: Prepare, data: Data, schema: pa.Schema) -> None:
+    def __init__(self, tokenizer: Any, options: PrepareOptions, data: Data, schema: pa.Schema) -> None:
         """Raises HalaError where the columns do not fit the kind of the rows."""
         self.reader = reader_of(options.rows, data, schema)
         self._tokenizer = tokenizer
