@@ -14,9 +14,10 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.models import card
 from hala_hpc.models.card import read_json
-from hala_hpc.publish.content import CARD, Content
+from hala_hpc.publish.content import Content
 from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
 from hala_hpc.run import status
+from hala_hpc.run.digests import CARD
 from hala_hpc.run.history import WorkTotals
 from hala_hpc.tasks.evaluate import results, statistics
 from hala_hpc.tasks.evaluate.results import Result

@@ -18,11 +18,10 @@ from hala_hpc.models import location
 from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
-from hala_hpc.run import digests as seal
+from hala_hpc.run.digests import CARD
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
-CARD: Final = "README.md"
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
 """Larger text files are not looked through for secrets."""
@@ -124,7 +123,7 @@ def dataset(run: Path, collected: Path) -> Content:
     problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
     if problems:
         raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
-    held = _reasons(seal.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
+    held = _reasons(digests.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
 
