@@ -207,6 +207,11 @@ def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str
         ("language: no", "language: the hub does not take False"),
         ("datasets: [my corpus v2]", "datasets: the hub does not take 'my corpus v2'"),
         ("base_model: /models/x", "base_model: the hub does not take"),
+        (
+            "datasets: [{name: my corpus}]",
+            "datasets: the hub does not take {'name': 'my corpus'} (for example org/name",
+        ),
+        ("tags: [{a: b}]", "tags: the hub does not take {'a': 'b'}"),
         ("tags: yes", "tags: the hub does not take True (for example arabic"),
     ],
 )

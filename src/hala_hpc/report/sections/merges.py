@@ -19,7 +19,7 @@ SUMMARY: Final = ("tensors", "slerp", "lerp", "least_cosine", "median_cosine")
 """Keys of a report's summary."""
 
 
-class MergedTensor(TypedDict):
+class ComparedTensor(TypedDict):
     """A tensor of a merged model; ``cosine`` is that to the base's, by model."""
 
     name: str
@@ -34,7 +34,7 @@ class MergeReport(TypedDict, total=False):
     cell: dict[str, Value]
     models: dict[str, dict[str, str]]
     summary: dict[str, float | None]
-    tensors: list[MergedTensor]
+    tensors: list[ComparedTensor]
 
 
 def read(folder: Path) -> MergeReport | None:

@@ -108,6 +108,10 @@ class Result:
     missing: tuple[str, ...] = ()
     truncated: int = 0
 
+    @property
+    def mean(self) -> Mean:
+        return _mean(self.tasks)
+
 
 def read(run: Path) -> list[Result]:
     """The published results of an evaluation run, by model and benchmark in the order of the plan.
