@@ -19,7 +19,6 @@ from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
 from hala_hpc.run.digests import CARD
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Shard
 
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
@@ -86,7 +85,8 @@ def model(run: Path, item: str | None = None) -> Content:
 
 def _one_of(run: Path, item: str | None) -> Path:
     """The folder of a run's only model, or of the one that is named: that needs no other to be finished."""
-    facts = manifest.read(run / "manifest.parquet").facts
+    directory, plan = manifest.open_run(run)
+    facts = plan.facts
     names = [str(item["name"]) for item in facts.items] if facts.unit != "files" else []
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
@@ -94,7 +94,7 @@ def _one_of(run: Path, item: str | None) -> Path:
         return next(iter(location.locate(str(run)).values()))
     if item not in names:
         raise HalaError(f"{run.name}: no model '{item}'", f"it makes: {', '.join(names) or 'one, without a name'}")
-    folder = RunDirectory(run, facts.suffix).shard_output(names.index(item))
+    folder = directory.shard_output(names.index(item))
     if not (folder / "config.json").is_file():
         raise HalaError(f"{run.name}: {item} is not there", f"`hala status {run}`")
     return folder
@@ -133,8 +133,7 @@ def uncollected(run: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]
 
     Raises HalaError where some are missing or damaged.
     """
-    plan = manifest.read(run / "manifest.parquet")
-    directory = RunDirectory(run, plan.facts.suffix)
+    directory, plan = manifest.open_run(run)
     outputs = [directory.shard_output(shard) for shard in range(len(plan))]
     if missing := sum(not output.exists() for output in outputs):
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")

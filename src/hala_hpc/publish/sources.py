@@ -58,20 +58,13 @@ def owner(path: Path) -> Path | None:
 def _of_run(run: Path, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Origin]:
     read = manifest.read(run / "manifest.parquet").facts.sources
     for source in _named(frozen.read(run), read):
-        yield from _of_named(source, find_card, seen)
-
-
-def _of_named(source: Origin, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Origin]:
-    run = owner(source.folder) if source.folder is not None else None
-    if source.licence is not None:
-        yield source
-    elif source.folder is None:
-        yield from _by_name(source, find_card)
-    elif run is None:
-        yield from _of_folder(source, source.folder, find_card)
-    elif run.resolve() not in seen:
-        below = _of_run(run, find_card, seen | {run.resolve()})
-        yield from (replace(inner, made=inner.made or run.name) for inner in below)
+        if source.licence is not None or source.folder is None:
+            yield from _by_name(source, find_card)
+        elif (stage := owner(source.folder)) is None:
+            yield from _of_folder(source, source.folder, find_card)
+        elif stage.resolve() not in seen:
+            below = _of_run(stage, find_card, seen | {stage.resolve()})
+            yield from (replace(inner, made=inner.made or stage.name) for inner in below)
 
 
 def _by_name(source: Origin, find_card: FindCard) -> list[Origin]:

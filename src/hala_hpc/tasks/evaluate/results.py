@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, known
 from hala_hpc.run import manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.evaluate import statistics
 from hala_hpc.tasks.evaluate.statistics import Mean
 
@@ -118,10 +117,9 @@ def read(run: Path) -> list[Result]:
 
     Raises HalaError where the run is not an evaluation, or a result cannot be read.
     """
-    plan = manifest.read(run / "manifest.parquet")
+    outputs, plan = manifest.open_run(run)
     if plan.facts.unit != "benchmarks":
         raise HalaError(f"{run}: not a run of benchmarks", "a run with task.kind evaluate")
-    outputs = RunDirectory(run, plan.facts.suffix)
     folders = [outputs.shard_output(shard) for shard in range(len(plan))]
     return [read_one(folder) for folder in folders if (folder / RESULT).is_file()]
 
