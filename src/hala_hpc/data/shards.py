@@ -261,7 +261,7 @@ def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterab
         if not run.shard_output(shard.id).exists():
             continue
         try:
-            reasons = _reasons(run.shard_output(shard.id))
+            reasons = reasons_in(run.shard_output(shard.id))
             result.reasons += reasons
             again = reasons[reason] if reason else reasons.total()
             if again:
@@ -273,8 +273,8 @@ def reopen(path: Path, reason: str, progress: Callable[[Iterator[Shard]], Iterab
     return result
 
 
-def _reasons(output: Path) -> Counter[str]:
-    """Rows in quarantine by reason; only their column is read."""
+def reasons_in(output: Path) -> Counter[str]:
+    """Rows in quarantine by reason; only their column is read. Raises Damaged."""
     try:
         errors = pq.ParquetFile(output).read(columns=[ERROR])[ERROR].drop_null()
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
-from hala_hpc.data.shards import ERROR, reason_of
+from hala_hpc.data.shards import ERROR, reasons_in
 from hala_hpc.models import location
 from hala_hpc.models.card import read_json
 from hala_hpc.models.folder import RECORD, unsound
@@ -123,7 +122,7 @@ def dataset(run: Path, collected: Path) -> Content:
     problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
     if problems:
         raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
-    held = _reasons(digests.read(collected / QUARANTINE)[0]) if verdict.quarantined else Counter[str]()
+    held = reasons_in(collected / QUARANTINE) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
 
@@ -139,7 +138,8 @@ def uncollected(run: Path, progress: Callable[[Iterator[Shard]], Iterable[Shard]
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")
     held = Counter[str]()
     for shard in progress(iter(plan)):
-        held += _reasons(checked(directory, shard, plan.facts))
+        checked(directory, shard, plan.facts)
+        held += reasons_in(outputs[shard.id])
     entries = tuple(Entry(f"data/ (shard {number})", output) for number, output in enumerate(outputs))
     columns = tuple(column for column in _columns(outputs[0]) if column[0] != ERROR)
     return Content("dataset", run, entries, plan.facts.rows - held.total(), dict(held), columns, is_there=False)
@@ -165,11 +165,6 @@ def _text(entry: Entry) -> bytes:
     if entry.file is None:
         return entry.text.encode()
     return entry.file.read_bytes() if entry.name.endswith(TEXTS) and entry.size <= MOST_TEXT else b""
-
-
-def _reasons(table: pa.Table) -> Counter[str]:
-    """Rows in quarantine by the reason of their error."""
-    return Counter(reason_of(error) for error in map(str, table[ERROR].drop_null().to_pylist()))
 
 
 def _columns(file: Path) -> tuple[tuple[str, str], ...]:
