@@ -102,7 +102,9 @@ def test_scores_are_those_of_exactly_these_weights(tmp_path: Path, tuned: Path) 
         ("mmlu", "acc_norm", 0.5), ("exams", "acc_norm", 0.3),
     ]  # fmt: skip
 
-    other = runs.evaluated(tmp_path / "other", scores, weights | {"sft": "e" * 32})
+    before = scores | {"sft": {"mmlu": (0.1, 0.02), "exams": (0.1, 0.06)}}
+    other = runs.evaluated(tmp_path / "other", before, weights | {"sft": "e" * 32})
+    assert prepared(tuned, scores=(run, other)).card == text  # older weights of the same label have no say
     with pytest.raises(HalaError, match=r"no result is of these weights.*sft \(eeeeeeee\)"):
         prepared(tuned, scores=(other,))
     with pytest.raises(HalaError, match="run twice"):

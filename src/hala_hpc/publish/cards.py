@@ -25,42 +25,26 @@ from hala_hpc.tasks.evaluate.results import Result
 
 
 @dataclass(frozen=True)
-class Line:
-    """One benchmark of our model, and by model the results of the same questions, asked in the same way; ours too."""
-
-    own: Result
-    alike: dict[str, Result]
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is of all questions of all tasks."""
-        return self.own.limit is None and not self.own.missing
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader must know to compare it."""
-        own = self.own
-        notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
-        notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []
-        return notes + (["with the chat template"] if own.chat_template else [])
-
-
-@dataclass(frozen=True)
 class Scores:
     """``models``: first the label under which ours was evaluated, then the others of the same runs.
 
+    ``lines``: for each benchmark of ours, by model, the results of the same questions, asked in the same way; ours too.
     ``choices`` say how the model was chosen from others by such scores, where it was.
     """
 
     models: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[dict[str, Result], ...]
     choices: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> list[Result]:
+        return [line[self.models[0]] for line in self.lines]
 
     def average(self, model: str) -> float | None:
         """Mean of the benchmarks' scores; None where the model lacks one."""
-        if any(model not in line.alike for line in self.lines):
+        if any(model not in line for line in self.lines):
             return None
-        return fmean(line.alike[model].score for line in self.lines)
+        return fmean(line[model].score for line in self.lines)
 
 
 def scores_of(runs: Sequence[Path], weights: str) -> Scores:
@@ -86,7 +70,9 @@ def scores_of(runs: Sequence[Path], weights: str) -> Scores:
     others = dict.fromkeys(result.model for result in evaluated if result.model != label)
     if len({result.benchmark for result in own}) < len(own):
         raise HalaError("--scores: a benchmark was run twice for these weights", "give one evaluation run of each")
-    lines = (Line(mine, {its.model: its for its in evaluated if _way(its) == _way(mine)}) for mine in own)
+    lines = (  # ours is last: other weights may have been evaluated under its label
+        {result.model: result for result in (*evaluated, mine) if _way(result) == _way(mine)} for mine in own
+    )
     choices = (_choice(read_json(run / CHOICE), weights) for run in runs)
     return Scores((label, *others), tuple(lines), tuple(filter(None, choices)))
 
@@ -293,16 +279,23 @@ def _scores(scores: Scores | None) -> list[str]:
         return []
     header = ["benchmark", "shots", "questions", "**this model**", *map(_plain, scores.models[1:])]
     rows = []
-    for line in scores.lines:
-        shots = "" if line.own.few_shot is None else str(line.own.few_shot)
-        shown = (_percent(line.alike.get(model)) for model in scores.models)
-        rows.append([_plain(line.own.benchmark), shots, f"{line.own.questions:,}", *shown])
+    for own, line in zip(scores.own, scores.lines, strict=True):
+        shots = "" if own.few_shot is None else str(own.few_shot)
+        shown = (_percent(line.get(model)) for model in scores.models)
+        rows.append([_plain(own.benchmark), shots, f"{own.questions:,}", *shown])
     averages = [scores.average(model) for model in scores.models]
     last = ("" if average is None else f"{average * 100:.2f}" for average in averages)
     lines = ["## Scores", "", *card.table(header, [*rows, ["average of benchmarks", "", "", *last]]), ""]
-    lines += [f"- {_plain(line.own.benchmark)}: {', '.join(line.notes)}" for line in scores.lines if line.notes]
+    lines += [f"- {_plain(own.benchmark)}: {', '.join(notes)}" for own in scores.own if (notes := _notes(own))]
     how = " ".join(["Evaluated on exactly these weights; ± is one standard error.", *map(_plain, scores.choices)])
     return [*lines, "", how, ""]
+
+
+def _notes(own: Result) -> list[str]:
+    """What a reader must know to compare a benchmark."""
+    notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
+    notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []
+    return notes + (["with the chat template"] if own.chat_template else [])
 
 
 def _licences(facts: CardFacts) -> list[str]:
@@ -356,7 +349,9 @@ def _model_index(name: str, scores: Scores) -> list[object]:
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
     results = []
-    for own in (line.own for line in scores.lines if line.whole):
+    for own in scores.own:
+        if own.limit is not None or own.missing:
+            continue
         metric = ", ".join(sorted({task.metric for task in own.tasks.values()}))
         results.append(EvalResult("text-generation", own.benchmark, own.benchmark, metric, round(own.score, 6)))
     return list(eval_results_to_model_index(name, results)) if results else []
