@@ -46,6 +46,12 @@ def quiet(*words: object, env: dict[str, str] | None = None, cwd: Path | None = 
     return done.stdout
 
 
+def environment() -> dict[str, str]:
+    """Nothing of a person's own settings, and nothing asked of the internet."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
+    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
 def data(*parts: str) -> Path:
     path = DATA.joinpath(*parts)
     if not path.exists():

@@ -18,7 +18,7 @@ from typing import Any
 
 import models_evaluation
 import numpy as np
-from common import HALA, ROOT, quiet, report, title
+from common import HALA, ROOT, environment, quiet, report, title
 
 WORK = ROOT / ".envs" / "work-cpu" / "bin" / "python"
 VOCABULARY = 32_000
@@ -225,12 +225,6 @@ def anonymous(process: int) -> int:
     except (FileNotFoundError, ProcessLookupError):  # it has just ended
         return 0
     return own + sum(anonymous(int(child)) for child in children)
-
-
-def environment() -> dict[str, str]:
-    """Nothing of a person's own settings, and nothing asked of the internet."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
-    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 if __name__ == "__main__":

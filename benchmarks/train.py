@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import HALA, ROOT, data, quiet, report, title
+from common import HALA, ROOT, data, environment, quiet, report, title
 from train_trl import WARM_STEPS, rates
 
 from hala_hpc.tasks.train import metrics, paths
@@ -227,12 +227,6 @@ def logs(run: Path) -> str:
 
 def median_ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str) -> float:
     return statistics.median(one[key] / other[key] for one, other in zip(ours, theirs, strict=True))
-
-
-def environment() -> dict[str, str]:
-    """Nothing of a person's own settings, and nothing asked of the internet."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HALA_", "SLURM_"))}
-    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 if __name__ == "__main__":

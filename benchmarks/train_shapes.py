@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import HALA, ROOT, quiet, title
-from train import chats, environment, given_up, steps_of, stop
+from common import HALA, ROOT, environment, quiet, title
+from train import chats, given_up, steps_of, stop
 
 LFM2 = {"model_type": "lfm2", "vocab_size": 65_536, "num_hidden_layers": 16, "num_key_value_heads": 8}
 LFM2 |= {"full_attn_idxs": [2, 5, 8, 10, 12, 14], "conv_L_cache": 3, "norm_eps": 1e-5, "rope_theta": 1_000_000.0}

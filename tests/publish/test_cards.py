@@ -102,7 +102,9 @@ def test_scores_are_those_of_exactly_these_weights(tmp_path: Path, tuned: Path) 
         ("mmlu", "acc_norm", 0.5), ("exams", "acc_norm", 0.3),
     ]  # fmt: skip
 
-    other = runs.evaluated(tmp_path / "other", scores, weights | {"sft": "e" * 32})
+    before = scores | {"sft": {"mmlu": (0.1, 0.02), "exams": (0.1, 0.06)}}
+    other = runs.evaluated(tmp_path / "other", before, weights | {"sft": "e" * 32})
+    assert prepared(tuned, scores=(run, other)).card == text  # older weights of the same label have no say
     with pytest.raises(HalaError, match=r"no result is of these weights.*sft \(eeeeeeee\)"):
         prepared(tuned, scores=(other,))
     with pytest.raises(HalaError, match="run twice"):
@@ -207,6 +209,11 @@ def test_cards_are_taken_apart(text: str, metadata: dict[str, object], body: str
         ("language: no", "language: the hub does not take False"),
         ("datasets: [my corpus v2]", "datasets: the hub does not take 'my corpus v2'"),
         ("base_model: /models/x", "base_model: the hub does not take"),
+        (
+            "datasets: [{name: my corpus}]",
+            "datasets: the hub does not take {'name': 'my corpus'} (for example org/name",
+        ),
+        ("tags: [{a: b}]", "tags: the hub does not take {'a': 'b'}"),
         ("tags: yes", "tags: the hub does not take True (for example arabic"),
     ],
 )

@@ -16,7 +16,6 @@ from hala_hpc.models import location
 from hala_hpc.models.card import name_of
 from hala_hpc.pipeline import lookup
 from hala_hpc.report import write
-from hala_hpc.report.sections.evaluations import RECORD
 from hala_hpc.run import digests, manifest, status
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.files import write_durably
@@ -275,7 +274,7 @@ def best_command(
     # Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody.
     if folder.is_dir() and location.digest(folder) != choice.weights:
         raise HalaError(f"{choice.model}: {folder} has changed since the evaluation", "evaluate it again, as a new run")
-    target = to or paths[0] / RECORD
+    target = to or paths[0] / choose.CHOICE
     write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     common.show(record, json_, _choice_lines(choice, folder, target))
 

@@ -191,7 +191,7 @@ def reason_of(error: str) -> str:
     return error.split(":", 1)[0]
 
 
-def reasons_in(errors: Any) -> Counter[str]:
+def reasons_in(errors: "pa.ChunkedArray | pa.Array") -> Counter[str]:
     """The rows in quarantine that a column of errors shows, by reason."""
     return Counter(map(reason_of, map(str, errors.drop_null().to_pylist())))
 
@@ -261,7 +261,7 @@ def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
         if not run.shard_output(shard.id).exists():
             continue
         try:
-            reasons = _reasons(run.shard_output(shard.id))
+            reasons = quarantine_of(run.shard_output(shard.id))
             result.reasons += reasons
             again = reasons[reason] if reason else reasons.total()
             if again:
@@ -273,8 +273,8 @@ def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
     return result
 
 
-def _reasons(output: Path) -> Counter[str]:
-    """Rows in quarantine by reason; only their column is read."""
+def quarantine_of(output: Path) -> Counter[str]:
+    """Rows in quarantine by reason; only their column is read. Raises Damaged."""
     try:
         return reasons_in(pq.ParquetFile(output).read(columns=[ERROR])[ERROR])
     except (pa.ArrowException, OSError, KeyError) as error:

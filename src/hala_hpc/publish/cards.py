@@ -11,53 +11,40 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, plural, within
 from hala_hpc.models import card
-from hala_hpc.publish.content import CARD, Content
+from hala_hpc.publish.content import Content
 from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
 from hala_hpc.run import status
+from hala_hpc.run.digests import CARD
 from hala_hpc.run.files import read_json
 from hala_hpc.run.history import WorkTotals
-from hala_hpc.tasks.evaluate import results, statistics
+from hala_hpc.tasks.evaluate import results
+from hala_hpc.tasks.evaluate.choose import CHOICE
 from hala_hpc.tasks.evaluate.results import Result
-
-BEST: Final = "best.json"
-"""The file in an evaluation's run with the choice of `hala best`."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One benchmark. ``scores`` by model: score and standard error (NaN: unknown), of the mean over its tasks.
-
-    ``metric`` is that of its tasks. ``notes``: what a reader must know to compare it. ``whole``: of all its questions.
-    """
-
-    benchmark: str
-    few_shot: int | None
-    questions: int
-    metric: str
-    scores: dict[str, tuple[float, float]]
-    notes: tuple[str, ...] = ()
-    whole: bool = True
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``own`` is the label under which the model was evaluated; the others of the same runs stand beside it.
+    """``models``: first the label under which ours was evaluated, then the others of the same runs.
 
+    ``lines``: for each benchmark of ours, by model, the results of the same questions, asked in the same way; ours too.
     ``choices`` say how the model was chosen from others by such scores, where it was.
     """
 
-    own: str
     models: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[dict[str, Result], ...]
     choices: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> list[Result]:
+        return [line[self.models[0]] for line in self.lines]
 
     def average(self, model: str) -> float | None:
         """Mean of the benchmarks' scores; None where the model lacks one."""
-        if any(model not in line.scores for line in self.lines):
+        if any(model not in line for line in self.lines):
             return None
-        return fmean(line.scores[model][0] for line in self.lines)
+        return fmean(line[model].score for line in self.lines)
 
 
 def scores_of(runs: Sequence[Path], weights: str) -> Scores:
@@ -81,11 +68,13 @@ def scores_of(runs: Sequence[Path], weights: str) -> Scores:
         raise HalaError(f"--scores: these weights were evaluated as {' and as '.join(sorted(labels_of_own))}")
     label = own[0].model
     others = dict.fromkeys(result.model for result in evaluated if result.model != label)
-    lines = tuple(_line(result, evaluated) for result in own)
-    if len({line.benchmark for line in lines}) < len(lines):
+    if len({result.benchmark for result in own}) < len(own):
         raise HalaError("--scores: a benchmark was run twice for these weights", "give one evaluation run of each")
-    choices = (_choice(read_json(run / BEST), weights) for run in runs)
-    return Scores(label, (label, *others), lines, tuple(filter(None, choices)))
+    lines = (  # ours is last: other weights may have been evaluated under its label
+        {result.model: result for result in (*evaluated, mine) if _way(result) == _way(mine)} for mine in own
+    )
+    choices = (_choice(read_json(run / CHOICE), weights) for run in runs)
+    return Scores((label, *others), tuple(lines), tuple(filter(None, choices)))
 
 
 def _choice(record: dict[str, Any], weights: str) -> str:
@@ -103,25 +92,10 @@ def _choice(record: dict[str, Any], weights: str) -> str:
     return sentence
 
 
-def _line(own: Result, evaluated: Sequence[Result]) -> Line:
-    """One benchmark of our model, with the others that were asked the same questions in the same way."""
-    alike = [result for result in evaluated if result.benchmark == own.benchmark and _way(result) == _way(own)]
-    notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
-    notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []
-    notes += ["with the chat template"] if own.chat_template else []
-    scores = {result.model: (result.score, _mean(result).error) for result in alike}
-    metric = ", ".join(sorted({task.metric for task in own.tasks.values()}))
-    return Line(
-        own.benchmark, own.few_shot, own.questions, metric, scores, tuple(notes), own.limit is None and not own.missing
-    )
-
-
-def _mean(result: Result) -> statistics.Mean:
-    return statistics.mean_of([task.mean for task in result.tasks.values()])
-
-
 def _way(result: Result) -> tuple[object, ...]:
-    return result.harness, result.few_shot, result.limit, result.chat_template, result.questions, tuple(result.tasks)
+    """What must be the same of two results whose scores stand side by side."""
+    how = result.harness, result.few_shot, result.limit, result.chat_template
+    return result.benchmark, *how, result.questions, tuple(result.tasks)
 
 
 NAME: Final = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
@@ -237,19 +211,20 @@ class CardFacts:
 
 def model(content: Content, facts: CardFacts) -> str:
     """A model's card: the one that it got when it was made, with licence, sources, scores and what it cost."""
-    try:
-        metadata, text = split((content.folder / CARD).read_text("utf-8-sig"))
-    except OSError:
-        metadata, text = {}, f"# {facts.run}\n"
-    except UnicodeDecodeError as error:
-        raise HalaError(f"{content.folder / CARD}: not UTF-8", MEND) from error
-    except HalaError as error:
-        raise HalaError(f"{content.folder / CARD}: {error.message}", error.hint) from error
+    with within(str(content.folder / CARD)):
+        try:
+            metadata, text = split((content.folder / CARD).read_text("utf-8-sig"))
+        except OSError:
+            metadata, text = {}, f"# {facts.run}\n"
+        except UnicodeDecodeError as error:
+            raise HalaError("not UTF-8", MEND) from error
     kind = str(facts.recipe["task"].get("kind", ""))
     metadata |= licence_metadata(facts.decision.licence, facts.licence_file)
     metadata |= {"base_model_relation": RELATIONS.get(kind)} if metadata.get("base_model") else {}
-    metadata["datasets"] = list(dict.fromkeys([*_listed(metadata.get("datasets")), *_datasets_on_hub(facts)]))
-    metadata["tags"] = list(dict.fromkeys([*_listed(metadata.get("tags")), "hala-hpc", *([kind] if kind else [])]))
+    more = {"datasets": _datasets_on_hub(facts), "tags": ["hala-hpc", *filter(None, [kind])]}
+    for key, names in more.items():
+        values = [*_listed(metadata.get(key)), *names]  # of any kind, until they are refused
+        metadata[key] = [value for at, value in enumerate(values) if value not in values[:at]]
     metadata["model-index"] = _model_index(facts.run, facts.scores) if facts.scores else []
     ours = [*_about(facts), *_scores(facts.scores), *_licences(facts)]
     ours += [] if content.has_hours else _work(facts.work)
@@ -304,17 +279,23 @@ def _scores(scores: Scores | None) -> list[str]:
         return []
     header = ["benchmark", "shots", "questions", "**this model**", *map(_plain, scores.models[1:])]
     rows = []
-    for line in scores.lines:
-        shots = "" if line.few_shot is None else str(line.few_shot)
-        cells = (line.scores.get(model) for model in scores.models)
-        shown = ("" if cell is None else _percent(*cell) for cell in cells)
-        rows.append([_plain(line.benchmark), shots, f"{line.questions:,}", *shown])
+    for own, line in zip(scores.own, scores.lines, strict=True):
+        shots = "" if own.few_shot is None else str(own.few_shot)
+        shown = (_percent(line.get(model)) for model in scores.models)
+        rows.append([_plain(own.benchmark), shots, f"{own.questions:,}", *shown])
     averages = [scores.average(model) for model in scores.models]
     last = ("" if average is None else f"{average * 100:.2f}" for average in averages)
     lines = ["## Scores", "", *card.table(header, [*rows, ["average of benchmarks", "", "", *last]]), ""]
-    lines += [f"- {_plain(line.benchmark)}: {', '.join(line.notes)}" for line in scores.lines if line.notes]
+    lines += [f"- {_plain(own.benchmark)}: {', '.join(notes)}" for own in scores.own if (notes := _notes(own))]
     how = " ".join(["Evaluated on exactly these weights; ± is one standard error.", *map(_plain, scores.choices)])
     return [*lines, "", how, ""]
+
+
+def _notes(own: Result) -> list[str]:
+    """What a reader must know to compare a benchmark."""
+    notes = [f"at most {own.limit} questions of each task"] if own.limit is not None else []
+    notes += [f"without {len(own.missing)} of its tasks"] if own.missing else []
+    return notes + (["with the chat template"] if own.chat_template else [])
 
 
 def _licences(facts: CardFacts) -> list[str]:
@@ -355,20 +336,24 @@ def _work(work: WorkTotals) -> list[str]:
     return ["## What it cost", "", *card.table(("", ""), rows), ""]
 
 
-def _percent(score: float, error: float) -> str:
-    """The error is left out where it is unknown (NaN)."""
-    return f"{score * 100:.2f}" + ("" if math.isnan(error) else f" ± {error * 100:.2f}")
+def _percent(result: Result | None) -> str:
+    """A score with its standard error, which is left out where it is unknown (NaN)."""
+    if result is None:
+        return ""
+    error = result.mean.error
+    return f"{result.score * 100:.2f}" + ("" if math.isnan(error) else f" ± {error * 100:.2f}")
 
 
 def _model_index(name: str, scores: Scores) -> list[object]:
     """Scores as the hub's own field has them: there they stand without notes, so tries on a few questions do not."""
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
-    results = [
-        EvalResult("text-generation", line.benchmark, line.benchmark, line.metric, round(line.scores[scores.own][0], 6))
-        for line in scores.lines
-        if line.whole
-    ]
+    results = []
+    for own in scores.own:
+        if own.limit is not None or own.missing:
+            continue
+        metric = ", ".join(sorted({task.metric for task in own.tasks.values()}))
+        results.append(EvalResult("text-generation", own.benchmark, own.benchmark, metric, round(own.score, 6)))
     return list(eval_results_to_model_index(name, results)) if results else []
 
 

@@ -12,15 +12,13 @@ import pyarrow.parquet as pq
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
-from hala_hpc.data.shards import ERROR, Progress, reasons_in
+from hala_hpc.data.shards import ERROR, Progress, quarantine_of
 from hala_hpc.models import location
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
-from hala_hpc.run import digests as seal
+from hala_hpc.run.digests import CARD
 from hala_hpc.run.files import read_json
-from hala_hpc.run.layout import RunDirectory
 
-CARD: Final = "README.md"
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
 """Larger text files are not looked through for secrets."""
@@ -85,7 +83,8 @@ def model(run: Path, item: str | None = None) -> Content:
 
 def _one_of(run: Path, item: str | None) -> Path:
     """The folder of a run's only model, or of the one that is named: that needs no other to be finished."""
-    facts = manifest.read(run / "manifest.parquet").facts
+    directory, plan = manifest.open_run(run)
+    facts = plan.facts
     names = [str(item["name"]) for item in facts.items] if facts.unit != "files" else []
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
@@ -93,7 +92,7 @@ def _one_of(run: Path, item: str | None) -> Path:
         return next(iter(location.locate(str(run)).values()))
     if item not in names:
         raise HalaError(f"{run.name}: no model '{item}'", f"it makes: {', '.join(names) or 'one, without a name'}")
-    folder = RunDirectory(run, facts.suffix).shard_output(names.index(item))
+    folder = directory.shard_output(names.index(item))
     if not (folder / "config.json").is_file():
         raise HalaError(f"{run.name}: {item} is not there", f"`hala status {run}`")
     return folder
@@ -122,7 +121,7 @@ def dataset(run: Path, collected: Path) -> Content:
     problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
     if problems:
         raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
-    held = reasons_in(seal.read(collected / QUARANTINE)[0][ERROR]) if verdict.quarantined else Counter[str]()
+    held = quarantine_of(collected / QUARANTINE) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
 
@@ -132,14 +131,14 @@ def uncollected(run: Path, progress: Progress = iter) -> Content:
 
     Raises HalaError where some are missing or damaged.
     """
-    plan = manifest.read(run / "manifest.parquet")
-    directory = RunDirectory(run, plan.facts.suffix)
+    directory, plan = manifest.open_run(run)
     outputs = [directory.shard_output(shard) for shard in range(len(plan))]
     if missing := sum(not output.exists() for output in outputs):
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")
     held = Counter[str]()
     for shard in progress(iter(plan)):
-        held += reasons_in(checked(directory, shard, plan.facts)[ERROR])
+        checked(directory, shard, plan.facts)
+        held += quarantine_of(outputs[shard.id])
     entries = tuple(Entry(f"data/ (shard {number})", output) for number, output in enumerate(outputs))
     columns = tuple(column for column in _columns(outputs[0]) if column[0] != ERROR)
     return Content("dataset", run, entries, plan.facts.rows - held.total(), dict(held), columns, is_there=False)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
 from hala_hpc.config.errors import HalaError, first_line, plural
 from hala_hpc.publish.cards import MEND
-from hala_hpc.publish.content import CARD, Entry
+from hala_hpc.publish.content import Entry
 from hala_hpc.publish.sources import FindCard
+from hala_hpc.run.digests import CARD
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -73,7 +73,7 @@ class Decision:
 
     licence: str | None
     conflicts: tuple[str, ...]
-    carried: bool  # nobody chose it: it is the only one of the sources' licences that contradicts none
+    carried: bool = False  # nobody chose it: it is the only one of the sources' licences that contradicts none
 
 
 def require_name(name: str, key: str) -> str:
@@ -112,20 +112,18 @@ def conflict(source: Origin, licence: str) -> str | None:
 def decide(sources: Sequence[Origin], wanted: str | None) -> Decision:
     """The licence that is wanted; else the only one of the sources' that contradicts none of them, if there is one."""
     if wanted is not None:
-        return Decision(wanted, _conflicts(sources, wanted), carried=False)
+        return Decision(wanted, _conflicts(sources, wanted))
     theirs = {source.licence for source in sources if source.licence and source.licence not in UNKNOWN}
     conflicts = {licence: _conflicts(sources, licence) for licence in sorted(theirs)}
     fitting = [licence for licence, against in conflicts.items() if not against]
     if len(fitting) == 1:
         return Decision(fitting[0], (), carried=True)
     if fitting:
-        return Decision(
-            None, (f"no licence given, and the sources allow several: {', '.join(fitting)}",), carried=False
-        )
+        return Decision(None, (f"no licence given, and the sources allow several: {', '.join(fitting)}",))
     unknown = "no licence is known of any source" if sources else "nothing names a licence"
     why = "none of the sources' fits all of them" if theirs else unknown
     details = (f"as {licence}: {'; '.join(against)}" for licence, against in conflicts.items())
-    return Decision(None, (f"no licence given, and {why}", *details), carried=False)
+    return Decision(None, (f"no licence given, and {why}", *details))
 
 
 def with_given(sources: Iterable[Origin], given: Mapping[str, str]) -> list[Origin]:

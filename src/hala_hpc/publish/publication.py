@@ -13,10 +13,11 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.models import location
 from hala_hpc.publish import cards, hub, licences
 from hala_hpc.publish import sources as origins
-from hala_hpc.publish.content import CARD, Content, Entry, naming, refuse_keys
+from hala_hpc.publish.content import Content, Entry, naming, refuse_keys
 from hala_hpc.publish.licences import Decision, Origin
 from hala_hpc.run import files, history, manifest
 from hala_hpc.run.collect import LINKED
+from hala_hpc.run.digests import CARD
 
 
 @dataclass(frozen=True)

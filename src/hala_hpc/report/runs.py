@@ -61,9 +61,9 @@ def read(paths: Sequence[Path]) -> list[ReportedRun]:
     for path in dict.fromkeys(paths):
         times[path.name] += 1
         name = path.name if times[path.name] == 1 else f"{path.name}.{times[path.name]}"
-        facts = manifest.read(path / "manifest.parquet").facts
+        directory, plan = manifest.open_run(path)
         frozen.settings(path)  # refused here, not in the middle of a report
-        runs.append(ReportedRun(name, RunDirectory(path, facts.suffix), frozen.read(path), facts))
+        runs.append(ReportedRun(name, directory, frozen.read(path), plan.facts))
     return runs
 
 

@@ -20,19 +20,9 @@ MOST_BESIDE: Final = plots.MOST_COLOURS
 SCORE: Final = "score in percent"
 
 
-def columns_of(evaluations: Evaluations) -> list[str]:
-    """The benchmarks, and their average."""
-    return [*evaluations.benchmarks, AVERAGE]
-
-
-def means_of(evaluations: Evaluations, model: str) -> list[Mean | None]:
-    """A model's means by ``columns_of``; None where the model lacks one."""
-    return [evaluations.mean(model, column) for column in columns_of(evaluations)]
-
-
 def scores(evaluations: Evaluations) -> Plot:
     """Every model on every benchmark, and its average."""
-    models, columns = evaluations.models, columns_of(evaluations)
+    models, columns = evaluations.models, evaluations.columns
     averages = [(model, mean) for model in models if (mean := evaluations.average(model))]
     says = f"Scores: {'; '.join(f'{model} {mean.value * PERCENT:.2f}' for model, mean in averages)}"
     by_column = {column: [evaluations.mean(model, column) for model in models] for column in columns}
@@ -60,7 +50,7 @@ def _place(mean: Mean, beside: Sequence[Mean | None]) -> float:
 def differences(evaluations: Evaluations) -> list[Plot]:
     """Differences to the base, by benchmark; where there are many models, only that of the average."""
     only_average = len(evaluations.models) > MOST_BESIDE
-    shown = [AVERAGE] if only_average else columns_of(evaluations)
+    shown = [AVERAGE] if only_average else evaluations.columns
     rows: list[Row] = [
         {"benchmark": column, "model": model, "difference": value, "low": low, "high": high, "p": gap.p}
         for column in shown
@@ -109,16 +99,16 @@ def section(evaluations: Evaluations) -> Section | None:
     if len({point.place for point in points}) < 2:
         return None
     points.sort(key=lambda point: (point.others, point.place))
-    title, columns = f"Scores over {axis}", ["model", axis, "made by", *columns_of(evaluations)]
+    title, columns = f"Scores over {axis}", ["model", axis, "made by", *evaluations.columns]
     digits = 0 if axis != WEIGHT and all(point.place.is_integer() for point in points) else 2
-    means = {point.model: means_of(evaluations, point.model) for point in points}
+    means = {point.model: evaluations.means(point.model) for point in points}
     cells = {model: [Cell(mean.value * PERCENT if mean else None) for mean in row] for model, row in means.items()}
     rows: list[table.Row] = [
         [point.model, Cell(point.place, digits=digits), point.others, *cells[point.model]] for point in points
     ]
     drawn: list[Row] = [
         {axis: point.place, **_bounds(mean), "what": f"{column} · {point.others}" if point.others else column}
-        for at, column in enumerate(columns_of(evaluations))
+        for at, column in enumerate(evaluations.columns)
         for point in points
         if (mean := means[point.model][at])
     ]

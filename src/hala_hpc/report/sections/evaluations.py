@@ -6,11 +6,10 @@ from typing import Any, Final
 from hala_hpc.report import table
 from hala_hpc.report.runs import DIGEST_SHOWN, ReportedRun
 from hala_hpc.report.sections import evaluation_plots
-from hala_hpc.report.sections.evaluation_plots import columns_of, means_of
 from hala_hpc.report.table import Cell, Example, Section, Table, isolated
 from hala_hpc.run.files import read_json
 from hala_hpc.tasks.evaluate import results, statistics
-from hala_hpc.tasks.evaluate.choose import AVERAGE, PERCENT, Answered, Evaluations
+from hala_hpc.tasks.evaluate.choose import AVERAGE, CHOICE, PERCENT, Answered, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 
 SIGNIFICANT: Final = 0.05
@@ -36,16 +35,15 @@ def section(evaluations: Evaluations, examples: int) -> Section:
 
 
 def _scores(evaluations: Evaluations, adjusted: PValues) -> Table:
-    columns = columns_of(evaluations)
-    means = {model: means_of(evaluations, model) for model in evaluations.models}
+    means = {model: evaluations.means(model) for model in evaluations.models}
     best = [max((mean.value for mean in column if mean), default=None) for column in zip(*means.values(), strict=True)]
     rows: list[table.Row] = []
     for model, row in means.items():
-        marks = [MARK if adjusted.get((model, column), 1.0) < SIGNIFICANT else "" for column in columns]
+        marks = [MARK if adjusted.get((model, column), 1.0) < SIGNIFICANT else "" for column in evaluations.columns]
         cells = [_percent(mean, mark, top) for mean, mark, top in zip(row, marks, best, strict=True)]
         gap = evaluations.differences.get((model, AVERAGE))
         rows.append([model, *cells, Cell(gap.value * PERCENT, signed=True) if gap else None])
-    return table.of("scores", "Scores", ["model", *columns, f"to {evaluations.base}"], rows)
+    return table.of("scores", "Scores", ["model", *evaluations.columns, f"to {evaluations.base}"], rows)
 
 
 def _percent(mean: Mean | None, mark: str = "", top: float | None = None) -> Cell:
@@ -78,7 +76,7 @@ def _differences(evaluations: Evaluations, adjusted: PValues) -> Table:
 def _adjusted(evaluations: Evaluations) -> PValues:
     """The p-values, adjusted over the models that are compared on one benchmark."""
     adjusted: PValues = {}
-    for column in columns_of(evaluations):
+    for column in evaluations.columns:
         gaps = {key: gap for key, gap in evaluations.differences.items() if key[1] == column}
         adjusted |= zip(gaps, statistics.holm([gap.p for gap in gaps.values()]), strict=True)
     return adjusted
@@ -198,13 +196,9 @@ def _answer(row: dict[str, object]) -> str:
     return str(row["text"])
 
 
-RECORD = "best.json"
-"""In the folder of the evaluation's run: what `hala best` chose."""
-
-
 def choice(run: ReportedRun) -> Section | None:
     """Which model was chosen, by what, from which table; None where nothing was, or its record cannot be read."""
-    record = read_json(run.path / RECORD)
+    record = read_json(run.path / CHOICE)
     try:
         share, benchmarks = record["split"]["share"], ", ".join(record["benchmarks"])
         by = "all questions" if share == 1 else f"{share:.0%} of the questions (seed {record['split']['seed']})"

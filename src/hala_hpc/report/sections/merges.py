@@ -11,19 +11,12 @@ from hala_hpc.report.plots import Plot, Row
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Cell, Section, Value, isolated
 from hala_hpc.run.files import read_json
-from hala_hpc.tasks.merge.merging import LERP_ABOVE
+from hala_hpc.tasks.merge.merging import LERP_ABOVE, MergedTensor
 
 LAYER: Final = re.compile(r"\.(\d+)\.")
 LEAST_SHOWN: Final = 10
 SUMMARY: Final = ("tensors", "slerp", "lerp", "least_cosine", "median_cosine")
 """Keys of a report's summary."""
-
-
-class MergedTensor(TypedDict):
-    """A tensor of a merged model; ``cosine`` is that to the base's, by model."""
-
-    name: str
-    cosine: dict[str, float | None]
 
 
 class MergeReport(TypedDict, total=False):

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 
 from hala_hpc.data import schema as schemas
 from hala_hpc.data.schema import to_rows
-from hala_hpc.data.shards import ERROR, ROW, as_stored, reason_of
+from hala_hpc.data.shards import ERROR, ROW, as_stored, quarantine_of
 from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Example, Section, isolated
+from hala_hpc.run.digests import Damaged
 
 EXAMPLES_EACH: Final = 3
 """Rows shown for each example that is wanted: texts are shorter than questions with all their choices."""
@@ -47,11 +48,9 @@ def _quarantine(run: ReportedRun, done: Sequence[Path]) -> table.Table:
     damaged = 0
     for path in done:
         try:
-            errors = pq.ParquetFile(path).read(columns=[ERROR])[ERROR].drop_null()
-        except (pa.ArrowException, OSError, KeyError):
+            reasons += quarantine_of(path)
+        except Damaged:
             damaged += 1
-            continue
-        reasons.update(reason_of(str(error)) for error in errors.to_pylist())
     note = "Of finished shards." + (f" {damaged} of them are damaged and not counted (hala verify)." if damaged else "")
     return table.of(f"quarantine-{run.name}", "Quarantine", ["reason", "rows"], reasons.most_common(), note)
 

@@ -72,16 +72,11 @@ def _curve(lines: Mapping[str, Steps], keys: Sequence[str], title: str) -> Plot 
 
 def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:
     """Means of step and value over at most POINTS neighbourhoods. A value that is not finite is left out."""
-    known = _known(steps, ("step", key))
+    pairs = ((line.get("step"), line.get(key)) for line in steps)
+    known = [
+        (float(step), float(value))
+        for step, value in pairs
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(step + value)
+    ]
     parts = np.array_split(np.array(known, float), POINTS) if len(known) > POINTS else []
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts] or known
-
-
-def _known(steps: Steps, keys: tuple[str, str]) -> list[tuple[float, float]]:
-    """Two numbers of each step that has both, and both finite."""
-    pairs = ((line.get(keys[0]), line.get(keys[1])) for line in steps)
-    return [
-        (float(first), float(second))
-        for first, second in pairs
-        if isinstance(first, int | float) and isinstance(second, int | float) and math.isfinite(first + second)
-    ]

@@ -25,6 +25,8 @@ from hala_hpc.tasks.evaluate.statistics import NORMAL_95, Difference, Mean, Scor
 AVERAGE: Final = "average"
 """Stands for a benchmark: the mean of all."""
 PERCENT: Final = 100.0
+CHOICE: Final = "best.json"
+"""In the folder of an evaluation's run: what `hala best` chose."""
 BASES: Final = ("base", "source")
 """Labels of the base where nobody names it; without them it is the first model of the recipe."""
 
@@ -63,6 +65,11 @@ class Evaluations:
     cells: Mapping[tuple[str, str], Answered]
     base: str
 
+    @property
+    def columns(self) -> list[str]:
+        """The benchmarks, and their average."""
+        return [*self.benchmarks, AVERAGE]
+
     def average(self, model: str) -> Mean | None:
         """The mean over all benchmarks; None for a model that lacks one: its mean would be of other things."""
         cells = [self.cells.get((model, benchmark)) for benchmark in self.benchmarks]
@@ -73,6 +80,10 @@ class Evaluations:
         """The mean of one benchmark, or with AVERAGE of all; None where it is missing."""
         cell = self.cells.get((model, benchmark))
         return self.average(model) if benchmark == AVERAGE else cell.mean if cell else None
+
+    def means(self, model: str) -> list[Mean | None]:
+        """A model's means by ``columns``."""
+        return [self.mean(model, column) for column in self.columns]
 
     def difference(self, model: str, benchmarks: Sequence[str] = (), base: str = "") -> Difference | None:
         """The model less the base, over some benchmarks (default: all); None where their questions differ."""
@@ -89,7 +100,7 @@ class Evaluations:
         return {
             (model, name): difference
             for model in self.models
-            for name in (*self.benchmarks, AVERAGE)
+            for name in self.columns
             if (difference := self.difference(model, [name] if name != AVERAGE else [])) is not None
         }
 

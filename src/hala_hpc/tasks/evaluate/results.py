@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, known
 from hala_hpc.run import manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.evaluate import statistics
 from hala_hpc.tasks.evaluate.statistics import Mean
 
@@ -109,16 +108,19 @@ class Result:
     missing: tuple[str, ...] = ()
     truncated: int = 0
 
+    @property
+    def mean(self) -> Mean:
+        return _mean(self.tasks)
+
 
 def read(run: Path) -> list[Result]:
     """The published results of an evaluation run, by model and benchmark in the order of the plan.
 
     Raises HalaError where the run is not an evaluation, or a result cannot be read.
     """
-    plan = manifest.read(run / "manifest.parquet")
+    outputs, plan = manifest.open_run(run)
     if plan.facts.unit != "benchmarks":
         raise HalaError(f"{run}: not a run of benchmarks", "a run with task.kind evaluate")
-    outputs = RunDirectory(run, plan.facts.suffix)
     folders = [outputs.shard_output(shard) for shard in range(len(plan))]
     return [read_one(folder) for folder in folders if (folder / RESULT).is_file()]
 
