@@ -43,8 +43,7 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
     Raises HalaError where the run is not finished (with ``partial``: where no shard is), a shard is damaged, or
     ``target`` exists.
     """
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     missing = sum(not run.shard_output(shard).exists() for shard in range(len(plan)))
     if missing and not partial:
         wanting = f"{missing} of {plural(len(plan), 'shard')} not finished"

@@ -191,7 +191,7 @@ def reason_of(error: str) -> str:
     return error.split(":", 1)[0]
 
 
-def reasons_in(errors: "pa.ChunkedArray | pa.Array") -> Counter[str]:
+def reasons_in(errors: "pa.ChunkedArray[Any] | pa.Array[Any]") -> Counter[str]:
     """The rows in quarantine that a column of errors shows, by reason."""
     return Counter(map(reason_of, map(str, errors.drop_null().to_pylist())))
 
@@ -252,10 +252,9 @@ def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
 
     Rows of unfinished shards are left as they are. Raises HalaError for a run that is not one of rows.
     """
-    plan = manifest.read(path / "manifest.parquet")
+    run, plan = manifest.open_run(path)
     if plan.facts.unit != "rows" or plan.facts.suffix != ".parquet":
         raise HalaError(f"{path}: only runs of rows have a quarantine", f"`hala resume {path}`")
-    run = RunDirectory(path, plan.facts.suffix)
     result = Reopened()
     for shard in progress(iter(plan)):
         if not run.shard_output(shard.id).exists():

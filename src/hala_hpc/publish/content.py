@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
-from hala_hpc.data.shards import ERROR, Progress, quarantine_of
+from hala_hpc.data.shards import ERROR, Progress, quarantine_of, reasons_in
 from hala_hpc.models import location
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
@@ -137,8 +137,7 @@ def uncollected(run: Path, progress: Progress = iter) -> Content:
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")
     held = Counter[str]()
     for shard in progress(iter(plan)):
-        checked(directory, shard, plan.facts)
-        held += quarantine_of(outputs[shard.id])
+        held += reasons_in(checked(directory, shard, plan.facts)[ERROR])
     entries = tuple(Entry(f"data/ (shard {number})", output) for number, output in enumerate(outputs))
     columns = tuple(column for column in _columns(outputs[0]) if column[0] != ERROR)
     return Content("dataset", run, entries, plan.facts.rows - held.total(), dict(held), columns, is_there=False)

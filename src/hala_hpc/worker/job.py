@@ -15,7 +15,6 @@ from hala_hpc import __version__, engines
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
@@ -33,8 +32,7 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     it raises is a bug or a broken node. In every case finished rows are kept and shards given back.
     """
     recipe = thaw(path / "recipe.yaml", registry.options_of)
-    plan = manifest.read(path / "manifest.parquet")
-    run = RunDirectory(path, plan.facts.suffix)
+    run, plan = manifest.open_run(path)
     run.create_folders(len(plan))
     task = registry.create(recipe)
     worker = name or worker_name()

@@ -1,6 +1,5 @@
 """Trainings: their totals in one table, their curves in the same plots."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ CURVES: Final = {
 """Keys of a step's line, the second on held-out data, and their title."""
 HELD_OUT: Final = "held out"
 
-Steps = Sequence[Mapping[str, object]]
+Steps = Sequence[Mapping[str, Any]]
 """Lines of a training's metrics (``tasks.train.metrics``)."""
 
 
@@ -72,11 +71,7 @@ def _curve(lines: Mapping[str, Steps], keys: Sequence[str], title: str) -> Plot 
 
 def _thinned(steps: Steps, key: str) -> list[tuple[float, float]]:
     """Means of step and value over at most POINTS neighbourhoods. A value that is not finite is left out."""
-    pairs = ((line.get("step"), line.get(key)) for line in steps)
-    known = [
-        (float(step), float(value))
-        for step, value in pairs
-        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(step + value)
-    ]
+    pairs: list[tuple[Any, Any]] = [(line.get("step"), line.get(key)) for line in steps]
+    known = [(float(step), float(value)) for step, value in pairs if all(map(metrics.is_finite, (step, value)))]
     parts = np.array_split(np.array(known, float), POINTS) if len(known) > POINTS else []
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts] or known

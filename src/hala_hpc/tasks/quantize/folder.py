@@ -1,7 +1,6 @@
 """A quantized model as a folder: what one shard leaves, and the whole model that is put together from them."""
 
 import math
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
@@ -12,7 +11,7 @@ from hala_hpc.models.folder import RECORD, REPORT, copy_beside, finish_model, re
 from hala_hpc.models.safetensors_file import Unreadable, tensors_of
 from hala_hpc.run import digests
 from hala_hpc.run.digests import FileFacts
-from hala_hpc.run.files import link_read_only, read_json
+from hala_hpc.run.files import link_or_copy, read_json
 from hala_hpc.tasks.quantize.files import TensorError
 
 PACKAGES: Final = ("llmcompressor", "compressed-tensors", "torch", "transformers", "tokenizers")
@@ -70,8 +69,7 @@ def assemble(run: Path, target: Path, source: Path, parts: Sequence[Path]) -> No
         )
     for part, report in zip(parts, reports, strict=True):
         for name in report["files"]:
-            if not link_read_only(part / name, target / name):
-                shutil.copyfile(part / name, target / name)
+            link_or_copy(part / name, target / name)
     write_index(target)
     copy_beside(source, target, BESIDE, without=(RECORD, REPORT, "config.json"))
     config = location.config(source) | {"quantization_config": quantization}

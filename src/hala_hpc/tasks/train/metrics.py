@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
-from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.errors import HalaError, did_you_mean, known
 from hala_hpc.run.files import fsync
 
 PROJECT = "hala_hpc"
@@ -190,9 +190,9 @@ def tail(path: Path, most: int) -> list[StepMetrics]:
 
 def mean_by_time(steps: Iterable[Mapping[str, Any]], key: str) -> float | None:
     """The mean of a number over steps, each step weighed by its seconds; null and missing numbers are left out."""
-    known = [(line[key], line["seconds"]) for line in steps if _is_finite(line.get(key)) and line.get("seconds")]
-    seconds = sum(weight for _, weight in known)
-    return float(sum(value * weight for value, weight in known) / seconds) if seconds else None
+    pairs = [(line[key], line["seconds"]) for line in steps if is_finite(line.get(key)) and line.get("seconds")]
+    seconds = sum(weight for _, weight in pairs)
+    return float(sum(value * weight for value, weight in pairs) / seconds) if seconds else None
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
@@ -218,11 +218,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a value of a line is a number that can be drawn and averaged."""
     return is_number(value) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else known(value)

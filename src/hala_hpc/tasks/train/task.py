@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.compose import freeze
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.schema import Data, Recipe, Site
 from hala_hpc.data import templates
 from hala_hpc.data.cut import Cut, PlanWatch
@@ -102,10 +102,8 @@ class Train(Task):
                 cut = prepare.create(nested).plan(folder, watch)
                 return cut.shards, cut.facts
 
-            try:
+            with within(f"task.datasets.{name}"):
                 manifest.create(target, freeze(nested), fill)
-            except HalaError as error:
-                raise HalaError(f"task.datasets.{name}: {error.message}", error.hint) from error
         return manifest.read(target / "manifest.parquet")
 
 

@@ -19,7 +19,6 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data.bad_rows import SET_ASIDE_NOTE
 from hala_hpc.data.shards import reason_of
 from hala_hpc.run import manifest
-from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
 from hala_hpc.tasks.train.prepare import tokens
 from hala_hpc.tasks.train.prepare.tokens import Opened
@@ -221,8 +220,7 @@ class Prepared:
 
     def _open_run(self, path: Path) -> list[Opened]:
         """Open a run's shards."""
-        plan = manifest.read(path / "manifest.parquet")
-        run = RunDirectory(path, plan.facts.suffix)
+        run, plan = manifest.open_run(path)
         files = [_opened(run.shard_output(shard), len(plan)) for shard in range(len(plan))]
         reasons = Counter(reason_of(str(error)) for file in files for error in file.error.drop_null().to_pylist())
         truncated = sum(int(file.truncated.sum()) for file in files)
