@@ -99,7 +99,7 @@ def test_bad_data(
         ("data.shape=alpacca", "data.shape: no shape 'alpacca' (did you mean 'alpaca'? valid: alpaca, auto, columns, "),
         ("data.shape=messages", "a.jsonl: no column 'messages' (columns: text)"),
         ("data.shape=pairs", "data.columns: shape 'pairs' needs the names of its text columns (columns: text)"),
-        ("data.columns={nope: 1}", "data.columns: a list of single values is wanted"),
+        ("data.columns={nope: 1}", "data.columns: must be a list of single values"),
         ("engine={kind: vllm, arguments: [1]}", "engine.arguments must be a mapping, not [1]"),
         ("task={kind: merge, models: [a]}", "task.models must be a mapping, not ['a']"),
         ("data.columns=[nope]", "a.jsonl: no column 'nope' (columns: text)"),
