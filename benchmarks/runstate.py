@@ -15,7 +15,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Finder, Heartbeat, Leases
 from hala_hpc.run.manifest import Facts, Shard
 
-RECIPE = "task: {kind: translate}\nrun: {root: runs, lease_seconds: 120.0, attempts: 5}\n"
+RECIPE = "task: {kind: translate, segments: {tokens: 0}}\nrun: {root: runs, lease_seconds: 120.0, attempts: 5}\n"
 
 
 def make_run(path: Path, shards: int) -> RunDirectory:

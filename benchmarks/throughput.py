@@ -41,7 +41,7 @@ def main() -> None:
         quiet(SERVE, ROOT / "jobs" / "demo" / "tiny_model.py", model, "--architecture", arguments.architecture)
         recipe = Path(folder, "r.yaml")
         recipe.write_text(
-            f"name: r\ntask: {{kind: translate, truncated: keep}}\nmodel: {{name: {model}}}\n"
+            f"name: r\ntask: {{kind: translate, truncated: keep, segments: {{tokens: 0}}}}\nmodel: {{name: {model}}}\n"
             f"data: {{path: {data('instructions', 'alpaca_52k')}, limit: {arguments.rows}, columns: [instruction]}}\n"
             "engine: {kind: vllm, dtype: float32, max_model_len: 2048, "
             f"enforce_eager: {str(arguments.eager).lower()}}}\nsampling: {{max_tokens: 64}}\n"
@@ -94,7 +94,7 @@ def spread(values: list[float]) -> float:
 def requests_of(run: Path) -> list[Any]:
     """What is asked of the engine; the same in every run."""
     work = work_of(run)
-    return [request for _, row in all_rows(run) for request in work.requests(row)]
+    return [request for _, row in all_rows(run) for request in next(work.do(row), [])]
 
 
 def raw(engine: Any, run: Path, requests: list[Any]) -> float:

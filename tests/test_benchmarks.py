@@ -28,6 +28,18 @@ def test_plan() -> None:
     assert "20,000 synthetic rows: peak memory" in bench("plan", "--rows", "20000", "--times", "1")
 
 
+@pytest.mark.usefixtures("data")
+def test_text() -> None:
+    assert "caught, by the shape: a list item lost" in bench("text", "--rows", "200")
+
+
+@pytest.mark.usefixtures("data")
+def test_shape() -> None:
+    assert "ours: protected spans intact                                    100.000 %" in bench(
+        "shape", "--texts", "50"
+    )
+
+
 def test_runstate() -> None:
     assert "hala status of 2,000 shards" in bench("runstate", "--shards", "2000", "--processes", "8")
 

@@ -98,7 +98,7 @@ REFUSED = [
 def planned(folder: Path, data: Path, words: Sequence[str] = ()) -> Path:
     recipe = {
         "name": "r",
-        "task": {"kind": "translate", "prompt": "{text}"},
+        "task": {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}},
         "engine": {"kind": "echo"},
         "data": {"path": [str(data)]},
         "run": {"root": str(folder / "runs")},

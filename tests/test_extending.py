@@ -52,7 +52,7 @@ def test_a_task(hala: Hala, package: Path, tmp_path: Path) -> None:
 def test_an_engine(hala: Hala, package: Path, tmp_path: Path) -> None:
     (package / "engines" / "shout.py").write_text(block("python", "class Shout:"))
     recipe = tmp_path / "loud.yaml"
-    task = {"kind": "translate", "prompt": "{text}"}
+    task = {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}}
     data = {"path": "documents.txt"}
     recipe.write_text(
         json.dumps({"name": "loud", "task": task, "engine": {"kind": "shout", "mark": "?"}, "data": data})
@@ -69,7 +69,7 @@ def test_a_shape(hala: Hala, package: Path, tmp_path: Path) -> None:
     add(package / "data" / "shapes.py", "SHAPES:", block("python", '"summary": Known'))
     (tmp_path / "news.jsonl").write_text(json.dumps({"article": "a", "highlights": "h", "id": "7"}) + "\n")
     recipe = tmp_path / "news.yaml"
-    task = {"kind": "translate", "prompt": "{text}"}
+    task = {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}}
     recipe.write_text(
         json.dumps({"name": "news", "task": task, "engine": {"kind": "echo"}, "data": {"path": "news.jsonl"}})
     )
@@ -91,7 +91,9 @@ def test_an_option_of_slurm(hala: Hala, package: Path, tmp_path: Path) -> None:
     add(package / "config" / "schema.py", "constraint: str", block("python", "exclude: str"))
     add(package / "slurm" / "script.py", '"constraint":', block("python", '"exclude":'))
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(json.dumps({"name": "r", "task": {"kind": "translate"}, "engine": {"kind": "echo"}}))
+    recipe.write_text(
+        json.dumps({"name": "r", "task": {"kind": "translate", "segments": {"tokens": 0}}, "engine": {"kind": "echo"}})
+    )
     words = ("data.path=documents.txt", "site.executor=slurm", "site.slurm.exclude=n1")
     assert "#SBATCH --exclude=n1" in hala("plan", recipe, *words).stdout
 
@@ -101,7 +103,7 @@ def test_a_line_of_status(hala: Hala, package: Path, tmp_path: Path) -> None:
     add(package / "worker" / "rows" / "loop.py", taken, block("python", "len(completion.text)"))
     add(package / "cli" / "views" / "run.py", "is_last_step =", block("python", "'characters', 0"))
     recipe = tmp_path / "r.yaml"
-    task = {"kind": "translate", "prompt": "{text}"}
+    task = {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}}
     recipe.write_text(
         json.dumps({"name": "r", "task": task, "engine": {"kind": "echo"}, "data": {"path": "documents.txt"}})
     )

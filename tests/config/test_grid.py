@@ -28,7 +28,7 @@ def expand(tmp_path: Path) -> Expand:
         recipe, profile = tmp_path / "g.yaml", tmp_path / "site.yaml"
         values = {
             "name": "g",
-            "task": {"kind": "translate"},
+            "task": {"kind": "translate", "segments": {"tokens": 0}},
             "engine": {"kind": "echo"},
             "grid": {"axes": AXES} | section,
         }

@@ -37,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     recipe = {
         "name": "translate",
-        "task": {"kind": "translate", "prompt": "{text}"},
+        "task": {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}},
         "engine": {"kind": "echo", "seconds": 0.02, "capacity": 8},
         "data": {"path": "rows.jsonl", "shape": "columns", "columns": ["instruction", "response"]},
         "run": {"shard_rows": 5},

@@ -59,7 +59,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(8)))
     recipe = {
         "name": "lost",
-        "task": {"kind": "translate"},
+        "task": {"kind": "translate", "segments": {"tokens": 0}},
         "engine": {"kind": "echo"},
         "data": {"path": "rows.jsonl"},
         "run": {"workers": 2, "shard_rows": 2},
@@ -321,7 +321,7 @@ def test_local_workers_are_cancelled_before_they_have_a_ledger_and_not_doubled(
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(400)))
     recipe = {
         "name": "here",
-        "task": {"kind": "translate"},
+        "task": {"kind": "translate", "segments": {"tokens": 0}},
         "engine": {"kind": "echo", "seconds": 5, "capacity": 1},
         "data": {"path": "rows.jsonl"},
         "run": {"workers": 2, "shard_rows": 50},

@@ -22,7 +22,7 @@ def recipe(data: Path, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("recipe") / "alpaca.yaml"
     path.write_text(f"""
 name: alpaca
-task: {{kind: translate, truncated: keep}}
+task: {{kind: translate, truncated: keep, segments: {{tokens: 0}}}}
 data: {{path: {data}/instructions/alpaca_52k, limit: {ROWS}}}
 model: {{name: {tiny_model("gemma2")}}}
 engine:

@@ -38,7 +38,7 @@ def plan(
     file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     recipe = {
         "name": name,
-        "task": {"kind": "translate", "prompt": "{text}"},
+        "task": {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}},
         "engine": options,
         "model": {"name": "m"},
         "data": data or {"path": [str(file)]},

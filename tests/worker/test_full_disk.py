@@ -44,7 +44,7 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing(
     (tmp_path / f"d.{form}").write_text("\n".join([*(["text"] if form == "csv" else []), *lines]) + "\n")
     recipe = {
         "name": "r",
-        "task": {"kind": "translate"},
+        "task": {"kind": "translate", "segments": {"tokens": 0}},
         "engine": {"kind": "echo"},
         "data": {"path": [f"d.{form}"]},
         "run": {"root": str(disk / "runs"), "shard_rows": 1},

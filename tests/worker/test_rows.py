@@ -126,7 +126,7 @@ def test_turns_may_hold_values_that_json_has_no_word_for(tmp_path: Path) -> None
     pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "w.parquet")
     recipe = {
         "name": "w",
-        "task": {"kind": "translate", "prompt": "{text}"},
+        "task": {"kind": "translate", "prompt": "{text}", "segments": {"tokens": 0}},
         "engine": {"kind": "echo"},
         "data": {"path": [str(tmp_path / "w.parquet")]},
         "run": {"root": str(tmp_path)},

@@ -98,9 +98,16 @@ def freeze(recipe: Recipe) -> str:
 
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
-    """A frozen recipe, on top of it what was changed when its run was resumed, and what is changed now."""
+    """A frozen recipe, on top of it what was changed when its run was resumed, and what is changed now.
+
+    What a recipe of an older version lacks is as it was then: ``BEFORE`` of the task's options.
+    """
+    recipe = layers.from_file(path, frozen=True)
+    kind = (recipe.values.get("task") or {}).get("kind")
+    older = {"task": {"kind": kind} | getattr(options_of("task", kind), "BEFORE", {})} if kind else {}
+    before = Layer(older, "older versions", path.parent, frozen=True)
     earlier = [layers.from_file(change, frozen=True) for change in frozen.files(path.parent)]
-    return merge([layers.from_file(path, frozen=True), *earlier, layers.from_command_line(overrides)], options_of)
+    return merge([before, recipe, *earlier, layers.from_command_line(overrides)], options_of)
 
 
 def literal(value: Any) -> Any:

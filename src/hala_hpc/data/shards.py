@@ -36,7 +36,7 @@ ROW = "hala_row"
 ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
-_OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated)(?:_(\d+))?$")
+_OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated|hala_shape|hala_checks)(?:_(\d+))?$")
 CURE = (
     "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "
     "if it is gone for good, plan a new run"
@@ -148,16 +148,27 @@ def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]
     return table, sealed
 
 
-def check_output(shard: Shard, path: Path, facts: Facts, fields: Fields) -> ShardReport:
-    """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged."""
+RowFaults = Callable[[Row, Row], Iterable[str]]
+"""What is wrong with the added columns (the second row) of a row that is done (the first)."""
+
+
+def check_output(
+    shard: Shard, path: Path, facts: Facts, fields: Fields, faults: RowFaults | None = None
+) -> ShardReport:
+    """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged.
+
+    ``faults`` is asked of each row that is done.
+    """
     try:
         table, sealed = read_output(shard, path, facts)
     except digests.Damaged as error:
         return ShardReport(problems=(str(error),))
-    return check_table(shard, table, sealed, facts, fields)
+    return check_table(shard, table, sealed, facts, fields, faults)
 
 
-def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, fields: Fields) -> ShardReport:
+def check_table(
+    shard: Shard, table: pa.Table, sealed: bool, facts: Facts, fields: Fields, faults: RowFaults | None = None
+) -> ShardReport:
     """``check_output`` of what ``read_output`` gave."""
     inputs = schema.load(facts.schema)
     names = as_stored(inputs.names)
@@ -173,6 +184,10 @@ def check_table(shard: Shard, table: pa.Table, sealed: bool, facts: Facts, field
         return ShardReport(problems=(f"its columns are of other types: {error}",))
     if not problems and not _are_planned(shard, rows, [given]):
         problems.append("its rows are not those of the source when the run was planned")
+    if faults is not None and not problems:
+        added = schema.to_rows(table.select([field.name for field in fields]))
+        for number, row, new, reason in zip(numbers, rows, added, table[ERROR].to_pylist(), strict=True):
+            problems += [f"row {number}: {fault}" for fault in (faults(row, new) if reason is None else ())]
     quarantined = reasons_in(table[ERROR])
     return ShardReport(table.num_rows - quarantined.total(), quarantined, tuple(problems), sealed)
 
@@ -200,7 +215,7 @@ def as_stored(names: Sequence[str]) -> list[str]:
     """The names of input columns in an output, whose own ``hala_row`` must not meet that of an earlier run.
 
     ``hala_row_1`` is the row's number in the run before, ``hala_row_2`` in the one before that; ``hala_error`` and
-    ``hala_truncated`` likewise.
+    ``hala_truncated``, ``hala_shape`` and ``hala_checks`` likewise.
     """
     if ROW not in names and ERROR not in names:
         return list(names)

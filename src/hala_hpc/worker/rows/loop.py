@@ -14,6 +14,7 @@ from typing import cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
+from hala_hpc.data.schema import Row
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
@@ -76,7 +77,8 @@ class RowLoop:
                     return self._wait_for_the_silent()
                 futures.wait(self._writing, POLL_SECONDS)  # else our own last leases would look like a silent worker's
             elif self._engine is not None:
-                self._take(self._engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
+                engine = self._engine
+                self._take(engine, engine.poll(POLL_SECONDS if self._in_flight or not self._coming else 0.0))
             if not self._in_flight and self._coming is not None and not self._coming.done():
                 time.sleep(0.005)
         except (EngineDied, EngineUnreachable) as error:
@@ -149,22 +151,34 @@ class RowLoop:
 
     def _send(self, engine: Engine, shard: OpenShard) -> None:
         number, row = shard.unsent.popleft()
-        requests = self._work.requests(row)
-        hand = RowInHand(number, row, [None] * len(requests))
+        hand = RowInHand(number, row, self._work.do(row))
         if shard.careful:
             shard.begin(number)
-        if not requests:
-            self._finish(shard, hand)
         if not self._in_flight:
             self._watch_for_stall()
+        self._go_on(engine, shard, hand, None)
+
+    def _go_on(self, engine: Engine, shard: OpenShard, hand: RowInHand, completions: list[Completion] | None) -> None:
+        """Give a row its completions (None: it begins), and send what it asks for next, or finish it."""
+        if shard.claim.lost:
+            return
+        try:
+            requests = next(hand.steps) if completions is None else hand.steps.send(completions)
+        except StopIteration as end:
+            self._finish(shard, hand, end.value)
+            return
+        except RowError as error:
+            self._set_aside(shard, hand, str(error))
+            return
+        hand.expect(len(requests))
         for index, request in enumerate(requests):
             out = len(self._in_flight)
             if (known := self._in_flight.ask(engine, request, (shard, hand, index))) is not None:
-                self._settle(shard, hand, index, known)
+                self._settle(engine, shard, hand, index, known)
             self._counters["requests"] += 1
             self._counters["remembered"] += len(self._in_flight) == out
 
-    def _take(self, completions: list[Completion]) -> None:
+    def _take(self, engine: Engine, completions: list[Completion]) -> None:
         if completions:
             self._revival.answered()
             self._doing = ""
@@ -175,7 +189,7 @@ class RowLoop:
             self._counters["thoughts"] += answer.thought
             self._counters["escaped"] += answer.escaped
             for waiter in waiters:
-                self._settle(*waiter, answer)
+                self._settle(engine, *waiter, answer)
         if not self._in_flight:
             faulthandler.cancel_dump_traceback_later()
         elif completions:
@@ -185,23 +199,23 @@ class RowLoop:
         """From now on: requests are out, and the engine may hang even before its first completion."""
         faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
 
-    def _settle(self, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
+    def _settle(self, engine: Engine, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
         hand.completions[index] = completion
-        if None not in hand.completions:
-            self._finish(shard, hand)
+        hand.left -= 1
+        if hand.left == 0:
+            self._go_on(engine, shard, hand, [known for known in hand.completions if known is not None])
 
-    def _finish(self, shard: OpenShard, hand: RowInHand, error: str | None = None) -> None:
-        """A row that is done, or set aside with an error."""
-        completions = [completion for completion in hand.completions if completion is not None]
-        error = error or next((completion.error for completion in completions if completion.error), None)
-        try:
-            if error is None:
-                shard.finish(hand.number, self._work.finish(hand.row, completions))
-        except RowError as refusal:
-            error = str(refusal)
-        if error is not None:
-            shard.quarantine(hand.number, error)
-            self._counters["quarantined"] += 1
+    def _finish(self, shard: OpenShard, hand: RowInHand, new: Row) -> None:
+        shard.finish(hand.number, new)
+        self._settled(shard)
+
+    def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:
+        shard.quarantine(hand.number, error)
+        self._counters["quarantined"] += 1
+        self._settled(shard)
+
+    def _settled(self, shard: OpenShard) -> None:
+        """One more row of a shard is done or set aside."""
         self._counters["rows"] += 1
         if shard.complete and not shard.claim.lost:
             self._publish(shard)
@@ -303,7 +317,9 @@ class RowLoop:
             shard.send_again(hand for hand, is_blamed in mine if not is_blamed)
             for hand in [hand for hand, is_blamed in mine if is_blamed]:
                 if shard.refused(hand):
-                    self._finish(shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}")
+                    self._set_aside(
+                        shard, hand, f"unanswered: the engine failed each time, and answered others: {gone}"
+                    )
 
     def _abandon(self) -> None:
         """Give all shards back; an attempt counts against those with rows out, for one of them may have done it."""

@@ -6,7 +6,7 @@ A text that repeats is requested once, as its answer is in flight or cached: sys
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
@@ -19,6 +19,7 @@ from hala_hpc.run.appending import ROW, PartialFile
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.text import prompts
 from hala_hpc.worker.claims import Claim, Claims
+from hala_hpc.worker.rows.task import RowSteps
 from hala_hpc.worker.task import Context
 
 CAREFUL_FROM = 3
@@ -36,11 +37,17 @@ MOST_REFUSALS = 3
 
 @dataclass
 class RowInHand:
-    """A row whose completions are awaited, in the order of its requests."""
+    """A row that is worked on. Its ``completions`` are awaited, in the order of the requests that it yielded last."""
 
     number: int
     row: Row
-    completions: list[Completion | None]
+    steps: RowSteps
+    completions: list[Completion | None] = field(default_factory=list)
+    left: int = 0
+
+    def expect(self, requests: int) -> None:
+        """So many completions are awaited from now on."""
+        self.completions, self.left = [None] * requests, requests
 
 
 class OpenShard:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,17 @@ class RowError(Exception):
     """The row cannot be done, with the reason as ``reason: detail``; it goes to quarantine."""
 
 
+RowSteps = Generator[list[Request], list[Completion], Row]
+"""Work on one row, see ``RowWork.do``."""
+
+
+def texts_of(completions: Sequence[Completion]) -> list[str]:
+    """The texts of completions. Raises RowError where one of them failed."""
+    if error := next((completion.error for completion in completions if completion.error), None):
+        raise RowError(error)
+    return [completion.text for completion in completions]
+
+
 class RowWork(Protocol):
     """How the rows of one schema are done."""
 
@@ -44,11 +55,13 @@ class RowWork(Protocol):
     def left(self, row: Row) -> list[str]:
         """What of a row is not worked on, in words that are counted when the run is planned."""
 
-    def requests(self, row: Row) -> list[Request]:
-        """The requests of a row, none if nothing is to be done. Raises HalaError for a row of another form."""
+    def do(self, row: Row) -> RowSteps:
+        """Work on a row: yields requests, takes their completions in the same order, as often as it needs to, and
+        returns the added columns. Nothing is yielded for a row in which nothing is to be done.
 
-    def finish(self, row: Row, completions: Sequence[Completion]) -> Row:
-        """The added columns, given the completions in the order of the requests, none failed. Raises RowError."""
+        Raises RowError for a row that cannot be done (``texts_of`` does where a completion failed), HalaError for one
+        of another form.
+        """
 
 
 class RowTask(Task, ABC):
@@ -57,6 +70,8 @@ class RowTask(Task, ABC):
     stage = "serve"
     loop = ROWS
     suffix = ".parquet"
+    cuts_texts = False
+    """Whether texts are cut to what fits, so that none is too long for a model."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -72,7 +87,7 @@ class RowTask(Task, ABC):
         """
         recipe = self._recipe
         promised: set[str] = set()
-        tally = _Tally(recipe)
+        tally = _Tally(recipe, self.cuts_texts)
 
         def texts_of(schema: pa.Schema) -> cutting.TextsOf:
             work = self.work_on(schema)
@@ -110,12 +125,12 @@ class RowTask(Task, ABC):
 class _Tally:
     """Counts, while rows are looked at, what of them stays as it is."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, cuts_texts: bool) -> None:
         self.notes: Counter[str] = Counter()
         self._is_guessed = recipe.data.shape == "auto" and not recipe.data.columns
         self._elsewhere = 0
         context: int | None = getattr(recipe.engine, "max_model_len", None)
-        self._room = context - (recipe.sampling.max_tokens or 0) if context else None
+        self._room = context - (recipe.sampling.max_tokens or 0) if context and not cuts_texts else None
 
     def counted(self, work: RowWork, row: Row) -> list[str]:
         """The texts of a row. Raises HalaError where the row has another form."""
