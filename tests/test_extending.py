@@ -47,6 +47,9 @@ def test_a_task(hala: Hala, package: Path, tmp_path: Path) -> None:
     rows = worked(hala, tmp_path / "keywords.yaml")
     assert [row["text"] for row in rows] == ["one, two", "three"]
     assert all(isinstance(row["keywords"], list) and row["keywords"] for row in rows)
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": ""}\n')
+    (row,) = worked(hala, tmp_path / "keywords.yaml", "name=empty", "data.path=rows.jsonl")
+    assert row["hala_row"] == 0, "a row that asks for nothing is done at once: here it is set aside"
 
 
 def test_an_engine(hala: Hala, package: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class Translation:
 
     Parameters
     ----------
+    source : the text's skeleton.
     text : None where a segment has no answer that could be put together, for the reason in ``error``.
     rung : the highest that a segment climbed to.
     asks : how many requests it took.
@@ -78,6 +79,7 @@ class Translation:
     numbers : of all its segments.
     """
 
+    source: Skeleton
     text: str | None = None
     error: str = ""
     rung: Rung = Rung.TOGETHER
@@ -113,7 +115,7 @@ def translation(text: str, manner: Manner) -> Generator[list[Ask], list[Answer],
     that has no prose.
     """
     source = skeleton(text, manner.own)
-    result = Translation()
+    result = Translation(source)
     open_ = [_Candidate(segment) for segment in segments(source, manner.tokens, manner.count)]
     done: dict[Part, str] = {}
     steps = [Rung.TOGETHER, *[Rung.AGAIN] * manner.again, Rung.ALONE, Rung.APART]

@@ -104,7 +104,8 @@ def manner_of(recipe: Recipe) -> Manner:
         pair = Pair(language(options.source), language(options.target))
     except LookupError as error:
         raise HalaError(
-            f"task: no language is called '{error.args[0]}'", "its English name, as in Basque, or its code, as in eu"
+            f"task: no language is called '{error.args[0]}'",
+            "its English name or code; what else a model is to be told stands in task.prompt",
         ) from error
     try:
         own = tuple(map(re.compile, options.segments.patterns))
@@ -188,8 +189,7 @@ class InSegments(Rows):
         self.fields = [*self.fields, pa.field(SHAPE, pa.string()), pa.field(CHECKS, pa.struct(kinds))]
 
     def do(self, row: Row) -> RowSteps:
-        texts = self.texts(row)
-        steps = ladder.abreast([ladder.translation(text, self._manner) for text in texts])
+        steps = ladder.abreast([ladder.translation(text, self._manner) for text in self.texts(row)])
         translations = yield from self._asked(steps)
         if error := next((translation.error for translation in translations if translation.text is None), None):
             raise RowError(error)
@@ -201,7 +201,7 @@ class InSegments(Rows):
         rung = max((translation.rung for translation in translations), default=ladder.Rung.TOGETHER)
         asks = sum(translation.asks for translation in translations)
         return self._columns(row, [str(translation.text) for translation in translations]) | {
-            SHAPE: signature(skeleton(text, self._manner.own) for text in texts),
+            SHAPE: signature(translation.source for translation in translations),
             CHECKS: worst | {"rung": rung.name.lower(), "asks": asks, "flags": flags},
         }
 

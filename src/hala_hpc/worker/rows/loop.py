@@ -15,7 +15,7 @@ from typing import cast
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
 from hala_hpc.data.schema import Row
-from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable
+from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable, Request
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
 from hala_hpc.worker.revival import Gone, Revival
@@ -162,8 +162,11 @@ class RowLoop:
         """Give a row its completions (None: it begins), and send what it asks for next, or finish it."""
         if shard.claim.lost:
             return
+        requests: list[Request] = []
         try:
-            requests = next(hand.steps) if completions is None else hand.steps.send(completions)
+            while not requests:  # a task may ask for nothing, and go on at once
+                requests = next(hand.steps) if completions is None else hand.steps.send(completions)
+                completions = []
         except StopIteration as end:
             self._finish(shard, hand, end.value)
             return

@@ -57,7 +57,7 @@ class RowWork(Protocol):
 
     def do(self, row: Row) -> RowSteps:
         """Work on a row: yields requests, takes their completions in the same order, as often as it needs to, and
-        returns the added columns. Nothing is yielded for a row in which nothing is to be done.
+        returns the added columns. It gets no completions at once where it yields no requests.
 
         Raises RowError for a row that cannot be done (``texts_of`` does where a completion failed), HalaError for one
         of another form.
