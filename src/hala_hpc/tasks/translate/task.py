@@ -16,6 +16,7 @@ from hala_hpc.data.columns import OF, field_of
 from hala_hpc.data.cut import estimated_tokens
 from hala_hpc.data.schema import Fields, Row, is_json
 from hala_hpc.data.shapes import Shape, shape_of
+from hala_hpc.data.where import CHECKS
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
@@ -28,8 +29,6 @@ from hala_hpc.worker.rows.task import RowError, RowSteps, RowTask, RowWork, text
 
 TRUNCATED = "hala_truncated"
 """Column: whether any text of the row was cut off by max_tokens (only with ``truncated: keep``)."""
-CHECKS: Final = "hala_checks"
-"""Column: the numbers of a row's checks, over its texts the worst of each, and what it took."""
 SHAPE: Final = "hala_shape"
 """Column: the signature of the row's skeletons, which `hala verify` computes again."""
 LEAST_TOKENS: Final = 16
