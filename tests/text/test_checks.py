@@ -1,10 +1,11 @@
 """What is seen of a translation without a model: human translations pass, damaged ones do not."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from hala_hpc.text.checks import BOUNDS, Checks, Pair, changed_numbers, checks, flags, repeats, worst
+from hala_hpc.text.checks import BOUNDS, Pair, changed_numbers, checks, flags, repeats, worst
 from hala_hpc.text.languages import is_in, language
 
 ARABIC = Pair(language("English"), language("Arabic"))
@@ -79,12 +80,29 @@ def test_repeats(text: str, times: int) -> None:
 
 
 def test_the_worst_of_several_texts() -> None:
-    one = Checks(numbers=0, script=1.0, language=None, length=-3.0, loops=1, copied=None, ending=1.0)
-    other = Checks(numbers=2, script=0.9, language=1.0, length=2.0, loops=1, copied=0.1, ending=0.0)
-    assert worst([one, other]) == {
-        "numbers": 2.0, "script": 0.9, "language": 1.0, "length": -3.0, "loops": 1.0, "copied": 0.1, "ending": 0.0,
-    }  # fmt: skip
-    assert set(worst([]).values()) == {None}
+    good = checks("Is it five o'clock already, my dear friend?", "هل الساعة الخامسة الآن يا صديقي العزيز؟", ARABIC)
+    bad = replace(good, numbers=2, script=0.9, length=-3.0, ending=0.0, copied=None, chatter=1)
+    assert not flags(good)
+    together = worst([good, bad])
+    assert together == asdict(bad) | {"copied": good.copied}
+    assert set(together) == set(BOUNDS) and set(worst([]).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "flag"),
+    [
+        ("Sure! Here is the translation", "chatter"),
+        ("Here's the Arabic translation of it", "chatter"),
+        ("يا صديقي<|im_end|>", "leftovers"),
+        ("<think>Hm</think> يا صديقي", "leftovers"),
+        ("### Response:\nيا صديقي", "leftovers"),
+        ("يا صديقي ⟦3⟧", "leftovers"),
+        ("نعم " + "لا أعرف، " * 60 + "ولكن", "zlib"),
+    ],
+)
+def test_what_models_add(answer: str, flag: str) -> None:
+    assert flag in flags(checks("My friend", answer, ARABIC))
+    assert flag not in flags(checks(answer, answer, Pair(language("ar"), language("ar"))))
 
 
 @pytest.mark.parametrize(

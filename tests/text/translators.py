@@ -3,10 +3,24 @@
 import hashlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 MARKER = re.compile(r"[⟦⟪]\s*\d+\s*[⟧⟫]")
 Translator = Callable[[str], str]
+Yield, Send, Return = TypeVar("Yield"), TypeVar("Send"), TypeVar("Return")
+
+
+def driven(steps: Generator[list[Yield], list[Send], Return], answer: Callable[[Yield], Send]) -> Return:
+    """What a generator returns that yields what it asks for and takes the answers."""
+    answers: list[Send] | None = None
+    while True:
+        try:
+            asks = next(steps) if answers is None else steps.send(answers)
+        except StopIteration as end:
+            returned: Return = end.value
+            return returned
+        answers = [answer(ask) for ask in asks]
 
 
 def _random(text: str) -> random.Random:

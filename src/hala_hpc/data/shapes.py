@@ -76,6 +76,18 @@ class Shape:
         """The texts of a row, in order, empty ones left out. Raises HalaError where the row has another form."""
         return [(place, text) for place, text in self._items(row) if place is not None and text.strip()]
 
+    def roles_of(self, row: Row, places: Iterable[Place]) -> list[str]:
+        """Who says the texts at some places: the role of a turn, as ``ROLES`` has it, elsewhere the column."""
+        said: dict[str | int, list[str]] = {}
+        for column in self.columns if self.is_talk else ():
+            said[column] = [_role(turn) for turn in turns_of(named.reach(row, column), column)]
+        return [
+            said[place[0]][next(step for step in place if isinstance(step, int))]
+            if place[0] in said and len(place) > 2
+            else str(place[0])
+            for place in places
+        ]
+
     def left(self, row: Row) -> list[str]:
         """What is passed over in a row: "turns of 'tool' are left as they are"."""
         words = [text for place, text in self._items(row) if place is None]
@@ -343,6 +355,12 @@ def _texts_of_part(part: Any, place: Place, where: str) -> Items:
     if not isinstance(text, str):
         raise HalaError(f"{where} has a part that holds {what(text)}, not text")
     yield place, text
+
+
+def _role(turn: Turn) -> str:
+    """The role of a turn: that of ``ROLES``, else its own word."""
+    word = str(turn.get(_role_key(turn) or ""))
+    return next((role for role, words in ROLES.items() if word.lower() in words), word)
 
 
 def _role_key(turn: Turn) -> str | None:

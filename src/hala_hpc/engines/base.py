@@ -29,6 +29,7 @@ class Request:
     """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text.
 
     ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
+    ``schema``: JSON text of a JSON schema that the answer has to fulfil; empty: any text.
     """
 
     prompt: tuple[Message, ...] | str
@@ -41,6 +42,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
     span: tuple[int, int] | None = None
+    schema: str = ""
 
     @property
     def last(self) -> str:

@@ -8,12 +8,14 @@ import math
 import re
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Final
 
+from hala_hpc.text.glossary import Glossary
 from hala_hpc.text.languages import Language, is_in
 
 LANGUAGE_LETTERS: Final = 20
@@ -70,6 +72,10 @@ class Checks:
     loops : how often its end stands there in a row; 1 where the source's own does about as often.
     copied : share of the source's longer words that stand in the translation.
     ending : 1 where both end with a question mark, or with a colon, or neither does; else 0.
+    zlib : how many times smaller zlib makes it, where that is over twice as often as of the source; else 1.
+    chatter : 1 where it begins as an answer to a person does ("Sure!", "Here is the translation"); else 0.
+    leftovers : words of chat templates and prompts, thoughts and markers that the source does not have.
+    glossary : how many of the source's terms are not translated as the glossary has them.
     """
 
     numbers: int
@@ -79,6 +85,10 @@ class Checks:
     loops: int
     copied: float | None
     ending: float
+    zlib: float
+    chatter: int
+    leftovers: int
+    glossary: int | None
 
 
 BOUNDS: Final[dict[str, Callable[[float], bool]]] = {
@@ -89,14 +99,32 @@ BOUNDS: Final[dict[str, Callable[[float], bool]]] = {
     "loops": lambda value: value >= 4,
     "copied": lambda value: value > 0.6,
     "ending": lambda value: value < 1,
+    "zlib": lambda value: value > 5,
+    "chatter": lambda value: value > 0,
+    "leftovers": lambda value: value > 0,
+    "glossary": lambda value: value > 0,
 }
 """When a check's number is a flag."""
+ZLIB_BYTES: Final = 200
+"""From so many on zlib has something to find (ours)."""
+_CHATTER: Final = re.compile(
+    r"\W*(?:sure\b|certainly\b|of course[,!.]|okay[,!.]|absolutely[!,]|i can help\b|as an ai\b"
+    r"|here(?:'s|’s| is| are) (?:the|your|a|my) (?:\w+ ){0,3}translat|(?:the|my) translation\b"
+    r"|translat(?:ed|ion)[^.\n]{0,40}:)",
+    re.IGNORECASE,
+)
+_LEFTOVER: Final = re.compile(
+    r"<\|[^|<>\s]{1,60}\|>|</?(?:s|think|thinking|bos|eos|pad|start_of_turn|end_of_turn)>|\[/?(?:INST|THINK)\]|<</?SYS>>"
+    r"|^#{2,4} ?(?:Instruction|Response|Input|Output|Human|Assistant|User|System)\b:?|^(?:Human|Assistant|User):"
+    r"|[⟦⟧⟪⟫⁅⁆⦃⦄]",
+    re.MULTILINE,
+)
 _LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _ENDS: Final = (re.compile(r"[?؟？][\"'”’»)\]*_\s]*$"), re.compile(r"[:：]\s*$"))
 """How a text ends that asks, or that lets something follow."""
 
 
-def checks(source: str, target: str, pair: Pair) -> Checks:
+def checks(source: str, target: str, pair: Pair, glossary: Glossary | None = None) -> Checks:
     """The numbers of a translation; both texts without what is protected in them."""
     letters = sum(map(str.isalpha, target))
     is_long = letters >= LANGUAGE_LETTERS
@@ -113,7 +141,17 @@ def checks(source: str, target: str, pair: Pair) -> Checks:
         loops if (loops := repeats(target)) > 2 and loops > 2 * repeats(source) else 1,
         len(copied) / len(words) if len(words) >= COPIED_WORDS else None,
         float(all((end.search(source) is None) == (end.search(target) is None) for end in _ENDS)),
+        squeezed if (squeezed := shrinkage(target)) > 2 * shrinkage(source) else 1.0,
+        int(_CHATTER.match(target) is not None and _CHATTER.match(source) is None),
+        (Counter(_LEFTOVER.findall(target)) - Counter(_LEFTOVER.findall(source))).total(),
+        glossary.missing(source, target) if glossary else None,
     )
+
+
+def shrinkage(text: str) -> float:
+    """How many times smaller zlib makes a text; 1 for a short one."""
+    written = text.encode()
+    return len(written) / len(zlib.compress(written, 1)) if len(written) >= ZLIB_BYTES else 1.0
 
 
 WORST: Final[dict[str, Callable[[float], float]]] = {

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Final
 
 TEXT = "{text}"
@@ -19,19 +20,33 @@ def problem_of(template: str) -> str | None:
     return None if count == 1 else f"holds {TEXT} {count} times, it must hold it once"
 
 
-def render(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
-    """A template with ``{text}`` and the named words filled in, and from where to where the text stands in it.
+def render(
+    template: str, text: str, words: Mapping[str, str], data: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, tuple[int, int]]:
+    """A template with ``{text}``, the ``words`` and the ``data`` filled in by their names, and from where to where the
+    text and the data stand in it.
 
-    Braces anywhere else, also in the text, mean nothing.
+    Braces anywhere else, also in what is filled in, mean nothing.
     """
-    before, after = (_filled(part, words) for part in template.split(TEXT))
-    return f"{before}{text}{after}", (len(before), len(before) + len(text))
+    parts, at, start, end = [], 0, -1, 0
+    known = {**words, **data, "text": text}
+    for place in _PLACE.finditer(template):
+        if place[1] not in known:
+            continue
+        parts += [template[at : place.start()], known[place[1]]]
+        at = place.end()
+        if place[1] == "text" or data.get(place[1]):
+            end = sum(map(len, parts))
+            start = end - len(known[place[1]]) if start < 0 else start
+    return "".join([*parts, template[at:]]), (start, end)
 
 
-def _filled(part: str, words: dict[str, str]) -> str:
-    for name, word in words.items():
-        part = part.replace(f"{{{name}}}", word)
-    return part
+def filled(template: str, words: Mapping[str, str]) -> str:
+    """A template with words filled in; braces anywhere else mean nothing."""
+    return _PLACE.sub(lambda place: words.get(place[1], place[0]), template)
+
+
+_PLACE: Final = re.compile(r"\{(\w+)\}")
 
 
 MARKS: Final = (

@@ -5,6 +5,7 @@ once; the model sees where it stands in the sentence. **Apart**: only the prose 
 stretch for itself; the model cannot touch the spans, and does not see the whole sentence.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from hala_hpc.text.skeleton import NEWLINE, WORD, Skeleton, Span
 
 BRACKETS: Final = ("⟦⟧", "⟪⟫", "⁅⁆", "⦃⦄")
 """What encloses a marker's number: the first pair of which a text has neither."""
+DIGIT: Final = "[0-9٠-٩۰-۹]"
+"""Models write numbers in the target's digits."""
 
 
 class Damage(ValueError):
@@ -28,13 +31,14 @@ class Masked:
     """A segment as it is asked for.
 
     ``parts`` are the texts of its parts, ``between`` what stands between them (one less), ``spans`` the protected spans
-    by their markers' numbers, from 1.
+    by their markers' numbers, from 1; ``quoted`` says of each part whether it is a text of JSON.
     """
 
     parts: tuple[str, ...]
     between: tuple[str, ...]
     spans: Mapping[int, str]
     brackets: str
+    quoted: tuple[bool, ...]
 
     @property
     def text(self) -> str:
@@ -70,7 +74,8 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
             between.append(text_of(at, part.start))
         parts.append(text_of(part.start, part.end).strip())
         at = part.end
-    request = Masked(tuple(parts), tuple(between), spans, brackets)
+    quoted = tuple(source.units[part.unit].is_quoted for part in segment.parts)
+    request = Masked(tuple(parts), tuple(between), spans, brackets, quoted)
     if between and _aligned(request, request.text) != parts:
         raise Damage("parts: what stands between the segment's parts stands in them, too")
     return request
@@ -79,12 +84,13 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
 def restored(request: Masked, answer: str) -> list[str]:
     """The translation of each part of a segment, what is protected put back. Raises Damage."""
     result = []
-    for original, text in zip(request.parts, _aligned(request, answer.strip()), strict=True):
+    texts = _aligned(request, answer.strip())
+    for original, text, is_quoted in zip(request.parts, texts, request.quoted, strict=True):
         if not text:
             raise Damage("empty: a part has no translation")
         if _newlines(text) > _newlines(original):
             raise Damage("lines: the answer has more lines than the text")
-        result.append(_unmasked(request, original, text))
+        result.append(_unmasked(request, original, _escaped(text) if is_quoted else text))
     return result
 
 
@@ -107,7 +113,8 @@ def joined(source: Skeleton, part: Part, answers: Sequence[str]) -> str:
             raise Damage("empty: a part has no translation")
         if _newlines(answer.strip()) > _newlines(source.text_of(span)):
             raise Damage("lines: the answer has more lines than the text")
-        words += [source.text[at : span.start], answer.strip()]
+        is_quoted = source.units[part.unit].is_quoted
+        words += [source.text[at : span.start], _escaped(answer.strip()) if is_quoted else answer.strip()]
         at = span.end
     return "".join([*words, source.text[at : part.end]]).strip()
 
@@ -152,11 +159,16 @@ def unmarked(text: str, brackets: str) -> str:
     return re.sub(_marker(brackets), " ", text).strip()
 
 
+def _escaped(text: str) -> str:
+    """A text as it stands between the quotation marks of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
 def _newlines(text: str) -> int:
     return len(NEWLINE.findall(text))
 
 
-def _marker(brackets: str, number: str = r"(\d{1,6})") -> str:
+def _marker(brackets: str, number: str = rf"({DIGIT}{{1,6}})") -> str:
     return rf"{re.escape(brackets[0])}\s*{number}\s*{re.escape(brackets[1])}"
 
 

@@ -7,7 +7,7 @@ any border between two characters; never inside of what is protected.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from hala_hpc.text.patterns import Kind
@@ -31,9 +31,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Parts that are asked for together; between them there is only what stays as it is."""
+    """Parts that are asked for together, of about so many ``tokens``; between them is only what stays as it is."""
 
     parts: tuple[Part, ...]
+    tokens: int = field(default=0, compare=False)
 
     @property
     def start(self) -> int:
@@ -64,10 +65,10 @@ def segments(skeleton: Skeleton, budget: int, count: Count) -> list[Segment]:
     room = 0
     for part, tokens in _parts(skeleton, budget, count):
         if tokens > room:
-            result.append(Segment((part,)))
+            result.append(Segment((part,), tokens))
             room = budget - tokens
         else:
-            result[-1] = Segment((*result[-1].parts, part))
+            result[-1] = Segment((*result[-1].parts, part), result[-1].tokens + tokens)
             room -= tokens
     return result
 

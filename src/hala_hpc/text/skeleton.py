@@ -14,14 +14,14 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Final
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from hala_hpc.text import patterns
+from hala_hpc.text import inside, patterns
 from hala_hpc.text.patterns import Kind, Range
 
 
@@ -36,10 +36,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A block that stays as it is (one span), or a unit: spans of prose and protected ones in turn."""
+    """A block that stays as it is (one span), or a unit: spans of prose and protected ones in turn.
+
+    ``is_quoted``: a unit is a text of JSON, in which quotation marks are written as escapes.
+    """
 
     spans: tuple[Span, ...]
     is_unit: bool
+    is_quoted: bool = False
 
     @property
     def start(self) -> int:
@@ -57,7 +61,7 @@ class Skeleton:
     text: str
     pieces: tuple[Piece, ...]
 
-    @property
+    @cached_property
     def units(self) -> list[Piece]:
         """The pieces that are translated."""
         return [piece for piece in self.pieces if piece.is_unit]
@@ -105,16 +109,25 @@ _PLAIN: Final = re.compile(r"[^\W\d_](?![.)])[^\r\n]*\Z")
 WORD: Final = re.compile(r"[^\W\d_]")
 
 
-def skeleton(text: str, own: Sequence[re.Pattern[str]] = ()) -> Skeleton:
-    """The pieces of a text. ``own`` are further patterns to protect."""
+def skeleton(text: str, own: Sequence[re.Pattern[str]] = (), open_: frozenset[str] = frozenset()) -> Skeleton:
+    """The pieces of a text. ``own`` are further patterns to protect; ``open_`` says in which blocks words are
+    translated (``inside.CHOICES``).
+    """
     pieces: list[Piece] = []
     opaque = _opaque(text)
-    inside = [block for block in opaque if not _is_block(text, block)]
+    held = [block for block in opaque if not _is_block(text, block)]
     for start, end, kind in _filled(text, _blocks(text, opaque)):
         if kind is Kind.PROSE:
-            pieces.extend(_unit(text, start, end, inside, own))
-        else:
-            pieces.append(Piece((Span(start, end, kind),), is_unit=False))
+            pieces.extend(_unit(text, start, end, held, own))
+            continue
+        at = start
+        for first, last, is_quoted in inside.words_in(text, start, end, kind, open_) if open_ else ():
+            pieces.append(Piece((Span(at, first, kind),), is_unit=False))
+            stay = (*own, inside.ESCAPE) if is_quoted else own
+            pieces.extend(replace(piece, is_quoted=is_quoted) for piece in _unit(text, first, last, (), stay))
+            at = last
+        if at < end:
+            pieces.append(Piece((Span(at, end, kind),), is_unit=False))
     return Skeleton(text, tuple(pieces))
 
 
@@ -129,13 +142,15 @@ def signature(skeletons: Iterable[Skeleton]) -> str:
     return hashed.hexdigest()
 
 
-def shape_faults(source: Skeleton, text: str, own: Sequence[re.Pattern[str]] = ()) -> list[str]:
+def shape_faults(
+    source: Skeleton, text: str, own: Sequence[re.Pattern[str]] = (), open_: frozenset[str] = frozenset()
+) -> list[str]:
     """In what a translation has another shape than its source, in words; empty where it has the same.
 
     The same shape: as many pieces in the same order, blocks and layout byte for byte, and in each unit each protected
     span as often.
     """
-    target = skeleton(text, own)
+    target = skeleton(text, own, open_)
     if [piece.is_unit for piece in source.pieces] != [piece.is_unit for piece in target.pieces]:
         return [f"{len(source.units)} units became {len(target.units)}"]
     faults = []

@@ -12,16 +12,19 @@ import pytest
 from hala_hpc.config.compose import compose, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.schema import to_rows
+from hala_hpc.data.where import CHECKS
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.pipeline.planning import check, plan_run
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import verify
-from hala_hpc.tasks.translate.task import CHECKS, SHAPE, InSegments, Translate, manner_of
+from hala_hpc.tasks.translate.options import manner_of
+from hala_hpc.tasks.translate.rows import ATTEMPTS, SHAPE, InSegments
+from hala_hpc.tasks.translate.task import Translate
 from hala_hpc.worker import registry
 from hala_hpc.worker.job import work_until
 from hala_hpc.worker.rows.task import RowError
-from tests.text.translators import TRANSLATORS, Translator, upper
+from tests.text.translators import TRANSLATORS, Translator, driven, upper
 
 ROWS = [
     {"text": "Use `x = 1` here.\n\n```py\nprint(1)\n```\n\n1. Eat well.\n2. Sleep."},
@@ -56,15 +59,13 @@ def work_of(recipe: Path) -> InSegments:
 
 
 def done(work: InSegments, row: dict[str, Any], translate: Translator) -> tuple[dict[str, Any], list[Request]]:
-    steps, sent = work.do(row), []
-    completions: list[Completion] | None = None
-    while True:
-        try:
-            requests = next(steps) if completions is None else steps.send(completions)
-        except StopIteration as end:
-            return end.value, sent
-        sent += requests
-        completions = [Completion("x", translate(request.last), "stop") for request in requests]
+    sent: list[Request] = []
+
+    def answer(request: Request) -> Completion:
+        sent.append(request)
+        return Completion("x", translate(request.last), "stop", 7, 8)
+
+    return driven(work.do(row), answer), sent
 
 
 def test_a_run_is_proven_and_each_row_has_its_signature_and_checks(recipe: Callable[..., Path]) -> None:
@@ -113,10 +114,62 @@ def test_verify_finds_what_was_changed_later(recipe: Callable[..., Path], damage
 
 def test_asking_again_is_another_request(recipe: Callable[..., Path]) -> None:
     work = work_of(recipe())
-    _, sent = done(work, {"text": "Is it five o'clock already?"}, lambda _: "It is five.")
+    new, sent = done(work, {"text": "Is it five o'clock already?"}, lambda _: "It is five.")
     first, *others = sent
     assert first.temperature == 0.0 and {request.temperature for request in others} == {0.3}
     assert len({request.digest() for request in sent}) == len(sent) == 3
+    assert [attempt["rung"] for attempt in new[ATTEMPTS]] == ["together", "again", "apart"]
+    assert [attempt["seed"] for attempt in new[ATTEMPTS]] == [request.seed for request in sent]
+    assert {attempt["outcome"] for attempt in new[ATTEMPTS]} == {"ending"}
+    assert new[CHECKS]["asks"] == 3 and new[CHECKS]["shape"] == 1.0 and new[CHECKS]["flags"] == ["ending"]
+
+
+def test_the_gate_says_what_follows(recipe: Callable[..., Path]) -> None:
+    row = {"text": "Is it five o'clock already?"}
+    new, sent = done(work_of(recipe(segments={"gate": {"ending": "flag"}})), row, lambda _: "It is five.")
+    assert len(sent) == 1 and new[CHECKS]["flags"] == ["ending"]
+    with pytest.raises(RowError, match=r"ending: no answer passed \(ending\)"):
+        done(
+            work_of(recipe(segments={"gate": {"ending": "quarantine"}, "rungs": ["again"]})),
+            row,
+            lambda _: "It is five of them.",
+        )
+
+
+def test_context_and_terms_have_places_in_the_prompt(recipe: Callable[..., Path]) -> None:
+    task = {
+        "prompt": "{glossary}{context}To {target}: {text}",
+        "hints": "[{terms}]",
+        "context": "({source_before}={translation_before})",
+        "glossary": {"part": "PART", "hold": "{target}"},
+        "segments": {"tokens": 8},
+    }
+    row = {"text": "First part of it.\n\nThen hold {text}."}
+    _, sent = done(work_of(recipe(**task)), row, lambda _: "A PART OF IT.")
+    assert sent[0].last == "[part → PART]To English: First part of it."
+    assert sent[1].last.startswith("[hold → {target}](First part of it.=A PART OF IT.)To English: Then hold ⟦1⟧")
+    assert sent[0].span == (0, len("[part → PART]To English: First part of it."))
+
+
+def test_a_conversation_is_one_list_of_turns(recipe: Callable[..., Path]) -> None:
+    recipe(segments={"form": "json"}, chat=False, prompt="```json\n{text}\n```\n```json\n")
+    turns = [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "I am `well`."}]
+    Path("rows.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    task = registry.create(compose(Path("r.yaml"), None, (), registry.options_of))
+    schema = pa.schema([("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])))])
+    work = task.work_on(schema)  # type: ignore[attr-defined]
+
+    def write(asked: str) -> str:
+        return asked.split("```")[1].removeprefix("json").replace("well", "WELL").replace("How", "HOW") + "\n```"
+
+    new, sent = done(work, {"conversations": turns}, write)
+    assert len(sent) == 1 and isinstance(sent[0].prompt, str)
+    assert json.loads(sent[0].schema)["items"]["properties"]["role"]["enum"] == ["assistant", "user"]
+    assert [turn["value"] for turn in new["conversations_en"]] == ["HOW are you?", "I am `well`."]
+    assert [turn["from"] for turn in new["conversations_en"]] == ["human", "gpt"]
+    assert new[ATTEMPTS][0]["texts"] == [0, 1] and not list(work.faults({"conversations": turns}, new))
+    lost = new | {"conversations_en": new["conversations_en"][:1]}
+    assert list(work.faults({"conversations": turns}, lost)) == ["2 texts became 1"]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +177,13 @@ def test_asking_again_is_another_request(recipe: Callable[..., Path]) -> None:
     [
         ({"target": "Nowhereish"}, "no language is called 'Nowhereish'"),
         ({"segments": {"patterns": ["("]}}, "task.segments.patterns"),
-        ({"segments": {"quarantine": ["shapes"]}}, "no check 'shapes'"),
-        ({"segments": {"again": -1}}, "task.segments.again: must be 0 or more"),
+        ({"segments": {"gate": {"shapes": "flag"}}}, "task.segments.gate: there is no 'shapes'"),
+        ({"segments": {"gate": {"shape": "drop"}}}, "task.segments.gate: there is no 'drop'"),
+        ({"segments": {"rungs": ["alone", "higher"]}}, "task.segments.rungs: there is no 'higher'"),
+        ({"segments": {"apart": ["links"]}}, "task.segments.apart: there is no 'links'"),
+        ({"segments": {"inside": ["yaml"]}}, "task.segments.inside: there is no 'yaml'"),
+        ({"segments": {"tokens": -1}}, "task.segments.tokens: must be 0 or more"),
+        ({"glossary": {"a": "b"}}, "task.glossary: the prompt has no place for it"),
     ],
 )
 def test_what_cannot_be_is_refused(recipe: Callable[..., Path], task: dict[str, Any], said: str) -> None:
