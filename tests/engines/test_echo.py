@@ -1,5 +1,7 @@
 """The engine of the tests: what it says, and how it fails when told to."""
 
+import json
+import math
 import signal
 import subprocess
 import sys
@@ -28,6 +30,42 @@ def test_it_answers_with_the_last_message() -> None:
     assert (one.id, one.text, one.finish_reason, one.output_tokens) == ("a", "«hi there»", "stop", 2)
     assert (two.id, two.text) == ("b", "«bare»")
     assert engine.poll(0) == []
+
+
+def test_it_takes_one_of_the_choices_and_says_how_likely_each_was() -> None:
+    choices = ("1", "2", "3")
+    texts = [f"text {number}" for number in range(60)]
+    completions = []
+    for engine in (started(), started()):
+        for text in texts:
+            engine.add(text, request(text, Sampling(), choices=choices))
+        completions.append(engine.poll(1))
+    assert completions[0] == completions[1]
+    assert {one.text for one in completions[0]} == set(choices)
+    for one in completions[0]:
+        assert sum(map(math.exp, one.weights)) == pytest.approx(1)
+        assert one.text == choices[one.weights.index(max(one.weights))]
+
+
+def test_it_writes_the_least_that_a_schema_takes() -> None:
+    schema = {
+        "type": "object",
+        "required": ["text", "turns", "kind", "count", "is_good"],
+        "properties": {
+            "text": {"type": "string"},
+            "turns": {"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/turn"}},
+            "kind": {"enum": ["a", "b"]},
+            "count": {"type": "integer", "minimum": 3},
+            "is_good": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+            "more": {"type": "string"},
+        },
+        "$defs": {"turn": {"type": "object", "required": ["role"], "properties": {"role": {"const": "user"}}}},
+    }
+    engine = started()
+    engine.add("a", request("hello", Sampling(), schema=json.dumps(schema)))
+    turns = [{"role": "user"}] * 2
+    wanted = {"text": "hello", "turns": turns, "kind": "a", "count": 3, "is_good": False}
+    assert json.loads(engine.poll(1)[0].text) == wanted
 
 
 def test_failures_on_request() -> None:

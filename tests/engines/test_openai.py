@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -83,6 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "apart" in text:
             answer |= {"reasoning_content": "hm", "content": None if "endless" in text else f"<{text}>"}
         said = {"message": {"role": "assistant", **answer}} if chat else {"text": answer["content"]}
+        said |= {"logprobs": listed(text, chat)} if body.get("logprobs") and "no logprobs" not in text else {}
         choice = {"index": 0, "finish_reason": "length" if "cut" in text else "stop"} | said
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
         return self.send(
@@ -97,6 +100,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("retry-after-ms", "5")
         self.end_headers()
         self.wfile.write(raw)
+
+
+def listed(text: str, chat: bool) -> dict[str, Any]:
+    """Log-probabilities of first tokens, as a chat and a completion have them: those that the prompt names."""
+    first = {"other": -0.1} | {
+        token.replace("_", " "): math.log(float(share)) for token, share in re.findall(r"(\S+)=(\S+)", text)
+    }
+    if not chat:
+        return {"tokens": ["x"], "top_logprobs": [first]}
+    top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in first.items()]
+    return {"content": [{"token": "x", "logprob": -1.0, "bytes": None, "top_logprobs": top}]}
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +176,38 @@ def test_chat_and_completion(server: Server, start: Callable[..., Any]) -> None:
     }
     assert sent["/v1/completions"]["prompt"] == "cut here"
     assert not {"max_tokens", "stop", "top_k"} & sent["/v1/completions"].keys()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_likeliest_of_choices(server: Server, start: Callable[..., Any], chat: bool) -> None:
+    def choosing(text: str, *choices: str) -> Request:
+        return Request((Message("user", text),) if chat else text, choices=choices, max_tokens=64)
+
+    ones = [
+        choosing("1=0.125 _1=0.125 2=0.5", "1", "2", "3"),
+        choosing("y=0.25 no=0.125", "yes", "no"),
+        choosing("nothing", "yes", "no"),
+        choosing("no logprobs", "yes", "no"),
+    ]
+    found = ask(start(), *ones)
+    assert found["0"].text == "2"
+    assert [math.exp(weight) for weight in found["0"].weights] == pytest.approx([0.25, 0.5, 0])
+    assert (found["1"].text, found["1"].error) == ("yes", None)
+    assert found["2"].error == "no choice: none of the 2 answers is among the 1 likeliest tokens"
+    assert found["3"].error == "no log-probabilities: the endpoint gives none (logprobs)"
+    assert all(
+        body["max_tokens"] == 1 and (body.get("top_logprobs") or body["logprobs"]) == 20 for body in server.asked
+    )
+    with pytest.raises(HalaError, match="begins two of the answers '1', '10' with one token, '1'"):
+        ask(start(), choosing("1=0.5", "1", "10"))
+
+
+@pytest.mark.parametrize("prompt", [(Message("user", "hi"),), "hi"])
+def test_a_schema_is_handed_on(server: Server, start: Callable[..., Any], prompt: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    ask(start(), Request(prompt, schema=json.dumps(schema)))
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    assert server.asked[0]["response_format"] == wanted
 
 
 def test_a_template_is_told_what_the_recipe_says(server: Server) -> None:

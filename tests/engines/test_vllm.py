@@ -56,6 +56,27 @@ def test_a_sampled_text_does_not_depend_on_its_company(seen: dict[str, Any]) -> 
     assert seen["seeded"]
 
 
+def test_choices_have_the_weights_that_the_model_gives_them(seen: dict[str, Any]) -> None:
+    assert len(seen["choices"]) == 60
+    assert len({tuple(one["weights"]) for one in seen["choices"]}) > 30, "they depend on the prompt"
+    for one, raw, mass in zip(seen["choices"], seen["raw"], seen["mass"], strict=True):
+        assert one["weights"] == pytest.approx(raw, abs=1e-4)
+        assert mass == pytest.approx(1, abs=1e-3)
+        assert one["text"] == "12345"[one["weights"].index(max(one["weights"]))]
+        assert (one["error"], one["finish_reason"], one["output_tokens"]) == (None, "stop", 1)
+
+
+def test_choices_that_begin_alike_are_refused(seen: dict[str, Any]) -> None:
+    assert "begins two of the answers 'no way', 'no' with one token" in seen["same"]
+
+
+def test_an_answer_fulfils_its_schema(seen: dict[str, Any]) -> None:
+    answer = json.loads(seen["schema"])
+    assert answer.keys() == {"kind", "sure"}
+    assert answer["kind"] in ("good", "bad") and isinstance(answer["sure"], bool)
+    assert seen["odd schema"].startswith("bad request: ")
+
+
 def test_the_stop_signal_leaves_the_engine_alive_and_a_kill_is_told(seen: dict[str, Any]) -> None:
     assert seen["survives SIGUSR2"]
     assert "died" in seen

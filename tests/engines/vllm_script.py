@@ -1,13 +1,15 @@
 """Runs in the serve environment, with one engine for all; writes what it saw as JSON. See test_vllm.py."""
 
 import json
+import math
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, Sampling
 from hala_hpc.engines import vllm
 from hala_hpc.engines.base import Completion, EngineDied, Message, Request, request
@@ -29,10 +31,45 @@ def chat(text: str, sampling: Sampling) -> Request:
     return request((Message("user", text),), sampling)
 
 
+def held(engine: vllm.Vllm, texts: list[str]) -> dict[str, Any]:
+    """Answers that are held to choices and to a schema, beside others; and the weights of all tokens."""
+    from vllm import SamplingParams
+
+    sampling, choices = Sampling(), ("1", "2", "3", "4", "5")
+    asked = [request((Message("user", text),), sampling, choices=choices) for text in texts]
+    for number, one in enumerate(asked):
+        engine.add(f"c{number}", one)
+        engine.add(f"g{number}", chat(texts[number], Sampling(max_tokens=4)))
+    found = drain(engine)
+    seen: dict[str, Any] = {"choices": [asdict(found[f"c{number}"]) for number in range(len(texts))]}
+    ids = [engine.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
+    tokens = [{"prompt_token_ids": engine._encoder.encode(one).ids} for one in asked]
+    raw = engine._llm.generate(tokens, SamplingParams(max_tokens=1, temperature=0, logprobs=-1), use_tqdm=False)
+    whole = [output.outputs[0].logprobs[0] for output in raw]
+    seen["raw"] = [[own[id[0]].logprob for id in ids] for own in whole]
+    seen["mass"] = [sum(math.exp(token.logprob) for token in own.values()) for own in whole]
+
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["kind", "sure"],
+        "properties": {"kind": {"enum": ["good", "bad"]}, "sure": {"type": "boolean"}},
+    }
+    engine.add("s", request((Message("user", texts[0]),), Sampling(max_tokens=64), schema=json.dumps(schema)))
+    engine.add("odd", request((Message("user", texts[0]),), Sampling(max_tokens=64), schema="{"))
+    answers = drain(engine)
+    seen["schema"], seen["odd schema"] = answers["s"].text, answers["odd"].error
+    try:
+        engine.add("same", request((Message("user", texts[0]),), sampling, choices=("no way", "no")))
+        seen["same"] = ""
+    except HalaError as error:
+        seen["same"] = str(error)
+    return seen
+
+
 def main(model: str) -> None:
-    options = vllm.Options(
-        dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, arguments={"compilation_config": {"mode": 0}}
-    )
+    more = {"compilation_config": {"mode": 0}, "max_logprobs": -1}
+    options = vllm.Options(dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, arguments=more)
 
     engine = vllm.start(Recipe(name="test", task=None, model=Model(name=model), engine=options))
     greedy = Sampling(max_tokens=16)
@@ -76,6 +113,8 @@ def main(model: str) -> None:
         engine.add(f"s{number}", chat(text, warm))
     crowd = drain(engine)
     seen["seeded"] = crowd["s5"].text == alone != raw[5].outputs[0].text
+
+    seen |= held(engine, texts)
 
     engine.add("lost", chat(texts[1], greedy))
     processes = engine._engine.engine_core.resources.engine_manager.processes

@@ -29,7 +29,8 @@ class Request:
     """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text.
 
     ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
-    ``schema``: JSON text of a JSON schema that the answer has to fulfil; empty: any text.
+    ``choices``: the answer is one of these, told apart by their first tokens. ``schema``: the answer fulfils this JSON
+    schema, given as JSON text. An engine holds the model to either; at most one of the two is given.
     """
 
     prompt: tuple[Message, ...] | str
@@ -42,6 +43,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
     span: tuple[int, int] | None = None
+    choices: tuple[str, ...] = ()
     schema: str = ""
 
     @property
@@ -54,7 +56,13 @@ class Request:
         return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=16).digest()
 
 
-def request(prompt: tuple[Message, ...] | str, sampling: Sampling, span: tuple[int, int] | None = None) -> Request:
+def request(
+    prompt: tuple[Message, ...] | str,
+    sampling: Sampling,
+    span: tuple[int, int] | None = None,
+    choices: tuple[str, ...] = (),
+    schema: str = "",
+) -> Request:
     """A request whose random numbers depend on the recipe's seed and the prompt alone.
 
     So a resumed run, another batch, or a text taken from the worker's memory all give the text of the unbroken run.
@@ -62,7 +70,8 @@ def request(prompt: tuple[Message, ...] | str, sampling: Sampling, span: tuple[i
     text = prompt if isinstance(prompt, str) else json.dumps([asdict(message) for message in prompt])
     seeded = hashlib.blake2b(f"{sampling.seed}\n{text}".encode(), digest_size=4)
     seed = int.from_bytes(seeded.digest(), "big") >> 1  # engines take a signed 32-bit seed
-    return Request(prompt, span=span, **(asdict(sampling) | {"stop": tuple(sampling.stop), "seed": seed}))
+    drawn = asdict(sampling) | {"stop": tuple(sampling.stop), "seed": seed}
+    return Request(prompt, span=span, choices=choices, schema=schema, **drawn)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,9 @@ class Completion:
     """What became of a request. ``error`` (as ``reason: detail``) means that this request can never succeed.
 
     ``opened``: the prompt ended in an opened thought, so the text begins within it. ``escaped``: its data held names of
-    control tokens. ``thought``: the model thought before the text; the worker takes that off.
+    control tokens. ``thought``: the model thought before the text; the worker takes that off. ``weights``: of each of
+    the request's choices, the log-probability (nats) that the model gives to its first token, before it is held to the
+    choices, so that they need not sum to 1; -inf for one that an endpoint does not list, as too unlikely.
     """
 
     id: str
@@ -82,6 +93,7 @@ class Completion:
     opened: bool = False
     escaped: bool = False
     thought: bool = False
+    weights: tuple[float, ...] = ()
 
 
 class EngineDied(Exception):
@@ -104,6 +116,14 @@ class NoEngine(HalaError):
     """No engine can start here, whatever the request: a person has to mend that, and no row or item counts it."""
 
 
+def ambiguous(choices: tuple[str, ...], token: str) -> HalaError:
+    """What to raise where two choices begin with one token, which then says nothing of either."""
+    return HalaError(
+        f"the model's tokenizer begins two of the answers {', '.join(map(repr, choices))} with one token, {token!r}",
+        "answers that differ from the first letter on, for example digits",
+    )
+
+
 class Engine(Protocol):
     """Takes requests at any time, hands back completions as they finish, in any order."""
 
@@ -111,7 +131,10 @@ class Engine(Protocol):
     """How many requests in flight keep the engine busy."""
 
     def add(self, id: str, request: Request) -> None:
-        """Hand in a request. Never raises for a bad one: that comes back as a completion with an error."""
+        """Hand in a request. Never raises for a bad one: that comes back as a completion with an error.
+
+        Raises EngineDied, and HalaError for what holds for all requests (see ``ambiguous``).
+        """
 
     def poll(self, seconds: float) -> list[Completion]:
         """Completions since the last call; waits up to ``seconds`` for the first.

@@ -1,14 +1,20 @@
 """A deterministic engine for tests and dry runs: it answers each prompt with its last message, in angle quotes.
 
-On request it is slow, fails or dies, so that everything around an engine can be tried without a model.
+Among choices it takes one by a digest of the last message; for a JSON schema it writes the least that fulfils it, with
+the last message as every text. On request it is slow, fails or dies, so that everything around an engine can be tried
+without a model.
 """
 
+import hashlib
+import json
+import math
 import os
 import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, EngineOptions, Recipe
@@ -62,14 +68,14 @@ class Echo:
         done = []
         while self._held and self._held[0][0] <= time.monotonic():
             _, id, request = self._held.popleft()
-            done.append(self._answer(id, request.last))
+            done.append(self._answer(id, request))
         return done
 
     def close(self) -> None:
         self._held.clear()
 
-    def _answer(self, id: str, text: str) -> Completion:
-        options = self._options
+    def _answer(self, id: str, request: Request) -> Completion:
+        options, text = self._options, request.last
         if options.die_on and options.die_on in text:
             os.kill(os.getpid(), signal.SIGKILL)
         if options.crash_on and options.crash_on in text:
@@ -81,7 +87,44 @@ class Echo:
         if len(text) > options.max_characters:
             return Completion(id, error=f"too long: {len(text)} characters, at most {options.max_characters}")
         cut = bool(options.cut_on and options.cut_on in text)
-        return Completion(id, f"«{text}»", "length" if cut else "stop", len(text.split()), len(text.split()))
+        finish, tokens = "length" if cut else "stop", len(text.split())
+        if request.choices:
+            weights = _weights(text, request.choices)
+            return Completion(id, request.choices[weights.index(max(weights))], finish, tokens, 1, weights=weights)
+        if request.schema:
+            whole = json.loads(request.schema)
+            return Completion(id, json.dumps(_least(whole, whole, text), ensure_ascii=False), finish, tokens, tokens)
+        return Completion(id, f"«{text}»", finish, tokens, tokens)
+
+
+def _weights(text: str, choices: tuple[str, ...]) -> tuple[float, ...]:
+    """Log-probabilities that sum to 1, from digests of the text with each choice."""
+    digests = (hashlib.blake2b(f"{choice}\n{text}".encode(), digest_size=4).digest() for choice in choices)
+    parts = [1 + int.from_bytes(digest, "big") for digest in digests]
+    return tuple(math.log(part / sum(parts)) for part in parts)
+
+
+def _least(schema: Any, whole: Any, text: str) -> Any:
+    """The least that fulfils the usual kinds of schema; ``whole`` holds what ``$ref`` refers to."""
+    if "$ref" in schema:
+        inner = whole
+        for name in schema["$ref"].removeprefix("#/").split("/"):
+            inner = inner[name]
+        return _least(inner, whole, text)
+    for key in ("anyOf", "oneOf", "enum"):
+        if key in schema:
+            return schema[key][0] if key == "enum" else _least(schema[key][0], whole, text)
+    kinds: dict[str, Any] = {
+        "object": {
+            name: _least(schema.get("properties", {})[name], whole, text) for name in schema.get("required", ())
+        },
+        "array": [_least(schema.get("items", {}), whole, text) for _ in range(schema.get("minItems", 0))],
+        "integer": schema.get("minimum", 0),
+        "number": schema.get("minimum", 0),
+        "boolean": False,
+        "null": None,
+    }
+    return schema.get("const", kinds.get(schema.get("type"), text))
 
 
 def check(recipe: Recipe) -> None:

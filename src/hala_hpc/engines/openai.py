@@ -1,17 +1,22 @@
 """Any endpoint that speaks OpenAI's protocol: a vLLM server that runs already, or somebody's service."""
 
+import json
+import math
 import os
 import queue
 import threading
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Abilities, Completion, EngineUnreachable, Request
+from hala_hpc.engines.base import Abilities, Completion, EngineUnreachable, Request, ambiguous
 
 SHARED = ("temperature", "top_p", "frequency_penalty", "seed")
 """What requests and the protocol call by one name."""
+LISTED = 20
+"""Tokens whose log-probabilities are asked for, to find choices among them: the most that OpenAI and vLLM give."""
 NEVER = (400, 413, 422)
 """HTTP states with which this very request will never succeed."""
 MOMENTARY = (408, 409, 425, 429, 502, 503, 504)
@@ -97,6 +102,8 @@ class OpenAI:
 
     def _judged(self, id: str, error: Any) -> Completion | Exception:
         """What an error means: of HTTP, of the connection, or anything else."""
+        if isinstance(error, HalaError):
+            return error
         if not isinstance(error, self._errors.APIStatusError):
             is_away = isinstance(error, self._errors.APIConnectionError)
             is_own = not is_away or isinstance(error, self._errors.APITimeoutError)
@@ -121,6 +128,13 @@ class OpenAI:
         if request.top_k or request.repetition_penalty != 1.0:
             extra |= {"top_k": request.top_k or -1, "repetition_penalty": request.repetition_penalty}
         thought = None
+        is_bare = isinstance(request.prompt, str)
+        if request.choices:
+            params |= {"max_tokens": 1}
+            params |= {"logprobs": LISTED} if is_bare else {"logprobs": True, "top_logprobs": LISTED}
+        if request.schema:
+            schema = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
+            extra |= {"response_format": {"type": "json_schema", "json_schema": schema}}
         if isinstance(request.prompt, str):
             answer: Any = self._client.completions.create(prompt=request.prompt, extra_body=extra or None, **params)
             text = answer.choices[0].text
@@ -134,9 +148,42 @@ class OpenAI:
             thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
         usage = answer.usage
         read, wrote = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        if request.choices:
+            return _chosen(Completion(id, "", "stop", read, wrote, thought=bool(thought)), answer.choices[0], request)
         error = "thinking: the model thought and wrote nothing else" if thought and not text else None
         finish = answer.choices[0].finish_reason or ""
         return Completion(id, text or "", finish, read, wrote, error=error, thought=bool(thought))
+
+
+def _chosen(completion: Completion, answer: Any, request: Request) -> Completion:
+    """The likeliest choice, by the first token of an answer; with an error where the endpoint lists none of them.
+
+    Tokens count with a space around them, too. Raises HalaError where one choice begins another.
+    """
+    listed = _listed(answer.logprobs)
+    if listed is None:
+        problem = "no log-probabilities: the endpoint gives none (logprobs)"
+        return replace(completion, error=problem)
+    found: dict[str, list[float]] = {choice: [] for choice in request.choices}
+    for token, logprob in listed.items():
+        begun = [choice for choice in request.choices if token.strip() and choice.startswith(token.strip())]
+        if len(begun) > 1 and token.strip() in begun:
+            raise ambiguous(request.choices, token)
+        if len(begun) == 1:  # a first letter of several says nothing
+            found[begun[0]].append(logprob)
+    weights = tuple(math.log(sum(map(math.exp, own))) if own else -math.inf for own in found.values())
+    if max(weights) == -math.inf:
+        problem = f"no choice: none of the {len(request.choices)} answers is among the {len(listed)} likeliest tokens"
+        return replace(completion, error=problem)
+    return replace(completion, text=request.choices[weights.index(max(weights))], weights=weights)
+
+
+def _listed(logprobs: Any) -> Mapping[str, float] | None:
+    """The likeliest first tokens with their log-probabilities, of either endpoint; None where it gives none."""
+    if content := getattr(logprobs, "content", None):
+        return {entry.token: entry.logprob for entry in content[0].top_logprobs} or None
+    listed: Any = getattr(logprobs, "top_logprobs", None)
+    return listed[0] if listed else None
 
 
 def check(recipe: Recipe) -> None:

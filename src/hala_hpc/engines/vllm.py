@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from typing import Any
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import EngineOptions, Recipe
-from hala_hpc.engines.base import Abilities, Completion, EngineDied, Message, NoEngine, Request, TokenRequest
+from hala_hpc.engines.base import (
+    Abilities,
+    Completion,
+    EngineDied,
+    Message,
+    NoEngine,
+    Request,
+    TokenRequest,
+    ambiguous,
+)
 from hala_hpc.text import prompts
 from hala_hpc.text.prompts import ControlWords
 
@@ -36,6 +46,8 @@ for word in sys.argv[1:]:
 """
 """Waits for the end of its input, which comes when whoever holds the other end is gone, however it went."""
 
+TAIL = 64
+"""Characters at the end of a prompt that show how a choice begins after it; few tokens are longer."""
 SHARED = ("temperature", "top_p", "top_k", "frequency_penalty", "repetition_penalty")
 """What requests and vLLM call by one name."""
 
@@ -63,11 +75,15 @@ class Options(EngineOptions):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens of a prompt, whether words of its data would have been control tokens, and whether it opens a thought."""
+    """Tokens of a prompt, whether words of its data would have been control tokens, and whether it opens a thought.
+
+    ``choices``: the request's, by their first tokens.
+    """
 
     ids: list[int]
     escaped: bool = False
     opened: bool = False
+    choices: Mapping[int, str] = field(default_factory=dict)
 
 
 class Encoder:
@@ -82,25 +98,46 @@ class Encoder:
         self.marks = special & {mark for pair in prompts.MARKS for mark in pair}
         """Those of thoughts that are control tokens: they stand in a text only where such tokens are written out."""
         self._others = special - self.marks
+        self._choices = lru_cache(1024)(self._choices_after)
 
     def encode(self, request: Request) -> Prompt:
-        """Raises whatever a chat template does."""
+        """Raises whatever a chat template does, and HalaError for choices that begin with one token."""
         words, is_bare = self._words, isinstance(request.prompt, str)
         start, end = request.span or (0, len(request.last))
         # The template writes the special tokens itself: adding them again would give two beginnings of text.
         if words is None or not words.held(request.last[start:end]):
             text = self._rendered(request)
             ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
-            return Prompt(ids, opened=prompts.is_opened(text))
+            return Prompt(ids, False, prompts.is_opened(text), self._choices(text[-TAIL:], request.choices))
         hidden = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
         text = self._rendered(hidden)
-        return Prompt(words.encode(text, add_special_tokens=is_bare).ids, True, prompts.is_opened(text))
+        choices = self._choices(words.restore(text)[-TAIL:], request.choices)
+        return Prompt(words.encode(text, add_special_tokens=is_bare).ids, True, prompts.is_opened(text), choices)
 
     def without_special(self, text: str) -> str:
         """A text in which control tokens were written out, with no others left than marks of thoughts."""
         for word in self._others:
             text = text.replace(word, "")
         return text
+
+    def _choices_after(self, tail: str, choices: tuple[str, ...]) -> dict[int, str]:
+        """Choices by the first token that each has after the end of a prompt, where it may be written with a space
+        before it or none; by its own first token, where it would melt into the prompt's last.
+        """
+        if not choices:
+            return {}
+        before = self._ids(tail)
+        firsts: dict[int, str] = {}
+        for choice in choices:
+            whole = self._ids(tail + choice)
+            first = (whole[len(before) :] if whole[: len(before)] == before else self._ids(choice))[0]
+            if first in firsts:
+                raise ambiguous(choices, str(self._tokenizer.decode([first])))
+            firsts[first] = choice
+        return firsts
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _rendered(self, request: Request) -> str:
         if isinstance(request.prompt, str):
@@ -130,6 +167,7 @@ class Vllm:
 
             self._died = EngineDeadError
             self._make_params = vllm.SamplingParams
+            self._structured = vllm.sampling_params.StructuredOutputsParams
             self._final_only = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
             self._llm = vllm.LLM(**arguments(recipe))
         self._engine = self._llm.llm_engine
@@ -147,18 +185,20 @@ class Vllm:
     def add(self, id: str, request: Request) -> None:
         try:
             prompt = self._encoder.encode(request)
+        except HalaError:
+            raise
         except Exception as error:  # noqa: BLE001 (a chat template is a program that may raise whatever it likes)
             self._refused.append(Completion(id, error=f"bad prompt: {type(error).__name__}: {error}"))
             return
         tokens = prompt.ids
         room = self.context - len(tokens)
-        wanted = request.max_tokens if request.max_tokens is not None else 1
+        wanted = 1 if request.choices or request.max_tokens is None else request.max_tokens
         if not tokens or room < wanted:
             problem = f"too long: {len(tokens)} prompt tokens and {wanted} to write, context {self.context}"
             self._refused.append(Completion(id, error=problem if tokens else "bad prompt: empty"))
             return
         try:
-            self._add(id, tokens, self._params(request, room))
+            self._add(id, tokens, self._params(request, room, list(prompt.choices)))
             self._prompts[id] = prompt
         except EngineDied:
             raise
@@ -221,21 +261,34 @@ class Vllm:
 
     def _completion(self, output: Any) -> Completion:
         prompt, text = self._prompts.pop(output.request_id), output.outputs[0]
+        chosen, weights, finish = text.text, (), text.finish_reason or ""
+        if prompt.choices and text.logprobs:
+            chosen, finish = prompt.choices[text.token_ids[0]], "stop"
+            weights = tuple(text.logprobs[0][token].logprob for token in prompt.choices)
+        elif self._encoder.marks:
+            chosen = self._encoder.without_special(chosen)
         return Completion(
             output.request_id,
-            self._encoder.without_special(text.text) if self._encoder.marks else text.text,
-            text.finish_reason or "",
+            chosen,
+            finish,
             len(output.prompt_token_ids or ()),
             len(text.token_ids),
             error="aborted: by the engine" if text.finish_reason in ("abort", "error") else None,
             opened=prompt.opened,
             escaped=prompt.escaped,
+            weights=weights,
         )
 
-    def _params(self, request: Request, room: int) -> Any:
+    def _params(self, request: Request, room: int, choices: Sequence[int] = ()) -> Any:
+        held: dict[str, Any] = {}
+        if choices:
+            held = {"allowed_token_ids": choices, "logprob_token_ids": choices}
+        elif request.schema:
+            held = {"structured_outputs": self._structured(json=request.schema)}
         return self._make_params(
             **{name: getattr(request, name) for name in SHARED},
-            max_tokens=request.max_tokens or room,
+            **held,
+            max_tokens=1 if choices else request.max_tokens or room,
             stop=list(request.stop),
             seed=request.seed if request.temperature > 0 else None,
             skip_special_tokens=not self._encoder.marks,

@@ -142,7 +142,7 @@ def test_context_and_terms_have_places_in_the_prompt(recipe: Callable[..., Path]
         "hints": "[{terms}]",
         "context": "({source_before}={translation_before})",
         "glossary": {"part": "PART", "hold": "{target}"},
-        "segments": {"tokens": 8},
+        "segments": {"tokens": 10},
     }
     row = {"text": "First part of it.\n\nThen hold {text}."}
     _, sent = done(work_of(recipe(**task)), row, lambda _: "A PART OF IT.")
