@@ -1,6 +1,6 @@
 """What is seen of a translation without a model: human translations pass, damaged ones do not."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def test_the_worst_of_several_texts() -> None:
     bad = replace(good, numbers=2, script=0.9, length=-3.0, ending=0.0, copied=None, chatter=1)
     assert not flags(good)
     together = worst([good, bad])
-    assert together == asdict(bad) | {"copied": good.copied}
+    assert together == dict(bad.named()) | {"copied": good.copied}
     assert set(together) == set(BOUNDS) and set(worst([]).values()) == {None}
 
 

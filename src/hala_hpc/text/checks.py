@@ -10,8 +10,8 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -90,6 +90,10 @@ class Checks:
     leftovers: int
     glossary: int | None
 
+    def named(self) -> Iterator[tuple[str, float | None]]:
+        """Each number with its name, which is a key of ``BOUNDS``."""
+        return ((name, getattr(self, name)) for name in BOUNDS)
+
 
 BOUNDS: Final[dict[str, Callable[[float], bool]]] = {
     "numbers": lambda value: value > 0,
@@ -167,7 +171,7 @@ def worst(many: Iterable[Checks]) -> dict[str, float | None]:
     """The worst number of each check; None where none of them says anything."""
     numbers: dict[str, float | None] = dict.fromkeys(BOUNDS)
     for checks in many:
-        for name, value in asdict(checks).items():
+        for name, value in checks.named():
             known, badness = numbers[name], WORST.get(name, float)
             if value is not None and (known is None or badness(value) > badness(known)):
                 numbers[name] = float(value)
@@ -176,7 +180,7 @@ def worst(many: Iterable[Checks]) -> dict[str, float | None]:
 
 def flags(checks: Checks) -> list[str]:
     """The names of the checks that are beyond their bounds."""
-    return [name for name, value in asdict(checks).items() if value is not None and BOUNDS[name](value)]
+    return [name for name, value in checks.named() if value is not None and BOUNDS[name](value)]
 
 
 @cache

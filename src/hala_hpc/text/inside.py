@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from hala_hpc.text.patterns import Kind
+from hala_hpc.text.patterns import Kind, Pattern
 
 JSON: Final = "json"
 COMMENTS: Final = "comments"
 CHOICES: Final = (JSON, COMMENTS)
 """The values of ``task.segments.inside``."""
-ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")
+ESCAPES: Final = (Pattern(Kind.OWN, (), re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")),)
 """What stands for another character in a text of JSON."""
 _STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(?P<is_key>\s*:)?', re.DOTALL)
 _FEW_WORDS: Final = re.compile(r"[^\W\d_]+[,;:]?\s+(?:\S+\s+)*[^\W\d_]")

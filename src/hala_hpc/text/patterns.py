@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -78,19 +78,21 @@ Range = tuple[int, int, Kind]
 """Characters of a text, from and to, and what they are."""
 
 
-def matches(
-    text: str, start: int, end: int, taken: Sequence[Range] = (), own: Sequence[re.Pattern[str]] = ()
-) -> list[Range]:
+def patterns_in(text: str, own: Sequence[re.Pattern[str]] = ()) -> list[Pattern]:
+    """The patterns that a text may match, one's own first."""
+    return [Pattern(Kind.OWN, (), regex) for regex in own] + [
+        pattern for pattern in PATTERNS if any(trigger in text for trigger in pattern.triggers)
+    ]
+
+
+def matches(text: str, start: int, end: int, patterns: Iterable[Pattern], taken: Sequence[Range] = ()) -> list[Range]:
     """What is to be protected between two places of a text, in order; nothing overlaps, nor touches what is ``taken``.
 
     The result has what is taken, too.
     """
     ranges = sorted(taken)
-    for regex in own:
-        _take(ranges, Kind.OWN, regex, text, start, end)
-    for pattern in PATTERNS:
-        if any(text.find(trigger, start, end) >= 0 for trigger in pattern.triggers):
-            _take(ranges, pattern.kind, pattern.regex, text, start, end)
+    for pattern in patterns:
+        _take(ranges, pattern.kind, pattern.regex, text, start, end)
     return ranges
 
 

@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from hala_hpc.text import inside, patterns
-from hala_hpc.text.patterns import Kind, Range
+from hala_hpc.text.patterns import Kind, Pattern, Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +114,17 @@ def skeleton(text: str, own: Sequence[re.Pattern[str]] = (), open_: frozenset[st
     translated (``inside.CHOICES``).
     """
     pieces: list[Piece] = []
-    opaque = _opaque(text)
+    opaque, known = _opaque(text), patterns.patterns_in(text, own)
     held = [block for block in opaque if not _is_block(text, block)]
     for start, end, kind in _filled(text, _blocks(text, opaque)):
         if kind is Kind.PROSE:
-            pieces.extend(_unit(text, start, end, held, own))
+            pieces.extend(_unit(text, start, end, known, held))
             continue
         at = start
         for first, last, is_quoted in inside.words_in(text, start, end, kind, open_) if open_ else ():
             pieces.append(Piece((Span(at, first, kind),), is_unit=False))
-            stay = (*own, inside.ESCAPE) if is_quoted else own
-            pieces.extend(replace(piece, is_quoted=is_quoted) for piece in _unit(text, first, last, (), stay))
+            stay = [*(inside.ESCAPES if is_quoted else ()), *known]
+            pieces.extend(replace(piece, is_quoted=is_quoted) for piece in _unit(text, first, last, stay))
             at = last
         if at < end:
             pieces.append(Piece((Span(at, end, kind),), is_unit=False))
@@ -183,11 +183,11 @@ def _filled(text: str, blocks: Sequence[Range]) -> Iterator[Range]:
         yield at, len(text), Kind.LAYOUT
 
 
-def _unit(text: str, start: int, end: int, inside: Sequence[Range], own: Sequence[re.Pattern[str]]) -> Iterator[Piece]:
+def _unit(text: str, start: int, end: int, known: Sequence[Pattern], inside: Sequence[Range] = ()) -> Iterator[Piece]:
     """A unit with its protected spans; blocks where it has no prose beside them."""
     spans, at = [], start
     held = [block for block in inside if start <= block[0] and block[1] <= end]
-    for a, b, kind in patterns.matches(text, start, end, held, own):
+    for a, b, kind in patterns.matches(text, start, end, known, held):
         if a > at:
             spans.append(Span(at, a, Kind.PROSE))
         spans.append(Span(a, b, kind))
