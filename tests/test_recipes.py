@@ -1,8 +1,10 @@
 """Every recipe under jobs/ composes with every site profile, and every value in it says where it comes from."""
 
+import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -11,14 +13,19 @@ from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
+from hala_hpc.text.checks import Pair, checks, flags
+from hala_hpc.text.forms import Turns
+from hala_hpc.text.languages import language
 from hala_hpc.worker import registry
 from tests.conftest import ROOT
 from tests.tasks.train.estimate.real_models import REAL
 
-RECIPES = sorted(path for path in (ROOT / "jobs").glob("*/*.yaml") if path.parent.name != "tasks")
+PROMPTS = sorted((ROOT / "jobs" / "prompts").glob("*.yaml"))
+RECIPES = sorted({*(ROOT / "jobs").glob("*/*.yaml")} - {*PROMPTS, *(ROOT / "jobs" / "tasks").glob("*.yaml")})
 """Without jobs/tasks, which holds benchmarks as lm-eval's own files describe them."""
 SITES = sorted((ROOT / "hpc" / "sites").glob("*.yaml"))
 LABEL = re.compile(r"\s# (paper|observed|ours)\b")
+MARK = re.compile(r"⟦\d+⟧")
 SECTION = re.compile(r"[\w-]+:$")
 
 
@@ -59,9 +66,10 @@ def test_a_training_fits_where_its_header_says(recipe: Path) -> None:
     assert int(told[1]) == pytest.approx(own.total / 1024**3, abs=1)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=short)
+@pytest.mark.parametrize("recipe", [*RECIPES, *PROMPTS], ids=short)
 def test_each_value_is_labelled(recipe: Path) -> None:
-    lines = [line.strip() for line in recipe.read_text().splitlines()]
+    text = re.sub(r"^( *)(\w+: \|.*)\n(?:\1 +.*\n|\n)+", r"\1\2\n", recipe.read_text(), flags=re.MULTILINE)
+    lines = [line.strip() for line in text.splitlines()]
     values = [line for line in lines if line and not line.startswith("#") and not SECTION.fullmatch(line)]
     assert values
     assert [line for line in values if not LABEL.search(line)] == []
@@ -80,3 +88,32 @@ def test_a_site_says_only_what_a_site_is(site: Path) -> None:
     """What is to be done belongs in recipes: a profile names the site, and perhaps where its runs live."""
     assert set(yaml.safe_load(site.read_text())) <= {"site", "run"}
     assert len({yaml.safe_load(path.read_text())["site"]["name"] for path in SITES}) == len(SITES)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=short)
+def test_a_prompt_can_be_included_and_renders(prompt: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    named = {"name": "r", "include": str(prompt), "task": {"kind": "translate"}, "engine": {"kind": "echo"}}
+    recipe.write_text(yaml.safe_dump(named | {"data": {"path": "rows.jsonl"}}))
+    composed = compose(recipe, None, [], registry.options_of)
+    work = registry.create(composed).work_on(pa.schema([("text", pa.string())]))  # type: ignore[attr-defined]
+    (sent,) = next(work.do({"text": "Use `x` for it."}))
+    assert "Use ⟦1⟧ for it." in sent.last and not re.search(r"\{\w+\}", sent.last.replace("{text}", ""))
+
+
+def test_the_worked_examples_of_a_few_shot_prompt_are_right() -> None:
+    """Each example is what would be asked and answered: as many turns of the same roles, and the same marks."""
+    prompt = yaml.safe_load((ROOT / "jobs" / "prompts" / "latxa-few-shot.yaml").read_text())["task"]["prompt"]
+    lists = re.findall(r"(English|Basque):\n```json\n(.*?)\n```", prompt, re.DOTALL)
+    examples = lists[:-1]  # the last is the place of the text
+    assert [language for language, _ in examples] == ["English", "Basque"] * 4
+    assert prompt.endswith("English:\n```json\n{text}\n```\nBasque:\n```json\n")
+    for (_, source), (_, target) in zip(examples[::2], examples[1::2], strict=True):
+        turns = json.loads(source)
+        texts, roles = [turn["content"] for turn in turns], [turn["role"] for turn in turns]
+        assert Turns().write(texts, roles) == source
+        translated = Turns().read(target, texts, roles)
+        assert [MARK.findall(text) for text in texts] == [MARK.findall(text) for text in translated]
+        basque = Pair(language("English"), language("Basque"))
+        for text, translation in zip(texts, translated, strict=True):
+            assert not flags(checks(MARK.sub("", text), MARK.sub("", translation), basque)), translation

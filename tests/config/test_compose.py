@@ -41,6 +41,33 @@ def test_later_layers_win(write: Write) -> None:
     assert found.site.name == "s"
 
 
+def test_included_files_stand_below_their_recipe(write: Write) -> None:
+    write("prompt.yaml", "prompts", task={"prompt": "P {text}", "system": "S"}, data={"path": "rows.jsonl"})
+    write("more.yaml", "prompts", task={"system": "T", "suffix": "_x"})
+    recipe = write("r.yaml", name="r", include=["prompts/prompt.yaml", "prompts/more.yaml"], task={"suffix": "_y"})
+    composed = asked(recipe)
+    assert (composed.task.prompt, composed.task.system, composed.task.suffix) == ("P {text}", "T", "_y")
+    assert Path(composed.data.path[0]).parent.name == "prompts", "paths belong to the file that says them"
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("none.yaml", "none.yaml: no such file"),
+        ("grid.yaml", "cannot have 'grid'"),
+        ("again.yaml", "cannot have 'include'"),
+        ({"a": 1}, "include: must be a file or a list of files"),
+        ("wrong.yaml", "wrong.yaml: unknown key 'tusk'"),
+    ],
+)
+def test_what_cannot_be_included(write: Write, named: Any, said: str) -> None:
+    write("grid.yaml", grid={})
+    write("again.yaml", include="r.yaml")
+    write("wrong.yaml", tusk={})
+    with pytest.raises(HalaError, match=said):
+        asked(write("r.yaml", name="r", include=named))
+
+
 def test_the_last_of_two_words_wins(write: Write) -> None:
     assert asked(write("r.yaml", name="r"), "run.workers=4", "run.workers=5").run.workers == 5
 

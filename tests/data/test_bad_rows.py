@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import bad_rows, shards
 from hala_hpc.data import cut as cutting
-from hala_hpc.data.bad_rows import BadRows
+from hala_hpc.data.bad_rows import LEFT_OUT, BadRows
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.files import readers, sources
 from hala_hpc.data.schema import Row
@@ -233,3 +234,33 @@ def test_who_needs_rows_only_once_reads_as_many_as_the_limit(tmp_path: Path) -> 
     assert notes == {"rows set aside: not valid JSON": 1}
     with pytest.raises(HalaError, match=r"^.*a\.jsonl:2: not valid JSON"):
         list(sources.read(replace(asked, bad_rows="refuse"), tmp_path / "copies", NOTHING.say, BadRows(most=1)))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_rows_that_the_condition_leaves_out_are_counted_and_passed_over(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": f"row {number}", "lang": "en" if number % 3 else "fr"} for number in range(9_000)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2_000)
+    whole = cut_texts(tmp_path / "run", path, rows=1_000, where='lang == "en" and text != "row 1"', limit=4_000)
+    assert whole.facts.rows == 4_000
+    assert whole.facts.notes[LEFT_OUT] == sum(row["lang"] == "fr" for row in rows[:6_002]) + 1
+    again = [row for shard in whole.shards for row in shards.read_input(tmp_path / "run", shard, whole.facts).rows]
+    assert again == [row for row in rows if row["lang"] == "en"][1:4_001]
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("language == 1", "data.where: rows have no 'language'"),
+        ("lang > 1", "data.where: "),
+        ("lang == ''", "leaves out all 2"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_refused(tmp_path: Path, condition: str, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "lang": "en"}\n' * 2)
+    with pytest.raises(HalaError, match=said):
+        cut_texts(tmp_path / "run", path, where=condition)

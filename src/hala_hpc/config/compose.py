@@ -32,7 +32,7 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
     ------
     HalaError : a missing file, an unknown key (with the nearest valid one) or a value of the wrong type.
     """
-    stack = [*of_place(site), *([] if recipe is None else [layers.from_file(recipe)])]
+    stack = [*of_place(site), *([] if recipe is None else layers.of_recipe(recipe))]
     if grid := next((layer for layer in stack if "grid" in layer.values), None):
         raise HalaError(
             f"{grid.where} is a grid, and this command takes a single run", "plan, submit and prefetch take grids"

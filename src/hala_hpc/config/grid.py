@@ -66,12 +66,12 @@ def expand(
     ------
     HalaError : a wrong key, a name that two cells would share, an alias of nothing, a cell that cannot be composed.
     """
-    layer = layers.from_file(recipe)
+    *included, layer = layers.of_recipe(recipe)
     with within(layer.where):
         grid = _grid(_mapping(layer.values.get(SECTION), SECTION))
     base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
     words = layers.from_command_line(overrides)
-    below = [*of_place(site), base]
+    below = [*of_place(site), *included, base]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
     first: dict[str, str] = {}

@@ -168,6 +168,8 @@ def _texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
+INCLUDE: Final = "include"
+"""Key of a recipe: files whose values stand below its own, such as a prompt."""
 KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
 """``${name}`` in a path points at a key of the recipe, ``${SCRATCH}`` is a variable."""
 
@@ -201,6 +203,25 @@ def from_file(path: Path, frozen: bool = False) -> Layer:
         kind = "a list" if isinstance(values, list) else "nothing" if values is None else f"'{values}'"
         raise HalaError(f"{path}: expected `key: value` lines, found {kind}")
     return Layer(values, str(path), path.resolve().parent, frozen)
+
+
+def of_recipe(path: Path) -> list[Layer]:
+    """A recipe's layers, weakest first: the files that its key ``include`` names, as it writes them, and itself.
+
+    What they say was said by the recipe then: they may have any of its keys, but no ``include``. Raises HalaError.
+    """
+    recipe = from_file(path)
+    named = recipe.values.get(INCLUDE) or []
+    below = []
+    for name in named if isinstance(named, list) else [named]:
+        if not isinstance(name, str):
+            raise HalaError(f"{path}: {INCLUDE}: must be a file or a list of files, not {name!r}")
+        layer = from_file(Path(resolved(places.expanded(name, f"{path}: {INCLUDE}"), recipe.base, "file")))
+        if odd := next((key for key in (INCLUDE, "grid") if key in layer.values), None):
+            raise HalaError(f"{layer.where}: is included by {path}, and cannot have '{odd}'")
+        below.append(layer)
+    own = {key: value for key, value in recipe.values.items() if key != INCLUDE}
+    return [*below, dataclasses.replace(recipe, values=own)]
 
 
 def from_environment() -> list[Layer]:

@@ -30,6 +30,7 @@ class Data:
     delimiter: str | None = None  # of CSV; null: a comma, in .tsv a tab
     encoding: str | None = None  # of text, CSV and JSON; null: UTF-8, or what a byte order mark says
     bad_rows: Literal["refuse", "set_aside"] = "refuse"  # rows that are broken or of another form
+    where: str | None = None  # only rows that fulfil this condition, such as `lang == "en"`
     hub: str | None = field(default=None, metadata=HUB_OR_PATH)
     hub_config: str | None = None
     split: str | None = None  # null: train on the hub; in a folder: refused where there are several. all: all of them

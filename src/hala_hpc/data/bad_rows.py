@@ -14,6 +14,7 @@ SET_ASIDE = "set_aside.jsonl"
 """In the run's folder: a line for each row that was set aside, with where it lies and why."""
 SET_ASIDE_NOTE = "rows set aside"
 """How notes on them begin (see ``Facts.notes``)."""
+LEFT_OUT = "rows left out by data.where"
 HINT = "data.bad_rows=set_aside leaves such rows out and counts them"
 NAMED = 5
 """So many bad rows are named where they are refused; the others are counted."""
@@ -71,10 +72,18 @@ class BadRows:
         else:
             reason = "of other reasons"
         self.notes[f"{SET_ASIDE_NOTE}: {reason}"] += 1
+        self._pass_over(source, position, where, error.message)
+
+    def leave_out(self, source: str, position: int) -> None:
+        """A row that is good, and that ``data.where`` does not want."""
+        self.notes[LEFT_OUT] += 1
+        self._pass_over(source, position, "", LEFT_OUT)
+
+    def _pass_over(self, source: str, position: int | None, where: str, why: str) -> None:
         if position is not None:
             self.by_source[source] += 1
         if self._list is not None:
-            line = {"source": source, "position": position, "where": where, "why": error.message}
+            line = {"source": source, "position": position, "where": where, "why": why}
             with self._list.open("ab") as file:
                 file.write(orjson.dumps(line) + b"\n")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError, within
 from hala_hpc.config.schema import Data, Run
 from hala_hpc.data import schema
-from hala_hpc.data.bad_rows import BadRows
+from hala_hpc.data.bad_rows import LEFT_OUT, BadRows
 from hala_hpc.data.files import readers, sources
 from hala_hpc.data.files.sources import Source
 from hala_hpc.data.schema import Hash, Row
@@ -64,7 +64,7 @@ class _Cutter:
 
     task: str
     run: Run
-    limit: int | None
+    data: Data
     texts_of: Finder
     watch: PlanWatch
     bad: BadRows
@@ -77,7 +77,9 @@ class _Cutter:
         """Add a source's rows. Returns the schema that holds them, None where there are none."""
         whole: pa.Schema | None = None
         wrong: set[int] = set()
-        for chunk in sources.chunks(source, name, self.bad, lambda: sources.left(self.limit, self.rows)):
+        for chunk in sources.chunks(
+            source, name, self.bad, lambda: sources.left(self.data.limit, self.rows), self.data.where
+        ):
             fill = chunk.table is not None
             merged = unify(whole, chunk.schema(), fill)
             if (
@@ -136,7 +138,7 @@ def cut(
     """
     notes = Counter() if notes is None else notes
     bad = BadRows(data.bad_rows, notes, folder)
-    cutter = _Cutter(task, run, data.limit, texts_of, watch, bad)
+    cutter = _Cutter(task, run, data, texts_of, watch, bad)
     kept: list[dict[str, Any]] = []
     whole = Union()
     for source in sources.open_sources(data, folder / "input", watch.say, bad):
@@ -153,7 +155,9 @@ def cut(
     cutter.close()
     bad.conclude(cutter.rows)
     if whole.schema is None or not cutter.shards:
-        raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", "an empty dataset has nothing to do")
+        left_out = f"data.where leaves out all {notes[LEFT_OUT]:,}" if notes[LEFT_OUT] else ""
+        hint = left_out or "an empty dataset has nothing to do"
+        raise HalaError(f"data: no rows in {data.hub or ', '.join(data.path)}", hint)
     characters, tokens = (sum(getattr(shard, name) for shard in cutter.shards) for name in ("characters", "tokens"))
     notes.update(whole.notes())
     stored = schema.dump(storable(whole.schema) if whole.is_inferred else whole.schema)

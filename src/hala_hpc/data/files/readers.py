@@ -58,6 +58,12 @@ class Chunk:
             return unify.infer([self.rows[place] for place in kept])
         return unify.marked(self.table.take(pa.array(kept, pa.int64())) if without else self.table)
 
+    def only(self, places: Sequence[int]) -> "Chunk":
+        """The rows at some places alone."""
+        table = None if self.table is None else self.table.take(pa.array(places, pa.int64()))
+        numbers = [self.numbers[place] for place in places] if self.numbers else ()
+        return Chunk([self.positions[p] for p in places], [self.rows[p] for p in places], table, numbers)
+
 
 @dataclass(frozen=True)
 class Manner:

@@ -10,12 +10,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.config.errors import HalaError, first_twice
+from hala_hpc.config.errors import HalaError, first_twice, within
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.files import folders, formats, hub, opening, readers
 from hala_hpc.data.files.formats import ENDINGS, FORMATS
 from hala_hpc.data.files.readers import Chunk, Manner
+from hala_hpc.data.where import Where
 from hala_hpc.run.files import write_durably
 from hala_hpc.run.manifest import Facts
 
@@ -78,8 +79,14 @@ def open_sources(data: Data, copies: Path, say: Callable[[str], None], bad: BadR
         yield _open_file(file, data, copies / f"{index:05d}", say, bad)
 
 
-def chunks(source: Source, name: str, bad: BadRows, wanted: Callable[[], int] = lambda: sys.maxsize) -> Iterator[Chunk]:
-    """The rows of a source, while planning; those that cannot be read are added to ``bad``.
+def chunks(
+    source: Source,
+    name: str,
+    bad: BadRows,
+    wanted: Callable[[], int] = lambda: sys.maxsize,
+    condition: str | None = None,
+) -> Iterator[Chunk]:
+    """The rows of a source, while planning; those that cannot be read, or do not fulfil ``data.where``, go to ``bad``.
 
     ``name`` is the source's in the manifest; reading ends where no more rows are ``wanted``.
     """
@@ -90,17 +97,30 @@ def chunks(source: Source, name: str, bad: BadRows, wanted: Callable[[], int] = 
     manner = Manner(source.columns, wanted, frozenset(), on_bad, bad.notes)
     position = lines = 0
     while (lines_now := next(source.copying, None)) is not None:
-        yield from readers.chunks(source.path, position, replace(manner, lines_before=lines))
+        for chunk in readers.chunks(source.path, position, replace(manner, lines_before=lines)):
+            held = chunk if condition is None else _fulfilling(chunk, condition, name, bad)
+            if held.rows:
+                yield held
         position, lines = source.path.stat().st_size, lines_now
         if wanted() <= 0:
             return
+
+
+def _fulfilling(chunk: Chunk, condition: str, name: str, bad: BadRows) -> Chunk:
+    """The rows of a chunk that fulfil a condition."""
+    with within("data.where"):
+        where = Where(condition, chunk.schema())
+        kept = [place for place, row in enumerate(chunk.rows) if where.holds(row)]
+    for place in sorted({*range(len(chunk.rows))} - {*kept}):
+        bad.leave_out(name, chunk.positions[place])
+    return chunk.only(kept)
 
 
 def read(data: Data, copies: Path, say: Callable[[str], None], bad: BadRows) -> Iterator[tuple[Source, Chunk]]:
     """The rows of ``data``, for whoever needs them only once: as many as ``data.limit``."""
     seen = 0
     for source in open_sources(data, copies, say, bad):
-        for chunk in chunks(source, source.original, bad, lambda: left(data.limit, seen)):  # noqa: B023 (called at once)
+        for chunk in chunks(source, source.original, bad, lambda: left(data.limit, seen), data.where):  # noqa: B023 (called at once)
             seen += len(chunk.rows)
             yield source, chunk
 

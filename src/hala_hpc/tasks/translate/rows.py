@@ -55,7 +55,7 @@ class Rows:
         filled, span = prompts.render(options.prompt, text, words, places)
         if not options.chat:
             return request(filled, self._sampling, span)
-        system = [Message("system", options.system)] if options.system else []
+        system = [Message("system", prompts.filled(options.system, words))] if options.system else []
         return request((*system, Message("user", filled)), self._sampling, span)
 
     def _columns(self, row: Row, translated: Sequence[str]) -> Row:
