@@ -20,7 +20,7 @@ from common import data, report, title
 from hala_hpc.data.cut import estimated_tokens
 from hala_hpc.text import ladder
 from hala_hpc.text.checks import Pair
-from hala_hpc.text.ladder import Answer, Manner
+from hala_hpc.text.ladder import Answer, Manner, Rung
 from hala_hpc.text.languages import language
 from hala_hpc.text.skeleton import Skeleton, shape_faults, skeleton
 
@@ -28,7 +28,7 @@ Translator = Callable[[str], str]
 MARKER = re.compile(r"[⟦⟪]\s*\d+\s*[⟧⟫]")
 CODE = re.compile(r"`[^`\n]*`|\$[^$\n]*\$|https?://\S+|[{<][\w/ ]*[}>]")
 """What a translator may touch where nobody took it out."""
-MANNER = Manner(Pair(language("en"), language("en")), estimated_tokens, again=0)
+MANNER = Manner(Pair(language("en"), language("en")), estimated_tokens, rungs=(Rung.ALONE, Rung.APART))
 """The translators write the letters that they read."""
 
 
@@ -122,14 +122,15 @@ def survivors(source: Skeleton, written: str | None) -> tuple[int, int]:
 
 
 def ours(text: str, translate: Translator) -> tuple[str | None, bool]:
-    steps = ladder.translation(text, MANNER)
+    steps = ladder.translation([text], MANNER)
     answers: list[Answer] | None = None
     while True:
         try:
             asks = next(steps) if answers is None else steps.send(answers)
         except StopIteration as end:
-            return end.value.text, bool(end.value.flags) or end.value.text is None
-        answers = [Answer(translate(ask.text)) for ask in asks]
+            texts = end.value.texts
+            return texts and texts[0], bool(end.value.flags) or texts is None
+        answers = [Answer(translate(MANNER.form.write(ask.texts, ask.roles))) for ask in asks]
 
 
 def whole(text: str, translate: Translator) -> tuple[str | None, bool]:

@@ -1,6 +1,7 @@
 """The craft of text: rates of skeleton, cutting and checks; false alarms on human translations, and what is caught."""
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -8,10 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 from common import data, report, seconds, title
 
+from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.data.cut import estimated_tokens
+from hala_hpc.data.shapes import Shape
+from hala_hpc.engines.base import Completion
+from hala_hpc.tasks.translate.options import Options
+from hala_hpc.tasks.translate.rows import InSegments
+from hala_hpc.text import ladder
 from hala_hpc.text.checks import BOUNDS, Pair, checks, flags
+from hala_hpc.text.ladder import Answer, Manner
 from hala_hpc.text.languages import language
 from hala_hpc.text.protection import masked
 from hala_hpc.text.segments import segments
@@ -65,6 +74,16 @@ def rates(rows: list[list[str]]) -> None:
                 checks(request.text, request.text, SAME)
             shape_faults(source, text)
 
+    manner = Manner(SAME, estimated_tokens)
+
+    def ladder_of_it() -> None:
+        for row in rows:
+            steps, answers = ladder.translation(row, manner), None
+            with contextlib.suppress(StopIteration):
+                while True:
+                    asks = next(steps) if answers is None else steps.send(answers)
+                    answers = [Answer(manner.form.write(ask.texts, ask.roles)) for ask in asks]
+
     works: dict[str, Callable[[], object]] = {
         "skeleton": lambda: [skeleton(text) for text in texts],
         "cutting": lambda: [segments(source, 400, estimated_tokens) for source in skeletons],
@@ -75,6 +94,13 @@ def rates(rows: list[list[str]]) -> None:
     }
     for name, work in works.items():
         report(f"rows/s of one core: {name}", len(rows) / seconds(work, 3), "rows/s", "", True)
+    report(
+        "rows/s of one core: the whole ladder, all answers good",
+        len(rows) / seconds(ladder_of_it, 3),
+        "rows/s",
+        "",
+        True,
+    )
     rate = len(rows) / seconds(all_of_it, 3)
     report("rows/s of one core: all of it, and the shape of the result", rate, "rows/s", "2,000", rate >= 2_000)
 
@@ -120,6 +146,9 @@ def catches() -> None:
     for damage, texts in structured(chance).items():
         caught = 100 * sum(bool(shape_faults(skeleton(text), copy)) for text, copy in texts) / len(texts)
         report(f"caught, by the shape: {damage} ({len(texts)})", caught, "%", "at least 95 %", caught >= 95)
+    lost = list(turns_lost(chance))
+    caught = 100 * sum(lost) / len(lost)
+    report(f"caught, by verify: a turn lost ({len(lost)})", caught, "%", "at least 95 %", caught >= 95)
     answers = list(mmlu())
     caught = 100 * sum(bool(flags(checks(source, copy, ARABIC))) for source, copy in answers) / len(answers)
     report(f"caught, MMLU: the answer for the question ({len(answers)})", caught, "%", "at least 95 %", caught >= 95)
@@ -152,6 +181,29 @@ def structured(chance: random.Random) -> dict[str, list[tuple[str, str]]]:
         "a fence dropped": [(text, text.replace("```", "", 1)) for text in fenced],
         "two items joined": [(text, re.sub(r"\n(?=2\. )", " ", text, count=1)) for text in listed],
     }
+
+
+def turns_lost(chance: random.Random) -> Iterator[bool]:
+    """Of each real conversation a copy without a turn: whether `hala verify` finds a fault in it."""
+    recipe = Recipe(name="r", task=Options(target="English", suffix="_en"), engine=EngineOptions(kind="echo"))
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    work = InSegments(
+        recipe,
+        Shape(["conversations"], frozenset({"human", "gpt"}), is_talk=True),
+        pa.schema([("conversations", pa.list_(turn))]),
+    )
+    for row in json.loads(data("multiturn", "llamafactory_glaive_toolcall_en_demo.json").read_text()):
+        row = {"conversations": row["conversations"]}
+        steps = work.do(row)
+        requests = next(steps)
+        try:
+            while True:
+                requests = steps.send([Completion("", request.last.split("\n\n", 1)[1]) for request in requests])
+        except StopIteration as end:
+            written = end.value
+        said = [number for number, turn in enumerate(written["conversations_en"]) if turn["from"] in ("human", "gpt")]
+        del written["conversations_en"][chance.choice(said)]
+        yield any(True for _ in work.faults(row, written))
 
 
 def _without_a_line(text: str, start: str, chance: random.Random) -> str:

@@ -192,6 +192,7 @@ def _letters_of(script: str) -> re.Pattern[str]:
 
 
 _DIGITS: Final = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬", "01234567890123456789.,")
+_DIGIT: Final = re.compile(r"\d")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/]\d+)*")
 
 
@@ -207,6 +208,8 @@ def changed_numbers(source: str, target: str) -> int:
     A number that is only missing may be spelled out ("the 1960s", "5 minutes"), and one that is only there may have
     been a word: neither is counted.
     """
+    if _DIGIT.search(source) is None or _DIGIT.search(target) is None:
+        return 0
     before, after = numbers(source), numbers(target)
     missing, added = before - after, after - before
     for number in list(missing):
