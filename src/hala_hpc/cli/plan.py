@@ -66,6 +66,7 @@ def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
 def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     """The sources; then the rows and how they are cut, or the items."""
     sources, items, per = summary["sources"], summary.get("items"), summary["tokens_per_shard"]
+    most = f"; {summary['most_asks']} times that at most, if all answers failed" if summary["most_asks"] > 1 else ""
     facts = []
     for source in sources[:10]:
         counted = "" if items else f"{source['rows']:,} rows, "
@@ -78,7 +79,7 @@ def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     return [
         *facts,
         ("rows", f"{summary['rows']:,} with {plural(summary['texts'], 'text')}"),
-        ("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters"),
+        ("tokens", f"about {summary['estimated_tokens']:,} in, {summary['characters']:,} characters{most}"),
         ("shards", f"{summary['shards']:,} of {per['least']:,} to {per['most']:,} tokens (median {per['median']:,})"),
     ]
 

@@ -31,6 +31,7 @@ class Request:
     ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
     ``choices``: the answer is one of these, told apart by their first tokens. ``schema``: the answer fulfils this JSON
     schema, given as JSON text. An engine holds the model to either; at most one of the two is given.
+    ``attempt``: how many answers failed a check before, which is counted.
     """
 
     prompt: tuple[Message, ...] | str
@@ -45,6 +46,7 @@ class Request:
     span: tuple[int, int] | None = None
     choices: tuple[str, ...] = ()
     schema: str = ""
+    attempt: int = 0
 
     @property
     def last(self) -> str:

@@ -58,6 +58,7 @@ class Summary(TypedDict):
     texts: int
     characters: int
     estimated_tokens: int
+    most_asks: int
     notes: dict[str, int]
     shards: int
     tokens_per_shard: dict[str, int]
@@ -317,6 +318,7 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
         texts=facts.texts,
         characters=facts.characters,
         estimated_tokens=facts.tokens,
+        most_asks=facts.most_asks,
         notes=facts.notes,
         shards=len(plan),
         tokens_per_shard={"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},

@@ -66,6 +66,7 @@ class Facts:
     person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
+    ``most_asks``: so often each text is asked for at most, where its answers fail checks.
     ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``).
     """
 
@@ -80,6 +81,7 @@ class Facts:
     unit: Unit = "rows"
     items: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    most_asks: int = 1
     sealed: bool = False
     assembled: bool = False
     expected: dict[str, Any] = field(default_factory=dict)

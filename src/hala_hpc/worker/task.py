@@ -66,7 +66,8 @@ class Outcome(Enum):
 class Counters(Counter[str]):
     """What a worker has done since it started, in the words of the ledger; a new name need only be counted.
 
-    rows, quarantined, requests, remembered (requests answered from the cache), prompt_tokens, output_tokens;
+    rows, quarantined, requests, again (requests after answers that failed a check), remembered (requests answered from
+    the cache), prompt_tokens, output_tokens;
     thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
     control tokens, which were sent as text.
     """

@@ -136,6 +136,7 @@ def _noted(state: Status) -> str:
     kinds = {
         "thoughts": ("answer", "had thinking in front, which is left out"),
         "escaped": ("prompt", "held names of control tokens, sent as text"),
+        "again": ("request", "asked again, after answers that failed a check"),
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
     return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])

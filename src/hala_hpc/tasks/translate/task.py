@@ -33,7 +33,7 @@ class Translate(RowTask):
             raise HalaError("task.glossary: the prompt has no place for it", f"write {GLOSSARY} where hints are to go")
         self.cuts_texts = options.segments.tokens > 0
         if self.cuts_texts:
-            manner_of(recipe)
+            self.most_asks = 1 + len(manner_of(recipe).rungs)
 
     def work_on(self, schema: pa.Schema) -> RowWork:
         options: Options = self._recipe.task

@@ -174,6 +174,7 @@ class RowLoop:
             self._set_aside(shard, hand, str(error))
             return
         hand.expect(len(requests))
+        self._counters["again"] += sum(request.attempt > 0 for request in requests)
         for index, request in enumerate(requests):
             out = len(self._in_flight)
             if (known := self._in_flight.ask(engine, request, (shard, hand, index))) is not None:

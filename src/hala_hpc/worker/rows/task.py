@@ -72,6 +72,8 @@ class RowTask(Task, ABC):
     suffix = ".parquet"
     cuts_texts = False
     """Whether texts are cut to what fits, so that none is too long for a model."""
+    most_asks = 1
+    """How often a text is asked for at most, where its answers fail checks."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -114,7 +116,7 @@ class RowTask(Task, ABC):
         if renamed := [f"{name} to {stored}" for name, stored in pairs if name != stored]:
             tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
         tally.conclude(cut.facts)
-        return replace(cut, facts=replace(cut.facts, notes=dict(tally.notes)))
+        return replace(cut, facts=replace(cut.facts, notes=dict(tally.notes), most_asks=self.most_asks))
 
     def checker(self, facts: Facts) -> CheckShard:
         """Every row once, in order, its input unchanged."""
