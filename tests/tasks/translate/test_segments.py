@@ -118,6 +118,7 @@ def test_asking_again_is_another_request(recipe: Callable[..., Path]) -> None:
     first, *others = sent
     assert first.temperature == 0.0 and {request.temperature for request in others} == {0.3}
     assert len({request.digest() for request in sent}) == len(sent) == 3
+    assert [request.attempt for request in sent] == [0, 1, 3]
     assert [attempt["rung"] for attempt in new[ATTEMPTS]] == ["together", "again", "apart"]
     assert [attempt["seed"] for attempt in new[ATTEMPTS]] == [request.seed for request in sent]
     assert {attempt["outcome"] for attempt in new[ATTEMPTS]} == {"ending"}

@@ -189,9 +189,8 @@ class InSegments(Rows):
             first = replace(first, schema=schema)
         if not ask.attempt:
             return first
-        return replace(
-            first, seed=first.seed ^ ask.attempt, temperature=max(first.temperature, options.segments.warmer)
-        )
+        warmer = max(first.temperature, options.segments.warmer)
+        return replace(first, seed=first.seed ^ ask.attempt, temperature=warmer, attempt=ask.attempt)
 
 
 ATTEMPT: Final[list[tuple[str, pa.DataType]]] = [
