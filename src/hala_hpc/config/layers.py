@@ -205,21 +205,24 @@ def from_file(path: Path, frozen: bool = False) -> Layer:
     return Layer(values, str(path), path.resolve().parent, frozen)
 
 
-def of_recipe(path: Path) -> list[Layer]:
+def of_recipe(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     """A recipe's layers, weakest first: the files that its key ``include`` names, as it writes them, and itself.
 
-    What they say was said by the recipe then: they may have any of its keys, but no ``include``. Raises HalaError.
+    What is included may include others, and has no ``grid``; ``above`` are the files that include this one.
+    Raises HalaError.
     """
     recipe = from_file(path)
+    if above and "grid" in recipe.values:
+        raise HalaError(f"{path}: is included by {above[-1]}, and cannot have 'grid'")
+    if path.resolve() in above:
+        raise HalaError(f"{path}: includes itself, by way of {above[-1]}")
     named = recipe.values.get(INCLUDE) or []
-    below = []
+    below: list[Layer] = []
     for name in named if isinstance(named, list) else [named]:
         if not isinstance(name, str):
             raise HalaError(f"{path}: {INCLUDE}: must be a file or a list of files, not {name!r}")
-        layer = from_file(Path(resolved(places.expanded(name, f"{path}: {INCLUDE}"), recipe.base, "file")))
-        if odd := next((key for key in (INCLUDE, "grid") if key in layer.values), None):
-            raise HalaError(f"{layer.where}: is included by {path}, and cannot have '{odd}'")
-        below.append(layer)
+        file = Path(resolved(places.expanded(name, f"{path}: {INCLUDE}"), recipe.base, "file"))
+        below += of_recipe(file, (*above, path.resolve()))
     own = {key: value for key, value in recipe.values.items() if key != INCLUDE}
     return [*below, dataclasses.replace(recipe, values=own)]
 

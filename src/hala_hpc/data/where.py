@@ -25,8 +25,11 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "len": len,
     "lower": str.lower,
     "matches": lambda text, pattern: re.search(pattern, text) is not None,
+    "text": lambda value: "\n".join(_texts(value)),
 }
-"""What a condition can call: ``matches(text, pattern)`` looks for a regular expression."""
+"""What a condition can call: ``matches(text, pattern)`` looks for a regular expression, ``text(value)`` is all text at any
+depth of a value: of a conversation, for example.
+"""
 EXAMPLE: Final = "for example: length > 2 or 'loops' in flags"
 
 
@@ -93,6 +96,14 @@ def _column(name: str, schema: pa.Schema) -> str:
         if column in known:
             return column
     raise HalaError(f"rows have no '{name}'", did_you_mean(name, known))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def _paths(fields: Any, before: str = "") -> Iterator[str]:
