@@ -57,7 +57,8 @@ def test_submit() -> None:
 def test_throughput(serve_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert serve_python.exists()
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process to start, not two
-    assert "worker / raw" in bench("throughput", "--rows", "100", "--times", "1", "--eager")
+    out = bench("throughput", "--rows", "100", "--times", "1", "--eager", "--ladder-rows", "20")
+    assert "whole: worker / raw" in out and "ladder: worker / raw" in out
 
 
 TRAINING = ("--steps", "5", "--times", "1", "--rows", "400", "--hidden", "128", "--length", "256")

@@ -39,6 +39,7 @@ ROW = {
         ("meta.items == 3 and meta.of.id == 'x'", True),  # `items` is a name like any other
         ("matches(lower(text), '^eleven') and len(text) == 15", True),
         ("0.5 < judge <= 0.75", True),
+        ("length in [3, 15] and 'x' not in ('y', 'z')", True),
         ("matches(text(meta), 'x') and text(flags) == 'loops'", True),
         ("judge + 1 > 1.5 or length / 0 > 1", True),
     ],

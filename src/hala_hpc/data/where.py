@@ -27,8 +27,8 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "matches": lambda text, pattern: re.search(pattern, text) is not None,
     "text": lambda value: "\n".join(_texts(value)),
 }
-"""What a condition can call: ``matches(text, pattern)`` looks for a regular expression, ``text(value)`` is all text at any
-depth of a value: of a conversation, for example.
+"""What a condition can call: ``matches(x, pattern)`` looks for a regular expression, ``text(x)`` is all text in a value, of
+a conversation for example.
 """
 EXAMPLE: Final = "for example: length > 2 or 'loops' in flags"
 
@@ -37,12 +37,12 @@ class Where:
     """A condition on the rows of one schema. Raises HalaError for one that cannot be read, and for unknown names."""
 
     def __init__(self, condition: str, schema: pa.Schema) -> None:
-        from simpleeval import InvalidExpression, SimpleEval
+        from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
         self._condition = condition
         self._row: Row = {}
         self._is_missing = False
-        self._evaluator: Any = SimpleEval(functions=FUNCTIONS, names=self._value)
+        self._evaluator: Any = EvalWithCompoundTypes(functions=FUNCTIONS, names=self._value)
         self._invalid: type[Exception] = InvalidExpression
         try:
             tree = ast.parse(condition.strip(), mode="eval").body
