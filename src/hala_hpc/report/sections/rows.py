@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.data import schema as schemas
+from hala_hpc.data.quarantine import quarantine_of
 from hala_hpc.data.schema import to_rows
-from hala_hpc.data.shards import ERROR, ROW, as_stored, quarantine_of
+from hala_hpc.data.shards import ERROR, ROW, as_stored
 from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Example, Section, isolated
