@@ -1,9 +1,14 @@
 """``hala sample`` and ``hala redo``: rows of a run, looked at and done again."""
 
 import click
+from rich.console import Console
+from rich.markup import escape
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import sample as view
+from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.data import chosen
 from hala_hpc.data.chosen import Choice
 from hala_hpc.pipeline import lookup, redo, starting
 from hala_hpc.pipeline.redo import PlannedRedo
@@ -17,6 +22,40 @@ quarantine_option = click.option(
     metavar="[REASON]",
     help="Rows in quarantine: those of one reason, or all.",
 )
+
+
+@click.command()
+@common.run_argument
+@where_option
+@quarantine_option
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@click.option("--seed", default=0, show_default=True, help="Another one shows other rows.")
+@common.as_json
+def sample_command(run: str, where: str | None, quarantine: str | None, rows: int, seed: int, json_: bool) -> None:
+    r"""Show some rows of a run, finished or not, each text beside its translation. --json: a line for each row.
+
+    With a condition or --quarantine, some of those that `hala redo` would do again.
+
+    \b
+    hala sample translate-openorca
+    hala sample translate-openorca --where "'loops' in flags or length > 4" -n 5
+    hala sample translate-openorca --quarantine truncated --json | jq .row.hala_error
+    """
+    path = lookup.find(run)
+    with common.counting(f"reading {path.name}") as counted:
+        sample = chosen.sample(path, Choice(where, quarantine), rows, seed, counted)
+    if sample.damaged:
+        which = f"{plural(len(sample.damaged), 'damaged shard')} left out, the first is {sample.damaged[0]}"
+        click.echo(f"{which} (hala verify {path})", err=True)
+    if sample.missing:
+        click.echo(f"{plural(sample.missing, 'shard')} not finished yet, and not looked at", err=True)
+    if json_:
+        for row in sample.rows:
+            click.echo(view.as_line(row))
+        return
+    console = Console()
+    suffix = str(frozen.read(path)["task"].get("suffix", ""))
+    common.show(None, False, view.shown(sample, suffix, console))
 
 
 @click.command()
@@ -71,13 +110,11 @@ def redo_command(
 
 
 def _facts(planned: PlannedRedo) -> list[tuple[str, str]]:
-    from rich.markup import escape
-
-    facts, redo, chosen = planned.plan.facts, planned.redo, planned.chosen
+    facts, rows = planned.plan.facts, planned.chosen
     return [
-        ("redo", escape(lineage.chosen(redo))),
-        ("changed", escape(lineage.changes(redo)) or "nothing"),
-        ("stay", f"{plural(facts.rows - chosen.rows, 'row')} of {facts.rows:,}, byte for byte"),
-        ("tokens", f"about {chosen.tokens:,} in, of {plural(chosen.texts, 'text')}"),
+        ("redo", escape(lineage.chosen(planned.redo))),
+        ("changed", escape(lineage.changes(planned.redo)) or "nothing"),
+        ("stay", f"{plural(facts.rows - rows.rows, 'row')} of {facts.rows:,}, byte for byte"),
+        ("tokens", f"about {rows.tokens:,} in, of {plural(rows.texts, 'text')}"),
         ("run", str(planned.planned.path)),
     ]

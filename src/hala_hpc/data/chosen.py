@@ -98,7 +98,7 @@ def sample(path: Path, choice: Choice, count: int, seed: int, progress: Progress
             numbers: list[Any] = table[ROW].to_pylist()
             for at in choice.positions(table, whole):
                 result.chosen += 1
-                yield _draw(seed, numbers[at]), numbers[at], shard.id, at
+                yield draw(seed, numbers[at]), numbers[at], shard.id, at
 
     drawn = sorted(heapq.nsmallest(count, chosen()), key=lambda place: place[1])
     if result.missing == len(plan):
@@ -115,5 +115,6 @@ def sample(path: Path, choice: Choice, count: int, seed: int, progress: Progress
     return result
 
 
-def _draw(seed: int, number: Any) -> bytes:
+def draw(seed: int, number: int) -> bytes:
+    """By what rows are drawn: the lowest first."""
     return hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()

@@ -291,7 +291,9 @@ def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> b
 
 def _is_same(table: pa.Table, other: pa.Table) -> bool:
     """Whether two tables hold the same rows. To Arrow no NaN is another; by their digests all are."""
-    return bool(table.equals(other)) or schema.digest_of(schema.to_rows(table)) == schema.digest_of(schema.to_rows(other))
+    return bool(table.equals(other)) or schema.digest_of(schema.to_rows(table)) == schema.digest_of(
+        schema.to_rows(other)
+    )
 
 
 def reason_of(error: str) -> str:

@@ -1,9 +1,13 @@
 """Which rows of a finished run are done again by another, where all others are kept, and why: for people and cards."""
 
+import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from hala_hpc.config.errors import plural
+
+MOST_CHARACTERS: Final = 200
+"""Of a value of the recipe; a prompt may be long."""
 
 
 class Earlier(TypedDict):
@@ -40,6 +44,16 @@ def chosen(redo: Redo) -> str:
     return f"{count} of {Path(redo['path']).name}, {' and those '.join(reasons)}"
 
 
-def changes(redo: Redo) -> str:
-    """What differs from the recipe of the earlier run, in words; '' where nothing does."""
-    return ", ".join(f"{key}={now} (was {was})" for key, (was, now) in redo["changes"].items())
+def changes(redo: Redo, sections: tuple[str, ...] = ("",)) -> str:
+    """What differs from the recipe of the earlier run in some sections, in words; '' where nothing does.
+
+    Folders are named by their last part alone, and of long values only the beginning is said.
+    """
+    differing = {key: map(_short, values) for key, values in redo["changes"].items() if key.startswith(sections)}
+    return ", ".join(f"{key}={now} (was {was})" for key, (was, now) in differing.items())
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = Path(text).name if text.startswith("/") else text
+    return text[:MOST_CHARACTERS] + "…" * (len(text) > MOST_CHARACTERS)
