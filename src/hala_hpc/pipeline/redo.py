@@ -78,8 +78,9 @@ def plan(
         raise HalaError(f"{path}: {before.task.kind} has no rows that could be done again", "plan it anew")
     if missing := status.missing(path):
         raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path.name}`")
-    recipe = _renamed(lookup.thawed(path, overrides), path, overrides, name)
+    recipe = lookup.thawed(path, overrides)
     changes = _changes(before, recipe)
+    recipe = _renamed(recipe, path, overrides, name)
     task = planning.check(recipe)
     target = Path(recipe.run.root) / recipe.name
     if target.exists():
@@ -117,7 +118,7 @@ def _renamed(recipe: Recipe, path: Path, overrides: Sequence[str], name: str) ->
 
 def _changes(before: Recipe, now: Recipe) -> dict[str, list[object]]:
     """Each key with another value. Raises HalaError for one that must stay."""
-    now = replace(now, name=before.name, run=replace(now.run, root=before.run.root))
+    now = replace(now, run=replace(now.run, root=before.run.root))
     differing = frozen.differing(asdict(before), asdict(now))
     if fixed := [key for key in differing if key.startswith(FIXED)]:
         what = "rows, shards and columns stay those of the run"
