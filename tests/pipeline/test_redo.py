@@ -160,7 +160,9 @@ def test_refusals_of_runs(tmp_path: Path, run: Path) -> None:
 
 def test_the_same_recipe_gives_the_same_rows_and_says_so(run: Path) -> None:
     planned = redo.plan(run, Choice(TENTH), ("run.workers=2",))
-    assert len(planned.warnings) == 1 and "sampling.seed=1" in planned.warnings[0]
+    assert "the recipe is the same" in planned.warnings[0] and "sampling.temperature=0.5" in planned.warnings[0]
+    assert "another seed changes little" in redo.plan(run, Choice(TENTH), ("sampling.seed=1",)).warnings[0]
+    assert not redo.plan(run, Choice(quarantine=""), ()).warnings
     planned.make()
     finish(planned.planned.path)
     assert table(planned.planned.path).equals(table(run))
@@ -266,6 +268,8 @@ def test_damaged_outputs_are_done_again_with_the_same_rows_kept(run: Path) -> No
     assert "shard 1 is an earlier run's" in events(new, "failed")[0]["error"]
     kept.write_bytes((run / "shards/000/000001.parquet").read_bytes())
     assert proof(new).proven and table(new).equals(before)
+    (new / "again.parquet").rename(new / "away")
+    assert f"{new}/again.parquet cannot be read: No such file" in proof(new).problems[0]
 
 
 def test_values_of_every_type_stay_as_they_are(tmp_path: Path) -> None:

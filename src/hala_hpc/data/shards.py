@@ -128,14 +128,21 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
 
 
 def read_kept(run: RunDirectory, shard: Shard, facts: Facts) -> Kept:
-    """The earlier output of a shard in which some rows are done again. Raises Damaged where it is not what it was."""
-    assert facts.redo is not None
-    table, _ = read_output(replace(shard, kept=shard.rows), run.output_before(shard.id), facts)
-    numbers: list[Any] = digests.read(run.again, must_be_sealed=True)[0][ROW].to_pylist()
+    """The earlier output of a shard in which some rows are done again.
+
+    Raises Damaged, naming the file, where one is not what it was.
+    """
     own = range(shard.start, shard.start + shard.rows)
+    file = before = run.output_before(shard.id)
+    try:
+        table, _ = read_output(replace(shard, kept=shard.rows), before, facts)
+        file = run.again
+        numbers: list[Any] = digests.read(file, must_be_sealed=True)[0][ROW].to_pylist()
+    except (digests.Damaged, KeyError) as error:
+        raise digests.Damaged(f"{file} {error}") from error
     again = frozenset(number for number in numbers if number in own)
     if table[ROW].to_pylist() != list(own) or len(again) != shard.rows - shard.kept:
-        raise digests.Damaged(f"its rows are not those of the plan: {run.output_before(shard.id)} or {run.again}")
+        raise digests.Damaged(f"{before} and {file} are not those of the plan")
     return Kept(table, again)
 
 
@@ -150,7 +157,7 @@ def _read_before(path: Path, shard: Shard, facts: Facts) -> ShardInput:
         rows = schema.to_rows(table)
     except (digests.Damaged, pa.ArrowException) as error:
         cure = "put whole copies of the earlier run's files back"
-        raise HalaError(f"{run.output_before(shard.id)}: {error} (shard {shard.id})", cure) from error
+        raise HalaError(f"shard {shard.id}: {error}", cure) from error
     if not _are_planned(shard, rows, [table]):
         raise HalaError(f"{run.output_before(shard.id)}: changed since the run was planned (shard {shard.id})")
     return ShardInput(shard, rows, table, kept)

@@ -46,14 +46,13 @@ class PlannedRedo:
     @property
     def warnings(self) -> list[str]:
         """What a person should know before anything is started."""
-        if all(key.startswith(WHERE_ONLY) for key in self.redo["changes"]):
-            return ["the recipe is the same, and the same text again gives the same answer: sampling.seed=1 changes it"]
-        sampling = self.planned.recipe.sampling
-        if sampling.temperature == 0 and set(self.redo["changes"]) == {"sampling.seed"}:
-            return [
-                "at sampling.temperature 0 another seed changes only what a check refuses: sampling.temperature=0.3"
-            ]
-        return []
+        changed = {key for key in self.redo["changes"] if not key.startswith(WHERE_ONLY)}
+        is_greedy = self.planned.recipe.sampling.temperature == 0
+        if self.redo["where"] is None or changed - ({"sampling.seed"} if is_greedy else set()):
+            return []  # what failed once may do better, and what is asked in another way
+        cure = "sampling.temperature=0.5" if is_greedy else "sampling.seed=1"
+        same = "at temperature 0 another seed changes little" if changed else "the recipe is the same"
+        return [f"{same}: rows that are done will come out as they were ({cure}, another prompt or model)"]
 
     def make(self) -> None:
         """Make the run. Raises HalaError where one of its name came to be meanwhile."""
