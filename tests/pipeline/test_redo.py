@@ -409,3 +409,21 @@ def test_the_command(hala: Hala, run: Path) -> None:
     assert "exists" in hala("redo", run, "--where", TENTH, OTHER, "--name", "mended", code=2).stderr
     assert "a run's recipe is frozen" in hala("resume", "mended", "task.target=x", code=2).stderr
     assert "reads no file" in hala("resume", "mended", f"data.path={run}", code=2).stderr
+
+
+def test_a_cell_of_a_grid_is_done_again_beside_the_grid(run: Path) -> None:
+    (run.parent / "grid.json").write_text("{}")
+    assert redo.plan(run, Choice(TENTH), (OTHER,)).planned.path == run.parents[1] / "runs-r-v2"
+
+
+def test_files_are_copied_where_they_cannot_be_linked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", refused)
+        new = again(run, Choice("hala_row == 3"), OTHER)
+    finish(new)
+    assert proof(new).proven and others(new, [3]).equals(others(run, [3]))
+    kept = (new / "shards/000/000001.parquet", run / "shards/000/000001.parquet")
+    assert not kept[0].samefile(kept[1]) and kept[0].read_bytes() == kept[1].read_bytes()

@@ -128,8 +128,8 @@ def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
     if trained := [run for run in shown if run.kind == "train"]:
         sections.append(trainings.section(trained))
     for run in shown:
-        made = (merges.section(run), own_report.section(run))
-        parts = (*made, rows.section(run, options.examples), redo.section(run, options.examples))
+        own = (merges.section(run), own_report.section(run))
+        parts = (*own, rows.section(run, options.examples), redo.section(run, options.examples))
         sections += filter(None, parts)
     sections += map(workers.section, shown)
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

@@ -70,15 +70,15 @@ def _row(sampled: SampledRow, suffix: str, console: Console) -> Iterator[Any]:
     yield head
     if numbers := harmless("  ".join(_numbers(row))):
         yield Text(numbers, style="dim")
-    found = list(pairs(row, sampled.table.schema, suffix))
-    labels = [harmless(pair.role or pair.of) for pair in found]
+    texts = list(pairs(row, sampled.table.schema, suffix))
+    labels = [harmless(pair.role or pair.of) for pair in texts]
     named = min(max(map(len, labels), default=0), LEAST_WIDTH)
     width = max(LEAST_WIDTH, (console.width - named - 4) // 2)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(width=named, style="dim", overflow="fold")
     for _ in range(2):
         table.add_column(width=width, no_wrap=True)
-    for label, pair in zip(labels, found, strict=True):
+    for label, pair in zip(labels, texts, strict=True):
         target = Text("–", style="red") if pair.target is None else lines_of(pair.target, width, console)
         table.add_row(label, lines_of(pair.source, width, console), target)
     yield table

@@ -11,16 +11,16 @@ from hala_hpc.run import lineage
 
 def section(run: ReportedRun, examples: int) -> Section | None:
     """The rows that a run did again; None for a run that did all of its own."""
-    found = diff(run.path, examples * EXAMPLES_EACH)
-    if found is None:
+    result = diff(run.path, examples * EXAMPLES_EACH)
+    if result is None:
         return None
-    stay = plural(run.facts.rows - found.redo["rows"], "other row")
-    said = [f"{lineage.chosen(found.redo)}; {stay} of it are kept byte for byte.", lineage.changes(found.redo)]
-    tables = [table.of(f"redo-{run.name}", "Rows done again", ["rows", "count"], [*found.counts.items()])]
-    if found.flags:
-        tables.append(table.of(f"flags-{run.name}", "Flags", ["flag", "rows before", "rows now"], found.flags))
+    stay = plural(run.facts.rows - result.redo["rows"], "other row")
+    said = [f"{lineage.chosen(result.redo)}; {stay} of it are kept byte for byte.", lineage.changes(result.redo)]
+    tables = [table.of(f"redo-{run.name}", "Rows done again", ["rows", "count"], [*result.counts.items()])]
+    if result.flags:
+        tables.append(table.of(f"flags-{run.name}", "Flags", ["flag", "rows before", "rows now"], result.flags))
     title = f"Rows that {isolated(run.name)} did again"
-    return Section(f"again-{run.name}", title, tuple(filter(None, said)), tuple(tables), (), _examples(found.examples))
+    return Section(f"again-{run.name}", title, tuple(filter(None, said)), tuple(tables), (), _examples(result.examples))
 
 
 def _examples(rows: list[ChangedRow]) -> tuple[Example, ...]:
