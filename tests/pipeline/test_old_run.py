@@ -40,6 +40,12 @@ def test_it_is_finished(hala: Hala, run: Path) -> None:
     rows = pq.read_table(run.parent / "out" / "data").to_pylist()
     assert [row["text_ar"] for row in rows] == [f"«{row['text']}»" for row in rows]
     assert [row["id"] for row in rows] == list(range(12))
+    hala("redo", run, "--where", "id == 5", "task.prompt='again: {text}'")
+    hala("worker", run.with_name("run-v2"))  # returns when the other has done its part, too
+    assert "proven" in hala("verify", run.with_name("run-v2")).stdout
+    hala("collect", run.with_name("run-v2"), "--to", "second")
+    again = pq.read_table(run.parent / "second" / "data").to_pylist()
+    assert [row["id"] for row, other in zip(again, rows, strict=True) if row != other] == [5]
 
 
 def test_its_job_is_known(run: Path) -> None:

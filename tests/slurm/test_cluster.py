@@ -254,3 +254,18 @@ def pid_of(hala: Hala, run: str, worker: str) -> int:
     from hala_hpc.run import ledger
 
     return int(ledger.first(hala.folder / "runs" / run / "ledger" / f"{worker}.jsonl")["pid"])
+
+
+def test_a_tenth_is_done_again_in_an_array_of_its_own(slurm_hala: Hala, slow_recipe: Callable[..., Path]) -> None:
+    hala = slurm_hala
+    hala("submit", slow_recipe("first"), "engine.seconds=0.01")
+    wait_for(finished(hala, "first"), 120)
+    there = texts(hala, "first")
+    redone = hala.json("redo", "first", "--where", "id % 10 == 3", "task.prompt='again: {text}'")
+    assert redone["redo"]["rows"] == ROWS // 10 and len(redone["jobs"]) == 1
+    wait_for(finished(hala, "first-v2"), 120)
+    now = texts(hala, "first-v2")
+    assert [pair for pair in now if pair[0] % 10 != 3] == [pair for pair in there if pair[0] % 10 != 3]
+    assert [text for number, text in now if number % 10 == 3] == [
+        f"«again: line {number} of this text»" for number in range(3, ROWS, 10)
+    ]

@@ -22,6 +22,8 @@ COMMANDS = {
     "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),
     "best": ("results", "Pick a merge weight or checkpoint from evaluations, by a stated rule."),
     "report": ("results", "Write tables, plots and a page of one or several runs."),
+    "sample": ("mending", "Show some rows of a run, side by side with their sources."),
+    "redo": ("mending", "Do some rows of a finished run again, as a new version of it."),
     "logs": ("workers", "Show what the workers of a run, or of one shard, printed."),
     "cancel": ("workers", "End the workers of a run; finished rows are kept."),
     "runs": ("status", "List the runs."),

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data import columns, schema, shards
+from hala_hpc.data import columns, diff, schema, shards
 from hala_hpc.data.shards import ERROR, KEY, ROW, Progress, reasons_in
 from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
@@ -55,7 +55,8 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
             written = _write(run, plan, folder, progress)
             translations = columns.translations(pq.read_schema(next(folder.rglob("*.parquet"))))
             result = Collected(str(target), *written, missing, translations)
-            (folder / "README.md").write_text(card(path, plan.facts, result))
+            again = diff.markdown(diff.diff(path))
+            (folder / CARD).write_text("\n".join([card(path, plan.facts, result), *again]))
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
     return result

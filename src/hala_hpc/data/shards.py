@@ -1,22 +1,21 @@
-"""A shard of rows on the worker: read its input, write its output, hold an output against the manifest, or reopen it.
+"""A shard of rows on the worker: read its input, write its output, or hold an output against the manifest.
 
 One file holds all rows of a shard. Those that could not be done stand in it with the reason, instead of in a
-file of their own: so no kill can come between the two, and "exactly once" holds by construction. Where rows in
-quarantine are tried again, the shard is unfinished once more, and its other rows are kept as an earlier one's.
+file of their own: so no kill can come between the two, and "exactly once" holds by construction. Where some rows of a
+finished run are done again, as a run of its own, the others are the earlier run's, as they are in Arrow.
 """
 
 import contextlib
 import json
 import re
-import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, first_twice, plural
 from hala_hpc.data import bad_rows, schema
@@ -24,9 +23,7 @@ from hala_hpc.data.files import readers
 from hala_hpc.data.files.readers import Manner
 from hala_hpc.data.files.sources import place_of
 from hala_hpc.data.schema import Fields, Row
-from hala_hpc.run import appending, digests, layout, manifest
-from hala_hpc.run.appending import PartialFile
-from hala_hpc.run.files import fsync
+from hala_hpc.run import digests, layout
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.run.verify import ShardReport
@@ -52,23 +49,58 @@ class SourceAway(HalaError):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The output of a shard in an earlier run: the rows with the numbers ``again`` are done anew, the others stay."""
+
+    table: pa.Table
+    again: frozenset[int]
+
+    def around(self, new: pa.Table) -> pa.Table:
+        """A new output with the earlier rows in the places of those that stay."""
+        before = self.table.select(new.column_names).cast(new.schema)
+        pieces, start = [], 0
+        for is_new, numbers in groupby(self.table[ROW].to_pylist(), self.again.__contains__):
+            count = len(list(numbers))
+            pieces.append((new if is_new else before).slice(start, count))
+            start += count
+        return pa.concat_tables(pieces)
+
+    @property
+    def quarantined(self) -> int:
+        """How many of the rows that stay are in quarantine."""
+        staying = self.staying(self.table)
+        return len(staying) - staying[ERROR].null_count
+
+    def staying(self, table: pa.Table) -> pa.Table:
+        """The rows of a table that stay, by their numbers."""
+        return table.filter(pa.array([number not in self.again for number in table[ROW].to_pylist()]))
+
+
+@dataclass(frozen=True)
 class ShardInput:
-    """The rows of a shard; ``table`` holds them as they go back out."""
+    """The rows of a shard; ``table`` holds them as they go back out. ``kept``: where only some of them are done."""
 
     shard: Shard
     rows: list[Row]
     table: pa.Table
+    kept: Kept | None = None
 
     def numbered(self) -> Iterator[tuple[int, Row]]:
         """Rows with their numbers in the run."""
         return zip(range(self.shard.start, self.shard.start + self.shard.rows), self.rows, strict=True)
 
+    def to_do(self) -> Iterator[tuple[int, Row]]:
+        """Those of them that are to be done."""
+        return (pair for pair in self.numbered() if self.kept is None or pair[0] in self.kept.again)
+
 
 def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
-    """Read a shard's rows from their source.
+    """Read a shard's rows from their source; where some are done again, from the output of the earlier run.
 
     Raises SourceAway where that is out of reach, HalaError where it is not as it was when the run was planned.
     """
+    if facts.redo is not None:
+        return _read_before(run, shard, facts)
     sources = {str(source["path"]): source for source in facts.sources}
     names = list(sources)
     rows: list[Row] = []
@@ -93,6 +125,47 @@ def read_input(run: Path, shard: Shard, facts: Facts) -> ShardInput:
     whole = schema.load(facts.schema)
     native = sum(table.num_rows for table in tables) == len(rows) and all(table.schema == whole for table in tables)
     return ShardInput(shard, rows, pa.concat_tables(tables) if native else schema.to_table(rows, whole))
+
+
+def read_kept(run: RunDirectory, shard: Shard, facts: Facts) -> Kept:
+    """The earlier output of a shard in which some rows are done again.
+
+    Raises Damaged, naming the file, where one is not what it was.
+    """
+    own = range(shard.start, shard.start + shard.rows)
+    file = before = run.output_before(shard.id)
+    try:
+        table, _ = read_output(replace(shard, kept=shard.rows), before, facts)
+        file = run.again
+        numbers: list[Any] = digests.read(file, must_be_sealed=True)[0][ROW].to_pylist()
+    except (digests.Damaged, KeyError) as error:
+        raise digests.Damaged(f"{file} {error}") from error
+    again = frozenset(number for number in numbers if number in own)
+    if table[ROW].to_pylist() != list(own) or len(again) != shard.rows - shard.kept:
+        raise digests.Damaged(f"{before} and {file} are not those of the plan")
+    return Kept(table, again)
+
+
+def _read_before(path: Path, shard: Shard, facts: Facts) -> ShardInput:
+    run = RunDirectory(path, facts.suffix)
+    if shard.is_kept:
+        cure = "put a whole copy of that run's back: no row of it is to be done again"
+        raise HalaError(f"shard {shard.id} is an earlier run's, and {run.shard_output(shard.id)} is gone", cure)
+    try:
+        kept = read_kept(run, shard, facts)
+        table = given_in(kept.table, schema.load(facts.schema))
+        rows = schema.to_rows(table)
+    except (digests.Damaged, pa.ArrowException) as error:
+        cure = "put whole copies of the earlier run's files back"
+        raise HalaError(f"shard {shard.id}: {error}", cure) from error
+    if not _are_planned(shard, rows, [table]):
+        raise HalaError(f"{run.output_before(shard.id)}: changed since the run was planned (shard {shard.id})")
+    return ShardInput(shard, rows, table, kept)
+
+
+def given_in(table: pa.Table, inputs: pa.Schema) -> pa.Table:
+    """The input columns of an output. Raises pyarrow.ArrowException where they are of other types."""
+    return table.select(as_stored(inputs.names)).rename_columns(inputs.names).cast(inputs)
 
 
 @contextlib.contextmanager
@@ -126,11 +199,14 @@ def write_output(
         table = table.append_column(new, column)
     table = table.append_column(ROW, pa.array(numbers, pa.int64()))
     table = table.append_column(ERROR, pa.array([errors.get(number) for number in numbers], pa.string()))
+    if given.kept is not None:
+        table = given.kept.around(table)
     digests.write_table(table.replace_schema_metadata({KEY: made_by}), path)
 
 
 def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]:
-    """An output as it was written for this shard of this run, and whether it is sealed.
+    """An output as it was written for this shard of this run (of an earlier one where that is kept), and whether it is
+    sealed.
 
     Raises digests.Damaged where a byte of it changed, or it was written for another shard or another run.
     """
@@ -141,7 +217,8 @@ def read_output(shard: Shard, path: Path, facts: Facts) -> tuple[pa.Table, bool]
         raise digests.Damaged("is damaged: it does not say what made it") from error
     if made_by.get("shard", shard.id) != shard.id:
         raise digests.Damaged(f"is the output of shard {made_by['shard']} under another's name")
-    if any(made_by.get(key, value) != value for key, value in facts.made_by.items()):
+    earlier = [run["made_by"] for run in facts.redo["earlier"]] if facts.redo and shard.is_kept else [facts.made_by]
+    if not any(all(made_by.get(key, value) == value for key, value in run.items()) for run in earlier):
         raise digests.Damaged("was made by another run")
     if lacking := [name for name in RESERVED if name not in table.column_names]:
         raise digests.Damaged(f"lacks the columns {', '.join(lacking)}")
@@ -157,19 +234,36 @@ def check_output(
 ) -> ShardReport:
     """Hold an output against its line of the manifest: every row there, once, in order, its input unchanged.
 
-    ``faults`` is asked of each row that is done.
+    ``faults`` is asked of each row that is done. Rows that are an earlier run's are held against that run's.
     """
     try:
         table, sealed = read_output(shard, path, facts)
     except digests.Damaged as error:
         return ShardReport(problems=(str(error),))
-    return check_table(shard, table, sealed, facts, fields, faults)
+    if facts.redo is None:
+        return check_table(shard, table, sealed, facts, fields, faults)
+    if shard.is_kept:
+        return check_table(shard, table, sealed, facts, fields)
+    try:
+        kept = read_kept(layout.run_of(path), shard, facts)
+    except digests.Damaged as error:
+        return ShardReport(problems=(f"rows that stay cannot be held against the earlier run's: {error}",))
+    report = check_table(shard, table, sealed, facts, fields, faults, kept.again)
+    if report.problems or _is_same(kept.staying(table), kept.staying(kept.table)):
+        return report
+    return replace(report, problems=("rows that were to stay are not the earlier run's",))
 
 
 def check_table(
-    shard: Shard, table: pa.Table, sealed: bool, facts: Facts, fields: Fields, faults: RowFaults | None = None
+    shard: Shard,
+    table: pa.Table,
+    sealed: bool,
+    facts: Facts,
+    fields: Fields,
+    faults: RowFaults | None = None,
+    only: Collection[int] | None = None,
 ) -> ShardReport:
-    """``check_output`` of what ``read_output`` gave."""
+    """``check_output`` of what ``read_output`` gave. ``faults`` is asked of all rows, or only of some, by number."""
     inputs = schema.load(facts.schema)
     names = as_stored(inputs.names)
     absent = [name for name in [*names, *(field.name for field in fields), *RESERVED] if name not in table.column_names]
@@ -178,7 +272,7 @@ def check_table(
     numbers = table[ROW].to_pylist()
     problems = list(row_problems(shard, numbers))
     try:
-        given = table.select(names).rename_columns(inputs.names).cast(inputs)
+        given = given_in(table, inputs)
         rows = schema.to_rows(given)
     except (pa.ArrowException, ValueError) as error:
         return ShardReport(problems=(f"its columns are of other types: {error}",))
@@ -187,7 +281,8 @@ def check_table(
     if faults is not None and not problems:
         added = schema.to_rows(table.select([field.name for field in fields]))
         for number, row, new, reason in zip(numbers, rows, added, table[ERROR].to_pylist(), strict=True):
-            problems += [f"row {number}: {fault}" for fault in (faults(row, new) if reason is None else ())]
+            is_checked = reason is None and (only is None or number in only)
+            problems += [f"row {number}: {fault}" for fault in (faults(row, new) if is_checked else ())]
     quarantined = reasons_in(table[ERROR])
     return ShardReport(table.num_rows - quarantined.total(), quarantined, tuple(problems), sealed)
 
@@ -199,6 +294,13 @@ def _are_planned(shard: Shard, rows: list[Row], tables: Sequence[pa.Table]) -> b
     if not any(schema.holds(field.type, schema.is_json) for table in tables for field in table.schema):
         return False
     return schema.digest_of(row for table in tables for row in schema.to_rows(schema.as_text(table))) == shard.digest
+
+
+def _is_same(table: pa.Table, other: pa.Table) -> bool:
+    """Whether two tables hold the same rows. To Arrow no NaN is another; by their digests all are."""
+    return bool(table.equals(other)) or schema.digest_of(schema.to_rows(table)) == schema.digest_of(
+        schema.to_rows(other)
+    )
 
 
 def reason_of(error: str) -> str:
@@ -250,71 +352,3 @@ def row_problems(shard: Shard, numbers: list[Any]) -> Iterator[str]:
             yield f"{plural(len(which), 'row')} {what}, the first is row {which[0]}"
     if not (lost or twice or strange):
         yield "its rows are out of order"
-
-
-@dataclass
-class Reopened:
-    """``reasons`` counts all rows in quarantine that were seen; ``damaged`` names shards that could not be read."""
-
-    shards: int = 0
-    rows: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    damaged: list[int] = field(default_factory=list)
-
-
-def reopen(path: Path, reason: str, progress: Progress = iter) -> Reopened:
-    """Have workers do the rows again that are in quarantine for ``reason`` ('': for any) in finished shards.
-
-    Rows of unfinished shards are left as they are. Raises HalaError for a run that is not one of rows.
-    """
-    run, plan = manifest.open_run(path)
-    if plan.facts.unit != "rows" or plan.facts.suffix != ".parquet":
-        raise HalaError(f"{path}: only runs of rows have a quarantine", f"`hala resume {path}`")
-    result = Reopened()
-    for shard in progress(iter(plan)):
-        if not run.shard_output(shard.id).exists():
-            continue
-        try:
-            reasons = quarantine_of(run.shard_output(shard.id))
-            result.reasons += reasons
-            again = reasons[reason] if reason else reasons.total()
-            if again:
-                _reopen(run, shard, plan.facts, reason)
-                result.shards += 1
-                result.rows += again
-        except digests.Damaged:
-            result.damaged.append(shard.id)
-    return result
-
-
-def quarantine_of(output: Path) -> Counter[str]:
-    """Rows in quarantine by reason; only their column is read. Raises Damaged."""
-    try:
-        return reasons_in(pq.ParquetFile(output).read(columns=[ERROR])[ERROR])
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise digests.Damaged(str(error)) from error
-
-
-def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
-    """Keep the other rows where workers look for them, then move the output there too: it goes when the new one stands.
-
-    A kill between the two leaves the shard finished, and rows that the next sweep drops.
-    """
-    table, _ = read_output(shard, run.shard_output(shard.id), facts)
-    given = as_stored(schema.load(facts.schema).names)
-    added = [name for name in table.column_names if name not in given and name not in RESERVED]
-    name = f"reopened-{secrets.token_hex(3)}"
-    kept = PartialFile(run, shard.id, name)
-    rows = zip(table[ROW].to_pylist(), table[ERROR].to_pylist(), schema.to_rows(table.select(added)), strict=True)
-    for number, error, new in rows:
-        if error is None:
-            kept.add({appending.ROW: number, "new": new})
-        elif reason and reason_of(error) != reason:
-            kept.add({appending.ROW: number, "error": error})
-    layout.make_again(run.partial_folder(shard.id))
-    kept.flush()
-    kept.close()
-    fsync(run.partial_folder(shard.id))
-    output = run.shard_output(shard.id)
-    output.rename(run.partial_folder(shard.id) / f"{shard.id:06d}.{name}{run.suffix}")
-    fsync(output.parent)

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, plural, within
+from hala_hpc.data.diff import Diff, markdown
 from hala_hpc.models import card
 from hala_hpc.publish.content import Content
 from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
@@ -207,6 +208,7 @@ class CardFacts:
     scores: Scores | None = None
     about: str = ""
     licence_file: str | None = None
+    redone: Diff | None = None
 
 
 def model(content: Content, facts: CardFacts) -> str:
@@ -251,7 +253,7 @@ def dataset(content: Content, facts: CardFacts) -> str:
     lines += [*card.table(("", ""), _dataset_facts(content, facts)), ""]
     columns = ((f"`{name}`", f"`{kind.replace('|', '/')}`") for name, kind in content.columns)
     lines += ["## Columns", "", *card.table(("column", "type"), columns), ""]
-    lines += [*_licences(facts), *_work(facts.work)]
+    lines += [*markdown(facts.redone), *_licences(facts), *_work(facts.work)]
     recipe = card.without_folders({key: facts.recipe[key] for key in SAID if facts.recipe.get(key)})
     lines += ["## Recipe", "", "```yaml", card.yaml_of(recipe), "```"]
     return join(metadata, "\n".join(lines))

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
-from hala_hpc.data.shards import ERROR, Progress, quarantine_of, reasons_in
+from hala_hpc.data.quarantine import quarantine_of
+from hala_hpc.data.shards import ERROR, Progress, reasons_in
 from hala_hpc.models import location
 from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest

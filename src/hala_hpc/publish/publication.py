@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
+from hala_hpc.data.diff import diff
 from hala_hpc.models import location
 from hala_hpc.publish import cards, hub, licences
 from hala_hpc.publish import sources as origins
@@ -89,6 +90,7 @@ def prepare(run: Path, content: Content, options: PublishOptions) -> Publication
         scores=cards.scores_of(options.scores, location.digest(content.folder)) if options.scores else None,
         about=options.about,
         licence_file=next((entry.name for entry in entries if entry.name in licences.TEXTS), None),
+        redone=diff(run) if content.kind == "dataset" else None,
     )
     write = cards.dataset if content.kind == "dataset" else cards.model
     entries.append(Entry(CARD, text=write(content, facts)))

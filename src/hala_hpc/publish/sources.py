@@ -56,8 +56,10 @@ def owner(path: Path) -> Path | None:
 
 
 def _of_run(run: Path, find_card: FindCard, seen: frozenset[Path]) -> Iterator[Origin]:
-    read = manifest.read(run / "manifest.parquet").facts.sources
-    for source in _named(frozen.read(run), read):
+    facts = manifest.read(run / "manifest.parquet").facts
+    earlier = facts.redo["earlier"] if facts.redo else []  # whose rows are kept, and so what wrote them
+    writers = (_model(run["writer"], "writer") for run in earlier if run["writer"])
+    for source in (*_named(frozen.read(run), facts.sources), *writers):
         if source.licence is not None or source.folder is None:
             yield from _by_name(source, find_card)
         elif (stage := owner(source.folder)) is None:

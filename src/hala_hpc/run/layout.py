@@ -33,7 +33,8 @@ class RunDirectory:
     """The paths of one run. ``suffix`` is that of a shard's output: '' for a folder, '.parquet' for rows.
 
     ``input`` holds rows whose source could not be read from its middle, once more, in a form that can; ``damaged`` the
-    outputs that ``hala verify`` refused, set aside to be done again.
+    outputs that ``hala verify`` refused, set aside to be done again; ``before`` the outputs of an earlier run in which
+    some rows are done again, and ``again`` the numbers of these.
     """
 
     path: Path
@@ -49,6 +50,8 @@ class RunDirectory:
     ledger = _Within("ledger")
     logs = _Within("logs")
     damaged = _Within("damaged")
+    before = _Within("before")
+    again = _Within("again.parquet")
     final = _Within("final")
 
     @property
@@ -58,6 +61,10 @@ class RunDirectory:
     def shard_output(self, shard: int) -> Path:
         """The final name of a shard: it is done when this exists."""
         return self.shards / folder_of(shard) / f"{shard:06d}{self.suffix}"
+
+    def output_before(self, shard: int) -> Path:
+        """The output that a shard with rows to be done again had in the earlier run."""
+        return self.before / folder_of(shard) / f"{shard:06d}{self.suffix}"
 
     def partial_folder(self, shard: int) -> Path:
         return self.partial / folder_of(shard)
@@ -84,6 +91,11 @@ class RunDirectory:
         """Folders of a run with so many shards that are gone, by their path in it."""
         within = [f"{parent}/{folder}" for parent in ("shards", "partial", "leases") for folder in folders(shards)]
         return [name for name in (*FOLDERS, *within) if not (self.path / name).is_dir()]
+
+
+def run_of(output: Path) -> RunDirectory:
+    """The run that a shard's output stands in."""
+    return RunDirectory(output.parents[2], output.suffix)
 
 
 def folder_of(shard: int) -> str:

@@ -21,6 +21,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.frozen import framed
 from hala_hpc.run import digests, files
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lineage import Redo
 
 CURE = "it is the plan, which nothing makes again: put a copy back, or plan anew under another name"
 ASSEMBLED = ("quantize", "compare")
@@ -35,7 +36,8 @@ class Shard:
 
     ``source`` is the file of the first row and ``position`` its place there (a byte offset in JSONL, a row number in
     Parquet); rows that the file lacks come from the sources after it. ``tokens`` are estimated, ``characters`` counted,
-    both over the texts to be worked on. ``digest`` is that of the shard's input.
+    both over the texts to be worked on. ``digest`` is that of the shard's input. ``kept`` of its rows are an earlier
+    run's and stay as they are (see ``lineage.Redo``).
     """
 
     id: int
@@ -47,6 +49,12 @@ class Shard:
     characters: int
     tokens: int
     digest: str
+    kept: int = 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its whole output is an earlier run's."""
+        return self.kept == self.rows
 
 
 SCHEMA = pa.schema([(name, pa.string() if kind is str else pa.int64()) for name, kind in Shard.__annotations__.items()])
@@ -68,6 +76,7 @@ class Facts:
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
     ``most_asks``: so often each text is asked for at most, where its answers fail checks.
     ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``).
+    ``redo`` is there where only some rows are done, and the others are an earlier run's.
     """
 
     suffix: str
@@ -85,6 +94,7 @@ class Facts:
     sealed: bool = False
     assembled: bool = False
     expected: dict[str, Any] = field(default_factory=dict)
+    redo: Redo | None = None
 
 
 class Manifest:
@@ -113,7 +123,7 @@ class Manifest:
 def write(path: Path, shards: Sequence[Shard], facts: Facts) -> None:
     """Write the manifest into a folder that is still being made (see ``files.whole_directory``)."""
     table = pa.Table.from_pylist([asdict(shard) for shard in shards], schema=SCHEMA)
-    metadata = json.dumps(asdict(replace(facts, sealed=True)))
+    metadata = json.dumps(asdict(replace(facts, sealed=facts.sealed or facts.redo is None)))
     digests.write_table(table.replace_schema_metadata({KEY: metadata.encode()}), path)
 
 
@@ -125,6 +135,8 @@ def read(path: Path) -> Manifest:
         facts = Facts(**metadata)
         if facts.sealed and not sealed:
             raise digests.Damaged("is damaged: its seal is gone")
+        if "kept" not in table.column_names:  # planned before manifests said so
+            table = table.append_column("kept", pa.array([0] * len(table), pa.int64()))
         table = table.select(SCHEMA.names)
         if "assembled" not in metadata:  # planned before manifests said so
             facts = replace(facts, assembled=bool(facts.items) and table["task"][0].as_py() in ASSEMBLED)

@@ -14,6 +14,7 @@ from hala_hpc.run import layout, lease, ledger, manifest
 from hala_hpc.run.files import now_in
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Event
+from hala_hpc.run.lineage import Redo
 from hala_hpc.run.manifest import Manifest
 
 TAIL_BYTES = 64 * 1024
@@ -65,6 +66,7 @@ class Status:
     ``quarantined`` counts rows of finished shards, as ``verify`` and ``collect`` do; those of ``unknown_quarantine``
     shards, whose history is lost, are not in it. ``unassembled``: the last step, which makes RUN/final of all shards,
     is still to do. ``damaged`` counts outputs that were set aside. ``absent`` names folders of the run that are gone.
+    ``redo`` says which rows of an earlier run are done again, where the others are kept; these count as done.
     """
 
     run: str
@@ -88,6 +90,7 @@ class Status:
     unknown_quarantine: int = 0
     damaged: int = 0
     absent: list[str] = field(default_factory=list)
+    redo: Redo | None = None
 
     @property
     def alive(self) -> int:
@@ -135,6 +138,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
         unknown_quarantine=unknown,
         damaged=len(layout.listing(run.damaged)),
         absent=absent,
+        redo=plan.facts.redo,
     )
 
 
@@ -249,10 +253,12 @@ def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: floa
 
 def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> int:
     rows: list[int] = plan.column("rows")
+    kept: list[int] = plan.column("kept")
     inside = Counter[int]()  # of dead workers too: what they finished of a shard is kept for the next
     for worker in workers:
         inside |= Counter({int(shard): count for shard, count in worker.working_on.items()})
-    return sum(rows[shard] for shard in done) + sum(count for shard, count in inside.items() if shard not in done)
+    counts = (rows[shard] if shard in done else max(inside[shard], kept[shard]) for shard in range(len(plan)))
+    return sum(counts)
 
 
 def _last_errors(run: RunDirectory, most: int = 5) -> list[LastError]:

@@ -51,10 +51,10 @@ def test_examples_show_each_text_beside_its_own_translation(tmp_path: Path, more
     assert found is not None
     (example,) = found.examples
     assert example.texts == (
-        ("turns", "good morning"),
-        ("turns_ar", "صباح الخير"),
-        ("turns", "hello"),
-        ("turns_ar", "مرحبا"),
+        ("turns[0].value", "good morning"),
+        ("turns_ar[0].value", "صباح الخير"),
+        ("turns[1].value", "hello"),
+        ("turns_ar[1].value", "مرحبا"),
     )
 
 

@@ -18,6 +18,7 @@ from hala_hpc.cli.views import training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import lineage
 from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
 from hala_hpc.slurm.commands import counted
@@ -120,6 +121,8 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         *progress,
         ("time left", "finished" if state.finished else common.human_seconds(left)),
         ("workers", f"{state.alive} alive, {ended} ended"),
+        ("redo", escape(lineage.chosen(state.redo)) if state.redo else ""),
+        ("differs", escape(lineage.changes(state.redo)) if state.redo else ""),
         ("changed", escape(changed)),
         ("jobs", jobs_in(seen.queue)),
     ]

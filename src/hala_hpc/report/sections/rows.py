@@ -1,7 +1,7 @@
 """Rows that were made, of a translation for example: how many, what is in quarantine and why, and a few to look at."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.data import schema as schemas
+from hala_hpc.data.pairs import Pair, pairs
+from hala_hpc.data.quarantine import quarantine_of
 from hala_hpc.data.schema import to_rows
-from hala_hpc.data.shards import ERROR, ROW, as_stored, quarantine_of
+from hala_hpc.data.shards import ERROR, ROW
 from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Example, Section, isolated
@@ -59,34 +60,24 @@ def _examples(run: ReportedRun, output: Path) -> Iterator[Example]:
     """The rows of a shard that were done: what went in beside what came out."""
     suffix = str(run.recipe["task"].get("suffix", ""))
     with suppress(pa.ArrowException, OSError, ValueError):  # damaged, which `hala verify` says
-        given = as_stored(schemas.load(run.facts.schema).names) if run.facts.schema else []
         file = pq.ParquetFile(output)
-        new = [name for name in file.schema_arrow.names if name not in given and not name.startswith("hala_")]
         for batch in file.iter_batches(batch_size=64):
             for row in to_rows(pa.Table.from_batches([batch])):
                 if row.get(ERROR) is None:
-                    yield Example(f"row {row[ROW]:,}", tuple(_texts(row, new, suffix)))
+                    texts = shortened(_texts(pairs(row, file.schema_arrow, suffix)))
+                    yield Example(f"row {row[ROW]:,}", tuple(texts))
 
 
-def _texts(row: Mapping[str, object], new: Sequence[str], suffix: str) -> list[tuple[str, str]]:
-    """The texts of each new column in turn with those of its original."""
-    texts: list[tuple[str, str]] = []
-    for name in new:
-        original = name.removesuffix(suffix)
-        before = [(original, text) for text in _strings(row.get(original))] if original != name else []
-        after = [(name, text) for text in _strings(row[name])]
-        if len(before) == len(after):
-            pairs = zip(before, after, strict=True)
-            texts += [named for old, mine in pairs for named in (old, mine) if old[1] != mine[1]]
-        else:
-            texts += before + after
-    return [(name, text[:MOST_CHARACTERS] + "…" * (len(text) > MOST_CHARACTERS)) for name, text in texts[:MOST_TEXTS]]
+def _texts(texts: Iterator[Pair]) -> Iterator[tuple[str, str]]:
+    """Each text, and its translation where that is another."""
+    for pair in texts:
+        if pair.source != pair.target:
+            yield pair.of, pair.source
+            if pair.target is not None:
+                yield pair.label, pair.target
 
 
-def _strings(value: object) -> Iterator[str]:
-    """All texts in a value, in order."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+def shortened(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The first of some named texts, and of each its beginning."""
+    for name, text in islice(texts, MOST_TEXTS):
+        yield name, text[:MOST_CHARACTERS] + "…" * (len(text) > MOST_CHARACTERS)

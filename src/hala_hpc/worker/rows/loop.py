@@ -239,8 +239,9 @@ class RowLoop:
             temporary = appending.temporary_output(context.run, shard.id, self._worker)
             made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
             shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
-            counts = {"done": len(shard.results), "errors": len(shard.errors)}
-            if self._claims.publish(shard.claim, temporary, began, **counts):
+            errors = len(shard.errors) + (shard.given.kept.quarantined if shard.given.kept else 0)
+            done = len(shard.given.rows) - errors
+            if self._claims.publish(shard.claim, temporary, began, done=done, errors=errors):
                 self._revival.published()
         except BaseException:
             self._claims.give_back(shard.claim, done=shard.done)

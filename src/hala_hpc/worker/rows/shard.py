@@ -65,8 +65,8 @@ class OpenShard:
         self._lock = threading.Lock()
         self._take_up(run)
         done = self.results.keys() | self.errors.keys()
-        self.unsent = deque((number, row) for number, row in given.numbered() if number not in done)
-        self.taken_up = len(done)
+        self.unsent = deque((number, row) for number, row in given.to_do() if number not in done)
+        self.taken_up = self.done
 
     @property
     def id(self) -> int:
@@ -74,7 +74,7 @@ class OpenShard:
 
     @property
     def done(self) -> int:
-        return len(self.results) + len(self.errors)
+        return len(self.results) + len(self.errors) + self.given.shard.kept
 
     @property
     def complete(self) -> bool:
