@@ -44,8 +44,12 @@ def rows_translated(
         return Answer(translate(form.write(ask.texts, ask.roles)))
 
     roles = [("user", "assistant")[number % 2] for number in range(len(texts))]
-    result = driven(ladder.translation(texts, Manner(pair, estimated_tokens, **given), roles), answer)
+    whole = Manner(pair, estimated_tokens, **given)
+    result = driven(ladder.translation(texts, whole, roles), answer)
     assert result.asks == asked
+    for ask in asked:  # where each was is enough to know what it was
+        again = ladder.asked(result.sources, roles, ask.places, ask.rung, whole)
+        assert (again.texts, again.roles, again.terms) == (ask.texts, ask.roles, ask.terms)
     return result, asked
 
 

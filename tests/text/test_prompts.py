@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hala_hpc.text.prompts import problem_of, render
+from hala_hpc.text.prompts import phrases, problem_of, render
 
 texts = st.text() | st.sampled_from(["{text}", "{target}", "{}", "{source}{text}", "a\\{b}", "%s", "${x}"])
 
@@ -23,3 +23,8 @@ def test_other_braces_mean_nothing() -> None:
 def test_a_template_needs_its_place_once(template: str, count: int) -> None:
     assert problem_of(template) == f"holds {{text}} {count} times, it must hold it once"
     assert problem_of("a {text} b") is None
+
+
+def test_phrases_are_what_a_template_says_itself() -> None:
+    template = "Translate into {target}:\nOnly that.\n{context}Now: {text}\n```"
+    assert phrases(template, {"target": "Arabic"}) == ["Only that.", "Translate into Arabic:"]

@@ -23,6 +23,7 @@ COMMANDS = {
     "best": ("results", "Pick a merge weight or checkpoint from evaluations, by a stated rule."),
     "report": ("results", "Write tables, plots and a page of one or several runs."),
     "sample": ("mending", "Show some rows of a run, side by side with their sources."),
+    "explain": ("mending", "Show how one row came to be: each request, and what became of it."),
     "redo": ("mending", "Do some rows of a finished run again, as a new version of it."),
     "logs": ("workers", "Show what the workers of a run, or of one shard, printed."),
     "cancel": ("workers", "End the workers of a run; finished rows are kept."),

@@ -1,16 +1,18 @@
-"""``hala sample`` and ``hala redo``: rows of a run, looked at and done again."""
+"""``hala sample``, ``hala explain`` and ``hala redo``: rows of a run, looked at and done again."""
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
 from hala_hpc.cli import common
+from hala_hpc.cli.views import explain as explain_view
 from hala_hpc.cli.views import sample as view
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import chosen
 from hala_hpc.data.chosen import Choice
-from hala_hpc.pipeline import lookup, redo, starting
+from hala_hpc.models import location
+from hala_hpc.pipeline import explain, lookup, redo, starting
 from hala_hpc.pipeline.redo import PlannedRedo
 from hala_hpc.run import lineage
 
@@ -56,6 +58,26 @@ def sample_command(run: str, where: str | None, quarantine: str | None, rows: in
     console = Console()
     suffix = str(frozen.read(path)["task"].get("suffix", ""))
     common.show(None, False, view.shown(sample, suffix, console))
+
+
+@click.command()
+@common.run_argument
+@click.argument("row", type=int)
+@click.option("--digest", is_flag=True, help="The digest of the model's folder too, which reads all of it.")
+@common.as_json
+def explain_command(run: str, row: int, digest: bool, json_: bool) -> None:
+    r"""Show how one row came to be: its texts, and each request as it was sent, and its answer's fate.
+
+    \b
+    hala explain translate-openorca 1234
+    hala explain translate-openorca 1234 --json | jq .requests[].outcome
+    """
+    explained = explain.explain(lookup.find(run), row)
+    model = explained.recipe.model
+    of_model = location.digest(location.locate_one(model.name, model.revision)) if digest and model.name else ""
+    suffix = str(getattr(explained.recipe.task, "suffix", ""))
+    lines = explain_view.shown(explained, suffix, of_model, Console())
+    common.show(explain_view.as_json(explained, of_model), json_, lines)
 
 
 @click.command()

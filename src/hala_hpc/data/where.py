@@ -27,8 +27,8 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "matches": lambda text, pattern: re.search(pattern, text) is not None,
     "text": lambda value: "\n".join(_texts(value)),
 }
-"""What a condition can call: ``matches(x, pattern)`` looks for a regular expression, ``text(x)`` is all text in a value,
-of a conversation for example.
+"""What a condition can call: ``matches(x, pattern)`` looks for a regular expression, ``text(x)`` is all text in a value
+(of a conversation, for example).
 """
 EXAMPLE: Final = "for example: length > 2 or 'loops' in flags"
 

@@ -10,7 +10,7 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -74,7 +74,7 @@ class Checks:
     ending : 1 where both end with a question mark, or with a colon, or neither does; else 0.
     zlib : how many times smaller zlib makes it, where that is over twice as often as of the source; else 1.
     chatter : 1 where it begins as an answer to a person does ("Sure!", "Here is the translation"); else 0.
-    leftovers : words of chat templates and prompts, thoughts and markers that the source does not have.
+    leftovers : words of chat templates and of the prompt, thoughts and markers that the source does not have.
     glossary : how many of the source's terms are not translated as the glossary has them.
     """
 
@@ -128,8 +128,10 @@ _ENDS: Final = (re.compile(r"[?؟？][\"'”’»)\]*_\s]*$"), re.compile(r"[:�
 """How a text ends that asks, or that lets something follow."""
 
 
-def checks(source: str, target: str, pair: Pair, glossary: Glossary | None = None) -> Checks:
-    """The numbers of a translation; both texts without what is protected in them."""
+def checks(
+    source: str, target: str, pair: Pair, glossary: Glossary | None = None, phrases: Sequence[str] = ()
+) -> Checks:
+    """The numbers of a translation; both texts without what is protected in them. ``phrases`` are the prompt's own."""
     letters = sum(map(str.isalpha, target))
     is_long = letters >= LANGUAGE_LETTERS
     script = len(_letters_of(pair.target.script).findall(target)) / letters if is_long else None
@@ -147,7 +149,8 @@ def checks(source: str, target: str, pair: Pair, glossary: Glossary | None = Non
         float(all((end.search(source) is None) == (end.search(target) is None) for end in _ENDS)),
         squeezed if (squeezed := shrinkage(target)) > 2 * shrinkage(source) else 1.0,
         int(_CHATTER.match(target) is not None and _CHATTER.match(source) is None),
-        (Counter(_LEFTOVER.findall(target)) - Counter(_LEFTOVER.findall(source))).total(),
+        (Counter(_LEFTOVER.findall(target)) - Counter(_LEFTOVER.findall(source))).total()
+        + sum(phrase in target and phrase not in source for phrase in phrases),
         glossary.missing(source, target) if glossary else None,
     )
 

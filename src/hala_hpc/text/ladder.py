@@ -52,6 +52,7 @@ class Manner:
     with_context : whether each segment is asked for with the one before it and its translation.
     form : how the texts of a request are written.
     glossary : terms that have a fixed translation.
+    phrases : of the prompt, which no translation has.
     apart : kinds of spans that are left out from the beginning, instead of marked.
     own : further patterns to protect.
     inside : blocks whose words are translated (``inside.CHOICES``): values of JSON, comments of code.
@@ -66,6 +67,7 @@ class Manner:
     with_context: bool = False
     form: Form = field(default_factory=Marked)
     glossary: Glossary = field(default_factory=lambda: Glossary({}))
+    phrases: Sequence[str] = ()
     apart: frozenset[Kind] = frozenset()
     own: Sequence[re.Pattern[str]] = ()
     inside: frozenset[str] = frozenset()
@@ -166,7 +168,7 @@ class _Candidate:
 
     def offer(self, texts: list[str], prose: str, written: str, truncated: bool, manner: Manner) -> str:
         """Take an answer where it is better than the one that is here. Returns the answer's flags."""
-        numbers = checks.checks(prose, written, manner.pair, manner.glossary)
+        numbers = checks.checks(prose, written, manner.pair, manner.glossary, manner.phrases)
         flags = ["truncated"] * truncated + checks.flags(numbers)
         if self.texts is None or len(flags) < len(self.flags):
             self.texts, self.flags, self.numbers = texts, flags, numbers
@@ -284,12 +286,14 @@ class _Climb:
             self._result.flags.update(candidate.flags)
             self._result.numbers += [candidate.numbers] if candidate.numbers else []
 
-    def _ask(self, candidates: Sequence[_Candidate], texts: tuple[str, ...], places: Sequence[Place]) -> Ask:
-        self._result.rung = max(self._result.rung, self._rung)
+    def _ask(
+        self, candidates: Sequence[_Candidate], texts: tuple[str, ...], places: Sequence[Place], rung: Rung
+    ) -> Ask:
+        self._result.rung = max(self._result.rung, rung)
         roles = tuple(candidate.role for candidate in candidates)
         before = self._before[1:] if self._before else None
         terms = self._manner.glossary.terms_in(texts)
-        ask = Ask(texts, roles, tuple(places), self._rung, self._attempt, before, terms)
+        ask = Ask(texts, roles, tuple(places), rung, self._attempt, before, terms)
         self._result.asks.append(ask)
         return ask
 
@@ -307,7 +311,7 @@ class _Climb:
                 held[0][0].was_alone |= len(held) == 1
                 texts = tuple(masked.text for _, masked in held)
                 own = [candidate for candidate, _ in held]
-                requests.append((held, self._ask(own, texts, [candidate.place for candidate in own])))
+                requests.append((held, self._ask(own, texts, [candidate.place for candidate in own], self._rung)))
         if not requests:
             return
         answers = yield [ask for _, ask in requests]
@@ -339,10 +343,11 @@ class _Climb:
             spans = _stretches(candidate)
             texts = [candidate.source.text_of(span) for span in spans]
             places = [(candidate.number, span.start, span.end) for span in spans]
-            asks.append([self._ask([candidate], (text,), [at]) for text, at in zip(texts, places, strict=True)])
+            asks.append(
+                [self._ask([candidate], (text,), [at], Rung.APART) for text, at in zip(texts, places, strict=True)]
+            )
         if not candidates:
             return
-        self._result.rung = Rung.APART
         answers = iter((yield [ask for own in asks for ask in own]))
         for candidate, own in zip(candidates, asks, strict=True):
             given = list(islice(answers, len(own)))
@@ -362,6 +367,24 @@ class _Climb:
         if answer.error:
             raise Damage(answer.error)
         return self._manner.form.read(answer.text, ask.texts, ask.roles)
+
+
+def asked(
+    sources: Sequence[Skeleton], roles: Sequence[str], places: Sequence[Place], rung: Rung, manner: Manner
+) -> Ask:
+    """What was asked for some places of a row's texts, as ``translation`` asked for it."""
+    texts = []
+    for number, start, end in places:
+        source = sources[number]
+        parts = (
+            Part(at, max(start, unit.start), min(end, unit.end))
+            for at, unit in enumerate(source.units)
+            if unit.start < end and start < unit.end
+        )
+        is_apart = rung is Rung.APART
+        texts.append(source.text[start:end] if is_apart else protection.masked(source, Segment(tuple(parts))).text)
+    terms = manner.glossary.terms_in(texts)
+    return Ask(tuple(texts), tuple(roles[number] for number, _, _ in places), tuple(places), rung, terms=terms)
 
 
 def _stretches(candidate: _Candidate) -> list[Span]:

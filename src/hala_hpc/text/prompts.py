@@ -46,6 +46,14 @@ def filled(template: str, words: Mapping[str, str]) -> str:
     return _PLACE.sub(lambda place: words.get(place[1], place[0]), template)
 
 
+def phrases(template: str, words: Mapping[str, str]) -> list[str]:
+    """The lines of a template itself, words filled in, as far as they are long enough to be known again."""
+    lines = (line.strip() for part in _PLACE.split(filled(template, words))[::2] for line in part.splitlines())
+    return sorted({line for line in lines if len(line) >= LEAST_PHRASE})
+
+
+LEAST_PHRASE: Final = 10
+"""Characters of a phrase that is not in a text by chance (ours)."""
 _PLACE: Final = re.compile(r"\{(\w+)\}")
 
 

@@ -68,12 +68,14 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
 
     parts: list[str] = []
     between: list[str] = []
-    at = segment.start
+    spaces, at = "", segment.start  # those that end the part before
     for part in segment.parts:
+        gap, text = text_of(at, part.start), text_of(part.start, part.end)
+        begun, ended = text.lstrip(), text.rstrip()
         if parts:
-            between.append(text_of(at, part.start))
-        parts.append(text_of(part.start, part.end).strip())
-        at = part.end
+            between.append(spaces + gap + text[: len(text) - len(begun)])
+        parts.append(text.strip())
+        spaces, at = text[len(ended) :], part.end
     quoted = tuple(source.units[part.unit].is_quoted for part in segment.parts)
     request = Masked(tuple(parts), tuple(between), spans, brackets, quoted)
     if between and _aligned(request, request.text) != parts:

@@ -56,11 +56,12 @@ def lines_of(text: str, width: int, console: Console) -> Text:
 def shown(sample: Sample, suffix: str, console: Console) -> Iterator[object]:
     """The rows, each with where it is, what is known of it, and its texts beside their translations."""
     for sampled in sample.rows:
-        yield Group(*_row(sampled, suffix, console))
+        yield Group(*row_lines(sampled, suffix, console))
     yield f"{plural(len(sample.rows), 'row')} of {sample.chosen:,} chosen among {sample.seen:,}"
 
 
-def _row(sampled: SampledRow, suffix: str, console: Console) -> Iterator[Any]:
+def row_lines(sampled: SampledRow, suffix: str, console: Console) -> Iterator[Any]:
+    """One row: where it is, what is known of it, and its texts beside their translations."""
     row = sampled.row
     head = Text(f"row {row[ROW]:,} (shard {sampled.shard})", style="bold")
     if row[ERROR] is not None:

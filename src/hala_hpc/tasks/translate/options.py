@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Literal
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data.cut import estimated_tokens
-from hala_hpc.text import checks, inside, ladder
+from hala_hpc.text import checks, inside, ladder, prompts
 from hala_hpc.text.checks import Pair
 from hala_hpc.text.forms import FORMS
 from hala_hpc.text.glossary import Glossary
@@ -100,6 +100,7 @@ def manner_of(recipe: Recipe) -> Manner:
         with_context=CONTEXT in options.prompt,
         form=FORMS[segments.form],
         glossary=Glossary(options.glossary),
+        phrases=prompts.phrases(options.prompt, {"source": options.source, "target": options.target}),
         apart=frozenset(map(Kind, segments.apart)),
         own=own,
         inside=frozenset(segments.inside),

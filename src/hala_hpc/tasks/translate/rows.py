@@ -174,6 +174,18 @@ class InSegments(Rows):
             attempts += map(_noted, asks, requests, completions)
             answers = [Answer(c.text, c.finish_reason == "length", c.error or "") for c in completions]
 
+    def sent(self, row: Row, output: Row) -> Iterator[tuple[Request, Row]]:
+        """The requests that a row took, as they were sent, with its ``hala_attempts``."""
+        items = self._shape.texts(row)
+        roles = self._shape.roles_of(row, [place for place, _ in items])
+        sources = [self._manner.skeleton(text) for _, text in items]
+        for known in output[ATTEMPTS] or ():
+            places = tuple(zip(known["texts"], known["starts"], known["ends"], strict=True))
+            rung, before = ladder.Rung[known["rung"].upper()], known.get("before")
+            ask = ladder.asked(sources, roles, places, rung, self._manner)
+            ask.attempt, ask.before = known["attempt"], tuple(before) if before else None
+            yield self.request(ask), known
+
     def request(self, ask: Ask) -> Request:
         """The request for what the ladder asks."""
         options, form = self._options, self._manner.form

@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -62,6 +62,14 @@ class RowWork(Protocol):
         Raises RowError for a row that cannot be done (``texts_of`` does where a completion failed), HalaError for one
         of another form.
         """
+
+
+@runtime_checkable
+class KeepsRequests(Protocol):
+    """Work that notes in its columns which requests a row took."""
+
+    def sent(self, row: Row, output: Row) -> Iterable[tuple[Request, Row]]:
+        """The requests of a finished row as they were sent, each with what its ``output`` says of the answer."""
 
 
 class RowTask(Task, ABC):
