@@ -1,5 +1,8 @@
-"""The main job with real vLLM on a real Slurm: one worker killed, one preempted, and the rows of an unbroken run."""
+"""The main job with real vLLM on a real Slurm: one worker killed, one preempted, and the rows of an unbroken run; texts
+that keep their shape; and a tenth of them done again.
+"""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -76,8 +79,8 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     assert len(broken) + states["quarantined"] >= ROWS
 
 
-def alive(hala: Hala) -> list[dict[str, Any]]:
-    return [worker for worker in hala.json("status", "alpaca")["workers"] if worker["alive"]]
+def alive(hala: Hala, run: str = "alpaca") -> list[dict[str, Any]]:
+    return [worker for worker in hala.json("status", run)["workers"] if worker["alive"]]
 
 
 def collected(hala: Hala, run: str) -> list[dict[str, object]]:
@@ -85,3 +88,63 @@ def collected(hala: Hala, run: str) -> list[dict[str, object]]:
     hala("collect", run)
     rows: list[dict[str, object]] = pq.read_table(hala.folder / "runs" / run / "final" / "data").to_pylist()
     return rows
+
+
+MIXED = 500
+
+
+@pytest.fixture(scope="module")
+def mixed(data: Path, recipe: Path) -> Path:
+    """Instructions, code, mathematics, and texts that are longer than the model's context."""
+    alpaca = json.loads(next(iter(sorted((data / "instructions" / "alpaca_52k").glob("*.json")))).read_text())
+    code = json.loads((data / "math_code" / "gpteacher_codegen-instruct.json").read_text())
+    gsm8k = [json.loads(line) for line in (data / "math_code" / "gsm8k_train.jsonl").open()]
+    wiki = (data / "raw_text" / "wiki_demo.txt").read_text()
+    rows = [{"asked": row["instruction"], "answered": row["output"]} for row in alpaca[:300]]
+    rows += [{"asked": row["instruction"], "answered": code_of(row)} for row in code[:120]]
+    rows += [{"asked": row["question"], "answered": row["answer"]} for row in gsm8k[:76]]
+    rows += [{"asked": "Go on.", "answered": wiki[at * 12_000 : (at + 1) * 12_000]} for at in range(4)]
+    assert len(rows) == MIXED
+    folder = recipe.parent
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = recipe.read_text().replace("name: alpaca", "name: mixed")
+    text = text.replace("segments: {tokens: 0}", "segments: {tokens: 200, gate: {shape: ask, loops: ask}}")
+    text = text.replace(
+        f"data: {{path: {data}/instructions/alpaca_52k, limit: {ROWS}}}",
+        "data: {path: mixed.jsonl, columns: [asked, answered]}",
+    )
+    text = text.replace("max_tokens: 24", "max_tokens: 12").replace("workers: 3", "workers: 2")
+    (folder / "mixed.yaml").write_text(text)
+    return folder / "mixed.yaml"
+
+
+def code_of(row: dict[str, str]) -> str:
+    return f"{row.get('output') or row.get('response')}"
+
+
+@pytest.mark.timeout(900)
+def test_texts_keep_their_shape_and_a_tenth_is_done_again(slurm_hala: Hala, mixed: Path) -> None:
+    """The model writes noise, so nearly every segment climbs the whole ladder; a worker is killed in the middle."""
+    site = ("site.executor=slurm", "site.slurm.cpus_per_worker=2", "site.slurm.gpus_per_worker=1")
+    slurm_hala("submit", mixed, *site, "site.slurm.minutes=30")
+    busy = wait_for(lambda: next((one for one in alive(slurm_hala, "mixed") if one["rows"] > 20), None), 300)
+    os.kill(pid_of(slurm_hala, "mixed", busy["worker"]), 9)
+    assert not slurm_hala.json("status", "mixed")["finished"], "the run was over before it was broken"
+    wait_for(lambda: finished(slurm_hala, "mixed")() or not alive(slurm_hala, "mixed"), 400)
+    if not finished(slurm_hala, "mixed")():
+        slurm_hala("resume", "mixed")
+        wait_for(finished(slurm_hala, "mixed"), 400)
+    rows = collected(slurm_hala, "mixed")
+    done = [row for row in rows if row["hala_error"] is None]
+    assert len(rows) == MIXED and len(done) > 0.9 * MIXED
+    assert all(row["hala_shape"] and row["hala_checks"] for row in done)
+    assert slurm_hala.json("status", "mixed")["workers"][0]["counts"]["again"] > 0
+    long = max(done, key=lambda row: len(str(row["answered"])))
+    assert long["hala_checks"]["asks"] > 40  # type: ignore[index]
+
+    slurm_hala("redo", "mixed", "--where", "hala_row % 10 == 3", "sampling.temperature=0.8", "run.workers=1")
+    wait_for(finished(slurm_hala, "mixed-v2"), 400)
+    again = collected(slurm_hala, "mixed-v2")
+    assert [row for row in again if row["hala_row"] % 10 != 3] == [row for row in rows if row["hala_row"] % 10 != 3]
+    changed = [old != new for old, new in zip(rows, again, strict=True) if old["hala_row"] % 10 == 3]
+    assert len(changed) == MIXED // 10 and sum(changed) > 0.9 * len(changed)

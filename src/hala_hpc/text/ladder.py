@@ -147,7 +147,7 @@ Asking = Generator[list[Ask], list[Answer], None]
 """Yields what to ask, takes the answers in the same order."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Candidate:
     """A segment that is not yet well translated: its best answer so far, by the number of flags."""
 
