@@ -131,7 +131,7 @@ def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:
     if not any(word.startswith(MOVED) for word in overrides):
         return
     facts = manifest.read(run.path / "manifest.parquet").facts
-    if facts.unit != "rows" or not any(Path(source["path"]).is_absolute() for source in facts.sources):
+    if facts.unit != "rows" or facts.items or not any(Path(source["path"]).is_absolute() for source in facts.sources):
         raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
     sources.note(run.path, facts, run.recipe.data)
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.run.files import read_json
+from hala_hpc.run.manifest import Facts
 
 REPORT: Final = "report.json"
 """In RUN/final: the table and what it was made with."""
+EXAMPLES: Final = "examples"
+"""Column, in a plan: rows that give an example, before duplicates and sampling."""
 Line = Mapping[str, str | int]
 """A source's line, by column."""
 
@@ -49,7 +52,7 @@ class Counts:
 def columns(lines: Sequence[Line]) -> list[str]:
     """All columns, those of reasons after the rows."""
     names = dict.fromkeys(name for line in lines for name in line)
-    ends = [name for name in Counts("", 0).line() if name in names]
+    ends = [name for name in (*Counts("", 0).line(), EXAMPLES) if name in names]
     return [*ends[:2], *(name for name in names if name not in ends), *ends[2:]]
 
 
@@ -61,7 +64,16 @@ def total(lines: Sequence[Line]) -> dict[str, str | int]:
     return {"source": "all", **sums}
 
 
-def read(run: Path) -> list[Line]:
-    """The table of a finished mix; empty for any other run."""
-    report = read_json(run / "final" / REPORT)
+def read(folder: Path) -> list[Line]:
+    """The table of a mix in its folder (RUN/final, or what was collected of it); empty where there is none."""
+    report = read_json(folder / REPORT)
     return list(report["sources"]) if report.get("kind") == "mix" else []
+
+
+def planned(facts: Facts) -> list[Line]:
+    """What is known of each source before anything is done: its rows, those that give no example, and the examples."""
+    sources = facts.expected["sources"].items()
+    return [
+        {"source": name, "rows": known["rows"], **known["left"], EXAMPLES: known["rows"] - sum(known["left"].values())}
+        for name, known in sources
+    ]

@@ -82,7 +82,7 @@ def _pairs(source: Source, schema: pa.Schema) -> Read:
         for direction in directions:
             given, answer = texts if direction == FORWARD else reversed(texts)
             spoken, wanted = languages[direction]
-            asked, _ = prompts.render(str(source.prompt), given, source=str(spoken), target=str(wanted))
+            asked, _ = prompts.render(str(source.prompt), given, source=spoken or "", target=wanted or "")
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
             chats[direction] = Chat(turns)
         return Example(chats, (texts[0],), texts[1])

@@ -53,8 +53,8 @@ class Options(TaskOptions):
 
     kind: str = "mix"
     sources: dict[str, Source] = field(default_factory=dict)
-    source: str = "English"  # of pairs: the language of the first column, and of the second
-    target: str = "Arabic"
+    source: str | None = None  # of pairs: the language of the first column, and of the second
+    target: str | None = None
     direction: Direction = "both"  # forward: the translation is learned; backward: the text is
     prompt: str = "Translate everything that follows into {target}:\n\n{text}"  # observed (Hala's light translator)
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -96,15 +96,20 @@ def _check_source(where: str, source: Source, given: Source) -> None:
         raise HalaError(f"{where}.columns: pairs are in two columns", "columns: [TEXT, TRANSLATION]")
     if problem := prompts.problem_of(str(source.prompt)):
         raise HalaError(f"{where}.prompt: {problem}", "for example: Translate into {target}: {text}")
+    named = [key for key in ("source", "target") if f"{{{key}}}" in str(source.prompt)]
+    if source.direction != FORWARD:
+        if not named:
+            hint = "with {target} in the prompt, or direction: forward"
+            raise HalaError(f"{where}.prompt: names no language, and direction is {source.direction}", hint)
+        named = ["source", "target"]
+    if lacking := [key for key in named if not getattr(source, key)]:
+        raise HalaError(f"{where}.{lacking[0]}: no language, and the prompt names one", "English, Arabic, …")
     try:
-        codes = {language(str(words)).code for words in (source.source, source.target)}
+        codes = [language(getattr(source, key)).code for key in named]
     except LookupError as error:
         raise HalaError(f"{where}: no language is called '{error.args[0]}'", "its English name or code") from error
-    if len(codes) != 2:
+    if len(set(codes)) < len(codes):
         raise HalaError(f"{where}: source and target are one language", "name two")
-    if source.direction != FORWARD and "{target}" not in str(source.prompt):
-        hint = "with {target} in the prompt, or direction: forward"
-        raise HalaError(f"{where}.prompt: does not say into which language, and direction is {source.direction}", hint)
 
 
 def _check_duplicates(duplicates: Duplicates) -> None:
