@@ -138,6 +138,11 @@ class Leases:
             return None
         return lease
 
+    def clear_last(self) -> None:
+        """Drop all leases on the last step, also those of dead workers: it is done."""
+        for held in listed(self.run, LAST).get(0, []):
+            held.path.unlink(missing_ok=True)
+
     def last_beat(self) -> float:
         """When whoever has the last step had a heartbeat, by the file server's clock."""
         now = self.now()

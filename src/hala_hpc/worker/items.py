@@ -175,6 +175,7 @@ class ItemLoop:
                 if meant_by(path.name) == run.final.name != path.name:
                     remove(path)  # of a worker that died at it
             self._task.finish(run, self._context.plan)
+            leases.clear_last()
         except OSError as error:
             raise HalaError(
                 f"all items are done, but the whole could not be put together: {error}",
