@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -25,14 +25,10 @@ PLAIN: Final = frozenset({"role", "content"})
 
 @dataclass(frozen=True)
 class Example:
-    """``chats`` by direction ('' where there is none); duplicates are known by what was said ``before`` the ``answer``,
-    that itself, and the ``rest`` (tools, calls).
-    """
+    """What a row gives: a conversation for each direction ('' where there is none), and of pairs the pair itself."""
 
     chats: Mapping[str, Chat]
-    before: tuple[str, ...]
-    answer: str
-    rest: bytes = b""
+    pair: tuple[str, str] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -42,9 +38,28 @@ class Example:
     @property
     def is_plain(self) -> bool:
         """Whether its turns are roles and texts and nothing else."""
-        return not any(
-            chat.unlearned or any(turn.keys() != PLAIN for turn in chat.messages) for chat in self.chats.values()
-        )
+        chats = self.chats.values()
+        return not any(chat.unlearned or any(turn.keys() != PLAIN for turn in chat.messages) for chat in chats)
+
+    def said(self) -> tuple[list[str], str]:
+        """What duplicates are known by: the text of a pair, or all turns before the last answer; and the answer."""
+        if self.pair is not None:
+            return [self.pair[0]], self.pair[1]
+        messages = self._only.messages
+        last = max(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
+        return [text for turn in messages[:last] for text in (turn["role"], turn["content"])], messages[last]["content"]
+
+    def beside(self) -> bytes:
+        """Tools, calls and whatever else turns hold beside their texts; empty where there is nothing."""
+        if self.pair is not None or (self.is_plain and self._only.tools is None):
+            return b""
+        others = [{key: turn[key] for key in turn.keys() - PLAIN} for turn in self._only.messages]
+        return schemas.row_bytes({"turns": others, "tools": self._only.tools})
+
+    @property
+    def _only(self) -> Chat:
+        (chat,) = self.chats.values()
+        return chat
 
 
 Read = Callable[[Row], Example]
@@ -85,7 +100,7 @@ def _pairs(source: Source, schema: pa.Schema) -> Read:
             asked, _ = prompts.render(str(source.prompt), given, source=spoken or "", target=wanted or "")
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
             chats[direction] = Chat(turns)
-        return Example(chats, (texts[0],), texts[1])
+        return Example(chats, (texts[0], texts[1]))
 
     return read
 
@@ -105,10 +120,6 @@ def _chats(source: Source, schema: pa.Schema) -> Read:
     def read(row: Row) -> Example:
         chat = known.read(row)
         assert isinstance(chat, Chat)
-        last = max(at for at, turn in enumerate(chat.messages) if turn["role"] == "assistant")
-        before = tuple(text for turn in chat.messages[:last] for text in (turn["role"], turn["content"]))
-        others: list[Any] = [{key: turn[key] for key in turn.keys() - PLAIN} for turn in chat.messages]
-        rest = schemas.row_bytes({"turns": others, "tools": chat.tools}) if chat.tools or any(others) else b""
-        return Example({"": chat}, before, chat.messages[last]["content"], rest)
+        return Example({"": chat})
 
     return read

@@ -28,13 +28,14 @@ def normal(text: str) -> str:
 
 def parts_of(example: Example, by: str) -> list[str]:
     """The normalised texts that an example is compared by; all of it where there is nothing before its answer."""
-    before = [*map(normal, example.before)]
-    return before if by == "prompt" and any(before) else [*before, normal(example.answer)]
+    before, answer = example.said()
+    parts = [*map(normal, before)]
+    return parts if by == "prompt" and any(parts) else [*parts, normal(answer)]
 
 
-def digest_of(parts: Sequence[str], rest: bytes = b"") -> bytes:
-    """Of what an example is compared by: two with one digest say the same."""
-    return hashlib.blake2b("\0".join(parts).encode() + b"\0\0" + rest, digest_size=DIGEST_BYTES).digest()
+def digest_of(parts: Sequence[str], beside: bytes = b"") -> bytes:
+    """Of what an example is compared by, texts and what is beside them: two with one digest say the same."""
+    return hashlib.blake2b("\0".join(parts).encode() + b"\0\0" + beside, digest_size=DIGEST_BYTES).digest()
 
 
 def signatures(texts: Iterable[str], options: Duplicates) -> Iterator[bytes]:

@@ -136,7 +136,7 @@ class Mixing(ItemWork):
                 continue
             parts = near.parts_of(example, duplicates.by)
             texts.append(" ".join(parts))
-            digest: bytes | None = near.digest_of(parts, example.rest if duplicates.by == "whole" else b"")
+            digest: bytes | None = near.digest_of(parts, example.beside() if duplicates.by == "whole" else b"")
             for direction, chat in example.chats.items():
                 code = chunk.DIRECTIONS.index(direction)
                 lines.append({chunk.ROW: number, chunk.DIRECTION: code, **chunk.said(chat)})
