@@ -66,7 +66,8 @@ class Facts:
     person, what was left as it is, replaced or set aside while planning: plan and card show them. ``sealed`` says that
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
-    ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``).
+    ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``), or what the
+    plan of a mix knows of its sources (``tasks.mix.task``).
     """
 
     suffix: str

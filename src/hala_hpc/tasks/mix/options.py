@@ -43,7 +43,7 @@ class Duplicates:
     exact: bool = True  # the same once case, width and spaces are made alike
     near: float | None = 0.8  # estimated Jaccard similarity of shingles from which two are alike; null: not looked for
     shingle: int = 5  # characters of a shingle (ours: as good for a line of Arabic as for a page of English)
-    permutations: int = 128  # of MinHash: the estimate's error is about 1 / sqrt(128) = 0.09 at most
+    permutations: int = 128  # of MinHash: the standard error at similarity s is sqrt(s (1 - s) / 128)
     bands: int = 16  # of its index: two rows of similarity s meet in it with 1 - (1 - s ** (128 / 16)) ** 16
 
 

@@ -117,37 +117,39 @@ class Mixing(ItemWork):
         """Raises SourceAway where the source is out of reach, HalaError where it changed since the run was planned."""
         entry = cast(ChunkItem, item.entry)
         name, known = entry["source"], sources_in(self._facts)[entry["source"]]
-        shard = replace(item.shard, start=entry["first"])
         own = [source for source in self._facts.sources if source["dataset"] == name]
-        given = shards.read_input(
-            self._run.path / inputs(name), shard, replace(self._facts, sources=own, schema=known["schema"])
-        )
+        facts = replace(self._facts, sources=own, schema=known["schema"])
+        shard = replace(item.shard, start=entry["first"])
+        given = shards.read_input(self._run.path / inputs(name), shard, facts)
         read = examples.reader(self._options.of(name), schemas.load(known["schema"]))
-        lines: list[Row] = []
         texts: list[str] = []
-        duplicates = self._options.duplicates
+        lines: list[Row] = []
         for number, row in given.numbered():
             if number % LOOK_ROWS == 0:
                 item.check_stop()
-            try:
-                example = read(row)
-            except Dropped as dropped:
-                lines.append({chunk.ROW: number, chunk.DIRECTION: 0, chunk.REASON: examples.reason(dropped)})
-                continue
-            parts = near.parts_of(example, duplicates.by)
-            texts.append(" ".join(parts))
-            digest: bytes | None = near.digest_of(parts, example.beside() if duplicates.by == "whole" else b"")
-            for direction, chat in example.chats.items():
-                code = chunk.DIRECTIONS.index(direction)
-                lines.append({chunk.ROW: number, chunk.DIRECTION: code, **chunk.said(chat)})
-                lines[-1] |= {chunk.DIGEST: digest}
-                digest = None
-        if duplicates.near is not None:
+            lines += self._lines(number, row, read, texts)
+        if self._options.duplicates.near is not None:
             first = (line for line in lines if line.get(chunk.DIGEST) is not None)
-            for line, signature in zip(first, near.signatures(texts, duplicates), strict=True):
+            for line, signature in zip(first, near.signatures(texts, self._options.duplicates), strict=True):
                 line[chunk.SIGNATURE] = signature
         chunk.write(item.place, lines, self._fields, item.shard.digest)
         return {"examples": len(texts)}
+
+    def _lines(self, number: int, row: Row, read: examples.Read, texts: list[str]) -> list[Row]:
+        """The lines of a row; what it is compared by is added to ``texts``."""
+        try:
+            example = read(row)
+        except Dropped as dropped:
+            return [{chunk.ROW: number, chunk.DIRECTION: 0, chunk.REASON: examples.reason(dropped)}]
+        by = self._options.duplicates.by
+        parts = near.parts_of(example, by)
+        texts.append(" ".join(parts))
+        lines = [
+            {chunk.ROW: number, chunk.DIRECTION: chunk.DIRECTIONS.index(direction), **chunk.said(chat)}
+            for direction, chat in example.chats.items()
+        ]
+        lines[0][chunk.DIGEST] = near.digest_of(parts, example.beside() if by == "whole" else b"")
+        return lines
 
 
 create = Mix
