@@ -105,6 +105,13 @@ def test_where_filters_by_any_column(tmp_path: Path) -> None:
     assert counts(run)["judged"]["where"] == 7
 
 
+def test_a_chunk_may_be_left_out_as_a_whole(tmp_path: Path) -> None:
+    given = [row | {"number": n} for n, row in enumerate(chats(30))]
+    run = finished(plan(tmp_path, {"a": {"rows": given, "where": "number > 19"}}, run={"shard_rows": 10}))
+    assert sorted(row["hala_source_row"] for row in rows(run)) == [*range(20, 30)]
+    assert counts(run)["a"]["where"] == 20 and proof(run).proven
+
+
 def test_defects_of_a_translation_can_be_left_out(tmp_path: Path) -> None:
     bad = [turns("a", r"one\ntwo"), turns("b", "one<br>two"), turns("c", "one\ntwo")]
     given = [row | {"text": row["messages"][1]["content"]} for row in bad]

@@ -115,6 +115,7 @@ def test_counts_add_up_to_the_rows(unbroken: Path) -> None:
     assert (verdict.done, verdict.rows, verdict.proven) == (3200, 3200, True)
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_done_again(tmp_path: Path, hala: Hala) -> None:
     run = finished(plan(tmp_path, {"a": {"rows": chats(120)}}))
     good = data_bytes(run)
@@ -165,6 +166,7 @@ def test_a_training_prepares_it_without_a_workaround(tmp_path: Path) -> None:
     assert verdict.proven and verdict.done == 50
 
 
+@pytest.mark.slow
 def test_a_collected_run_is_a_source_by_its_name(tmp_path: Path, hala: Hala) -> None:
     translated = helpers.plan(tmp_path, helpers.texts(25), "texts-ar", fail_on="text 7")
     helpers.finish(translated)
@@ -184,6 +186,7 @@ def test_the_hub_is_a_source(tmp_path: Path) -> None:
     assert counts(run)["opus"]["written"] == 20
 
 
+@pytest.mark.slow
 def test_plan_status_report_and_card_show_the_table(tmp_path: Path, hala: Hala) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*chats(30), chats(1)[0]]))

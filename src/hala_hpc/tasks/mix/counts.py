@@ -29,12 +29,6 @@ class Counts:
     taken: int = 0
     written: int = 0
 
-    @property
-    def adds_up(self) -> bool:
-        """Whether each of its rows is in exactly one place."""
-        apart = self.exact_duplicates + self.near_duplicates + self.not_drawn + self.taken
-        return self.rows == sum(self.left.values()) + apart
-
     def line(self) -> dict[str, str | int]:
         """As the table has it."""
         return {
