@@ -40,6 +40,11 @@ def test_shape() -> None:
     )
 
 
+@pytest.mark.usefixtures("data")
+def test_mix() -> None:
+    assert "duplicates left out: rensa" in bench("mix", "--rows", "2000")
+
+
 def test_runstate() -> None:
     assert "hala status of 2,000 shards" in bench("runstate", "--shards", "2000", "--processes", "8")
 

@@ -13,6 +13,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import ledger, status
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.manifest import Manifest
 from hala_hpc.run.verify import verify
 from hala_hpc.worker import items
@@ -108,6 +109,24 @@ def test_a_last_step_that_fails_is_told_and_the_next_worker_tries_it_again(tmp_p
     assert state(run).done == 2 and not (run / "final").exists()
     assert work(run, "two", Letters()) is Outcome.FINISHED
     assert (run / "final" / "letters").read_text() == "ab"
+
+
+def test_a_last_step_is_left_to_the_worker_that_is_at_it(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", letters("a", "b"))
+    other = Leases(RunDirectory(run, ""), "other", TTL, ATTEMPTS)
+    assert other.claim_last() is not None and other.claim_last() is None
+    with Heartbeat(other, lambda: None):
+        assert work(run, "one", Letters()) is Outcome.FINISHED
+    assert state(run).done == 2 and not (run / "final").exists()
+
+
+def test_a_last_step_is_taken_over_from_a_worker_that_is_silent(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", letters("a", "b"))
+    assert Leases(RunDirectory(run, ""), "dead", TTL, ATTEMPTS).claim_last() is not None
+    (run / ".final.0123456789ab.tmp").mkdir()
+    assert work(run, "one", Letters()) is Outcome.FINISHED
+    assert (run / "final" / "letters").read_text() == "ab"
+    assert not list(run.glob(".final*")) and not list(run.glob("leases/last/*"))
 
 
 def test_a_stop_keeps_what_was_done_of_an_item(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import click
 from rich.markup import escape
 
 from hala_hpc.cli import common
-from hala_hpc.cli.views import training
+from hala_hpc.cli.views import mix, training
 from hala_hpc.cli.views.run import why
 from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup, planning, starting
@@ -53,6 +53,8 @@ def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
         ("workers", f"{summary['workers']} on {summary['site']} ({summary['executor']})"),
         ("run", summary["run"]),
     ]
+    if lines := summary.get("mix"):
+        yield mix.table(lines)
     yield common.facts(facts)
     if summary["sbatch"]:
         yield f"\n{summary['sbatch']}"

@@ -33,6 +33,7 @@ from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
 from hala_hpc.slurm.submit import preview
+from hala_hpc.tasks.mix import counts
 from hala_hpc.worker import registry
 from hala_hpc.worker.task import ROWS, Task
 
@@ -49,7 +50,10 @@ class SourceSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """What a planned run will do, for people and ``--json``. ``training`` and ``items`` are of such runs alone."""
+    """What a planned run will do, for people and ``--json``. ``training``, ``items``, ``mix``: of such runs alone.
+
+    ``mix`` has a line for each source (see ``tasks.mix.counts``).
+    """
 
     run: str
     task: str
@@ -68,6 +72,7 @@ class Summary(TypedDict):
     sbatch: str | None
     training: NotRequired[Any]
     items: NotRequired[list[str]]
+    mix: NotRequired[Any]
     warnings: NotRequired[list[str]]
 
 
@@ -335,6 +340,8 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
         summary["training"], ranks = estimates.summary(recipe, run.path), train.ranks_per_node(recipe.site)
     if facts.items:
         summary["items"] = [str(item["name"]) for item in facts.items]
+    if recipe.task.kind == "mix":
+        summary["mix"] = counts.planned(facts)
     if recipe.site.executor == "slurm":
         summary["sbatch"] = preview(recipe, target, run.task.stage, summary["workers"], ranks)
     return summary

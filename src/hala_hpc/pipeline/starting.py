@@ -132,7 +132,7 @@ def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:
         return
     facts = manifest.read(run.path / "manifest.parquet").facts
     reads_files = any(Path(source["path"]).is_absolute() for source in facts.sources)
-    if facts.unit != "rows" or facts.redo is not None or not reads_files:
+    if facts.unit != "rows" or facts.items or facts.redo is not None or not reads_files:
         raise HalaError(f"{MOVED[:-1]}: this run reads no file of it", "leave it out")
     sources.note(run.path, facts, run.recipe.data)
 

@@ -23,6 +23,8 @@ from hala_hpc.run.history import WorkTotals
 from hala_hpc.tasks.evaluate import results
 from hala_hpc.tasks.evaluate.choose import CHOICE
 from hala_hpc.tasks.evaluate.results import Result
+from hala_hpc.tasks.mix import card as mix
+from hala_hpc.tasks.mix import counts
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ def dataset(content: Content, facts: CardFacts) -> str:
     task = facts.recipe["task"]
     is_translated = task.get("kind") == "translate"
     how = f"Translated from {task.get('source')} into {task.get('target')}" if is_translated else ""
-    how = how or f"Made (task: {task.get('kind')})"
+    mixed = counts.read(content.folder)
+    how = how or (f"Mixed of {len(mixed)} sources" if mixed else f"Made (task: {task.get('kind')})")
     languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source")]
     metadata = licence_metadata(facts.decision.licence, facts.licence_file) | {
         "language": [code for code in languages if code],
@@ -253,6 +256,7 @@ def dataset(content: Content, facts: CardFacts) -> str:
     lines += [*card.table(("", ""), _dataset_facts(content, facts)), ""]
     columns = ((f"`{name}`", f"`{kind.replace('|', '/')}`") for name, kind in content.columns)
     lines += ["## Columns", "", *card.table(("column", "type"), columns), ""]
+    lines += [*mix.sources(mixed), ""] if mixed else []
     lines += [*markdown(facts.redone), *_licences(facts), *_work(facts.work)]
     recipe = card.without_folders({key: facts.recipe[key] for key in SAID if facts.recipe.get(key)})
     lines += ["## Recipe", "", "```yaml", card.yaml_of(recipe), "```"]

@@ -19,6 +19,7 @@ from hala_hpc.models.folder import RECORD, unsound
 from hala_hpc.run import digests, manifest
 from hala_hpc.run.digests import CARD
 from hala_hpc.run.files import read_json
+from hala_hpc.tasks.mix import counts
 
 TEXTS: Final = (".json", ".jinja", ".txt", ".md", ".yaml", ".jsonl", ".model")
 MOST_TEXT: Final = 64 * 1024 * 1024
@@ -61,7 +62,7 @@ class Content:
 def kind_of(run: Path) -> Literal["model", "dataset"]:
     """What the run at ``run`` makes. Raises HalaError for runs that make nothing to publish."""
     facts = manifest.read(run / "manifest.parquet").facts
-    if facts.suffix == ".parquet":
+    if facts.suffix == ".parquet" or (facts.assembled and facts.unit == "rows"):
         return "dataset"
     if facts.suffix == "" and facts.unit in ("models", "checkpoints", "merges", "files"):
         return "model"
@@ -113,7 +114,8 @@ def dataset(run: Path, collected: Path) -> Content:
 
     Reads all of it. Raises HalaError where it is not what was written, or not all of the run's rows.
     """
-    expected = manifest.read(run / "manifest.parquet").facts.rows
+    mixed = counts.read(collected)
+    expected = sum(int(line["written"]) for line in mixed) or manifest.read(run / "manifest.parquet").facts.rows
     files = sorted((collected / "data").glob("*.parquet"))
     if not files:
         raise HalaError(f"{collected}: no rows that could be published")
@@ -133,6 +135,8 @@ def uncollected(run: Path, progress: Progress = iter) -> Content:
     Raises HalaError where some are missing or damaged.
     """
     directory, plan = manifest.open_run(run)
+    if plan.facts.assembled:
+        raise HalaError(f"{run.name}: its last step, which makes final/, is not done", f"`hala resume {run}`")
     outputs = [directory.shard_output(shard) for shard in range(len(plan))]
     if missing := sum(not output.exists() for output in outputs):
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")

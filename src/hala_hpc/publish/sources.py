@@ -109,7 +109,7 @@ def _named(recipe: RecipePart, read: Sequence[RecipePart]) -> Iterator[Origin]:
     ``read``: the files, from the manifest.
     """
     task, data, model = (recipe.get(section) or {} for section in ("task", "data", "model"))
-    for name, dataset in (task.get("datasets") or {}).items():
+    for name, dataset in {**(task.get("datasets") or {}), **(task.get("sources") or {})}.items():
         yield from _datasets(dataset, [source for source in read if source.get("dataset") == name])
     calibration = task.get("calibration") or {}
     if calibration.get("hub") or calibration.get("path"):

@@ -27,6 +27,8 @@ FAILED = ".failed"
 _LEASE = re.compile(r"([0-9]{6,})\.([0-9]+)(\.failed)?")
 BEATS = 6
 """Heartbeats per lease time."""
+LAST = "last"
+"""Folder of the leases on the last step of a run, which makes one thing of all shards."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,30 @@ class Leases:
             return lease
         lease.path.unlink(missing_ok=True)
         return Lease(lease.shard, 1, first)
+
+    def claim_last(self) -> Lease | None:
+        """Take the last step of the run; None while a worker has it that may be alive."""
+        held = listed(self.run, LAST).get(0, [])
+        age = _age(held, self.now())
+        if age is not None and age <= self.ttl:
+            return None
+        attempt = max((lease.attempt for lease in held), default=0) + 1
+        lease = Lease(0, attempt, self.run.leases / LAST / f"{0:06d}.{attempt}")
+        try:
+            self._link(lease.path)
+        except FileExistsError:
+            return None
+        return lease
+
+    def clear_last(self) -> None:
+        """Drop all leases on the last step, also those of dead workers: it is done."""
+        for held in listed(self.run, LAST).get(0, []):
+            held.path.unlink(missing_ok=True)
+
+    def last_beat(self) -> float:
+        """When whoever has the last step had a heartbeat, by the file server's clock."""
+        now = self.now()
+        return now - (_age(listed(self.run, LAST).get(0, []), now) or 0.0)
 
     def clear(self, shard: int) -> None:
         """Drop all leases of a finished shard, also those of dead workers."""
@@ -236,7 +262,7 @@ class Finder:
         silent = []
         for folder in self._folders:
             for shard, held in unfinished(self._run, folder).items():
-                age = self._age(held, now)
+                age = _age(held, now)
                 if age is None or self._attempt_after(held) is None:
                     continue
                 beat = now - age
@@ -285,22 +311,12 @@ class Finder:
     def _free_attempt(self, held: list[Held], now: float) -> int | None:
         """The attempt at which a shard may be claimed; None while its worker lives or when too many failed."""
         attempt = self._attempt_after(held)
-        age = self._age(held, now)
+        age = _age(held, now)
         return attempt if age is None or age > self._leases.ttl else None
 
     def _attempt_after(self, held: list[Held]) -> int | None:
         last = max((lease.attempt for lease in held), default=0)
         return last + 1 if last < self._leases.attempts else None
-
-    @staticmethod
-    def _age(held: list[Held], now: float) -> float | None:
-        """Seconds since the holder's last heartbeat; None where nobody holds the shard."""
-        if not held or (last := max(held, key=lambda lease: lease.attempt)).failed:
-            return None
-        try:
-            return now - last.path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0  # given back or finished this moment: somebody is at it
 
 
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
@@ -324,3 +340,13 @@ def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
 def _ids(folder: str, shards: int) -> range:
     first = int(folder) * layout.FAN_OUT
     return range(first, min(first + layout.FAN_OUT, shards))
+
+
+def _age(held: list[Held], now: float) -> float | None:
+    """Seconds since the holder's last heartbeat; None where nobody holds the shard."""
+    if not held or (last := max(held, key=lambda lease: lease.attempt)).failed:
+        return None
+    try:
+        return now - last.path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # given back or finished this moment: somebody is at it

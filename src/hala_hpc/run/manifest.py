@@ -75,7 +75,8 @@ class Facts:
     every Parquet file that the run's workers write is sealed (see ``seal``): one without a seal is damaged.
     ``assembled`` says that the run's result is RUN/final, which a worker makes of all shards as the last step.
     ``most_asks``: so often each text is asked for at most, where its answers fail checks.
-    ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``).
+    ``expected`` is what the rows of a training's dataset will come to (``tasks.train.prepare.expected``), or what the
+    plan of a mix knows of its sources (``tasks.mix.task``).
     ``redo`` is there where only some rows are done, and the others are an earlier run's.
     """
 

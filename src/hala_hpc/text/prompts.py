@@ -8,37 +8,33 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, Final
 
-TEXT = "{text}"
+
+def problem_of(template: str, names: Sequence[str] = ("text",)) -> str | None:
+    """Why a prompt template cannot be used; None where it can. ``names`` are those of the texts that it must hold."""
+    counts = {f"{{{name}}}": template.count(f"{{{name}}}") for name in names}
+    odd = next((word for word, count in counts.items() if count != 1), None)
+    return None if odd is None else f"holds {odd} {counts[odd]} times, it must hold it once"
 
 
-def problem_of(template: str) -> str | None:
-    """Why a prompt template cannot be used; None where it can."""
-    count = template.count(TEXT)
-    return None if count == 1 else f"holds {TEXT} {count} times, it must hold it once"
+def render(template: str, texts: Mapping[str, str], **words: str) -> tuple[str, tuple[int, int]]:
+    """A template with named texts and words filled in, and from where to where the texts stand in it.
 
-
-def render(
-    template: str, text: str, words: Mapping[str, str], data: Mapping[str, str] = MappingProxyType({})
-) -> tuple[str, tuple[int, int]]:
-    """A template with ``{text}``, the ``words`` and the ``data`` filled in by their names, and from where to where the
-    text and the data stand in it.
-
-    Braces anywhere else, also in what is filled in, mean nothing.
+    Between two texts stands what the template has there; none of it may be a control token. Braces anywhere else, also
+    in the texts, mean nothing.
     """
-    parts, at, start, end = [], 0, -1, 0
-    known = {**words, **data, "text": text}
+    parts, at, length, places = [], 0, 0, []
     for place in _PLACE.finditer(template):
-        if place[1] not in known:
+        name = place[1]
+        if (value := texts.get(name, words.get(name))) is None:
             continue
-        parts += [template[at : place.start()], known[place[1]]]
+        parts += [template[at : place.start()], value]
+        length += place.start() - at + len(value)
         at = place.end()
-        if place[1] == "text" or data.get(place[1]):
-            end = sum(map(len, parts))
-            start = end - len(known[place[1]]) if start < 0 else start
-    return "".join([*parts, template[at:]]), (start, end)
+        if name in texts and value:
+            places += [length - len(value), length]
+    return "".join([*parts, template[at:]]), (places[0], places[-1]) if places else (0, 0)
 
 
 def filled(template: str, words: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from hala_hpc.data.cut import Cut
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import appending, status
-from hala_hpc.run.files import remove
+from hala_hpc.run.files import meant_by, remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
@@ -78,7 +78,7 @@ class ItemTask(Task, Protocol):
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
         """Whatever is left to do when all shards are published, a whole model from its files for example; else nothing.
 
-        Several workers may come here at once, and again after a kill: the result must be whole or not there.
+        One worker at a time, and again after a kill: the result must be whole or not there.
         """
         del run, plan
 
@@ -123,6 +123,8 @@ def cut_items(
 
 MOST_FAILURES = 3
 """Different items in a row that failed in this worker: then the node or the code is at fault, not they."""
+LOOK_SECONDS = 1.0
+"""Between two looks whether the worker that is at the last step is alive."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before anything else is tried when a file or folder was out of reach; each time twice as long."""
 
@@ -156,14 +158,31 @@ class ItemLoop:
                 self._close()
 
     def _finish(self) -> None:
-        """The last step, by whoever comes to it first; the next worker tries again where it fails."""
+        """The last step, by one worker at a time; another takes it over from one that died, or tries again later."""
+        run, leases = self._context.run, self._context.leases
+        if not self._context.plan.facts.assembled:
+            return
+        first_seen = leases.last_beat()
+        while not run.final.exists():
+            if (lease := leases.claim_last()) is not None:
+                break
+            if leases.last_beat() > first_seen or not self._context.rest(LOOK_SECONDS):
+                return  # a live worker is at it
+        else:
+            return
         try:
-            self._task.finish(self._context.run, self._context.plan)
+            for path in run.path.iterdir():
+                if meant_by(path.name) == run.final.name != path.name:
+                    remove(path)  # of a worker that died at it
+            self._task.finish(run, self._context.plan)
+            leases.clear_last()
         except OSError as error:
             raise HalaError(
                 f"all items are done, but the whole could not be put together: {error}",
-                f"mend that, then `hala resume {self._context.run.name}`",
+                f"mend that, then `hala resume {run.name}`",
             ) from error
+        finally:
+            leases.release(lease)
 
     def _alike(self) -> list[int]:
         """Shards of the model that is loaded."""

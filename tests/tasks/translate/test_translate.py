@@ -253,10 +253,14 @@ def test_rows_in_quarantine_are_no_data(tmp_path: Path) -> None:
     assert sources.resolve(Data(path=[str(tmp_path / "sets")])) == [done, held]
 
 
-def test_a_run_is_no_folder_of_data(run: Run, tmp_path: Path) -> None:
+def test_a_run_is_the_rows_that_were_collected_of_it(run: Run, tmp_path: Path) -> None:
     run(write(tmp_path / "a.jsonl", [{"text": "a"}]))
-    with pytest.raises(HalaError, match=r"runs/test is a run, not data \(`hala collect .*runs/test`, then .*final\)"):
-        sources.resolve(Data(path=[str(tmp_path / "runs/test")]))
+    path = tmp_path / "runs/test"
+    assert sources.resolve(Data(path=[str(path)])) == [path / "final/data/train-00000-of-00001.parquet"]
+    (path / "final").rename(tmp_path / "elsewhere")
+    said = r"runs/test is a run whose rows are not collected \(`hala collect .*runs/test` makes its rows data\)"
+    with pytest.raises(HalaError, match=said):
+        sources.resolve(Data(path=[str(path)]))
 
 
 @pytest.mark.parametrize("is_marked", [True, False])

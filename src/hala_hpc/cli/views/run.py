@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hala_hpc.cli import common
-from hala_hpc.cli.views import training
+from hala_hpc.cli.views import mix, training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
@@ -23,6 +23,7 @@ from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
 from hala_hpc.slurm.commands import counted
 from hala_hpc.slurm.queue import Queue, QueueView
+from hala_hpc.tasks.mix import counts
 
 OLD_SECONDS = 1.0
 """The run is read anew after a longer wait for Slurm."""
@@ -32,7 +33,8 @@ MOST_WORKERS = 20
 
 @dataclass(frozen=True)
 class RunView:
-    """Everything that is shown of a run. ``progress`` is None for what is not a training.
+    """Everything that is shown of a run. ``progress`` is None for what is not a training, ``mixed`` empty for what is
+    not a finished mix.
 
     ``changed`` is what differs since it was planned, ``slurm`` what the recipe asks of Slurm by now.
     """
@@ -42,6 +44,7 @@ class RunView:
     queue: Queue
     changed: Mapping[str, tuple[Any, Any]]
     slurm: Mapping[str, Any]
+    mixed: Sequence[counts.Line] = ()
 
     @classmethod
     def read(cls, path: Path, queue: QueueView) -> "RunView":
@@ -52,7 +55,8 @@ class RunView:
         if time.monotonic() - began > OLD_SECONDS:  # the numbers are to be those of now
             state = lookup.state_of(path)
         slurm = now.get("site", {}).get("slurm", {})
-        return cls(state, training.read(path, state), tasks, frozen.differing(before, now), slurm)
+        changes, mixed = frozen.differing(before, now), counts.read(path / "final")
+        return cls(state, training.read(path, state), tasks, changes, slurm, mixed)
 
     @property
     def finished(self) -> bool:
@@ -63,6 +67,7 @@ class RunView:
         record = asdict(self.state) | {"finished": self.finished, "jobs": counted(self.queue.tasks)}
         record |= {"slurm_answers": not self.queue.silence, "ends": dict(ends)}
         record |= {"changed": {key: new for key, (_, new) in self.changed.items()}}
+        record |= {"mix": self.mixed} if self.mixed else {}
         if self.progress is not None:
             record |= {"seconds_left": self.progress.seconds_left} | self.progress.as_json()
         return record
@@ -73,6 +78,7 @@ class RunView:
         done = self.progress.done_share if self.progress else state.rows_done / state.rows
         bar.add_row(ProgressBar(total=1.0, completed=done, width=80))
         parts: list[Any] = [bar, common.facts(_facts(self))]
+        parts += [mix.table(self.mixed)] if self.mixed else []
         wholes = {worker.part_of for worker in state.workers}
         alive = [worker for worker in state.workers if worker.alive and worker.worker not in wholes]
         if alive and self.progress is None:

@@ -237,7 +237,10 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
         )
     if path.is_dir():
         if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
-            raise HalaError(f"data.path: {entry} is a run, not data", f"`hala collect {entry}`, then {path / 'final'}")
+            if not (path / "final" / "data").is_dir():
+                hint = f"`hala collect {entry}` makes its rows data"
+                raise HalaError(f"data.path: {entry} is a run whose rows are not collected", hint)
+            path /= "final"
         return [(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
     if data.hub_config is not None:
         raise HalaError(f"data.hub_config: {entry} is not a folder, and only folders have it", "data.hub_config=null")

@@ -52,7 +52,7 @@ class Rows:
         """``places`` fill the prompt's own places beside that of the text."""
         options = self._options
         words = {"source": options.source, "target": options.target}
-        filled, span = prompts.render(options.prompt, text, words, places)
+        filled, span = prompts.render(options.prompt, {**places, "text": text}, **words)
         if not options.chat:
             return request(filled, self._sampling, span)
         system = [Message("system", prompts.filled(options.system, words))] if options.system else []
