@@ -11,12 +11,12 @@ texts = st.text() | st.sampled_from(["{text}", "{target}", "{}", "{source}{text}
 
 @given(text=texts)
 def test_the_text_goes_in_untouched(text: str) -> None:
-    filled, (start, end) = render("To {target}: [{text}] of {source}", text, source="A", target="B")
+    filled, (start, end) = render("To {target}: [{text}] of {source}", {"text": text}, source="A", target="B")
     assert filled == f"To B: [{text}] of A" and filled[start:end] == text
 
 
 def test_other_braces_mean_nothing() -> None:
-    assert render('{"a": {b}} {text} {c}', "x", source="A")[0] == '{"a": {b}} x {c}'
+    assert render('{"a": {b}} {text} {c}', {"text": "x"}, source="A")[0] == '{"a": {b}} x {c}'
 
 
 @pytest.mark.parametrize(("template", "count"), [("", 0), ("{ text }", 0), ("{text} {text}", 2)])

@@ -51,7 +51,7 @@ TAIL = 64
 SHARED = ("temperature", "top_p", "top_k", "frequency_penalty", "repetition_penalty")
 """What requests and vLLM call by one name."""
 
-ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True)
+ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True, weighs_choices=True)
 
 
 @dataclass

@@ -10,22 +10,24 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final
 
-TEXT = "{text}"
+
+def problem_of(template: str, names: Sequence[str] = ("text",)) -> str | None:
+    """Why a prompt template cannot be used; None where it can. ``names`` are those of the texts that it must hold."""
+    counts = {f"{{{name}}}": template.count(f"{{{name}}}") for name in names}
+    odd = next((word for word, count in counts.items() if count != 1), None)
+    return None if odd is None else f"holds {odd} {counts[odd]} times, it must hold it once"
 
 
-def problem_of(template: str) -> str | None:
-    """Why a prompt template cannot be used; None where it can."""
-    count = template.count(TEXT)
-    return None if count == 1 else f"holds {TEXT} {count} times, it must hold it once"
+def render(template: str, texts: Mapping[str, str], **words: str) -> tuple[str, tuple[int, int]]:
+    """A template with named texts and words filled in, and from where to where the texts stand in it.
 
-
-def render(template: str, text: str, **words: str) -> tuple[str, tuple[int, int]]:
-    """A template with ``{text}`` and the named words filled in, and from where to where the text stands in it.
-
-    Braces anywhere else, also in the text, mean nothing.
+    Between two texts stands what the template has there; none of it may be a control token. Braces anywhere else, also
+    in the texts, mean nothing.
     """
-    before, after = (_filled(part, words) for part in template.split(TEXT))
-    return f"{before}{text}{after}", (len(before), len(before) + len(text))
+    parts = re.split(rf"\{{({'|'.join(map(re.escape, texts))})\}}", template)  # words and names in turn
+    filled = [texts[part] if at % 2 else _filled(part, words) for at, part in enumerate(parts)]
+    written = "".join(filled)
+    return written, (len(filled[0]), len(written) - len(filled[-1]))
 
 
 def _filled(part: str, words: dict[str, str]) -> str:

@@ -25,6 +25,8 @@ from hala_hpc.slurm.queue import Queue, QueueView
 
 OLD_SECONDS = 1.0
 """The run is read anew after a longer wait for Slurm."""
+REJECTED: Final = "rejected: "
+"""Begins the names under which workers count rows that they judged."""
 MOST_WORKERS = 20
 """Shown one by one."""
 
@@ -132,13 +134,20 @@ def jobs_in(queue: Queue) -> str:
 
 
 def _noted(state: Status) -> str:
-    """What workers did to texts on their way to the model and back."""
+    """What workers did to texts on their way to the model and back, and which rows a judge rejected."""
     kinds = {
         "thoughts": ("answer", "had thinking in front, which is left out"),
         "escaped": ("prompt", "held names of control tokens, sent as text"),
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
-    return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
+    notes = [f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind]]
+    rejected = Counter[str]()
+    for worker in state.workers:
+        rejected.update({name: count for name, count in worker.counts.items() if name.startswith(REJECTED)})
+    if rejected:
+        reasons = ", ".join(f"{count:,} {name.removeprefix(REJECTED)}" for name, count in rejected.most_common())
+        notes.append(f"{plural(rejected.total(), 'row')} rejected ({reasons})")
+    return "; ".join(notes)
 
 
 def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:

@@ -64,8 +64,8 @@ def _examples(run: ReportedRun, output: Path) -> Iterator[Example]:
         new = [name for name in file.schema_arrow.names if name not in given and not name.startswith("hala_")]
         for batch in file.iter_batches(batch_size=64):
             for row in to_rows(pa.Table.from_batches([batch])):
-                if row.get(ERROR) is None:
-                    yield Example(f"row {row[ROW]:,}", tuple(_texts(row, new, suffix)))
+                if row.get(ERROR) is None and (texts := tuple(_texts(row, new, suffix))):
+                    yield Example(f"row {row[ROW]:,}", texts)
 
 
 def _texts(row: Mapping[str, object], new: Sequence[str], suffix: str) -> list[tuple[str, str]]:

@@ -138,7 +138,7 @@ class Rows:
 
     def _request(self, text: str) -> Request:
         options = self._options
-        filled, span = prompts.render(options.prompt, text, source=options.source, target=options.target)
+        filled, span = prompts.render(options.prompt, {"text": text}, source=options.source, target=options.target)
         if not options.chat:
             return request(filled, self._sampling, span)
         system = [Message("system", options.system)] if options.system else []

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,8 @@ class RowTask(Task, ABC):
     suffix = ".parquet"
     cuts_texts = False
     """Whether texts are cut to what fits, so that none is too long for a model."""
+    asks = True
+    """Whether rows ask a model: else no engine is started, and no GPU asked for."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -115,6 +117,11 @@ class RowTask(Task, ABC):
             tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
         tally.conclude(cut.facts)
         return replace(cut, facts=replace(cut.facts, notes=dict(tally.notes)))
+
+    def counts(self, new: Row) -> Iterable[str]:
+        """Names under which a row that is done, by its new columns, is counted for `hala status`."""
+        del new
+        return ()
 
     def checker(self, facts: Facts) -> CheckShard:
         """Every row once, in order, its input unchanged."""
