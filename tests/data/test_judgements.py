@@ -28,7 +28,12 @@ def test_auc_by_hand() -> None:
 def table(*rows: tuple[Any, float | None, str]) -> pa.Table:
     return pa.Table.from_pylist(
         [
-            {"meta": {"good": good}, SCORE: score, VERDICT: {"keep": not why, "reason": why}, "hala_error": None}
+            {
+                "meta": {"good": good},
+                SCORE: score,
+                VERDICT: {"keep": not why, "reason": why, "mass": score and 0.5},
+                "hala_error": None,
+            }
             for good, score, why in rows
         ]
         + [{"meta": {"good": 1}, SCORE: None, VERDICT: None, "hala_error": "thinking: no end"}]
@@ -50,6 +55,7 @@ def test_counts_and_calibration_by_hand() -> None:
         "kept": "3 of 6",
         "rejected: score": "2",
         "rejected: length": "1",
+        "probability of a verdict, mean": "0.5000 of 5 rows",
         "AUC": "0.7500 (3 good and 2 bad rows, by `meta.good`)",
         "good rows kept": "0.6667",
         "bad rows rejected": "0.5000",
@@ -59,7 +65,8 @@ def test_counts_and_calibration_by_hand() -> None:
 def test_without_labels_there_are_counts_alone() -> None:
     judgements = Judgements()
     judgements.add(table(*ROWS))
-    assert dict(judgements.facts()) == {"kept": "3 of 6", "rejected: score": "2", "rejected: length": "1"}
+    assert list(judgements.facts())[:3] == [("kept", "3 of 6"), ("rejected: score", "2"), ("rejected: length", "1")]
+    assert [name for name, _ in judgements.facts()][3:] == ["probability of a verdict, mean"]
     assert (judgements.auc, judgements.share(good=True), judgements.at(0.5)) == (None, None, None)
     assert dict(Judgements().facts()) == {}
 

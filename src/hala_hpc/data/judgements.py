@@ -23,6 +23,8 @@ SCORE: Final = "hala_judge"
 VERDICT: Final = "hala_verdict"
 """Column: whether to ``keep`` the row, the ``reason`` if not, and what that rests on."""
 KEPT: Final = "kept"
+REJECTED: Final = "rejected: "
+"""Begins the names under which rows that are not kept are counted, before the reason."""
 SCORED: Final = "score"
 """The reason of rows whose score is below the threshold; any other is the name of a rule."""
 
@@ -57,7 +59,8 @@ class Judgements:
     """Counts over judged rows; ``label`` is the column that says which of them are known to be good or bad.
 
     ``reasons`` counts verdicts (``kept``, or why not), ``chosen`` the columns that had the best of several candidates,
-    ``known`` the labelled rows as (good, kept), ``scored`` those that a model was asked about.
+    ``known`` the labelled rows as (good, kept), ``scored`` those that a model was asked about, ``mass`` the sum
+    of the probabilities that it gave to verdicts.
     """
 
     label: str | None = None
@@ -65,6 +68,7 @@ class Judgements:
     chosen: Counter[str] = field(default_factory=Counter)
     known: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     scored: int = 0
+    mass: float = 0.0
     _scores: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
 
     @classmethod
@@ -81,7 +85,9 @@ class Judgements:
         for row in to_rows(table.select(self.columns(table.schema))):
             verdict: dict[str, Any] = row[VERDICT]
             self.reasons[KEPT if verdict["keep"] else verdict["reason"]] += 1
-            self.scored += row[SCORE] is not None
+            if row[SCORE] is not None:
+                self.scored += 1
+                self.mass += verdict["mass"]
             self.chosen.update(filter(None, [verdict.get("chosen")]))
             good = label_of(row, self.label) if self.label else None
             if good is not None:
@@ -120,8 +126,10 @@ class Judgements:
         if not self.reasons:
             return
         yield "kept", f"{self.reasons[KEPT]:,} of {self.reasons.total():,}"
-        yield from ((f"rejected: {why}", f"{count:,}") for why, count in self.reasons.most_common() if why != KEPT)
+        yield from ((f"{REJECTED}{why}", f"{count:,}") for why, count in self.reasons.most_common() if why != KEPT)
         yield from ((f"best: {column}", f"{count:,}") for column, count in self.chosen.most_common())
+        if self.scored:
+            yield "probability of a verdict, mean", f"{self.mass / self.scored:.4f} of {self.scored:,} rows"
         if self.known:
             good, bad = (sum(self.known[kind, keep] for keep in (True, False)) for kind in (True, False))
             yield "AUC", f"{_shown(self.auc)} ({good:,} good and {bad:,} bad rows, by `{self.label}`)"

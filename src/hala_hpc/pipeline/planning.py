@@ -201,7 +201,7 @@ def check(recipe: Recipe) -> Task:
     task = registry.create(recipe)
     if asks(task):
         engines.check(recipe)
-    else:
+    elif task.loop != ROWS:
         _refuse_unused(recipe)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
     loads_model = engines.abilities(recipe.engine.kind).loads_model if asks(task) else task.loop != ROWS

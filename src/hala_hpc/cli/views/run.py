@@ -17,6 +17,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
+from hala_hpc.data.judgements import REJECTED
 from hala_hpc.pipeline import lookup
 from hala_hpc.run.status import Status, WorkerStatus
 from hala_hpc.slurm import queue as jobs
@@ -25,8 +26,6 @@ from hala_hpc.slurm.queue import Queue, QueueView
 
 OLD_SECONDS = 1.0
 """The run is read anew after a longer wait for Slurm."""
-REJECTED: Final = "rejected: "
-"""Begins the names under which workers count rows that they judged."""
 MOST_WORKERS = 20
 """Shown one by one."""
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.data.columns import reach
-from hala_hpc.data.judgements import KEPT, SCORE, VERDICT, Judgements
+from hala_hpc.data.judgements import KEPT, REJECTED, SCORE, VERDICT, Judgements
 from hala_hpc.data.schema import Row, to_rows
 from hala_hpc.data.shards import ERROR, ROW
 from hala_hpc.report import table
@@ -52,8 +52,11 @@ def section(run: ReportedRun, examples: int) -> Section | None:
 
 def _verdicts(name: str, judgements: Judgements, note: str) -> table.Table:
     total = judgements.reasons.total()
-    counts = [(why if why == KEPT else f"rejected: {why}", count) for why, count in judgements.reasons.most_common()]
+    counts = [(why if why == KEPT else f"{REJECTED}{why}", count) for why, count in judgements.reasons.most_common()]
     counts += [(f"best: {column}", count) for column, count in judgements.chosen.most_common()]
+    if judgements.scored:
+        mean = judgements.mass / judgements.scored
+        note = f"The model gave the verdicts {mean:.3f} of its probability, on average. {note}"
     rows: list[table.Row] = [[why, count, Cell(100 * count / total)] for why, count in counts]
     return table.of(f"verdicts-{name}", "Verdicts", ["verdict", "rows", "%"], rows, note)
 

@@ -17,7 +17,7 @@ from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data import shapes
 from hala_hpc.data.columns import EACH, OF, reach
 from hala_hpc.data.files.readers import what
-from hala_hpc.data.judgements import SCORE, SCORED, VERDICT, label_of
+from hala_hpc.data.judgements import REJECTED, SCORE, SCORED, VERDICT, label_of
 from hala_hpc.data.schema import Fields, Row
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.tasks.judge.forms import FORMS, Form
@@ -72,7 +72,7 @@ class Judge(RowTask):
 
     def counts(self, new: Row) -> Iterable[str]:
         verdict = new[VERDICT]
-        return () if verdict["keep"] else (f"rejected: {verdict['reason']}",)
+        return () if verdict["keep"] else (f"{REJECTED}{verdict['reason']}",)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _language(name: str) -> Language:
         raise HalaError(f"task: no language is called '{error.args[0]}'", "its English name or code") from error
 
 
+ROUNDING: Final = 1e-9
+"""So far apart two scores may be that are the same but for rounding: 0.7 and 1 - 0.3, a draw in both orders."""
 VERDICTS: Final[list[tuple[str, pa.DataType]]] = [
     ("keep", pa.bool_()),
     ("reason", pa.string()),
@@ -196,6 +198,9 @@ class Rows:
         asked = (*system, Message("user", filled)) if options.chat else filled
         return request(asked, self._sampling, span, tuple(self._manner.verdicts))
 
+    def _reason(self, score: float) -> str:
+        return "" if score >= self._options.threshold - ROUNDING else SCORED
+
     def _expected(self, completions: Sequence[Completion]) -> list[tuple[float, float]]:
         """Value and mass of each answer. Raises RowError where one failed."""
         texts_of(completions)
@@ -227,8 +232,7 @@ class Graded(Rows):
         answers = self._expected((yield [self._request(prompt, texts) for prompt in manner.prompts]))
         scores = [value for value, _ in answers]
         score = combined(scores, self._options.outliers)
-        reason = "" if score >= self._options.threshold else SCORED
-        return {SCORE: score, VERDICT: _verdict(reason, (), scores, fmean(mass for _, mass in answers))}
+        return {SCORE: score, VERDICT: _verdict(self._reason(score), (), scores, fmean(mass for _, mass in answers))}
 
 
 class Compared(Rows):
@@ -268,11 +272,11 @@ class Compared(Rows):
         sent = [self._request(prompt, (original, *(candidates[place] for place in order))) for prompt, order in asked]
         answers = self._expected((yield sent))
         scores = {place: self._wins(place, orders, [value for value, _ in answers]) for place in left}
-        best = max(left, key=lambda place: combined(scores[place], self._options.outliers))
-        score = combined(scores[best], self._options.outliers)
-        reason = "" if score >= self._options.threshold else SCORED
+        means = {place: combined(own, self._options.outliers) for place, own in scores.items()}
+        best = next(place for place in left if means[place] >= max(means.values()) - ROUNDING)
         mass = fmean(mass for _, mass in answers)
-        return self._row(best, candidates, score, _verdict(reason, flags, scores[best], mass))
+        verdict = _verdict(self._reason(means[best]), flags, scores[best], mass)
+        return self._row(best, candidates, means[best], verdict)
 
     def _wins(self, place: int, orders: Sequence[tuple[int, int]], values: Sequence[float]) -> list[float]:
         """Of each wording, how often a candidate is better than another that differs from it."""
