@@ -144,7 +144,8 @@ def _noted(state: Status) -> str:
     for worker in state.workers:
         rejected.update({name: count for name, count in worker.counts.items() if name.startswith(REJECTED)})
     if rejected:
-        reasons = ", ".join(f"{count:,} {name.removeprefix(REJECTED)}" for name, count in rejected.most_common())
+        ranked = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count:,} {name.removeprefix(REJECTED)}" for name, count in ranked)
         notes.append(f"{plural(rejected.total(), 'row')} rejected ({reasons})")
     return "; ".join(notes)
 
