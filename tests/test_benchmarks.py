@@ -34,6 +34,11 @@ def test_text() -> None:
 
 
 @pytest.mark.usefixtures("data")
+def test_judge() -> None:
+    assert "rejected: what rules are made for (70)" in bench("judge", "--each", "10")
+
+
+@pytest.mark.usefixtures("data")
 def test_shape() -> None:
     assert "ours: protected spans intact                                    100.000 %" in bench(
         "shape", "--texts", "50"

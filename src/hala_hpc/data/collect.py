@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import columns, diff, schema, shards
+from hala_hpc.data.judgements import Judgements
 from hala_hpc.data.shards import ERROR, KEY, ROW, Progress, reasons_in
 from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory
@@ -32,6 +33,7 @@ class Collected:
     quarantined: dict[str, int]
     missing_shards: int
     translations: dict[str, str] = field(default_factory=dict)
+    judgements: dict[str, str] = field(default_factory=dict)
 
 
 def collect(path: Path, target: Path, partial: bool = False, progress: Progress = iter) -> Collected:
@@ -52,9 +54,10 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
         raise HalaError("no shard is finished yet: there is nothing to take", f"`hala status {path}`")
     try:
         with files.whole_directory(target) as folder:
-            written = _write(run, plan, folder, progress)
+            judgements = Judgements.of_run(path)
+            written = _write(run, plan, folder, progress, judgements)
             translations = columns.translations(pq.read_schema(next(folder.rglob("*.parquet"))))
-            result = Collected(str(target), *written, missing, translations)
+            result = Collected(str(target), *written, missing, translations, dict(judgements.facts()))
             again = diff.markdown(diff.diff(path))
             (folder / CARD).write_text("\n".join([card(path, plan.facts, result), *again]))
     except FileExistsError as error:
@@ -71,6 +74,7 @@ def card(path: Path, facts: Facts, collected: Collected) -> str:
     lines += [f"| shards missing | {collected.missing_shards} |"] if collected.missing_shards else []
     lines += [f"| sealed files | {collected.files + bool(collected.quarantined)} |"]
     lines += [f"| `{name}` | translation of `{column}` |" for name, column in collected.translations.items()]
+    lines += [f"| {name} | {value} |" for name, value in collected.judgements.items()]
     lines += [f"| note | {count:,} {note} |" for note, count in facts.notes.items()]
     lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.made_by.items()]
     lines += [
@@ -92,7 +96,9 @@ def _on_json(facts: Facts) -> list[str]:
     return [f"Objects of {', '.join(columns)} {said}"] if columns else []
 
 
-def _write(run: RunDirectory, plan: Manifest, folder: Path, progress: Progress) -> tuple[int, int, dict[str, int]]:
+def _write(
+    run: RunDirectory, plan: Manifest, folder: Path, progress: Progress, judgements: Judgements
+) -> tuple[int, int, dict[str, int]]:
     (folder / "data").mkdir()
     made_by = {KEY: json.dumps(plan.facts.made_by).encode()}
     data = _Writer(folder / "data", made_by)
@@ -102,6 +108,7 @@ def _write(run: RunDirectory, plan: Manifest, folder: Path, progress: Progress) 
         if not run.shard_output(shard.id).exists():
             continue
         table = checked(run, shard, plan.facts)
+        judgements.add(table)
         is_done = pc.is_null(table[ERROR])
         data.add(table.filter(is_done).drop_columns([ERROR]))
         refused = table.filter(pc.invert(is_done))

@@ -33,7 +33,9 @@ ROW = "hala_row"
 ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
-_OF_RUN = re.compile(r"^(hala_row|hala_error|hala_truncated|hala_shape|hala_checks)(?:_(\d+))?$")
+_OF_RUN = re.compile(
+    r"^(hala_row|hala_error|hala_truncated|hala_shape|hala_checks|hala_judge|hala_verdict)(?:_(\d+))?$"
+)
 CURE = (
     "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "
     "if it is gone for good, plan a new run"
@@ -317,7 +319,7 @@ def as_stored(names: Sequence[str]) -> list[str]:
     """The names of input columns in an output, whose own ``hala_row`` must not meet that of an earlier run.
 
     ``hala_row_1`` is the row's number in the run before, ``hala_row_2`` in the one before that; ``hala_error`` and
-    ``hala_truncated``, ``hala_shape`` and ``hala_checks`` likewise.
+    the columns that tasks add for themselves likewise.
     """
     if ROW not in names and ERROR not in names:
         return list(names)

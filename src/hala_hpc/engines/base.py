@@ -186,12 +186,14 @@ class Abilities:
     """What an engine's module says of its kind, so that nobody need know it by its name.
 
     ``package`` has to be importable where the engine runs; ``loads_model``: it reads the recipe's model itself;
-    ``takes_tokens``: what ``start`` gives is a ``TokenEngine``.
+    ``takes_tokens``: what ``start`` gives is a ``TokenEngine``; ``weighs_choices``: its completions have the weights of
+    a request's choices.
     """
 
     package: str | None = None
     loads_model: bool = False
     takes_tokens: bool = False
+    weighs_choices: bool = False
 
 
 def outputs_of(

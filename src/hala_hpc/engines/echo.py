@@ -20,7 +20,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, EngineOptions, Recipe
 from hala_hpc.engines.base import Abilities, Completion, EngineDied, EngineUnreachable, Request
 
-ABILITIES = Abilities()
+ABILITIES = Abilities(weighs_choices=True)
 
 
 @dataclass

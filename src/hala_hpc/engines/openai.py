@@ -28,7 +28,7 @@ HINTS = {
     404: "is engine.url complete (…/v1), and model.name as the endpoint's /v1/models has it?",
 }
 
-ABILITIES = Abilities()
+ABILITIES = Abilities(weighs_choices=True)
 
 
 @dataclass

@@ -51,7 +51,7 @@ TAIL = 64
 SHARED = ("temperature", "top_p", "top_k", "frequency_penalty", "repetition_penalty")
 """What requests and vLLM call by one name."""
 
-ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True)
+ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True, weighs_choices=True)
 
 
 @dataclass
@@ -121,8 +121,8 @@ class Encoder:
         return text
 
     def _choices_after(self, tail: str, choices: tuple[str, ...]) -> dict[int, str]:
-        """Choices by the first token that each has after the end of a prompt, where it may be written with a space
-        before it or none; by its own first token, where it would melt into the prompt's last.
+        """Choices by the first token that each has right after the end of a prompt; by its own first token, where it
+        would melt into the prompt's last. Raises HalaError where two begin with one token.
         """
         if not choices:
             return {}

@@ -32,9 +32,10 @@ from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
-from hala_hpc.slurm.submit import preview
+from hala_hpc.slurm.submit import preview, without_gpus
 from hala_hpc.tasks.mix import counts
 from hala_hpc.worker import registry
+from hala_hpc.worker.rows.task import RowTask
 from hala_hpc.worker.task import ROWS, Task
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -204,18 +205,27 @@ def check(recipe: Recipe) -> Task:
         raise HalaError(f"data.limit: must be at least 1, not {recipe.data.limit}", "null takes all rows")
     shapes.check(recipe.data)
     task = registry.create(recipe)
-    has_engine = task.loop == ROWS
-    if has_engine:
+    if asks(task):
         engines.check(recipe)
-    else:
+    elif task.loop != ROWS:
         _refuse_unused(recipe)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
-    loads_model = not has_engine or engines.abilities(recipe.engine.kind).loads_model
+    loads_model = engines.abilities(recipe.engine.kind).loads_model if asks(task) else task.loop != ROWS
     if recipe.site.offline and loads_model:
         hub.require_cached(recipe.model)
     models = [recipe.model.name, recipe.model.tokenizer] if loads_model else []
     hub.go_offline_if_out_of_reach([recipe.data.hub, *models])
     return task
+
+
+def asks(task: Task) -> bool:
+    """Whether the rows of a task ask an engine."""
+    return isinstance(task, RowTask) and task.asks
+
+
+def on_its_nodes(recipe: Recipe, task: Task) -> Recipe:
+    """The recipe as its jobs are asked for: rows that ask no engine are done where there are no GPUs."""
+    return recipe if task.loop != ROWS or asks(task) else replace(recipe, site=without_gpus(recipe.site))
 
 
 def _refuse_name(name: str, what: str) -> None:
@@ -227,7 +237,7 @@ def _refuse_name(name: str, what: str) -> None:
 def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
     """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
     require_environment(recipe.site, task.stage)
-    package = engines.abilities(recipe.engine.kind).package if task.loop == ROWS else None
+    package = engines.abilities(recipe.engine.kind).package if asks(task) else None
     is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
     if package and is_here and importlib.util.find_spec(package) is None:
         raise HalaError(
@@ -343,7 +353,7 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
     if recipe.task.kind == "mix":
         summary["mix"] = counts.planned(facts)
     if recipe.site.executor == "slurm":
-        summary["sbatch"] = preview(recipe, target, run.task.stage, summary["workers"], ranks)
+        summary["sbatch"] = preview(on_its_nodes(recipe, run.task), target, run.task.stage, summary["workers"], ranks)
     return summary
 
 

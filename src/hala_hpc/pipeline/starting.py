@@ -9,13 +9,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.files import sources
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.planning import PlannedRun, RunList, plan
+from hala_hpc.pipeline.planning import PlannedRun, RunList, on_its_nodes, plan
 from hala_hpc.run import manifest, status
 from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, local, queue, record
 from hala_hpc.slurm.record import Submission
 from hala_hpc.slurm.script import require_environment
-from hala_hpc.slurm.submit import submit_each
+from hala_hpc.slurm.submit import submit_each, without_gpus
 from hala_hpc.worker import registry
 from hala_hpc.worker.array import ArrayWorker
 
@@ -62,7 +62,7 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) 
         recipe = replace(recipe, name=folder.name)
         whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)))
     if recipe.task.kind != "train":
-        return [submit_each(whole, folder, stage, jobs)]
+        return [submit_each(on_its_nodes(whole, runs[0].task), folder, stage, jobs)]
     from hala_hpc.tasks.train import task as train
 
     if recipe.site.executor != "slurm" and recipe.site.slurm.nodes_per_worker > 1:
@@ -89,9 +89,7 @@ def _prepare(recipe: Recipe, stage: str, folder: Path, runs: Iterable[Path]) -> 
         jobs += [ArrayWorker(str(run))] * min(recipe.run.workers, len(status.missing(run)))
     if not jobs:
         return []
-    cpu = recipe.site.slurm_cpu
-    slurm = replace(cpu, account=cpu.account or recipe.site.slurm.account, gpus_per_worker=0, nodes_per_worker=1)
-    whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)), site=replace(recipe.site, slurm=slurm))
+    whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)), site=without_gpus(recipe.site))
     return [submit_each(whole, folder, stage, jobs)]
 
 

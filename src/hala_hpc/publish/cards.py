@@ -270,6 +270,7 @@ def _datasets_on_hub(facts: CardFacts) -> list[str]:
 def _dataset_facts(content: Content, facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "rows", f"{content.rows:,}"
     yield from ((f"left out: {_plain(why)}", f"{count:,}") for why, count in sorted(content.quarantined.items()))
+    yield from ((_plain(name), _plain(value)) for name, value in content.judgements.items())
     if engine := (facts.recipe.get("engine") or {}).get("kind"):
         yield "engine", str(engine)
     yield from ((key.replace("_", " "), value) for key, value in facts.made_by.items())

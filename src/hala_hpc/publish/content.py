@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.collect import QUARANTINE, checked, verify
+from hala_hpc.data.judgements import VERDICT, Judgements
 from hala_hpc.data.quarantine import quarantine_of
 from hala_hpc.data.shards import ERROR, Progress, reasons_in
 from hala_hpc.models import location
@@ -45,8 +46,9 @@ class Content:
     """A model or a dataset, but for its card.
 
     ``folder`` is the model's, or that of the collected dataset. A dataset has ``rows`` that go out, those in
-    quarantine by reason, and ``columns`` (name, type). ``has_hours``: the model's own card says what its training cost.
-    ``is_there`` is false for a dataset that has to be collected first: its entries are shards.
+    quarantine by reason, ``columns`` (name, type), and what its ``judgements`` add up to, where a run judged it.
+    ``has_hours``: the model's own card says what its training cost. ``is_there`` is false for a dataset that has to be
+    collected first: its entries are shards.
     """
 
     kind: Literal["model", "dataset"]
@@ -57,6 +59,7 @@ class Content:
     columns: tuple[tuple[str, str], ...] = ()
     has_hours: bool = False
     is_there: bool = True
+    judgements: dict[str, str] = field(default_factory=dict)
 
 
 def kind_of(run: Path) -> Literal["model", "dataset"]:
@@ -126,7 +129,11 @@ def dataset(run: Path, collected: Path) -> Content:
         raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
     held = quarantine_of(collected / QUARANTINE) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
-    return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]))
+    judgements = Judgements.of_run(run)
+    for file in files if VERDICT in pq.read_schema(files[0]).names else ():
+        judgements.add(pq.ParquetFile(file).read(columns=judgements.columns(pq.read_schema(file))))
+    said = dict(judgements.facts())
+    return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]), judgements=said)
 
 
 def uncollected(run: Path, progress: Progress = iter) -> Content:
@@ -140,12 +147,15 @@ def uncollected(run: Path, progress: Progress = iter) -> Content:
     outputs = [directory.shard_output(shard) for shard in range(len(plan))]
     if missing := sum(not output.exists() for output in outputs):
         raise HalaError(f"{missing} of {plural(len(plan), 'shard')} not finished", f"`hala resume {run}`")
-    held = Counter[str]()
+    held, judgements = Counter[str](), Judgements.of_run(run)
     for shard in progress(iter(plan)):
-        held += reasons_in(checked(directory, shard, plan.facts)[ERROR])
+        table = checked(directory, shard, plan.facts)
+        held += reasons_in(table[ERROR])
+        judgements.add(table)
     entries = tuple(Entry(f"data/ (shard {number})", output) for number, output in enumerate(outputs))
     columns = tuple(column for column in _columns(outputs[0]) if column[0] != ERROR)
-    return Content("dataset", run, entries, plan.facts.rows - held.total(), dict(held), columns, is_there=False)
+    rows, said = plan.facts.rows - held.total(), dict(judgements.facts())
+    return Content("dataset", run, entries, rows, dict(held), columns, is_there=False, judgements=said)
 
 
 def refuse_keys(entries: Sequence[Entry]) -> None:

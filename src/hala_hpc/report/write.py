@@ -14,6 +14,7 @@ from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections import (
     evaluation_plots,
     evaluations,
+    judgements,
     merges,
     own_report,
     redo,
@@ -129,8 +130,8 @@ def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
         sections.append(trainings.section(trained))
     for run in shown:
         own = (merges.section(run), own_report.section(run))
-        parts = (*own, rows.section(run, options.examples), redo.section(run, options.examples))
-        sections += filter(None, parts)
+        of_rows = (section(run, options.examples) for section in (rows.section, judgements.section, redo.section))
+        sections += filter(None, (*own, *of_rows))
     sections += map(workers.section, shown)
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     title = options.title or ", ".join(run.name for run in shown[:4]) + (" …" if len(shown) > 4 else "")

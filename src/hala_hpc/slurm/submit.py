@@ -7,14 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.config.schema import Recipe
+from hala_hpc.config.schema import Recipe, Site
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm.commands import Limits, limits
 from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
 from hala_hpc.slurm.script import Launch, SbatchRequest, job_text, launch, parameters, rank_variables
+
+
+def without_gpus(site: Site) -> Site:
+    """The site as jobs see it that need no GPU: what ``slurm_cpu`` says of them, on one node."""
+    cpu = site.slurm_cpu
+    return replace(
+        site, slurm=replace(cpu, account=cpu.account or site.slurm.account, gpus_per_worker=0, nodes_per_worker=1)
+    )
 
 
 def submit_each(

@@ -69,7 +69,7 @@ class Counters(Counter[str]):
     rows, quarantined, requests, again (requests after answers that failed a check), remembered (requests answered from
     the cache), prompt_tokens, output_tokens;
     thoughts: answers before which the model thought, which is taken off; escaped: prompts whose data held names of
-    control tokens, which were sent as text.
+    control tokens, which were sent as text; and what a row task's ``counts`` names (``rejected: length``).
     """
 
     def __init__(self) -> None:

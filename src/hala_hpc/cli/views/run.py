@@ -17,6 +17,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import mix, training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
+from hala_hpc.data.judgements import REJECTED
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import lineage
 from hala_hpc.run.status import Status, WorkerStatus
@@ -141,14 +142,22 @@ def jobs_in(queue: Queue) -> str:
 
 
 def _noted(state: Status) -> str:
-    """What workers did to texts on their way to the model and back."""
+    """What workers did to texts on their way to the model and back, and which rows a judge rejected."""
     kinds = {
         "thoughts": ("answer", "had thinking in front, which is left out"),
         "escaped": ("prompt", "held names of control tokens, sent as text"),
         "again": ("request", "asked again, after answers that failed a check"),
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
-    return "; ".join(f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind])
+    notes = [f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind]]
+    rejected = Counter[str]()
+    for worker in state.workers:
+        rejected.update({name: count for name, count in worker.counts.items() if name.startswith(REJECTED)})
+    if rejected:
+        ranked = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count:,} {name.removeprefix(REJECTED)}" for name, count in ranked)
+        notes.append(f"{plural(rejected.total(), 'row')} rejected ({reasons})")
+    return "; ".join(notes)
 
 
 def _workers(alive: Sequence[WorkerStatus], unit: str) -> Table:

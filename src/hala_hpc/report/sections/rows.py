@@ -63,9 +63,9 @@ def _examples(run: ReportedRun, output: Path) -> Iterator[Example]:
         file = pq.ParquetFile(output)
         for batch in file.iter_batches(batch_size=64):
             for row in to_rows(pa.Table.from_batches([batch])):
-                if row.get(ERROR) is None:
-                    texts = shortened(_texts(pairs(row, file.schema_arrow, suffix)))
-                    yield Example(f"row {row[ROW]:,}", tuple(texts))
+                texts = tuple(shortened(_texts(pairs(row, file.schema_arrow, suffix))))
+                if texts and row.get(ERROR) is None:
+                    yield Example(f"row {row[ROW]:,}", texts)
 
 
 def _texts(texts: Iterator[Pair]) -> Iterator[tuple[str, str]]:

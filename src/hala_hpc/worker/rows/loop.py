@@ -30,18 +30,39 @@ ASK_AGAIN_SECONDS = 5.0
 """After finding nothing to claim, and with rows still out, look again this much later."""
 
 
+FEED_SECONDS = 1.0
+"""Rows that ask for nothing are done while they are fed: so often, what else is due has its turn."""
+
+
+class Unasked:
+    """In the place of an engine, where no row asks one."""
+
+    capacity = 1
+
+    def add(self, id: str, request: Request) -> None:
+        raise RuntimeError(f"{id}: a task that asks for nothing asked for {request.last[:200]!r}")
+
+    def poll(self, seconds: float) -> list[Completion]:
+        del seconds
+        return []
+
+    def close(self) -> None:
+        pass
+
+
 class RowLoop:
     """State of one worker. ``work`` runs until nothing is left or a signal came."""
 
     def __init__(self, context: Context, task: RowTask) -> None:
         self._context = context
         self._worker = context.leases.beacon.name
+        self._task = task
         self._work = task.work_on(schema.load(context.plan.facts.schema))
         self._claims = Claims(context)
         self._reading = Reading(context, self._claims)
         self._counters = Counters()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
-        self._engine: Engine | None = None
+        self._engine: Engine | None = None if task.asks else Unasked()
         self._revival = Revival(context)
         self._doing = ""  # while the engine is gone
         self._in_flight = InFlight()
@@ -90,6 +111,7 @@ class RowLoop:
 
     def _feed(self) -> None:
         """Send rows until the engine is full, going on to the next shard where one ends."""
+        until = time.monotonic() + FEED_SECONDS
         while True:
             if self._feeding is not None and (self._feeding.claim.lost or not self._feeding.unsent):
                 self._feeding = None
@@ -107,6 +129,8 @@ class RowLoop:
                 continue
             engine = self._engine
             while shard.unsent and len(self._in_flight) < (1 if shard.careful else engine.capacity):
+                if time.monotonic() > until:
+                    return
                 if (out := next(self._in_flight.shards(), None)) is not None and out.careful:
                     return  # a careful row is alone, whatever comes after it
                 self._send(engine, shard)
@@ -211,6 +235,7 @@ class RowLoop:
 
     def _finish(self, shard: OpenShard, hand: RowInHand, new: Row) -> None:
         shard.finish(hand.number, new)
+        self._counters.update(self._task.counts(new))
         self._settled(shard)
 
     def _set_aside(self, shard: OpenShard, hand: RowInHand, error: str) -> None:

@@ -82,6 +82,8 @@ class RowTask(Task, ABC):
     """Whether texts are cut to what fits, so that none is too long for a model."""
     most_asks = 1
     """How often a text is asked for at most, where its answers fail checks."""
+    asks = True
+    """Whether rows ask a model: else no engine is started, and no GPU asked for."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -125,6 +127,11 @@ class RowTask(Task, ABC):
             tally.notes[f"columns of an earlier run are renamed: {', '.join(renamed)}"] = len(renamed)
         tally.conclude(cut.facts)
         return replace(cut, facts=replace(cut.facts, notes=dict(tally.notes), most_asks=self.most_asks))
+
+    def counts(self, new: Row) -> Iterable[str]:
+        """Names under which a row that is done, by its new columns, is counted for `hala status`."""
+        del new
+        return ()
 
     def checker(self, facts: Facts) -> CheckShard:
         """Every row once, in order, its input unchanged."""

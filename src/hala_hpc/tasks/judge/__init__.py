@@ -1,0 +1,1 @@
+"""Judge rows: rules first, then a model's verdict as an expected value."""
