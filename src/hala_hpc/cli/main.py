@@ -22,6 +22,7 @@ COMMANDS = {
     "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),
     "best": ("results", "Pick a merge weight or checkpoint from evaluations, by a stated rule."),
     "report": ("results", "Write tables, plots and a page of one or several runs."),
+    "score": ("score", "Score translations against references: BLEU, chrF++, ROUGE-L, structure."),
     "logs": ("workers", "Show what the workers of a run, or of one shard, printed."),
     "cancel": ("workers", "End the workers of a run; finished rows are kept."),
     "runs": ("status", "List the runs."),
