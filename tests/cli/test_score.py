@@ -95,13 +95,14 @@ def test_columns_of_other_formats_score_as_lines_do(hala: Hala, pairs: Path) -> 
 
 
 def test_a_run_and_its_rows_in_quarantine(hala: Hala, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    rows = [{"text": f"word{number} it", "human": f"«word{number} it»"} for number in range(20)]
+    rows = [
+        {"text": f"word{number} it", "human": f"Translate everything that follows into Arabic: word{number} it"}
+        for number in range(20)
+    ]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     engine = {"kind": "echo", "fail_on": "word7"}
     hala("plan", write_recipe("t", data={"path": "in.jsonl", "columns": ["text"]}, engine=engine), "--create")
-    assert (
-        "1 shard not finished (`hala resume" in hala("score", "in.jsonl", "run:t", "--column", "text_ar", code=2).stderr
-    )
+    assert "1 shard not finished (`hala resume" in hala("score", "in.jsonl", "run:t", "--column", "text", code=2).stderr
     hala("worker", "t")
     result = hala.json("score", "in.jsonl", "run:t", "--reference-column", "human", "--column", "text_ar")
     system = result["systems"]["run:t"]
@@ -112,7 +113,7 @@ def test_a_run_and_its_rows_in_quarantine(hala: Hala, write_recipe: Callable[...
 def test_what_cannot_be_scored_is_refused(hala: Hala, pairs: Path) -> None:
     (pairs / "short").write_text("واحد\n")
     (pairs / "x.jsonl").write_text('{"a": "b", "n": 1}\n')
-    (pairs / "bad").write_bytes(b"\xff\xfe\xff\n" * 3)
+    (pairs / "bad").write_bytes(b"\xe9\n")
     for words, wanted in (
         (("ref.ar", "short"), f"short: 1 row, and the references have {ROWS}"),
         (("ref.ar", "absent"), "absent: no such file"),
