@@ -11,7 +11,7 @@ from hala_hpc import __version__
 from hala_hpc.config.errors import HalaError, known
 from hala_hpc.report import page, plots, runs
 from hala_hpc.report.runs import ReportedRun
-from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, trainings, workers
+from hala_hpc.report.sections import evaluation_plots, evaluations, merges, own_report, rows, scores, trainings, workers
 from hala_hpc.report.table import Report, Section, comma_separated, latex
 from hala_hpc.report.table import markdown as table_markdown
 from hala_hpc.run import files
@@ -119,8 +119,8 @@ def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
     if trained := [run for run in shown if run.kind == "train"]:
         sections.append(trainings.section(trained))
     for run in shown:
-        parts = (merges.section(run), own_report.section(run), rows.section(run, options.examples))
-        sections += filter(None, parts)
+        parts = (merges.section(run), own_report.section(run), scores.section(run, options.examples))
+        sections += filter(None, (*parts, rows.section(run, options.examples)))
     sections += map(workers.section, shown)
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     title = options.title or ", ".join(run.name for run in shown[:4]) + (" …" if len(shown) > 4 else "")
