@@ -114,7 +114,7 @@ def _speeds(result: Scores, name: str) -> Table:
 
 
 def _lowest(run: ReportedRun, result: Scores, count: int) -> Iterator[Example]:
-    """The rows with the lowest scores of each system, by chrF++ where it was wanted: it tells short texts apart best."""
+    """The rows with the lowest scores of each system, by chrF++ where it is there: it tells short texts apart best."""
     metric = "chrf" if "chrf" in result.signatures else next(iter(result.signatures))
     try:
         rows, _ = digests.read(run.path / "final" / scores.ROWS)
