@@ -89,8 +89,12 @@ def test_columns_of_other_formats_score_as_lines_do(hala: Hala, pairs: Path) -> 
         csv.writer(file).writerows([("human",), *((text,) for text in human)])
     rows = (json.dumps({"deep": {"ar": text}}) for text in mine)
     (pairs / "x.jsonl").write_text("".join(f"{row}\n" for row in rows))
-    for references, system in (("x.parquet", "x.jsonl"), ("x.csv", "x.parquet"), ("ref.ar", "x.jsonl")):
-        named = ("--reference-column", "human", "--column", "deep.ar")
+    for references, system, *named in (
+        ("x.parquet", "x.jsonl", "--reference-column", "human"),
+        ("x.csv", "x.parquet", "--reference-column", "human"),
+        ("ref.ar", "x.jsonl"),
+    ):
+        named += ["--column", "deep.ar"]
         assert hala.json("score", references, system, *named)["systems"][system] == expected
 
 
@@ -128,5 +132,7 @@ def test_what_cannot_be_scored_is_refused(hala: Hala, pairs: Path) -> None:
         (("ref.ar", "one", "two", "--paired", "--baseline", "three"), "none of the systems"),
         (("bad", "bad"), "bad: not UTF-8"),
         (("ref.ar", "run:none"), "no run 'none'"),
+        (("ref.ar", "one", "--column", "text"), "--column: no side has columns"),
+        (("ref.ar", "x.jsonl", "--column", "a", "--source-column", "a"), "--source-column: no side has columns"),
     ):
         assert wanted in hala("score", *words, code=2).stderr, words

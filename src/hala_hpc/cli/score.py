@@ -1,9 +1,10 @@
 """``hala score``: how near translations in files, or in runs, are to references."""
 
+import functools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ from hala_hpc.text.metrics import DEFAULT, KINDS, RESAMPLES
 @click.option(
     "--metrics", "wanted", default=",".join(DEFAULT), show_default=True, help=f"Of {', '.join(KINDS)}, or all."
 )
-@click.option("--column", help="The systems' column, of files that have columns and of runs.")
+@click.option("--column", help="The column of the systems, and of the references: of files that have some, of runs.")
 @click.option("--reference-column", help="That of the references. [--column]")
 @click.option("--source", help="The texts that were translated: TreeSim is to their structure then.")
 @click.option("--source-column", help="That of --source. [--reference-column]")
@@ -67,10 +68,19 @@ def score_command(
     if against is not None and against not in systems:
         raise HalaError(f"--baseline {against} is none of the systems", did_you_mean(against, systems))
     notes: Counter[str] = Counter()
+    named = [_Side("references", references, reference_column or column)]
+    named += [_Side("systems", system, column) for system in systems]
+    if source is not None:
+        named.append(_Side("--source", source, source_column or reference_column or column))
+    for option, value, of in (
+        ("--column", column, named),
+        ("--reference-column", reference_column, [side for side in named if side.what != "systems"]),
+        ("--source-column", source_column, [side for side in named if side.what == "--source"]),
+    ):
+        if value is not None and all(texts.is_text(side.path) for side in of):
+            raise HalaError(f"{option}: no side has columns: a text file's lines are its texts", "leave it out")
     with tempfile.TemporaryDirectory() as folder:
-        named = [(references, reference_column or column), *((system, column) for system in systems)]
-        named += [(source, source_column or reference_column or column)] if source is not None else []
-        read = [_texts(name, of, Path(folder) / str(number), notes) for number, (name, of) in enumerate(named)]
+        read = [_texts(side, Path(folder) / str(number), notes) for number, side in enumerate(named)]
     outputs = dict(zip(systems, read[1:], strict=False))
     rows = texts.together(read[0], read[-1] if source is not None else None, outputs, None, "empty")
     result = _scored(rows, chosen, RESAMPLES if confidence or paired else 0, against)
@@ -87,13 +97,27 @@ def _metrics(wanted: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _texts(name: str, column: str | None, copies: Path, notes: Counter[str]) -> Texts:
-    """Raises HalaError for texts that cannot be read, beginning with their name."""
-    is_run = name.startswith(places.RUN)
-    path = lookup.find(name.removeprefix(places.RUN)) if is_run else Path(places.expanded(name, "hala score"))
-    return texts.read(
-        Column(path=[str(path)], column=None if texts.is_text(path) else column), None, copies, PlanWatch(), notes
-    )
+@dataclass(frozen=True)
+class _Side:
+    """Texts as the command line names them; ``column`` is not looked at for a text file."""
+
+    what: str
+    name: str
+    column: str | None
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """Raises HalaError for an empty name, and a run that is not there."""
+        if not self.name.strip():
+            raise HalaError(f"{self.what}: is empty", "give a file or run:NAME; a variable that is not set is empty")
+        if self.name.startswith(places.RUN):
+            return lookup.find(self.name.removeprefix(places.RUN))
+        return Path(places.expanded(self.name, self.what))
+
+
+def _texts(side: _Side, copies: Path, notes: Counter[str]) -> Texts:
+    column = None if texts.is_text(side.path) else side.column
+    return texts.read(Column(path=[str(side.path)], column=column), None, copies, PlanWatch(), notes)
 
 
 def _scored(rows: Rows, chosen: Sequence[str], resamples: int, baseline: str | None) -> Scores:

@@ -238,7 +238,9 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"key": "number"}, "there is no column 'number'"
 
 
-@pytest.mark.parametrize(("changes", "said"), refusals(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("changes", "said"), list(refusals()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_refused(sides: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str) -> None:
     monkeypatch.chdir(sides)
     with pytest.raises(HalaError, match=said):
