@@ -1,8 +1,10 @@
 """Runs of ``task.kind: score``: what they come to, what they refuse, and that a kill costs nothing."""
 
+import csv
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.score import scores
 from hala_hpc.tasks.score.task import INPUT
 from hala_hpc.worker import registry
-from tests.conftest import Hala
+from tests.conftest import ROOT, Hala
 from tests.worker import helpers
 
 PROMPT = "Translate everything that follows into Arabic: "
@@ -159,8 +161,8 @@ def runs(hala: Hala, tmp_path: Path) -> dict[str, Any]:
     translated(hala, tmp_path, "slow", seconds=0.1, capacity=4)
     translated(hala, tmp_path, "fast", fail_on="word3 ")
     return {
-        "references": {"path": "run:slow", "column": "human"},
-        "sources": {"path": "run:slow", "column": "text"},
+        "references": {"path": "run:fast", "column": "human"},
+        "sources": {"path": "run:fast", "column": "text"},
         "systems": {name: {"path": f"run:{name}", "column": "text_ar"} for name in ("slow", "fast")},
         "metrics": ["rouge_l", "tree_sim"],
     }
@@ -245,3 +247,42 @@ def test_refused(sides: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str
     monkeypatch.chdir(sides)
     with pytest.raises(HalaError, match=said):
         planned(sides, **changes)
+
+
+ENGINE = ("engine.dtype=float32", "engine.max_model_len=512", "engine.enforce_eager=true", "engine.max_num_seqs=8")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_the_recipes_on_a_tiny_model(
+    data: Path, hala: Hala, tmp_path: Path, serve_python: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    """MMLU's questions through real vLLM, twice, then scored, as the recipes of Hala's translator do it."""
+    sides = {"question": "mmlu_english/test/anatomy_test.csv", "reference": "mmlu_arabic/test/anatomy_test.csv"}
+    table = {}
+    for name, file in sides.items():
+        with (data / "arabic_bench" / file).open(encoding="utf-8") as rows:
+            table[name] = [row[0] for row in csv.reader(rows)][-12:]  # the English has a line of names at its beginning
+    pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
+    jobs = ROOT / "jobs" / "hala"
+    for name in ("translate-mmlu-before", "translate-mmlu-after"):
+        words = (f"name={name}", f"model.name={tiny_model('llama')}", f"data.path={tmp_path / 'pairs.parquet'}")
+        words += (*ENGINE, "site.slurm.gpus_per_worker=0", "sampling.max_tokens=24")
+        words += ('task.prompt="Translate from English to Arabic: {text}"',) if name.endswith("before") else ()
+        hala("plan", jobs / "translate-mmlu.yaml", "--create", *words)
+        env = {**hala.env, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        command = [serve_python, "-m", "hala_hpc.worker", tmp_path / "runs" / name]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    hala("plan", jobs / "score-translator.yaml", "--create")
+    command = [serve_python, "-m", "hala_hpc.worker", tmp_path / "runs" / "score-translator"]
+    subprocess.run(command, env=hala.env, capture_output=True, check=True)
+    hala("verify", "score-translator")
+    found = result(tmp_path / "runs" / "score-translator")
+    assert found.rows == 12 and found.baseline == "before"
+    for system in found.systems.values():
+        assert system.run is not None and system.run["output_tokens"] > 0
+        assert system.run["output_tokens_per_second"] > system.run["output_tokens"] / (system.run["hours"] * 3600)
+        assert 0 <= system.scores["chrf"].score < 30, "a random model's noise"
+    hala("report", "score-translator", "--to", "report", "--format", "md")
+    assert "### What they cost" in (tmp_path / "report" / "report.md").read_text()

@@ -16,7 +16,6 @@ from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.files import formats, opening, sources
 from hala_hpc.data.files.readers import what
 from hala_hpc.data.schema import Row, to_rows
-from hala_hpc.data.shards import ERROR
 from hala_hpc.run import manifest, status
 
 Missing = Literal["refuse", "leave_out", "empty"]
@@ -110,7 +109,10 @@ def _lines(path: Path, of: Column) -> list[str | None]:
 
 
 def _of_run(run: Path, column: str, key: str | None, watch: PlanWatch) -> Texts:
-    """The rows of a finished run. Raises HalaError for another one, and where a shard is damaged."""
+    """The rows of a finished run; one in quarantine still has the columns that it came with.
+
+    Raises HalaError for another run, and where a shard is damaged.
+    """
     directory, plan = manifest.open_run(run)
     if plan.facts.unit != "rows" or plan.facts.suffix != ".parquet":
         raise HalaError(f"{run}: has no rows that could be scored", "name a translation, or a file")
@@ -134,7 +136,7 @@ def _picked(rows: Iterator[Row], column: str, key: str | None) -> tuple[list[str
     names: dict[str, None] = {}
     for number, row in enumerate(rows):
         names |= dict.fromkeys(row)
-        value = None if row.get(ERROR) is not None else reach(row, column)
+        value = reach(row, column)
         if value is not None and not isinstance(value, str):
             raise HalaError(f"column '{column}' holds {what(value)} in row {number}, not a text")
         values.append(value)
