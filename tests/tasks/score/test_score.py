@@ -233,6 +233,9 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"systems": {"a": {"path": file}}}, "task.systems.a: .*which column"
     yield {"systems": {"a": {"path": file, "column": "thrid"}}}, "no column 'thrid' .did you mean 'third'"
     yield {"systems": {"a": {"path": file, "column": "third", "limit": 9}}}, "a: 9 rows, and the references have 200"
+    yield {"systems": {"a": {"path": file, "columns": ["third"]}}}, "columns: third: a side has one"
+    yield {"systems": {"a": {"path": file, "column": "third", "bad_rows": "set_aside"}}}, "shifts the rows after it"
+    yield {"key": "id", "systems": {"a": {"path": "lines.txt"}}}, "which column"
     yield {"metrics": ["comet"]}, "no metric 'comet'"
     yield {"metrics": []}, "task.metrics: is empty"
     yield {"baseline": "fifth"}, "no system 'fifth'"
@@ -245,6 +248,7 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
 )
 def test_refused(sides: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str) -> None:
     monkeypatch.chdir(sides)
+    (sides / "lines.txt").write_text("one\n" * 200)
     with pytest.raises(HalaError, match=said):
         planned(sides, **changes)
 

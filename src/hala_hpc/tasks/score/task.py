@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
@@ -132,8 +132,9 @@ class ScoreTask(ItemTask):
             {"path": INPUT, "original": side.origin, "rows": len(side.values), "bytes": side.bytes}
             for side in sides.values()
         ]
-        cut = cut_items("score", "systems", items, read, texts=len(rows.keys), assembled=True, notes=notes + rows.notes)
-        return replace(cut, facts=replace(cut.facts, characters=cut.facts.tokens))
+        return cut_items(
+            "score", "systems", items, read, texts=len(rows.keys), assembled=True, notes=notes + rows.notes
+        )
 
     def hub_needs(self) -> list[Data]:
         options: Options = self._recipe.task

@@ -64,10 +64,14 @@ class Rows:
 
 def read(of: Column, key: str | None, copies: Path, watch: PlanWatch, notes: Counter[str]) -> Texts:
     """The texts of a column. ``copies`` is a folder that may be made. Raises HalaError where they cannot be had."""
+    if of.columns:
+        raise HalaError(f"columns: {', '.join(of.columns)}: a side has one", "column: NAME")
+    if key is None and of.bad_rows == "set_aside":
+        raise HalaError("bad_rows: set_aside shifts the rows after it", "task.key: a column that tells rows apart")
     paths = [Path(path) for path in of.path]
     if len(paths) == 1 and (paths[0] / "manifest.parquet").is_file():
         return _of_run(paths[0].resolve(), _named(of), key, watch)
-    if of.column is None and len(paths) == 1 and is_text(paths[0]):
+    if of.column is None and key is None and len(paths) == 1 and is_text(paths[0]):
         return Texts(_lines(paths[0], of), None, str(paths[0]), paths[0].stat().st_size)
     sources.resolve(of)  # refuses what is not there before it asks for the column
     column, bad = _named(of), BadRows(of.bad_rows, notes)
