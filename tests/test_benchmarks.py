@@ -50,6 +50,11 @@ def test_mix() -> None:
     assert "duplicates left out: rensa" in bench("mix", "--rows", "2000")
 
 
+@pytest.mark.usefixtures("data")
+def test_score() -> None:
+    assert "the same numbers" in bench("score", "--rows", "100", "--times", "1")
+
+
 def test_runstate() -> None:
     assert "hala status of 2,000 shards" in bench("runstate", "--shards", "2000", "--processes", "8")
 

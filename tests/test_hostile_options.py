@@ -33,6 +33,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "publish": ("RUN", "--to=OUT", "--licence=mit", "--licence-of=r.jsonl=mit", "--dry-run"),
     "best": EVALUATION,
     "report": (*EVALUATION, "--format=csv"),
+    "score": ("file.txt", "file.txt"),
     "logs": RUN,
     "cancel": RUN,
     "runs": ("--root=ROOT",),
@@ -114,6 +115,8 @@ MEANT: dict[tuple[str, str], set[str]] = {
     ("report", "base"): {"empty"},
     ("report", "title"): ANY,
     ("report", "examples"): {"zero"},
+    ("score", "references"): {"file"},
+    ("score", "source"): {"file"},
     ("best", "to"): NAMES | {"file"},
     ("best", "base"): {"empty"},
     ("best", "seed"): {"minus", "zero"},
@@ -226,7 +229,7 @@ def asked(command: str, param: str, value: str) -> list[str]:
     if isinstance(option, click.Option):
         base = [word for word in base if not word.startswith(f"{option.opts[-1]}=") or option.multiple]
         return [*command.split(), *base, f"{option.opts[-1]}={value}"]
-    if param in ("overrides", "shard"):
+    if param in ("overrides", "shard", "systems"):
         return [*command.split(), *base, value]
     return [*command.split(), value, *base[1:]]
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),
     "best": ("results", "Pick a merge weight or checkpoint from evaluations, by a stated rule."),
     "report": ("results", "Write tables, plots and a page of one or several runs."),
+    "score": ("score", "Score translations against references: BLEU, chrF++, ROUGE-L, structure."),
     "sample": ("mending", "Show some rows of a run, side by side with their sources."),
     "explain": ("mending", "Show how one row came to be: each request, and what became of it."),
     "redo": ("mending", "Do some rows of a finished run again, as a new version of it."),

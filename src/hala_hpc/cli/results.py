@@ -33,6 +33,7 @@ PROVEN = {
     "files": "proven: every tensor is there, and every file is as it was checked and written",
     "merges": "proven: every file of every model is what was written, every weight a number",
     "benchmarks": "proven: every result is what its samples say",
+    "systems": "proven: every score is what its rows say",
     "runs": "all proven",
 }
 """By what is counted."""

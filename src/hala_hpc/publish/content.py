@@ -71,6 +71,8 @@ def kind_of(run: Path) -> Literal["model", "dataset"]:
         return "model"
     if facts.unit == "benchmarks":
         raise HalaError(f"{run.name}: scores are published with their model", f"hala publish MODEL --scores {run.name}")
+    if facts.unit == "systems":
+        raise HalaError(f"{run.name}: scores of translations", f"`hala collect {run.name}` puts them in a folder")
     raise HalaError(f"{run.name}: its shards are for a training alone", "publish the training's run")
 
 

@@ -19,6 +19,7 @@ from hala_hpc.report.sections import (
     own_report,
     redo,
     rows,
+    scores,
     trainings,
     workers,
 )
@@ -120,6 +121,10 @@ class ReportOptions:
     title: str = ""
 
 
+OF_ROWS: Final = (scores.section, rows.section, judgements.section, redo.section)
+"""Sections that show some rows as examples."""
+
+
 def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
     """The report on some runs, finished or not. Raises HalaError where ``options`` name what is not there."""
     shown = runs.read(paths)
@@ -130,7 +135,7 @@ def gather(paths: Sequence[Path], options: ReportOptions) -> Report:
         sections.append(trainings.section(trained))
     for run in shown:
         own = (merges.section(run), own_report.section(run))
-        of_rows = (section(run, options.examples) for section in (rows.section, judgements.section, redo.section))
+        of_rows = (section(run, options.examples) for section in OF_ROWS)
         sections += filter(None, (*own, *of_rows))
     sections += map(workers.section, shown)
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

@@ -60,7 +60,7 @@ class Shard:
 SCHEMA = pa.schema([(name, pa.string() if kind is str else pa.int64()) for name, kind in Shard.__annotations__.items()])
 
 
-Unit = Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks"]
+Unit = Literal["rows", "models", "checkpoints", "files", "merges", "benchmarks", "systems"]
 """What ``Facts.rows`` counts."""
 
 

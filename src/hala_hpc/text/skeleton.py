@@ -205,10 +205,11 @@ def _unit(text: str, start: int, end: int, known: Sequence[Pattern], inside: Seq
 
 
 @cache
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark").enable("table")
-    parser.core.ruler.enableOnly(["normalize", "block"])
-    return parser
+def parser() -> MarkdownIt:
+    """Finds blocks alone, those of CommonMark and GitHub's tables; the text inside of them is left as it is."""
+    blocks = MarkdownIt("commonmark").enable("table")
+    blocks.core.ruler.enableOnly(["normalize", "block"])
+    return blocks
 
 
 def _is_block(text: str, block: Range) -> bool:
@@ -227,7 +228,7 @@ def _blocks(text: str, opaque: Sequence[Range]) -> list[Range]:
     lines = [match.span() for match in _LINE.finditer(text)]
     blocks: list[Range] = []
     table_end = 0
-    for token in _parser().parse(masked):
+    for token in parser().parse(masked):
         if token.map is None:
             continue
         first, last = token.map
