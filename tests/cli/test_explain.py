@@ -71,3 +71,11 @@ def test_a_row_that_stays_is_explained_by_the_run_that_did_it(run: Hala) -> None
 )
 def test_what_cannot_be_explained(run: Hala, row: str, said: str) -> None:
     assert said in run("explain", "r", row, code=2).stderr
+
+
+def test_status_and_plan_say_what_the_ladder_costs(run: Hala) -> None:
+    """Each segment is asked for at most twice, and here it is: no answer passes."""
+    status = " ".join(run("status", "r").stdout.split())
+    assert "asked again, after answers that failed a check" in status and "rows flagged: " in status
+    assert run.json("plan", "r.yaml", "name=x")["most_asks"] == 2
+    assert "2 times that at most, if all answers failed" in run("plan", "r.yaml", "name=x").stdout

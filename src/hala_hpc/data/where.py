@@ -19,6 +19,8 @@ from hala_hpc.data.schema import Row
 
 CHECKS: Final = "hala_checks"
 """Column: the numbers of a row's checks, by name, and what its translation took."""
+FLAGGED: Final = "flagged: "
+"""Begins the names under which workers count rows by the flags of their checks."""
 OURS: Final = "hala_"
 """Begins the names of columns that tasks add for themselves."""
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {

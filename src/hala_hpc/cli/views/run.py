@@ -18,6 +18,7 @@ from hala_hpc.cli.views import mix, training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
 from hala_hpc.data.judgements import REJECTED
+from hala_hpc.data.where import FLAGGED
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import lineage
 from hala_hpc.run.status import Status, WorkerStatus
@@ -142,7 +143,7 @@ def jobs_in(queue: Queue) -> str:
 
 
 def _noted(state: Status) -> str:
-    """What workers did to texts on their way to the model and back, and which rows a judge rejected."""
+    """What workers did to texts on their way to the model and back, and which rows were rejected or flagged."""
     kinds = {
         "thoughts": ("answer", "had thinking in front, which is left out"),
         "escaped": ("prompt", "held names of control tokens, sent as text"),
@@ -150,13 +151,14 @@ def _noted(state: Status) -> str:
     }
     counts = {kind: sum(worker.counts.get(kind, 0) for worker in state.workers) for kind in kinds}
     notes = [f"{plural(counts[kind], noun)} {what}" for kind, (noun, what) in kinds.items() if counts[kind]]
-    rejected = Counter[str]()
-    for worker in state.workers:
-        rejected.update({name: count for name, count in worker.counts.items() if name.startswith(REJECTED)})
-    if rejected:
-        ranked = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
-        reasons = ", ".join(f"{count:,} {name.removeprefix(REJECTED)}" for name, count in ranked)
-        notes.append(f"{plural(rejected.total(), 'row')} rejected ({reasons})")
+    for prefix in (REJECTED, FLAGGED):
+        rows = Counter[str]()
+        for worker in state.workers:
+            rows.update({name: count for name, count in worker.counts.items() if name.startswith(prefix)})
+        if rows:
+            ranked = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+            reasons = ", ".join(f"{count:,} {name.removeprefix(prefix)}" for name, count in ranked)
+            notes.append(f"rows {prefix}{reasons}")
     return "; ".join(notes)
 
 

@@ -1,5 +1,6 @@
 """Translate the texts of a dataset; the originals stay beside them."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import pyarrow as pa
@@ -8,7 +9,9 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
+from hala_hpc.data.schema import Row
 from hala_hpc.data.shapes import shape_of
+from hala_hpc.data.where import CHECKS, FLAGGED
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
 from hala_hpc.tasks.translate.options import GLOSSARY, Options, manner_of
@@ -39,6 +42,9 @@ class Translate(RowTask):
         options: Options = self._recipe.task
         kind = InSegments if self.cuts_texts else Whole
         return kind(self._recipe, shape_of(self._recipe.data, options.roles, schema), schema)
+
+    def counts(self, new: Row) -> Iterable[str]:
+        return [f"{FLAGGED}{flag}" for flag in new[CHECKS]["flags"]] if self.cuts_texts else ()
 
     def checker(self, facts: Facts) -> CheckShard:
         """Every row once, in order, its input unchanged, and every translation with the shape of its source."""
