@@ -83,6 +83,24 @@ def test_a_run_is_proven_and_each_row_has_its_signature_and_checks(recipe: Calla
     assert len({row[SHAPE] for row in rows}) == 4
 
 
+def test_long_documents_come_out_whole_and_in_order(recipe: Callable[..., Path], data: Path) -> None:
+    """100,000 characters of real text, and a line of a million; echo translates each segment into itself."""
+    wiki = (data / "raw_text" / "wiki_demo.txt").read_text()
+    path = recipe(segments={"gate": dict.fromkeys(("numbers", "loops", "length"), "flag")})
+    texts = [wiki[:100_000], wiki.replace("\n", " ")[:1_000_000]]
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    asked = compose(path, None, (), registry.options_of)
+    run = plan_run(asked, check(asked), Path("runs/r"))
+    work_until(run.path, lambda: False)
+    plan = manifest.read(run.manifest)
+    assert verify(run.path, registry.create(asked).checker(plan.facts)).proven
+    rows = [row for shard in plan for row in to_rows(pq.read_table(run.shard_output(shard.id)))]
+    quotes = str.maketrans("", "", "«»")  # with which echo answers
+    for row, text in zip(rows, texts, strict=True):
+        assert row["text_en"].translate(quotes) == text.translate(quotes)
+    assert rows[1][CHECKS]["asks"] > 600
+
+
 @pytest.mark.parametrize("name", sorted(TRANSLATORS))
 def test_what_is_written_passes_verify_or_is_set_aside(recipe: Callable[..., Path], name: str) -> None:
     work = work_of(recipe())
