@@ -6,7 +6,7 @@ import pytest
 
 from hala_hpc.config.schema import Sampling
 from hala_hpc.engines.base import Message, Request, request
-from hala_hpc.engines.vllm import Encoder
+from hala_hpc.engines.encoder import Encoder
 from tests.data.tokenizer_kinds import KINDS
 
 TEMPLATE = (

@@ -10,7 +10,7 @@ from hala_hpc.config.errors import HalaError, Kinds
 from hala_hpc.config.schema import Recipe, Sampling
 from hala_hpc.engines.base import Abilities, Engine, TokenEngine
 
-HELPERS = ("base",)
+HELPERS = ("base", "encoder")
 
 
 def _modules() -> dict[str, str]:

@@ -1,0 +1,95 @@
+"""Prompts as tokens: through the chat template, with words of the data that would be control tokens kept as text."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from hala_hpc.engines.base import Message, Request, ambiguous
+from hala_hpc.text import prompts
+from hala_hpc.text.prompts import ControlWords
+
+TAIL = 64
+"""Characters at the end of a prompt that show how a choice begins after it; few tokens are longer."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of a prompt, whether words of its data would have been control tokens, and whether it opens a thought.
+
+    ``choices``: the request's, by their first tokens.
+    """
+
+    ids: list[int]
+    escaped: bool = False
+    opened: bool = False
+    choices: Mapping[int, str] = field(default_factory=dict)
+
+
+class Encoder:
+    """A tokenizer of transformers' with its chat template, and the recipe's arguments for the template."""
+
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._kwargs = dict(template_kwargs)
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # others have no words for control tokens
+        self._words = ControlWords(backend) if backend is not None else None
+        special = set(tokenizer.all_special_tokens)
+        self.marks = special & {mark for pair in prompts.MARKS for mark in pair}
+        """Those of thoughts that are control tokens: they stand in a text only where such tokens are written out."""
+        self._others = special - self.marks
+        self._choices = lru_cache(1024)(self._choices_after)
+
+    def encode(self, request: Request) -> Prompt:
+        """Raises whatever a chat template does, and HalaError for choices that begin with one token."""
+        words, is_bare = self._words, isinstance(request.prompt, str)
+        start, end = request.span or (0, len(request.last))
+        # The template writes the special tokens itself: adding them again would give two beginnings of text.
+        if words is None or not words.held(request.last[start:end]):
+            text = self._rendered(request)
+            ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
+            return Prompt(ids, False, prompts.is_opened(text), self._choices(text[-TAIL:], request.choices))
+        hidden = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
+        text = self._rendered(hidden)
+        choices = self._choices(words.restore(text)[-TAIL:], request.choices)
+        return Prompt(words.encode(text, add_special_tokens=is_bare).ids, True, prompts.is_opened(text), choices)
+
+    def without_special(self, text: str) -> str:
+        """A text in which control tokens were written out, with no others left than marks of thoughts."""
+        for word in self._others:
+            text = text.replace(word, "")
+        return text
+
+    def _choices_after(self, tail: str, choices: tuple[str, ...]) -> dict[int, str]:
+        """Choices by the first token that each has right after the end of a prompt; by its own first token, where it
+        would melt into the prompt's last. Raises HalaError where two begin with one token.
+        """
+        if not choices:
+            return {}
+        before = self._ids(tail)
+        firsts: dict[int, str] = {}
+        for choice in choices:
+            whole = self._ids(tail + choice)
+            first = (whole[len(before) :] if whole[: len(before)] == before else self._ids(choice))[0]
+            if first in firsts:
+                raise ambiguous(choices, str(self._tokenizer.decode([first])))
+            firsts[first] = choice
+        return firsts
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _rendered(self, request: Request) -> str:
+        if isinstance(request.prompt, str):
+            return request.prompt
+        messages = [{"role": message.role, "content": message.content} for message in request.prompt]
+        return str(
+            self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
+        )
+
+
+def _with_last(request: Request, change: Callable[[str], str]) -> Request:
+    if isinstance(request.prompt, str):
+        return replace(request, prompt=change(request.prompt))
+    *before, last = request.prompt
+    return replace(request, prompt=(*before, Message(last.role, change(last.content))))
