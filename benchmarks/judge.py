@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from common import data, report, seconds, title
 from text import ARABIC, PERSIAN, Pairs, human
 
-from hala_hpc.data.judgements import auc
+from hala_hpc.data.outputs.judgements import auc
 from hala_hpc.text.rules import LONG, PAIRS, broken
 
 GOOD = 500

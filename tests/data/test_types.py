@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data import collect, schema, shards
+from hala_hpc.data import schema, shards
 from hala_hpc.data.columns import field_of
 from hala_hpc.data.cut import Cut
 from hala_hpc.data.documents import Chat, reader_of
 from hala_hpc.data.files import readers
+from hala_hpc.data.outputs import collect
 from hala_hpc.data.schema import Row, digest_of
 from hala_hpc.data.unify import infer, storable, unify
 from tests.data.helpers import planned, read, rows_of, write

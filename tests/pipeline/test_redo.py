@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import collect, diff
-from hala_hpc.data.chosen import Choice
-from hala_hpc.data.quarantine import reopen
+from hala_hpc.data.outputs import collect, diff
+from hala_hpc.data.outputs.chosen import Choice
+from hala_hpc.data.outputs.quarantine import reopen
 from hala_hpc.data.schema import JSON
 from hala_hpc.pipeline import lookup, planning, redo
 from hala_hpc.publish import sources
@@ -174,8 +174,8 @@ def test_the_same_recipe_gives_the_same_rows_and_says_so(run: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from hala_hpc.data import redo as data
-from hala_hpc.data.chosen import Choice
+from hala_hpc.data.outputs import redo as data
+from hala_hpc.data.outputs.chosen import Choice
 from hala_hpc.pipeline import redo
 linked, link = [], data.files.link_or_copy
 def slowly(source, target):

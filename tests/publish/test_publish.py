@@ -138,7 +138,7 @@ def test_a_run_that_is_not_finished_is_refused(rows: Path, tuned: Path, tmp_path
 
 
 def test_a_dataset_collected_before_it_was_finished_is_refused(rows: Path, tmp_path: Path) -> None:
-    from hala_hpc.data.collect import collect
+    from hala_hpc.data.outputs.collect import collect
 
     shard = rows / "shards" / "000" / "000001.parquet"
     kept = shard.read_bytes()
@@ -150,7 +150,7 @@ def test_a_dataset_collected_before_it_was_finished_is_refused(rows: Path, tmp_p
 
 
 def test_a_dataset_collected_elsewhere(rows: Path, tmp_path: Path) -> None:
-    from hala_hpc.data.collect import collect
+    from hala_hpc.data.outputs.collect import collect
 
     collect(rows, tmp_path / "collected")
     publish(rows, tmp_path / "out", "--collected", tmp_path / "collected")

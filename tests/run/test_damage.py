@@ -15,7 +15,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import shards
 from hala_hpc.data.files import sources
-from hala_hpc.data.quarantine import reopen
+from hala_hpc.data.outputs.quarantine import reopen
 from hala_hpc.run import digests, files, manifest, status
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.verify import set_aside_damaged

@@ -9,8 +9,8 @@ from hala_hpc.cli.views import explain as explain_view
 from hala_hpc.cli.views import sample as view
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data import chosen
-from hala_hpc.data.chosen import Choice
+from hala_hpc.data.outputs import chosen
+from hala_hpc.data.outputs.chosen import Choice
 from hala_hpc.models import location
 from hala_hpc.pipeline import explain, lookup, redo, starting
 from hala_hpc.pipeline.redo import PlannedRedo

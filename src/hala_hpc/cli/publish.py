@@ -11,7 +11,7 @@ import click
 from hala_hpc.cli import common
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data.collect import collect
+from hala_hpc.data.outputs.collect import collect
 from hala_hpc.pipeline import lookup
 from hala_hpc.publish import content, hub, licences, publication
 

@@ -11,7 +11,7 @@ import click
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data import collect
+from hala_hpc.data.outputs import collect
 from hala_hpc.models import location
 from hala_hpc.models.card import name_of
 from hala_hpc.pipeline import lookup

@@ -10,7 +10,7 @@ import click
 from hala_hpc.cli import common
 from hala_hpc.cli.plan import show_started
 from hala_hpc.config.errors import HalaError, few, plural
-from hala_hpc.data.quarantine import reopen
+from hala_hpc.data.outputs.quarantine import reopen
 from hala_hpc.pipeline import lookup, starting
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.verify import set_aside_damaged

@@ -11,9 +11,10 @@ from hala_hpc.config import frozen
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.config.schema import Recipe
-from hala_hpc.data import redo, schema
-from hala_hpc.data.chosen import Choice
-from hala_hpc.data.redo import Chosen
+from hala_hpc.data import schema
+from hala_hpc.data.outputs import redo
+from hala_hpc.data.outputs.chosen import Choice
+from hala_hpc.data.outputs.redo import Chosen
 from hala_hpc.data.shards import Progress
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.pipeline.planning import PlannedRun

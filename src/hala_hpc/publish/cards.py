@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, plural, within
-from hala_hpc.data.diff import Diff, markdown
+from hala_hpc.data.outputs.diff import Diff, markdown
 from hala_hpc.models import card
 from hala_hpc.publish.content import Content
 from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data.collect import QUARANTINE, checked, verify
-from hala_hpc.data.judgements import VERDICT, Judgements
-from hala_hpc.data.quarantine import quarantine_of
+from hala_hpc.data.outputs.collect import QUARANTINE, checked, verify
+from hala_hpc.data.outputs.judgements import VERDICT, Judgements
+from hala_hpc.data.outputs.quarantine import quarantine_of
 from hala_hpc.data.shards import ERROR, Progress, reasons_in
 from hala_hpc.models import location
 from hala_hpc.models.folder import RECORD, unsound

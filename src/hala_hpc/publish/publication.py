@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.diff import diff
+from hala_hpc.data.outputs.diff import diff
 from hala_hpc.models import location
 from hala_hpc.publish import cards, hub, licences
 from hala_hpc.publish import sources as origins

@@ -14,8 +14,9 @@ import pytest
 
 from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import collect, schema
-from hala_hpc.data.judgements import SCORE, VERDICT
+from hala_hpc.data import schema
+from hala_hpc.data.outputs import collect
+from hala_hpc.data.outputs.judgements import SCORE, VERDICT
 from hala_hpc.data.schema import Row
 from hala_hpc.data.where import Where
 from hala_hpc.engines.base import Completion, Request

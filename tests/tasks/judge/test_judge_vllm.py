@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hala_hpc.data.judgements import SCORE, VERDICT, auc
+from hala_hpc.data.outputs.judgements import SCORE, VERDICT, auc
 from tests.conftest import Hala, TinyModel
 from tests.worker import helpers
 

@@ -15,11 +15,11 @@ from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.collect import collect
 from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.documents import Columns, reader_of
 from hala_hpc.data.files import sources
 from hala_hpc.data.files.folders import QUARANTINE
+from hala_hpc.data.outputs.collect import collect
 from hala_hpc.data.schema import to_rows
 from hala_hpc.pipeline.planning import check, plan_run
 from hala_hpc.run import manifest

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views.sample import harmless, lines_of, row_lines
-from hala_hpc.data.chosen import SampledRow
+from hala_hpc.data.outputs.chosen import SampledRow
 from hala_hpc.data.schema import Row
 from hala_hpc.engines.base import Request
 from hala_hpc.pipeline.explain import Explained

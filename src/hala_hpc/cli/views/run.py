@@ -17,7 +17,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import mix, training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
-from hala_hpc.data.judgements import REJECTED
+from hala_hpc.data.outputs.judgements import REJECTED
 from hala_hpc.data.where import FLAGGED
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import lineage

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hala_hpc.config.errors import plural
-from hala_hpc.data.chosen import Sample, SampledRow
-from hala_hpc.data.pairs import pairs
+from hala_hpc.data.outputs.chosen import Sample, SampledRow
+from hala_hpc.data.outputs.pairs import pairs
 from hala_hpc.data.schema import Row, plain
 from hala_hpc.data.shards import ERROR, ROW
 from hala_hpc.data.where import CHECKS, OURS

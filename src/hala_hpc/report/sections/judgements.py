@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.data.columns import reach
-from hala_hpc.data.judgements import KEPT, REJECTED, SCORE, VERDICT, Judgements
+from hala_hpc.data.outputs.judgements import KEPT, REJECTED, SCORE, VERDICT, Judgements
 from hala_hpc.data.schema import Row, to_rows
 from hala_hpc.data.shards import ERROR, ROW
 from hala_hpc.report import table

@@ -1,7 +1,7 @@
 """Rows of an earlier run that a run did again: how they were chosen, what changed, and a few of them."""
 
 from hala_hpc.config.errors import plural
-from hala_hpc.data.diff import ChangedRow, diff
+from hala_hpc.data.outputs.diff import ChangedRow, diff
 from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.sections.rows import EXAMPLES_EACH, shortened

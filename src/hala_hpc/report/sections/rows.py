@@ -10,8 +10,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hala_hpc.data.pairs import Pair, pairs
-from hala_hpc.data.quarantine import quarantine_of
+from hala_hpc.data.outputs.pairs import Pair, pairs
+from hala_hpc.data.outputs.quarantine import quarantine_of
 from hala_hpc.data.schema import to_rows
 from hala_hpc.data.shards import ERROR, ROW
 from hala_hpc.report import table

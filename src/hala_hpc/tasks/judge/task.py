@@ -17,7 +17,7 @@ from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data import shapes
 from hala_hpc.data.columns import EACH, OF, reach
 from hala_hpc.data.files.readers import what
-from hala_hpc.data.judgements import REJECTED, SCORE, SCORED, VERDICT, label_of
+from hala_hpc.data.outputs.judgements import REJECTED, SCORE, SCORED, VERDICT, label_of
 from hala_hpc.data.schema import Fields, Row
 from hala_hpc.engines.base import Completion, Message, Request, request
 from hala_hpc.tasks.judge.forms import FORMS, Form

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data import collect
+from hala_hpc.data.outputs import collect
 from hala_hpc.data.shards import ROW
 from hala_hpc.run import digests
 from hala_hpc.run.files import read_json, remove_tree

@@ -9,12 +9,12 @@ from typing import Any, Final, Literal
 
 from hala_hpc.config.errors import HalaError, did_you_mean, few, first_twice, plural, within
 from hala_hpc.config.schema import Data
-from hala_hpc.data import collect
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.columns import reach
 from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.files import formats, opening, sources
 from hala_hpc.data.files.readers import what
+from hala_hpc.data.outputs import collect
 from hala_hpc.data.schema import Row, to_rows
 from hala_hpc.run import manifest, status
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from hala_hpc.data.columns import OF
-from hala_hpc.data.pairs import Pair, pairs
+from hala_hpc.data.outputs.pairs import Pair, pairs
 
 
 def whole(**of: str) -> pa.Schema:

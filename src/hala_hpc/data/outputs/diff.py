@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from hala_hpc.config import frozen
 from hala_hpc.data import schema, shards
-from hala_hpc.data.chosen import draw
-from hala_hpc.data.pairs import Pair, pairs
+from hala_hpc.data.outputs.chosen import draw
+from hala_hpc.data.outputs.pairs import Pair, pairs
 from hala_hpc.data.schema import Row
 from hala_hpc.data.shards import ERROR, ROW, Progress, as_stored, reason_of
 from hala_hpc.data.where import CHECKS, OURS

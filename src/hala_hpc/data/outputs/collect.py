@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.data import columns, diff, schema, shards
-from hala_hpc.data.judgements import Judgements
+from hala_hpc.data import columns, schema, shards
+from hala_hpc.data.outputs import diff
+from hala_hpc.data.outputs.judgements import Judgements
 from hala_hpc.data.shards import ERROR, KEY, ROW, Progress, reasons_in
 from hala_hpc.run import digests, files, manifest
 from hala_hpc.run.layout import RunDirectory

@@ -10,7 +10,7 @@ import pytest
 
 from hala_hpc.cli.publish import publish_command
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.collect import collect, verify
+from hala_hpc.data.outputs.collect import collect, verify
 from hala_hpc.run import digests, manifest
 from tests import damaged
 from tests.damaged import DAMAGES, Damage, copied, flipped, hala

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.data.judgements import SCORE, VERDICT, Judgements, auc, label_of
+from hala_hpc.data.outputs.judgements import SCORE, VERDICT, Judgements, auc, label_of
 
 few = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=12)
 

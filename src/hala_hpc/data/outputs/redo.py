@@ -10,9 +10,9 @@ import pyarrow as pa
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
 from hala_hpc.data.bad_rows import SET_ASIDE
-from hala_hpc.data.chosen import Choice
-from hala_hpc.data.collect import checked
 from hala_hpc.data.cut import TextsOf, estimated_tokens
+from hala_hpc.data.outputs.chosen import Choice
+from hala_hpc.data.outputs.collect import checked
 from hala_hpc.data.schema import Fields
 from hala_hpc.data.shards import ERROR, ROW, Progress
 from hala_hpc.run import digests, files

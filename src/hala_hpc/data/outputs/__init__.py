@@ -1,0 +1,1 @@
+"""Rows as finished shards hold them: picked, compared, counted, collected, done again."""
