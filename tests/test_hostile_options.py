@@ -34,6 +34,9 @@ BASE: dict[str, tuple[str, ...]] = {
     "best": EVALUATION,
     "report": (*EVALUATION, "--format=csv"),
     "score": ("file.txt", "file.txt"),
+    "sample": RUN,
+    "explain": ("RUN", "1"),
+    "redo": ("RUN", "--where=hala_row == 1", "--dry-run"),
     "logs": RUN,
     "cancel": RUN,
     "runs": ("--root=ROOT",),
@@ -115,6 +118,12 @@ MEANT: dict[tuple[str, str], set[str]] = {
     ("report", "base"): {"empty"},
     ("report", "title"): ANY,
     ("report", "examples"): {"zero"},
+    ("sample", "quarantine"): ANY - {"minus"},
+    ("sample", "seed"): {"minus", "zero"},
+    ("explain", "row"): {"zero"},
+    ("redo", "overrides"): ASKED,
+    ("redo", "quarantine"): {"empty"},
+    ("redo", "name"): {"empty", "zero", "huge", "nan", "arabic", "word"},
     ("score", "references"): {"file"},
     ("score", "source"): {"file"},
     ("best", "to"): NAMES | {"file"},
@@ -229,6 +238,8 @@ def asked(command: str, param: str, value: str) -> list[str]:
     if isinstance(option, click.Option):
         base = [word for word in base if not word.startswith(f"{option.opts[-1]}=") or option.multiple]
         return [*command.split(), *base, f"{option.opts[-1]}={value}"]
+    if param == "row":
+        return [command, base[0], value]
     if param in ("overrides", "shard", "systems"):
         return [*command.split(), *base, value]
     return [*command.split(), value, *base[1:]]
@@ -257,7 +268,7 @@ def is_named(line: str, command: str, param: str, value: str) -> bool:
     """Whether an error tells the option, argument or key by its name, or repeats what it was given."""
     option = next(one for one in commands()[command].params if one.name == param)
     shown = " ".join(value.encode("utf-8", "backslashreplace").decode().split())
-    words = [option.opts[-1], f"[{param.upper()}]", shown[:80] or "''", value.partition("=")[0]]
+    words = [option.opts[-1], f"[{param.upper()}]", shown[:80] or "''", repr(value)[1:-1], value.partition("=")[0]]
     if not value.startswith("/") and "/" in value:  # a path is told as it is found on the disk
         words += [str(Path(value).resolve()), *(str(path) for path in Path(value).resolve().parents if path.is_file())]
     return any(word and word in line for word in words)

@@ -254,7 +254,7 @@ def test_rows_that_the_condition_leaves_out_are_counted_and_passed_over(tmp_path
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("language == 1", "data.where: rows have no 'language'"),
+        ("language == 1", "data.where: 'language == 1': rows have no 'language'"),
         ("lang > 1", "data.where: "),
         ("lang == ''", "leaves out all 2"),
     ],

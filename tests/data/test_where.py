@@ -63,6 +63,7 @@ def test_columns_are_those_that_are_looked_at() -> None:
     [
         ("judgement > 0.7", "no 'judgement'"),
         ("judge >", "no condition"),
+        ("1 == 1", "looks at no column"),
         ("", "no condition"),
         ("judge = 1", "no condition"),
         ("().__class__ == 1", "__class__"),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from hala_hpc.config.errors import HalaError, did_you_mean, first_line
+from hala_hpc.config.errors import HalaError, did_you_mean, first_line, within
 from hala_hpc.data.columns import reach
 from hala_hpc.data.schema import Row
 
@@ -55,7 +55,10 @@ class Where:
         if odd := next((ast.unparse(name) for name in called if ast.unparse(name) not in FUNCTIONS), None):
             raise HalaError(f"'{condition}': nothing is called '{odd}'", did_you_mean(odd, FUNCTIONS))
         names = [node for node in ast.walk(self._tree) if isinstance(node, ast.Name) and node not in called]
-        self._columns = {node.id: _column(node.id, schema) for node in names}
+        with within(f"'{condition}'"):
+            self._columns = {node.id: _column(node.id, schema) for node in names}
+        if not names:
+            raise HalaError(f"'{condition}': looks at no column, so it holds for all rows or none", EXAMPLE)
 
     @functools.cached_property
     def columns(self) -> Sequence[str]:

@@ -134,7 +134,7 @@ def checks(
     """The numbers of a translation; both texts without what is protected in them. ``phrases`` are the prompt's own."""
     letters = sum(map(str.isalpha, target))
     is_long = letters >= LANGUAGE_LETTERS
-    script = len(_letters_of(pair.target.script).findall(target)) / letters if is_long else None
+    script = sum(map(len, _letters_of(pair.target.script).findall(target))) / letters if is_long else None
     language = is_in(target, pair.target.code) if is_long else None
     is_other = pair.source.code != pair.target.code
     words = {word.lower() for word in _LONG_WORD.findall(source)} if is_other else set()
@@ -149,10 +149,16 @@ def checks(
         float(all((end.search(source) is None) == (end.search(target) is None) for end in _ENDS)),
         squeezed if (squeezed := shrinkage(target)) > 2 * shrinkage(source) else 1.0,
         int(_CHATTER.match(target) is not None and _CHATTER.match(source) is None),
-        (Counter(_LEFTOVER.findall(target)) - Counter(_LEFTOVER.findall(source))).total()
-        + sum(phrase in target and phrase not in source for phrase in phrases),
+        leftovers(source, target, phrases),
         glossary.missing(source, target) if glossary else None,
     )
+
+
+def leftovers(source: str, target: str, phrases: Sequence[str] = ()) -> int:
+    """How many words of chat templates, thoughts, markers and ``phrases`` of the prompt the target has of its own."""
+    words = _LEFTOVER.findall(target)
+    more = (Counter(words) - Counter(_LEFTOVER.findall(source))).total() if words else 0
+    return more + sum(phrase in target and phrase not in source for phrase in phrases)
 
 
 def shrinkage(text: str) -> float:
@@ -188,10 +194,10 @@ def flags(checks: Checks) -> list[str]:
 
 @cache
 def _letters_of(script: str) -> re.Pattern[str]:
-    """Finds the letters of a script, by their names in Unicode."""
+    """Finds runs of the letters of a script, by their names in Unicode."""
     letters = (chr(code) for code in range(sys.maxunicode + 1))
     known = (letter for letter in letters if letter.isalpha() and unicodedata.name(letter, "").startswith(script))
-    return re.compile(f"[{''.join(known)}]" if script else r"(?!)")
+    return re.compile(f"[{''.join(known)}]+" if script else r"(?!)")
 
 
 _DIGITS: Final = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬", "01234567890123456789.,")

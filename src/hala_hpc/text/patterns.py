@@ -34,6 +34,10 @@ class Pattern:
     triggers: tuple[str, ...]
     regex: re.Pattern[str]
 
+    def may_be_in(self, text: str, characters: set[str]) -> bool:
+        """Whether a text, of these characters, has a trigger."""
+        return any(trigger[0] in characters and trigger in text for trigger in self.triggers)
+
 
 _ATTRIBUTE = r"""\s+[\w:@.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'=<>`]+)"""
 _BARE = r"\s+(?:disabled|checked|required|selected|readonly|multiple|async|defer|controls|autoplay|hidden|novalidate)"
@@ -80,9 +84,9 @@ Range = tuple[int, int, Kind]
 
 def patterns_in(text: str, own: Sequence[re.Pattern[str]] = ()) -> list[Pattern]:
     """The patterns that a text may match, one's own first."""
-    return [Pattern(Kind.OWN, (), regex) for regex in own] + [
-        pattern for pattern in PATTERNS if any(trigger in text for trigger in pattern.triggers)
-    ]
+    characters = set(text)
+    held = [pattern for pattern in PATTERNS if pattern.may_be_in(text, characters)]
+    return [*(Pattern(Kind.OWN, (), regex) for regex in own), *held]
 
 
 def matches(text: str, start: int, end: int, patterns: Iterable[Pattern], taken: Sequence[Range] = ()) -> list[Range]:

@@ -258,6 +258,7 @@ def test_refused(sides: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str
 ENGINE = ("engine.dtype=float32", "engine.max_model_len=512", "engine.enforce_eager=true", "engine.max_num_seqs=8")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_recipes_on_a_tiny_model(
