@@ -1,11 +1,14 @@
 """What of a text stays as it is, and what is translated."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
+from hala_hpc.text import skeleton as module
 from hala_hpc.text.patterns import Kind
 from hala_hpc.text.skeleton import Skeleton, skeleton
 from tests.text.strategies import texts
@@ -117,3 +120,55 @@ def test_every_real_text_is_tiled(data: Path) -> None:
             for text in row.values():
                 assert_tiles(skeleton(text))
     assert_tiles(skeleton((data / "raw_text" / "wiki_demo.txt").read_text()))
+
+
+_LINES = st.sampled_from(
+    [
+        "",
+        "Words here.",
+        "More of `it` and $x$.",
+        "1. An item",
+        "2) Another",
+        "12.    Far off",
+        "a. lettered",
+        "3. 4. both",
+        "word |",
+        "| a | b |",
+        "|---|---|",
+        "---",
+        "===",
+        "x = f(y)",
+        "import os",
+        "Ends here\t",
+        "[a]: b",
+        '{"a":',
+        "1}",
+        "- x",
+        "100. y",
+        "1000. z",
+        "1.      code?",
+        "é. ü",
+        "<div>",
+        "text $$a",
+        "b$$ more",
+        "",
+    ]
+)
+
+
+@given(st.lists(_LINES, max_size=6).map("\n".join))
+def test_plain_lines_are_seen_without_a_parser(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "_PLAIN", re.compile(r"(?!)"))
+        parsed = skeleton(text)
+    assert skeleton(text) == parsed
+
+
+@pytest.mark.slow
+def test_real_texts_are_seen_without_a_parser(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted((data / "instructions" / "alpaca_52k").glob("*.json"))[:4]
+    texts = [text for path in paths for row in json.loads(path.read_text()) for text in row.values()]
+    seen = [skeleton(text) for text in texts]
+    assert sum(module._PLAIN.match(text) is not None for text in texts) > 0.9 * len(texts)
+    monkeypatch.setattr(module, "_PLAIN", re.compile(r"(?!)"))
+    assert seen == [skeleton(text) for text in texts]

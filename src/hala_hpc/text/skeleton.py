@@ -104,8 +104,8 @@ _DISPLAY: Final = re.compile(
     re.DOTALL,
 )
 _FENCE: Final = re.compile(r"^[ \t>]*(?:`{3,}|~{3,})", re.MULTILINE)
-_PLAIN: Final = re.compile(r"[^\W\d_](?![.)])[^\r\n]*\Z")
-"""One line that begins with a word: a paragraph, whatever it holds."""
+_PLAIN: Final = re.compile(r"(?:(?:(?:\d{1,3}[.)] {1,4})?[^\W\d_](?![.)])[^\r\n]*+|[ \t]*+)(?:\n|\Z))*+\Z")
+"""Each line is empty or begins with a word, perhaps a number before it: paragraphs and items, whatever they hold."""
 WORD: Final = re.compile(r"[^\W\d_]")
 
 
@@ -223,7 +223,7 @@ def _blocks(text: str, opaque: Sequence[Range]) -> list[Range]:
     """Blocks that stay, and units, in their order; what lies between them is layout."""
     alone = [block for block in opaque if _is_block(text, block)]
     if _PLAIN.match(text):
-        return _without([(0, len(text), Kind.PROSE)], alone)
+        return _without(list(_plain(text)), alone)
     masked = _masked(text, opaque)
     lines = [match.span() for match in _LINE.finditer(text)]
     blocks: list[Range] = []
@@ -250,6 +250,22 @@ def _blocks(text: str, opaque: Sequence[Range]) -> list[Range]:
 
 def _end_of(text: str, line: tuple[int, int]) -> int:
     return line[0] + len(text[line[0] : line[1]].rstrip("\r\n"))
+
+
+def _plain(text: str) -> Iterator[Range]:
+    """The units of a text of ``_PLAIN`` lines, as ``parser`` and ``_paragraph`` find them, and much sooner."""
+    start = end = -1
+    for line in _LINE.finditer(text):
+        stop = line.start() + len(line[0].rstrip())
+        item = _ITEM.match(text, line.start(), stop)
+        if start >= 0 and (item is not None or stop == line.start()):
+            yield start, end, Kind.PROSE
+            start = -1
+        if stop > line.start():
+            start = start if start >= 0 else item.end() if item is not None else line.start()
+            end = stop
+    if start >= 0:
+        yield start, end, Kind.PROSE
 
 
 def _paragraph(text: str, masked: str, token: Token, lines: Sequence[tuple[int, int]]) -> Iterator[Range]:
