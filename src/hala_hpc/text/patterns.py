@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 
@@ -26,7 +27,7 @@ class Kind(StrEnum):
     OWN = "own"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pattern:
     """What a kind looks like. ``triggers``: a text without any of them has none, which is quicker to see."""
 
@@ -34,9 +35,10 @@ class Pattern:
     triggers: tuple[str, ...]
     regex: re.Pattern[str]
 
-    def may_be_in(self, text: str, characters: set[str]) -> bool:
-        """Whether a text, of these characters, has a trigger."""
-        return any(trigger[0] in characters and trigger in text for trigger in self.triggers)
+    @cached_property
+    def signs(self) -> frozenset[str]:
+        """Characters, of each trigger one."""
+        return frozenset(next(sign for sign in trigger if not sign.isalnum()) for trigger in self.triggers)
 
 
 _ATTRIBUTE = r"""\s+[\w:@.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'=<>`]+)"""
@@ -45,6 +47,7 @@ _EXTENSIONS = (
     "py|js|ts|jsx|tsx|java|cpp|hpp|cs|rb|go|rs|php|sh|sql|html|htm|css|json|jsonl|xml|yaml|yml|toml|ini|cfg|csv|tsv|txt|md|"
     "pdf|docx?|xlsx?|pptx?|png|jpe?g|gif|svg|mp[34]|wav|zip|gz|tar|parquet|ipynb|exe|dll|log"
 )
+_BEGINNINGS = tuple(sorted({f".{extension[:2]}" for extension in _EXTENSIONS.split("|")}))
 
 PATTERNS: Final = tuple(
     Pattern(kind, triggers, re.compile(regex, re.VERBOSE | re.DOTALL))
@@ -70,10 +73,15 @@ PATTERNS: Final = tuple(
         (Kind.URL, ("](",), r"(?<=\]) \( [^()\s]* (?: \([^()\s]*\) [^()\s]* )* \)"),
         (Kind.PATH, ("\\",), r"(?<!\w) [A-Za-z]:\\ [^\s\"'<>|*?,;]*"),
         (Kind.PATH, ("/",), r"(?<![\w/.:)\]]) (?:~|\.\.?)? (?:/[\w.@+-]+){2,}/? | (?<![\w/.]) (?:~|\.\.?)/[\w.@+/-]+"),
-        (Kind.PATH, (".",), rf"(?<![\w/.@-]) (?:[\w-]+/)* [\w-]+ (?:\.[\w-]+)*? \.(?:{_EXTENSIONS}) (?![\w.-]*\w)"),
+        (
+            Kind.PATH,
+            _BEGINNINGS,
+            rf"(?<![\w/.@-]) (?:[\w-]+/)* [\w-]+ (?:\.[\w-]+)*? \.(?:{_EXTENSIONS}) (?![\w.-]*\w)",
+        ),
     )
 )
 """In this order: what an earlier one has taken, a later one cannot."""
+SIGNS: Final = frozenset[str]().union(*(pattern.signs for pattern in PATTERNS))
 _MONEY: Final = re.compile(r"\$\s?\d[\d.,]*\s*(?:[A-Za-z]+[ ,.][^\\^_={}]*|\(?)\$$")
 _ENDS: Final = ".,;:!?'\"*_،؛؟。"
 
@@ -84,8 +92,12 @@ Range = tuple[int, int, Kind]
 
 def patterns_in(text: str, own: Sequence[re.Pattern[str]] = ()) -> list[Pattern]:
     """The patterns that a text may match, one's own first."""
-    characters = set(text)
-    held = [pattern for pattern in PATTERNS if pattern.may_be_in(text, characters)]
+    signs = SIGNS.intersection(text)
+    held = [
+        pattern
+        for pattern in PATTERNS
+        if not signs.isdisjoint(pattern.signs) and any(trigger in text for trigger in pattern.triggers)
+    ]
     return [*(Pattern(Kind.OWN, (), regex) for regex in own), *held]
 
 
