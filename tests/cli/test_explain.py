@@ -79,3 +79,12 @@ def test_status_and_plan_say_what_the_ladder_costs(run: Hala) -> None:
     assert "asked again, after answers that failed a check" in status and "rows flagged: " in status
     assert run.json("plan", "r.yaml", "name=x")["most_asks"] == 2
     assert "2 times that at most, if all answers failed" in " ".join(run("plan", "r.yaml", "name=x").stdout.split())
+
+
+def test_a_damaged_list_of_redone_rows_is_told(run: Hala) -> None:
+    run("redo", "r", "--where", "matches(text, 'friend')", "sampling.seed=3", "--name", "broken")
+    again = run.folder / "runs" / "broken" / "again.parquet"
+    again.chmod(0o644)
+    again.write_bytes(again.read_bytes()[:-20])
+    said = run("explain", "broken", 0, code=2).stderr
+    assert "again.parquet" in said and "hala verify broken" in said

@@ -51,18 +51,17 @@ def explain(path: Path, number: int) -> Explained:
     output = run.shard_output(shard.id)
     if not output.exists():
         raise HalaError(f"row {number:,}: its shard {shard.id} is not finished", f"`hala status {path.name}`")
-    if plan.facts.redo is not None:
-        earlier = Path(plan.facts.redo["path"])
-        stays = shard.is_kept or number not in shards.read_kept(run, shard, plan.facts).again
-        if stays and earlier.is_dir():
-            return explain(earlier, number)
+    try:
+        if (redo := plan.facts.redo) is not None:
+            stays = shard.is_kept or number not in shards.read_kept(run, shard, plan.facts).again
+            if stays and (earlier := Path(redo["path"])).is_dir():
+                return explain(earlier, number)
+        whole, _ = digests.read(output)
+    except digests.Damaged as error:
+        raise HalaError(f"shard {shard.id} of {path}: {error}", f"`hala verify {path.name}`") from error
     recipe = lookup.thawed(path)
     task = registry.create(recipe)
     assert isinstance(task, RowTask)
-    try:
-        whole, _ = digests.read(output)
-    except digests.Damaged as error:
-        raise HalaError(f"{output} {error}", f"`hala verify {path.name}`") from error
     table = whole.slice(whole[ROW].to_pylist().index(number), 1)
     inputs = schemas.load(plan.facts.schema)
     (given,) = schemas.to_rows(shards.given_in(table, inputs))
