@@ -6,6 +6,7 @@ for all of them, over the same choices of rows: those of ``sacrebleu --confidenc
 """
 
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -48,9 +49,9 @@ class MeanOfRows(Metric):
         self.signed = signed
         self._ref_cache = self._cache_references([references])
 
+    @abstractmethod
     def value(self, hypothesis: str, reference: Any) -> float:
         """What a row is worth, from 0 to 1; ``reference`` is what ``prepared`` made of it."""
-        raise NotImplementedError
 
     def prepared(self, reference: str) -> Any:
         """What is computed of a reference once, for all systems."""
