@@ -120,4 +120,19 @@ def test_a_word_that_is_no_language(words: str) -> None:
 
 
 def test_a_language_that_the_identifier_does_not_know() -> None:
-    assert is_in("nuqneH, what do you want", "tlh") is None
+    assert is_in("ئەم کتێبە زۆر باشە و هەموو ڕۆژێک دەیخوێنمەوە", "ckb") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "is_so"),
+    [
+        ("Liburutegia goizero goiz irekitzen da eta jendez betetzen da.", "eu", True),
+        ("La biblioteca abre temprano todas las mañanas y se llena de gente.", "eu", False),
+        ("Knjižnica se otvara rano svakog jutra i puna je ljudi.", "bs", True),  # Croatian is too near to be told apart
+        ("Biblioteket åpner tidlig hver morgen, og det er alltid fullt.", "nb", True),
+        ("Ok.", "ar", True),  # too short to be sure
+        ("The library\0 opens early \ud800 every morning.", "ar", False),  # characters that are none
+    ],
+)
+def test_whether_a_text_is_in_a_language(text: str, code: str, is_so: bool) -> None:
+    assert is_in(text, code) is is_so

@@ -22,6 +22,8 @@ LANGUAGE_LETTERS: Final = 20
 """Letters from which on the language or script of a text can be told (ours)."""
 COPIED_WORDS: Final = 4
 """Longer words of the source from which on a copy can be told (ours)."""
+LONG_WORD: Final = 4
+"""Letters of a longer word."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ _LEFTOVER: Final = re.compile(
     r"|[⟦⟧⟪⟫⁅⁆⦃⦄]",
     re.MULTILINE,
 )
-_LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
+_LEFTOVER_SIGNS: Final = ("<", "[", "#", "Human:", "Assistant:", "User:", *"⟦⟧⟪⟫⁅⁆⦃⦄")
+"""A text without any of them has no leftover, which is quicker to see."""
+_WORD: Final = re.compile(r"[^\W\d_]+")
 _ENDS: Final = (re.compile(r"[?؟？][\"'”’»)\]*_\s]*$"), re.compile(r"[:：]\s*$"))
 """How a text ends that asks, or that lets something follow."""
 
@@ -132,31 +136,37 @@ def checks(
     source: str, target: str, pair: Pair, glossary: Glossary | None = None, phrases: Sequence[str] = ()
 ) -> Checks:
     """The numbers of a translation; both texts without what is protected in them. ``phrases`` are the prompt's own."""
-    letters = sum(map(str.isalpha, target))
+    written = _WORD.findall(target)
+    letters = sum(map(len, written))
     is_long = letters >= LANGUAGE_LETTERS
     script = sum(map(len, _letters_of(pair.target.script).findall(target))) / letters if is_long else None
     language = is_in(target, pair.target.code) if is_long else None
-    is_other = pair.source.code != pair.target.code
-    words = {word.lower() for word in _LONG_WORD.findall(source)} if is_other else set()
-    copied = words & {word.lower() for word in _LONG_WORD.findall(target)}
     return Checks(
         changed_numbers(source, target),
         script,
         None if language is None else float(language),
         pair.length.deviation(len(source), len(target)),
         loops if (loops := repeats(target)) > 2 and loops > 2 * repeats(source) else 1,
-        len(copied) / len(words) if len(words) >= COPIED_WORDS else None,
+        _copied(source, written) if pair.source.code != pair.target.code else None,
         float(all((end.search(source) is None) == (end.search(target) is None) for end in _ENDS)),
-        squeezed if (squeezed := shrinkage(target)) > 2 * shrinkage(source) else 1.0,
+        squeezed if (squeezed := shrinkage(target)) > 2 and squeezed > 2 * shrinkage(source) else 1.0,
         int(_CHATTER.match(target) is not None and _CHATTER.match(source) is None),
         leftovers(source, target, phrases),
         glossary.missing(source, target) if glossary else None,
     )
 
 
+def _copied(source: str, written: Iterable[str]) -> float | None:
+    """The share of the source's longer words that are written, too; None where it has few."""
+    words = {word.lower() for word in _WORD.findall(source) if len(word) >= LONG_WORD}
+    if len(words) < COPIED_WORDS:
+        return None
+    return len(words.intersection(map(str.lower, written))) / len(words)
+
+
 def leftovers(source: str, target: str, phrases: Sequence[str] = ()) -> int:
     """How many words of chat templates, thoughts, markers and ``phrases`` of the prompt the target has of its own."""
-    words = _LEFTOVER.findall(target)
+    words = _LEFTOVER.findall(target) if any(map(target.__contains__, _LEFTOVER_SIGNS)) else []
     more = (Counter(words) - Counter(_LEFTOVER.findall(source))).total() if words else 0
     return more + sum(phrase in target and phrase not in source for phrase in phrases)
 
@@ -220,6 +230,8 @@ def changed_numbers(source: str, target: str) -> int:
     if _DIGIT.search(source) is None or _DIGIT.search(target) is None:
         return 0
     before, after = numbers(source), numbers(target)
+    if before == after:
+        return 0
     missing, added = before - after, after - before
     for number in list(missing):
         for other in list(added):
@@ -242,10 +254,11 @@ def repeats(text: str) -> int:
 
     Looked for are ends of 4 to 200 characters; shorter ones (dots, laughter) have to fill 40 characters.
     """
-    most = 1
-    for size in range(1, min(200, len(text) // 2) + 1):
-        if text[-1 - size] != text[-1]:
-            continue
+    most, last = 1, len(text) - 1
+    first = max(0, last - min(200, len(text) // 2))
+    nearest = last
+    while text and (nearest := text.rfind(text[last], first, nearest)) >= 0:
+        size = last - nearest
         end = text[-size:]
         if not end.strip() or text[-2 * size : -size] != end:
             continue

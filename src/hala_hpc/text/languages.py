@@ -1,22 +1,15 @@
-"""Languages by their names: codes and scripts from the CLDR (langcodes); and whether a text is in one (py3langid)."""
+"""Languages by their names: codes and scripts from the CLDR (langcodes); and whether a text is in one (CLD2)."""
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 SCRIPTS: Final = {"Hans": "CJK", "Hant": "CJK", "Jpan": "CJK", "Kore": "HANGUL"}
 """ISO 15924 codes of scripts that Unicode calls by other names, with the word that begins those of their letters."""
-SURE: Final = 0.5
-DOUBT: Final = 0.15
-"""A text is in another language where that one is at least so likely (SURE) and its own less than so (DOUBT): ours.
-
-Of human translations of at least 20 letters (FLORES-200, Tatoeba) at most 0.1 % count as another language so, and of
-texts in another one at least 99.6 %.
-"""
-
-
-SAMPLE: Final = 150
+ALIKE: Final = 20
+"""Languages nearer than this on CLDR's scale (``langcodes.tag_distance``; ours) are not told apart: Croatian and Bosnian,
+Norwegian and Danish. Spanish is 20 from Basque."""
+SAMPLE: Final = 500
 """Characters of a text's beginning and of its end that its language is told by (ours)."""
 
 
@@ -46,21 +39,33 @@ def language(words: str) -> Language:
 
 
 def is_in(text: str, code: str) -> bool | None:
-    """Whether a text is in a language, by its ISO 639-1 code; None where the identifier does not know the language."""
-    identifier = _identifier()
-    if code not in identifier.labels:
+    """Whether a text is in a language, by its ISO 639 code, or may well be: False only where CLD2 is sure of another one.
+
+    None where CLD2 does not know the language.
+    """
+    others = _others(code)
+    if others is None:
         return None
+    import pycld2
+
     text = text if len(text) <= 2 * SAMPLE else f"{text[:SAMPLE]} {text[-SAMPLE:]}"
-    if identifier.classify(text)[0] == code:
-        return True
-    likely = dict(identifier.rank(text))
-    return bool(max(likely.values()) < SURE or likely[code] >= DOUBT)
+    try:
+        is_sure, _, (first, *_) = pycld2.detect(text, isPlainText=True)
+    except (pycld2.error, UnicodeEncodeError):  # characters that are none, which it refuses
+        readable = "".join(character if character.isprintable() else " " for character in text)
+        is_sure, _, (first, *_) = pycld2.detect(readable, isPlainText=True)
+    return not (is_sure and first[1] in others)
 
 
 @cache
-def _identifier() -> Any:
-    from py3langid import langid
+def _others(code: str) -> frozenset[str] | None:
+    """The codes, as CLD2 writes them, of languages that are neither this one nor nearly so; None for an unknown one."""
+    import langcodes
+    import pycld2
 
-    return langid.LanguageIdentifier.from_modelpath(
-        Path(langid.__file__).with_name("data") / "model.npz.xz", norm_probs=True
-    )
+    names = dict(pycld2.LANGUAGES)
+    known = {names[name] for name in pycld2.DETECTED_LANGUAGES if not names[name].startswith("xx")}
+    distances = {other: langcodes.tag_distance(code, other) for other in known}
+    if min(distances.values()) > 1:  # 1: a language and what it is a macrolanguage of, as Bokmål and Norwegian
+        return None
+    return frozenset(other for other, distance in distances.items() if distance >= ALIKE)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 
@@ -39,6 +39,11 @@ class Pattern:
     def signs(self) -> frozenset[str]:
         """Characters, of each trigger one."""
         return frozenset(next(sign for sign in trigger if not sign.isalnum()) for trigger in self.triggers)
+
+    @cached_property
+    def trigger(self) -> re.Pattern[str]:
+        """Finds any of the triggers."""
+        return re.compile("|".join(map(re.escape, self.triggers)))
 
 
 _ATTRIBUTE = r"""\s+[\w:@.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'=<>`]+)"""
@@ -92,13 +97,15 @@ Range = tuple[int, int, Kind]
 
 def patterns_in(text: str, own: Sequence[re.Pattern[str]] = ()) -> list[Pattern]:
     """The patterns that a text may match, one's own first."""
-    signs = SIGNS.intersection(text)
-    held = [
-        pattern
-        for pattern in PATTERNS
-        if not signs.isdisjoint(pattern.signs) and any(trigger in text for trigger in pattern.triggers)
-    ]
+    may_match = _with_signs(SIGNS.intersection(text))
+    held = [pattern for pattern in may_match if pattern.trigger.search(text)]
     return [*(Pattern(Kind.OWN, (), regex) for regex in own), *held]
+
+
+@lru_cache(maxsize=4096)
+def _with_signs(signs: frozenset[str]) -> tuple[Pattern, ...]:
+    """The patterns for which a text must have one of these characters."""
+    return tuple(pattern for pattern in PATTERNS if not signs.isdisjoint(pattern.signs))
 
 
 def matches(text: str, start: int, end: int, patterns: Iterable[Pattern], taken: Sequence[Range] = ()) -> list[Range]:

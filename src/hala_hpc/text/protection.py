@@ -51,7 +51,7 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
 
     Raises Damage where that cannot be done: the text has all the brackets itself, or its parts could not be told apart.
     """
-    brackets = next((pair for pair in BRACKETS if not set(pair) & set(source.text)), None)
+    brackets = next((pair for pair in BRACKETS if pair[0] not in source.text and pair[1] not in source.text), None)
     if brackets is None:
         raise Damage("brackets: the text has all that could mark protected spans")
     spans: dict[int, str] = {}

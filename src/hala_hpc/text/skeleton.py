@@ -14,9 +14,9 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -25,8 +25,7 @@ from hala_hpc.text import inside, patterns
 from hala_hpc.text.patterns import Kind, Pattern, Range
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A part of a text: its characters from ``start`` to ``end``."""
 
     start: int
@@ -34,8 +33,7 @@ class Span:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A block that stays as it is (one span), or a unit: spans of prose and protected ones in turn.
 
     ``is_quoted``: a unit is a text of JSON, in which quotation marks are written as escapes.
@@ -124,7 +122,7 @@ def skeleton(text: str, own: Sequence[re.Pattern[str]] = (), open_: frozenset[st
         for first, last, is_quoted in inside.words_in(text, start, end, kind, open_) if open_ else ():
             pieces.append(Piece((Span(at, first, kind),), is_unit=False))
             stay = [*(inside.ESCAPES if is_quoted else ()), *known]
-            pieces.extend(replace(piece, is_quoted=is_quoted) for piece in _unit(text, first, last, stay))
+            pieces.extend(piece._replace(is_quoted=is_quoted) for piece in _unit(text, first, last, stay))
             at = last
         if at < end:
             pieces.append(Piece((Span(at, end, kind),), is_unit=False))
@@ -159,6 +157,8 @@ def shape_faults(
             if source.text_of(piece) != target.text_of(other):
                 faults.append(f"{piece.spans[0].kind} changed: {source.text_of(piece)[:40]!r}")
             continue
+        if len(piece.spans) == 1:
+            continue
         spans = Counter(source.text_of(span) for span in piece.spans if span.kind not in (Kind.PROSE, Kind.LAYOUT))
         written = target.text_of(other)
         faults += [f"lost: {span[:40]!r}" for span, count in spans.items() if written.count(span) < count]
@@ -170,11 +170,10 @@ def _filled(text: str, blocks: Sequence[Range]) -> Iterator[Range]:
     at = 0
     for start, end, kind in blocks:
         if kind is Kind.PROSE:
-            stripped = text[start:end].strip()
-            if not WORD.search(stripped):
+            if not WORD.search(text, start, end):
                 continue
-            start = text.index(stripped, start)
-            end = start + len(stripped)
+            inner = text[start:end]
+            start, end = start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())
         if start > at:
             yield at, start, Kind.LAYOUT
         yield start, end, kind
@@ -185,6 +184,9 @@ def _filled(text: str, blocks: Sequence[Range]) -> Iterator[Range]:
 
 def _unit(text: str, start: int, end: int, known: Sequence[Pattern], inside: Sequence[Range] = ()) -> Iterator[Piece]:
     """A unit with its protected spans; blocks where it has no prose beside them."""
+    if not known and not inside and WORD.search(text, start, end):
+        yield Piece((Span(start, end, Kind.PROSE),), is_unit=True)
+        return
     spans, at = [], start
     held = [block for block in inside if start <= block[0] and block[1] <= end]
     for a, b, kind in patterns.matches(text, start, end, known, held):
@@ -223,7 +225,8 @@ def _blocks(text: str, opaque: Sequence[Range]) -> list[Range]:
     """Blocks that stay, and units, in their order; what lies between them is layout."""
     alone = [block for block in opaque if _is_block(text, block)]
     if _PLAIN.match(text):
-        return _without(list(_plain(text)), alone)
+        units = list(_plain(text))
+        return _without(units, alone) if alone else units
     masked = _masked(text, opaque)
     lines = [match.span() for match in _LINE.finditer(text)]
     blocks: list[Range] = []
@@ -255,15 +258,17 @@ def _end_of(text: str, line: tuple[int, int]) -> int:
 def _plain(text: str) -> Iterator[Range]:
     """The units of a text of ``_PLAIN`` lines, as ``parser`` and ``_paragraph`` find them, and much sooner."""
     start = end = -1
-    for line in _LINE.finditer(text):
-        stop = line.start() + len(line[0].rstrip())
-        item = _ITEM.match(text, line.start(), stop)
-        if start >= 0 and (item is not None or stop == line.start()):
+    at = 0
+    for line in text.split("\n"):
+        content = line.rstrip()
+        item = _ITEM.match(content) if content[:1].isdigit() else None
+        if start >= 0 and (item is not None or not content):
             yield start, end, Kind.PROSE
             start = -1
-        if stop > line.start():
-            start = start if start >= 0 else item.end() if item is not None else line.start()
-            end = stop
+        if content:
+            start = start if start >= 0 else at + (item.end() if item is not None else 0)
+            end = at + len(content)
+        at += len(line) + 1
     if start >= 0:
         yield start, end, Kind.PROSE
 
