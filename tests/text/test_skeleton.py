@@ -127,6 +127,10 @@ _LINES = st.one_of(
     st.sampled_from(["1. An item", "2) Another", "12.    Far off", "3. 4. both", "100. y", "1000. z", "1.      code?"]),
     st.sampled_from(["a. lettered", "word |", "| a | b |", "|---|---|", "---", "===", "[a]: b", "- x", "<div>"]),
     st.sampled_from(["x = f(y)", "import os", '{"a":', "1}"]),
+    st.sampled_from(
+        ["- An item", "* a. b", "+    far", "-     code?", "- - x", "(a) x", "(see) x", '"Said." He', "'(a) y"]
+    ),
+    st.sampled_from(["100 degrees", "12 - x", "7", "1.Eat", "2.5 of it", "- 3 of it", "- 4. x", "“¿Qué?”", "((x)) y"]),
 )
 
 

@@ -207,7 +207,7 @@ def _packs(sources: Sequence[Skeleton], roles: Sequence[str], manner: Manner) ->
         own = segments(source, manner.tokens, manner.count)
         for segment in own:
             candidate = _Candidate(number, role, source, segment)
-            if any(span.kind in manner.apart for span in source.spans(segment.start, segment.end)):
+            if manner.apart and any(span.kind in manner.apart for span in source.spans(segment.start, segment.end)):
                 parts = list(_alone(candidate))
                 for part in parts:
                     held = source.spans(part.segment.start, part.segment.end)

@@ -7,8 +7,8 @@ from typing import Final
 SCRIPTS: Final = {"Hans": "CJK", "Hant": "CJK", "Jpan": "CJK", "Kore": "HANGUL"}
 """ISO 15924 codes of scripts that Unicode calls by other names, with the word that begins those of their letters."""
 ALIKE: Final = 20
-"""Languages nearer than this on CLDR's scale (``langcodes.tag_distance``; ours) are not told apart: Croatian and Bosnian,
-Norwegian and Danish. Spanish is 20 from Basque."""
+"""Languages nearer than this on CLDR's scale (``langcodes.tag_distance``; ours) are not told apart: Croatian and
+Bosnian, Norwegian and Danish. Spanish is 20 from Basque."""
 SAMPLE: Final = 500
 """Characters of a text's beginning and of its end that its language is told by (ours)."""
 
@@ -39,7 +39,7 @@ def language(words: str) -> Language:
 
 
 def is_in(text: str, code: str) -> bool | None:
-    """Whether a text is in a language, by its ISO 639 code, or may well be: False only where CLD2 is sure of another one.
+    """Whether a text is in a language, by its ISO 639 code, or may well be: False only where CLD2 is sure of another.
 
     None where CLD2 does not know the language.
     """

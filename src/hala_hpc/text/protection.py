@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from hala_hpc.text.patterns import Kind
@@ -158,7 +159,7 @@ def without_chatter(answer: str, prompt: str) -> str:
 
 def unmarked(text: str, brackets: str) -> str:
     """A text without its markers, to be checked."""
-    return re.sub(_marker(brackets), " ", text).strip()
+    return (_markers(brackets).sub(" ", text) if brackets[0] in text else text).strip()
 
 
 def _escaped(text: str) -> str:
@@ -167,15 +168,22 @@ def _escaped(text: str) -> str:
 
 
 def _newlines(text: str) -> int:
-    return len(NEWLINE.findall(text))
+    return len(NEWLINE.findall(text)) if "\r" in text else text.count("\n")
 
 
 def _marker(brackets: str, number: str = rf"({DIGIT}{{1,6}})") -> str:
     return rf"{re.escape(brackets[0])}\s*{number}\s*{re.escape(brackets[1])}"
 
 
+@cache
+def _markers(brackets: str) -> re.Pattern[str]:
+    return re.compile(_marker(brackets))
+
+
 def _unmasked(request: Masked, original: str, text: str) -> str:
-    marker = re.compile(_marker(request.brackets))
+    if not request.spans and not any(bracket in text for bracket in request.brackets):
+        return text
+    marker = _markers(request.brackets)
     expected = Counter(int(match[1]) for match in marker.finditer(original))
     present = Counter(int(match[1]) for match in marker.finditer(text))
     if present != expected:
@@ -207,7 +215,7 @@ def _tolerant(between: str, brackets: str) -> str:
     """A regular expression for what stands between two parts, as a translator may write it: other digits, spaces."""
     patterns: list[str] = []
     rest = between
-    marker = re.compile(_marker(brackets))
+    marker = _markers(brackets)
     for match in [*marker.finditer(between), None]:
         plain = rest if match is None else between[len(between) - len(rest) : match.start()]
         patterns += map(_tolerant_token, _TOKEN.findall(plain))

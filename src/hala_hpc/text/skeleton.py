@@ -102,8 +102,21 @@ _DISPLAY: Final = re.compile(
     re.DOTALL,
 )
 _FENCE: Final = re.compile(r"^[ \t>]*(?:`{3,}|~{3,})", re.MULTILINE)
-_PLAIN: Final = re.compile(r"(?:(?:(?:\d{1,3}[.)] {1,4})?[^\W\d_](?![.)])[^\r\n]*+|[ \t]*+)(?:\n|\Z))*+\Z")
-"""Each line is empty or begins with a word, perhaps a number before it: paragraphs and items, whatever they hold."""
+_PLAIN: Final = re.compile(
+    r"""
+    (?:
+      (?:
+        (?: (?:\d{1,3}[.)] | [-*+]) [ ]{1,4} )?                    # the mark of an item
+        (?: ["'“‘«¿¡(]{0,2} [^\W\d_] (?![.)]) | \d++ (?![.)]) )    # a word, or a number that is no mark
+        [^\r\n]*+
+      | [ \t]*+
+      )
+      (?: \n | \Z )
+    )*+ \Z
+    """,
+    re.VERBOSE,
+)
+"""Each line is empty, or begins with a word: paragraphs and items, whatever they hold."""
 WORD: Final = re.compile(r"[^\W\d_]")
 
 
@@ -172,8 +185,9 @@ def _filled(text: str, blocks: Sequence[Range]) -> Iterator[Range]:
         if kind is Kind.PROSE:
             if not WORD.search(text, start, end):
                 continue
-            inner = text[start:end]
-            start, end = start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())
+            if text[start].isspace() or text[end - 1].isspace():
+                inner = text[start:end]
+                start, end = start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())
         if start > at:
             yield at, start, Kind.LAYOUT
         yield start, end, kind
@@ -261,7 +275,7 @@ def _plain(text: str) -> Iterator[Range]:
     at = 0
     for line in text.split("\n"):
         content = line.rstrip()
-        item = _ITEM.match(content) if content[:1].isdigit() else None
+        item = None if content[:1].isalpha() else _ITEM.match(content)
         if start >= 0 and (item is not None or not content):
             yield start, end, Kind.PROSE
             start = -1
@@ -317,7 +331,7 @@ def _opaque(text: str) -> list[Range]:
         fences = _FENCE.search(text)
         if fences is None:
             taken.extend((start, end, Kind.CODE) for start, end in patterns.code_runs(text))
-    return _outermost(taken)
+    return _outermost(taken) if taken else taken
 
 
 def _json(text: str) -> Iterator[tuple[int, int]]:
