@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from hala_hpc.text.patterns import Kind
@@ -71,7 +71,7 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
     between: list[str] = []
     spaces, at = "", segment.start  # those that end the part before
     for part in segment.parts:
-        gap, text = text_of(at, part.start), text_of(part.start, part.end)
+        gap, text = text_of(at, part.start) if at < part.start else "", text_of(part.start, part.end)
         begun, ended = text.lstrip(), text.rstrip()
         if parts:
             between.append(spaces + gap + text[: len(text) - len(begun)])
@@ -198,7 +198,7 @@ def _aligned(request: Masked, answer: str) -> list[str]:
     """The answer cut where the parts of the segment end. Raises Damage."""
     texts, at = [], 0
     for between in request.between:
-        match = re.compile(_tolerant(between, request.brackets)).search(answer, at)
+        match = _border(between, request.brackets).search(answer, at)
         if match is None:
             raise Damage("parts: the answer does not have the text's paragraphs, items or cells")
         texts.append(answer[at : match.start()].strip())
@@ -211,8 +211,9 @@ _BREAK: Final = r"(?:\r\n|\r(?!\n)|(?<!\r)\n)"
 _BULLETS: Final = "-*+•‣◦–—"
 
 
-def _tolerant(between: str, brackets: str) -> str:
-    """A regular expression for what stands between two parts, as a translator may write it: other digits, spaces."""
+@lru_cache(maxsize=4096)
+def _border(between: str, brackets: str) -> re.Pattern[str]:
+    """Finds what stands between two parts, as a translator may write it: other digits, spaces."""
     patterns: list[str] = []
     rest = between
     marker = _markers(brackets)
@@ -222,7 +223,7 @@ def _tolerant(between: str, brackets: str) -> str:
         if match is not None:
             patterns.append(_marker(brackets, number=_digits(match[1])))
             rest = between[match.end() :]
-    return "".join(patterns)
+    return re.compile("".join(patterns))
 
 
 def _tolerant_token(token: str) -> str:

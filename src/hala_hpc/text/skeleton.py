@@ -64,14 +64,18 @@ class Skeleton:
         """The pieces that are translated."""
         return [piece for piece in self.pieces if piece.is_unit]
 
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [piece.spans[0].start for piece in self.pieces]
+
     def text_of(self, part: Span | Piece) -> str:
         """The characters of a span or piece."""
         return self.text[part.start : part.end]
 
     def spans(self, start: int, end: int) -> Iterator[Span]:
         """What lies between two places of the text, cut at them."""
-        first = bisect_right(self.pieces, start, key=lambda piece: piece.start) - 1
-        for piece in self.pieces[max(first, 0) :]:
+        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(self.pieces)):
+            piece = self.pieces[number]
             if piece.start >= end:
                 return
             for span in piece.spans:
