@@ -69,7 +69,9 @@ def held(engine: vllm.Vllm, texts: list[str]) -> dict[str, Any]:
 
 def main(model: str) -> None:
     more = {"compilation_config": {"mode": 0}, "max_logprobs": -1}
-    options = vllm.Options(dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, arguments=more)
+    # Too small a batch for the prompts of all requests, so that one would be cut.
+    batch = {"max_num_seqs": 16, "max_num_batched_tokens": CONTEXT}
+    options = vllm.Options(dtype="float32", max_model_len=CONTEXT, **batch, arguments=more)
 
     engine = vllm.start(Recipe(name="test", task=None, model=Model(name=model), engine=options))
     greedy = Sampling(max_tokens=16)
@@ -110,6 +112,9 @@ def main(model: str) -> None:
     engine.add("alone", chat(texts[5], warm))
     alone = drain(engine)["alone"].text
     for number, text in enumerate(texts):
+        engine.add(
+            f"l{number}", chat(f"Count on from {number}: " + " ".join(map(str, range(number, number + 25))), warm)
+        )
         engine.add(f"s{number}", chat(text, warm))
     crowd = drain(engine)
     seen["seeded"] = crowd["s5"].text == alone != raw[5].outputs[0].text

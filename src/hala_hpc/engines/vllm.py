@@ -81,7 +81,8 @@ class Vllm:
             self._make_params = vllm.SamplingParams
             self._structured = vllm.sampling_params.StructuredOutputsParams
             self._final_only = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
-            self._llm = vllm.LLM(**arguments(recipe))
+            is_cpu = vllm.platforms.current_platform.is_cpu()
+            self._llm = vllm.LLM(**(_with_whole_prompts if is_cpu else dict)(arguments(recipe)))
         self._engine = self._llm.llm_engine
         self._guard = Guard(_processes(self._engine))
         self.tokenizer: Any = self._llm.get_tokenizer()
@@ -237,6 +238,16 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
     del options["kind"]
     given = {"model": model.name, "revision": model.revision, "tokenizer": model.tokenizer, "seed": 0} | options
     return {key: value for key, value in given.items() if value is not None} | more
+
+
+def _with_whole_prompts(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same without chunked prefill, where every prompt has room in one step.
+
+    On a CPU, vLLM 0.32 dies of a request with a seed whose prompt it cuts in two ("CPU Generator does not use offset").
+    """
+    context, batch = arguments.get("max_model_len"), arguments.get("max_num_batched_tokens")
+    has_room = batch is None or (context is not None and batch >= context)
+    return ({"enable_chunked_prefill": False} if has_room else {}) | arguments
 
 
 def _imported() -> Any:
