@@ -7,7 +7,8 @@ processor seconds of this process (vLLM computes in another) how much is the wor
 
 Measured twice: texts asked for whole, and with all that keeps their shape (segments, protection, checks, the ladder).
 Then the raw call gets exactly the requests that the ladder sent. The model's weights are random, so nearly every answer
-fails a check and climbs to the top: the most work that there can be.
+fails a check and climbs to the top: the most work that there can be. A row's rounds follow each other, so rows must be
+many more than the engine holds at once (512), as in any real run: else it runs half empty, which is its latency.
 """
 
 import argparse
@@ -19,11 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import HALA, ROOT, SERVE, data, quiet, report, title
 
-Measure = Callable[[Any, Path, list[Any]], None]
+if TYPE_CHECKING:
+    from hala_hpc.worker.task import Context
+
+Measure = Callable[[Any, "Context", list[Any]], None]
 
 
 def main() -> None:
@@ -32,7 +36,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=7, help="pairs")
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--eager", action="store_true", help="no compilation: starts sooner, runs slower")
-    parser.add_argument("--ladder-rows", type=int, default=300, help="rows with the ladder; each is asked for often")
+    parser.add_argument("--ladder-rows", type=int, default=1_500, help="rows with the ladder; each is asked for often")
     parser.add_argument("--inner", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
@@ -80,11 +84,11 @@ def compare(engine: Any, runs: Path, way: str, times: int) -> None:
     spent: dict[Measure, list[float]] = {raw: [], worker: []}
     requests = requests_of(engine, runs / f"{way}{times}")
     for number in range(times):
-        run = runs / f"{way}{number}"
+        context = context_of(engine, runs / f"{way}{number}")
         for measure in (raw, worker) if number % 2 == 0 else (worker, raw):
             engine._llm.reset_prefix_cache()
             before, began = time.process_time(), time.perf_counter()
-            measure(engine, run, requests)
+            measure(engine, context, requests)
             rates[measure].append(len(requests) / (time.perf_counter() - began))
             spent[measure].append((time.process_time() - before) / len(requests) * 1e3)
     raw_rates, worker_rates = rates[raw], rates[worker]
@@ -114,30 +118,19 @@ def requests_of(engine: Any, run: Path) -> list[Any]:
         add(id, request)
 
     engine.add = noted
-    worker(engine, run, [])
+    worker(engine, context_of(engine, run), [])
     engine.add = add
     return sent
 
 
-def raw(engine: Any, run: Path, requests: list[Any]) -> None:
-    """One LLM.chat call with all requests."""
-    from dataclasses import asdict
-
-    del run
-    params = [engine._params(request, 0) for request in requests]
-    engine._llm.chat([[asdict(message) for message in r.prompt] for r in requests], params, use_tqdm=False)
-
-
-def worker(engine: Any, run: Path, requests: list[Any]) -> None:
-    """The worker's whole loop over the run, from its first claim to its last published shard."""
-    del requests
+def context_of(engine: Any, run: Path) -> "Context":
+    """All that a worker has before its first claim."""
     from hala_hpc.config.compose import thaw
     from hala_hpc.run import manifest
     from hala_hpc.run.layout import RunDirectory
     from hala_hpc.run.lease import Leases
     from hala_hpc.run.ledger import Ledger
     from hala_hpc.worker import registry
-    from hala_hpc.worker.rows import loop as rows
     from hala_hpc.worker.task import Context
 
     recipe = thaw(run / "recipe.yaml", registry.options_of)
@@ -145,10 +138,26 @@ def worker(engine: Any, run: Path, requests: list[Any]) -> None:
     directory = RunDirectory(run)
     leases = Leases(directory, "bench", recipe.run.lease_seconds, recipe.run.attempts)
     ledger = Ledger(directory.ledger / "bench.jsonl", host="here", job="", pid=os.getpid())
-    context = Context(directory, recipe, plan, registry.create(recipe), leases, ledger, lambda: engine, lambda: False)
+    return Context(directory, recipe, plan, registry.create(recipe), leases, ledger, lambda: engine, lambda: False)
+
+
+def raw(engine: Any, context: "Context", requests: list[Any]) -> None:
+    """One LLM.chat call with all requests."""
+    from dataclasses import asdict
+
+    del context
+    params = [engine._params(request, 0) for request in requests]
+    engine._llm.chat([[asdict(message) for message in r.prompt] for r in requests], params, use_tqdm=False)
+
+
+def worker(engine: Any, context: "Context", requests: list[Any]) -> None:
+    """The worker's whole loop over the run, from its first claim to its last published shard."""
+    del engine, requests
+    from hala_hpc.worker.rows import loop as rows
+
     rows.work(context)
-    published = sum(1 for shard in range(len(plan)) if directory.shard_output(shard).exists())
-    assert published == len(plan), f"{published} of {len(plan)} shards published"
+    published = sum(1 for shard in range(len(context.plan)) if context.run.shard_output(shard).exists())
+    assert published == len(context.plan), f"{published} of {len(context.plan)} shards published"
 
 
 if __name__ == "__main__":

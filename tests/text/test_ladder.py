@@ -1,9 +1,10 @@
 """No translator, however bad, spoils in silence what must survive."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,37 @@ def real_texts(data: Path) -> Iterator[str]:
 @pytest.mark.parametrize("name", sorted(TRANSLATORS))
 def test_no_damage_of_real_texts_is_silent(data: Path, name: str) -> None:
     for row in batched(real_texts(data), 3):
+        result, _ = rows_translated(row, TRANSLATORS[name])
+        assert_nothing_silent(row, result)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
+
+
+def every_text(data: Path) -> Iterator[str]:
+    for path in sorted(path for path in data.rglob("*") if path.is_file()):
+        if path.suffix == ".json":
+            yield from texts_in(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            yield from (text for line in path.read_text().splitlines() for text in texts_in(json.loads(line)))
+        elif path.suffix == ".csv":
+            with path.open(newline="") as lines:
+                yield from texts_in(list(csv.reader(lines)))
+        elif path.suffix in (".txt", ".tex", ".md"):
+            yield path.read_text()
+        else:
+            yield from path.read_text().splitlines()
+
+
+@pytest.mark.exhaustive
+def test_no_damage_of_any_real_text_is_silent(data: Path) -> None:
+    translators = cycle(sorted(TRANSLATORS))
+    for row, name in zip(batched(every_text(data), 3), translators, strict=False):
         result, _ = rows_translated(row, TRANSLATORS[name])
         assert_nothing_silent(row, result)
 

@@ -4,6 +4,7 @@ Whether a row did it is only known once the new engine has answered something el
 nobody, is no row's fault.
 """
 
+import faulthandler
 import random
 import time
 import traceback
@@ -23,6 +24,28 @@ TRIAL_TOKENS = 16
 """Enough to see that an engine writes; some endpoints take no less."""
 
 Gone = EngineDied | EngineUnreachable
+
+
+class StallWatch:
+    """Ends this process, with the traceback of each thread, when an engine that has requests is silent for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """From now on an answer must come."""
+        self._begun = time.monotonic()
+        faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+    def put_off(self) -> None:
+        """One came. Each beginning costs milliseconds, so a tenth of the time is not worth one."""
+        if time.monotonic() - self._begun > self._seconds / 10:
+            self.begin()
+
+    def end(self) -> None:
+        """No more is awaited."""
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Revival:

@@ -5,7 +5,6 @@ reading the next shard, making finished rows durable, publishing), so the engine
 """
 
 import contextlib
-import faulthandler
 import json
 import time
 from concurrent import futures
@@ -18,7 +17,7 @@ from hala_hpc.data.schema import Row
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable, Request
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
-from hala_hpc.worker.revival import Gone, Revival
+from hala_hpc.worker.revival import Gone, Revival, StallWatch
 from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent
 from hala_hpc.worker.rows.task import RowError, RowTask
 from hala_hpc.worker.task import Context, Counters, Outcome, say
@@ -64,6 +63,7 @@ class RowLoop:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._engine: Engine | None = None if task.asks else Unasked()
         self._revival = Revival(context)
+        self._stall = StallWatch(context.recipe.run.stall_seconds)
         self._doing = ""  # while the engine is gone
         self._in_flight = InFlight()
         self._feeding: OpenShard | None = None
@@ -179,7 +179,7 @@ class RowLoop:
         if shard.careful:
             shard.begin(number)
         if not self._in_flight:
-            self._watch_for_stall()
+            self._stall.begin()  # the engine may hang even before its first completion
         self._go_on(engine, shard, hand, None)
 
     def _go_on(self, engine: Engine, shard: OpenShard, hand: RowInHand, completions: list[Completion] | None) -> None:
@@ -219,13 +219,9 @@ class RowLoop:
             for waiter in waiters:
                 self._settle(engine, *waiter, answer)
         if not self._in_flight:
-            faulthandler.cancel_dump_traceback_later()
+            self._stall.end()
         elif completions:
-            self._watch_for_stall()
-
-    def _watch_for_stall(self) -> None:
-        """From now on: requests are out, and the engine may hang even before its first completion."""
-        faulthandler.dump_traceback_later(self._context.recipe.run.stall_seconds, exit=True)
+            self._stall.put_off()
 
     def _settle(self, engine: Engine, shard: OpenShard, hand: RowInHand, index: int, completion: Completion) -> None:
         hand.completions[index] = completion
@@ -306,7 +302,7 @@ class RowLoop:
         """
         if self._context.should_stop():  # a signal ended the engine as well as us: no fault of a row
             return
-        faulthandler.cancel_dump_traceback_later()
+        self._stall.end()
         died = isinstance(gone, EngineDied)
         out = self._in_flight.clear()
         suspects = {shard.id: shard for sent in out for shard, _, _ in sent.waiters}
@@ -372,7 +368,7 @@ class RowLoop:
 
     def _end(self) -> None:
         """Keep what is finished, give back what is not."""
-        faulthandler.cancel_dump_traceback_later()
+        self._stall.end()
         if self._coming is not None and self._coming.exception() is None:
             coming = self._coming.result()
             self._open += [coming] if coming is not None else []
