@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,14 @@ def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | No
     started, logs = launch(recipe.site, stage), run / "logs"
     command = f"{started.python} -u -m submitit.core._submit {logs}"
     return job_text(parameters(recipe, started, ranks), command, logs, workers)
+
+
+def would_take(request: SbatchRequest) -> None:
+    """Ask Slurm whether it would take such a job, without submitting it. Raises HalaError with its refusal."""
+    with tempfile.TemporaryDirectory() as folder, commands.outside_any_job(request.options):
+        script = Path(folder, "test.sbatch")
+        script.write_text(job_text(request, "true", Path(folder)))
+        commands.run("sbatch", "--test-only", str(script))
 
 
 def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
