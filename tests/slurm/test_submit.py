@@ -41,7 +41,7 @@ ulimit -n 65536
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/big/logs/%A_%a_%t_log.out --cpus-per-task=14 /envs/serve/bin/python -u -m submitit.core._submit /runs/big/logs
+srun --unbuffered --output /runs/big/logs/%A_%a_%t_log.out --cpus-per-task=14 /envs/serve/bin/python -u -m hala_hpc.worker.unpickle /runs/big/logs
 """  # noqa: E501
 
 
