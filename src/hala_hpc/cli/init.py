@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
 from hala_hpc.cli import common
 from hala_hpc.config import places
@@ -87,6 +88,8 @@ def init_command(
         _refuse_name(name)
     if account is not None and (not account.isprintable() or not account.strip()):
         raise HalaError(f"--account: {account!r} cannot be an account")
+    for option, folder in (("--root", root), ("--serve", serve), ("--work", work), ("--to", to and to.parent)):
+        _refuse_file(option, folder)
     cluster = survey.look()
     name = cluster.name if name is None else name
     _refuse_name(name)
@@ -121,6 +124,14 @@ def init_command(
 def _refuse_name(name: str) -> None:
     if not profile.NAME.fullmatch(name):
         raise HalaError(f"NAME: {name!r} cannot be a profile's name", "letters, digits, -, _ and ., at most 60")
+
+
+def _refuse_file(option: str, folder: Path | None) -> None:
+    """Raises HalaError where a file stands where a folder is wanted, or above it."""
+    if folder is not None:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise HalaError(f"{option}: {folder}: {there} is a file, not a folder")
 
 
 def _sites() -> Path:
@@ -240,7 +251,7 @@ def _next(recipe: Recipe, target: Path, name: str, untested: bool) -> list[str]:
 def _shown(record: dict[str, object], measured: Sequence[nodetest.Measured]) -> list[object]:
     lines: list[object] = [f"wrote {record['profile']}"]
     chosen = ("partition", "cpu_partition", "account", "root", "gpu_option", "lease_seconds")
-    lines.append(common.facts([(key, str(record[key] if record[key] is not None else "")) for key in chosen]))
+    lines.append(common.facts([(key, escape(str("" if record[key] is None else record[key]))) for key in chosen]))
     for each in measured:
         lines.append(f"test job in {each.partition or 'the default partition'}:")
         lines += [f"  {line}" for line in each.lines()]

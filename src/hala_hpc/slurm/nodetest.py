@@ -94,9 +94,9 @@ def _gpu_words(gpu: Mapping[str, Any]) -> str:
 def lease_seconds(measured: Sequence[Measured]) -> float:
     """How long a lease must be, in tens of seconds.
 
-    A worker beats six times in a lease. Two beats may be lost; in the other four sixths, twice what a touch is seen
-    late or early and ten times the slowest fsync must fit: 1.5 x (2 x (behind + ahead) + 10 x fsync). Never less than
-    the default, except where all partitions were well measured between two hosts.
+    A worker beats six times in a lease. One beat may be lost; in the other four sixths, twice what a touch is seen late
+    or early and ten times the slowest fsync must fit: 1.5 x (2 x (behind + ahead) + 10 x fsync). Never less than the
+    default, except where all partitions were well measured between two hosts.
     """
     late = max(((each.behind or 0.0) + (each.ahead or 0.0) for each in measured), default=0.0)
     slow = max((each.fsync_most or 0.0 for each in measured), default=0.0)
