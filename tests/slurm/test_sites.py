@@ -4,6 +4,7 @@ Each is a real Slurm of its own, and the profile is the one that ``hala init`` w
 """
 
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,12 +77,21 @@ def demo(hala: Hala, *words: str) -> dict[str, Any]:
     return started
 
 
+def modes(hala: Hala) -> dict[str, int]:
+    """Who may do what to a run's folders, and to the ledgers that its workers wrote: Slurm hands on our umask."""
+    run = hala.folder / "runs" / "echo"
+    folders = {name: stat.S_IMODE((run / name).stat().st_mode) for name in ("logs", "ledger", "shards")}
+    (ledgers,) = {stat.S_IMODE(path.stat().st_mode) for path in (run / "ledger").glob("*.jsonl")}
+    return folders | {"*.jsonl": ledgers}
+
+
 def test_accounting_off(start: Start) -> None:
     cluster, hala = start(accounting=False)
     written = profile(cluster, hala)
     assert (written["account"], written["gpu_option"]) == (None, "gres")
     assert "accounting is off" in Path(written["profile"]).read_text()
-    demo(hala)
+    demo(hala, "site.shared_with=group")
+    assert modes(hala) == {"logs": 0o3770, "ledger": 0o2775, "shards": 0o2775, "*.jsonl": 0o664}
 
 
 def test_arrays_are_short(start: Start) -> None:
@@ -89,6 +99,7 @@ def test_arrays_are_short(start: Start) -> None:
     profile(cluster, hala)
     started = demo(hala, "run.workers=13", "run.shard_tokens=400", "site.slurm.gpus_per_worker=0")
     assert started["workers"] == 13 and len(started["jobs"]) == 2
+    assert modes(hala) == {"logs": 0o700, "ledger": 0o755, "shards": 0o755, "*.jsonl": 0o644}
 
 
 def test_a_user_may_have_few_jobs(start: Start) -> None:

@@ -34,16 +34,6 @@ def keep_group(folder: Path) -> None:
     folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID)
 
 
-@contextmanager
-def to_us_alone() -> Iterator[None]:
-    """Files that are made herein are closed to all others: what runs when it is read, such as a pickle."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 def fsync(path: Path) -> None:
     """Make the bytes of a file durable, whoever wrote them, or the names (links, renames, unlinks) in a folder."""
     descriptor = os.open(path, os.O_RDONLY)

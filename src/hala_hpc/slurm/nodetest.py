@@ -145,6 +145,7 @@ class _Job:
     reason: str = ""
     started: float | None = None
     is_over: bool = False
+    is_given_up: bool = False
     samples: list[probe.Sample] = field(default_factory=list)
 
 
@@ -197,17 +198,15 @@ def _program(started: Launch) -> str:
 def _follow(jobs: Sequence[_Job], wait: float) -> None:
     """Look at the beacons until all jobs are over, or did not start in time, or run for too long."""
     began, asked = time.monotonic(), -math.inf
-    while any(not job.is_over for job in jobs):
+    while left := [job for job in jobs if not job.is_over and not job.is_given_up]:
         if time.monotonic() - asked > ASK_SECONDS:
             asked = time.monotonic()
-            _ask(jobs)
-        for job in jobs:
-            if job.started is not None and not job.is_over:
-                look = probe.sample(job.folder / "beacon", job.folder / "clock.login")
-                job.samples += [look] if look is not None else []
-            late = job.started is not None and time.monotonic() - job.started > LATE_SECONDS
-            if not job.is_over and (late or (job.started is None and time.monotonic() - began > wait)):
-                return
+            _ask(left)
+        for job in left:
+            if job.started is not None and (look := probe.sample(job.folder / "beacon", job.folder / "clock.login")):
+                job.samples.append(look)
+            since, limit = (began, wait) if job.started is None else (job.started, LATE_SECONDS)
+            job.is_given_up = time.monotonic() - since > limit
         time.sleep(LOOK)
 
 

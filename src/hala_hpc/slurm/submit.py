@@ -15,7 +15,6 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe, Site
-from hala_hpc.run.files import to_us_alone
 from hala_hpc.slurm import commands, local, pickles
 from hala_hpc.slurm.commands import Limits, limits
 from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
@@ -110,7 +109,7 @@ def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence
     minutes = request.parameters.get("time")
     intent = intend(run, [job.run for job in jobs], minutes if isinstance(minutes, int) else None)
     # submitit copies what sbatch says to standard error; our own error says it, in one line.
-    with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()), to_us_alone():
+    with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()):
         try:
             executor = _executor(submitit.SlurmExecutor)(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
             executor.update_parameters(**request.commented(intent.token).for_submitit)
