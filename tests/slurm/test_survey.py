@@ -185,6 +185,20 @@ def test_delay_is_what_was_newest_and_not_seen() -> None:
     assert delay([], fresh) is None
 
 
+def test_a_job_that_left_nothing_says_why(tmp_path: Path) -> None:
+    """Its own last words; without any, the nodes may not see the folder of runs."""
+    folder = tmp_path / "runs" / ".test-x" / "0"
+    folder.mkdir(parents=True)
+    job = nodetest._Job("5", "gpu", folder, "FAILED", is_over=True)
+    silent = nodetest._measured(job, 9.0)
+    assert f"ended (FAILED) without a report: do the nodes see {tmp_path}/runs" in silent.problems[0]
+    (folder / "5_0_log.out").write_text("srun: starting\n/x/python: No such file or directory\n")
+    (said,) = nodetest._measured(job, 9.0).problems
+    assert said.endswith("/x/python: No such file or directory")
+    (folder / "report.0.json").write_text("{}")  # of a process that was killed
+    assert nodetest._measured(job, 9.0).problems == (said,)
+
+
 def test_two_winners_of_one_link_or_a_torn_read_are_a_problem() -> None:
     def report(won: list[int], lost: int) -> dict[str, Any]:
         return {"links": {"won": won, "lost": lost}}
