@@ -14,7 +14,7 @@ import pytest
 from hala_hpc.cli.main import hala as program
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.files import hub
-from hala_hpc.slurm import environments
+from hala_hpc.slurm import environments, profile, survey
 from tests import damaged
 from tests.damaged import hala
 from tests.damaged import no_workers as no_workers
@@ -40,6 +40,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "logs": RUN,
     "cancel": RUN,
     "runs": ("--root=ROOT",),
+    "init": ("mine", "--yes", "--no-job", "--root=ROOT", "--to=OUT"),
     "sites": (),
     "env list": (),
     "env build": ("serve-cpu", "--to=OUT"),
@@ -87,7 +88,8 @@ KEYS = {
         "data.path=", "data.path=../..", "data.limit=1e99", "data.limit=-1", "sampling.max_tokens=-1",
         "sampling.temperature=nan", "sampling.top_p=7", "engine.capacity=-1", "engine.kind=", "engine=[]",
         "task.target=${oc.env:HOME}", "task.target=${nope}", "task.target={a..b}", "model.name=../..", ".=1", "a..b=1",
-        "site.slurm.minutes=-1", "site.executor=slurm5", "site.environments.serve=3", "grid={axes: {}}",
+        "site.slurm.minutes=-1", "site.executor=slurm5", "site.environments.serve=3",
+        "site.shared_with=others", "site.shared_with=[group]", "site.shared_with=$(touch x)", "grid={axes: {}}",
     )
 }  # fmt: skip
 NAMES = {
@@ -108,6 +110,12 @@ MEANT: dict[tuple[str, str], set[str]] = {
     ("submit", "overrides"): ASKED,
     ("prefetch", "overrides"): {*(OTHERS := {*ASKED, *UNUSED, "name=$(touch x)"}), "engine.capacity=-1"},
     ("doctor", "overrides"): OTHERS,
+    ("init", "name"): {"zero", "huge", "nan", "word", "folder", "file"},
+    ("init", "account"): ANY - {"empty", "blank", "newline"},
+    ("init", "root"): PLACES | {"folder", "up"},
+    ("init", "serve"): PLACES | {"folder", "up"},
+    ("init", "work"): PLACES | {"folder", "up"},
+    ("init", "to"): PLACES,
     ("resume", "quarantine"): {"empty"},
     ("collect", "to"): PLACES,
     ("publish", "to"): PLACES,
@@ -191,6 +199,12 @@ def words(
 
     monkeypatch.setattr(environments, "_uv", refuse)
     monkeypatch.setattr(hub, "_is_reachable", lambda endpoint: False)
+    # A cluster with one partition and no accounts; it would take what is asked for.
+    shape = survey.Shape(8, 32_000, 1)
+    partition = survey.Partition("only", True, None, ((shape, 2),))
+    cluster = survey.Cluster("here", "22.05", (partition,), (), None, False, 1001)
+    monkeypatch.setattr(survey, "look", lambda: cluster)
+    monkeypatch.setattr(profile, "would_take", lambda request: None)
     place = tmp_path / "a" / "b" / "c"
     (place / "folder").mkdir(parents=True)
     (place / "folder" / "notes.txt").write_text("mine\n")

@@ -12,6 +12,7 @@ from hala_hpc.cli import main as cli
 from hala_hpc.config.errors import HalaError
 from hala_hpc.pipeline import lookup
 from hala_hpc.slurm import doctor, environments
+from hala_hpc.slurm.survey import file_system
 from tests.conftest import ROOT
 
 Said = tuple[int, str, str]
@@ -257,6 +258,30 @@ def test_doctor_knows_the_marks_of_the_example(tmp_path: Path) -> None:
     assert "a100" not in told
     profile.write_text(profile.read_text().replace("# CHANGE", "#"))
     assert not list(doctor._unedited(profile))
+
+
+def test_doctor_says_that_a_site_was_not_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings() -> list[str]:
+        return [each["what"] for each in json.loads(run("doctor", "--json")[1])]
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "HALA_SITE" not in findings()
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    assert "HALA_SITE" not in findings()  # the tests name one
+    monkeypatch.delenv("HALA_SITE")
+    assert "HALA_SITE" in findings()
+
+
+def test_doctor_knows_what_only_this_machine_sees(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if file_system(Path("/dev/shm")) != "tmpfs":
+        pytest.skip("no tmpfs here")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm to be asked
+    for executor, seen in (("slurm", True), ("local", False)):
+        words = ("doctor", f"site.executor={executor}", "run.root=/dev/shm/hala-runs", "--json")
+        details = [each["detail"] for each in json.loads(run(*words)[1]) if each["what"] == "runs"]
+        assert any("is on tmpfs, this machine's own" in detail for detail in details) == seen
+    assert "--job: site local has no Slurm" in refused(run("doctor", "--job"))
 
 
 def test_doctor_says_where_two_places_for_runs_differ(

@@ -30,6 +30,13 @@ KEY = "hf_" + "a" * 34
         "site.slurm.extra.export='ALL,WANDB_API_KEY=abc'",
         "site.environments.serve.container={image: x, args: ['--env=MY_SECRET=abc']}",
         "site.environments.serve.variables.HF_TOKEN=$HOME",
+        "site.environments.serve.setup=['hf auth login --token abc']",
+        "site.environments.serve.setup=['wandb login 0123456789abcdef0123456789abcdef01234567']",
+        "site.environments.serve.setup=['curl -H \"Authorization: Bearer abcdefgh\" https://host']",
+        "site.environments.serve.setup=['git clone https://me:abc@host/x']",
+        "site.environments.serve.setup=['mysql --password abc']",
+        "site.environments.serve.variables.http_proxy=http://me:abc@proxy:3128",
+        "site.slurm.extra.export='ALL,https_proxy=http://me:abc@proxy'",
     ],
 )
 def test_secrets_in_lines_of_shell_are_refused(write_recipe: Callable[..., Path], override: str) -> None:
@@ -43,6 +50,9 @@ def test_secrets_in_lines_of_shell_are_refused(write_recipe: Callable[..., Path]
         f"site.environments.serve.setup=[login {KEY}]",
         f"site.environments.serve.variables.X={KEY}",
         f"site.slurm.extra.comment={KEY}",
+        "site.environments.serve.setup=[x glpat-0123456789abcdefghij]",
+        "site.environments.serve.variables.X=AKIAABCDEFGHIJKLMNOP",
+        f"site.environments.serve.setup=[x github_pat_{'a1' * 20}]",
         f"engine={{kind: vllm, arguments: {{hf_token: {KEY}}}}}",
         f"task.prompt='{{text}} {KEY}'",
     ],
@@ -53,7 +63,18 @@ def test_what_looks_like_a_key_is_refused_wherever_it_stands(write_recipe: Calla
 
 
 @pytest.mark.parametrize(
-    "line", ["export HF_TOKEN=$(cat ~/.hf_token)", 'export HF_TOKEN="$HF"', "export HF_TOKEN_PATH=~/x", "monkey=1"]
+    "line",
+    [
+        "export HF_TOKEN=$(cat ~/.hf_token)",
+        'export HF_TOKEN="$HF"',
+        "export HF_TOKEN_PATH=~/x",
+        "monkey=1",
+        'hf auth login --token "$HF"',
+        "mysql --password-file x",
+        "vllm --tokenizer abc",
+        "login node17",
+        "git clone https://host:8443/x",
+    ],
 )
 def test_where_a_secret_lies_may_be_told(write_recipe: Callable[..., Path], line: str) -> None:
     recipe = write_recipe(data={"path": "x.jsonl"}, site={"environments": {"serve": {"setup": [line]}}})

@@ -50,6 +50,7 @@ class Cluster:
         accounting: bool = True,
         limits: bool = False,
         settings: dict[str, str] | None = None,
+        files: dict[str, str] | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -63,6 +64,8 @@ class Cluster:
             Slurm enforces the limits of associations and QOS, as set with sacctmgr.
         settings
             slurm.conf keys to add or to override.
+        files
+            Texts of further files beside slurm.conf, by name: job_submit.lua.
         """
         self.dir = Path(dir or tempfile.mkdtemp(prefix="minislurm-", dir="/tmp")).absolute()
         if len(str(self.dir)) > LONGEST_DIR:
@@ -70,6 +73,7 @@ class Cluster:
         self.accounting = accounting
         self.limits = limits
         self.settings = settings or {}
+        self.files = files or {}
         self.daemons = Daemons(self.dir)
 
     @property
@@ -176,7 +180,8 @@ class Cluster:
         settings = conf.accounting_settings(root, ports, host, self.limits) if self.accounting else {}
         self.conf.write_text(conf.slurm_conf(root, ports, host, settings | self.settings))
         (root / "gres.conf").write_text(conf.gres_conf(root))
-        (root / "plugstack.conf").write_text("")
+        for name, text in {"plugstack.conf": "", **self.files}.items():
+            (root / name).write_text(text)
         _write_secret(root / "slurmdbd.conf", conf.slurmdbd_conf(root, ports, host).encode())
         _write_secret(root / "munge/key-file", secrets.token_bytes(128))
 

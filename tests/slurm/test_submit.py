@@ -7,6 +7,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Container, Environment, Recipe, Run, Site, Slurm
+from hala_hpc.slurm import nodetest
 from hala_hpc.slurm.script import launch, require_environment
 from hala_hpc.slurm.submit import free_gpus, preview
 
@@ -41,7 +42,7 @@ ulimit -n 65536
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/big/logs/%A_%a_%t_log.out --cpus-per-task=14 /envs/serve/bin/python -u -m submitit.core._submit /runs/big/logs
+srun --unbuffered --output /runs/big/logs/%A_%a_%t_log.out --cpus-per-task=14 /envs/serve/bin/python -u -m hala_hpc.worker.unpickle /runs/big/logs
 """  # noqa: E501
 
 
@@ -75,9 +76,11 @@ def test_nothing_of_a_recipe_reaches_the_shell_unquoted() -> None:
     environment = Environment(venv=f"/envs/{evil}", modules=[evil], variables={"A": evil})
     asked = recipe(slurm=Slurm(partition=evil), environments={"serve": environment})
     asked.name = evil
-    for line in preview(asked, Path("/runs/r"), "serve", 2).splitlines():
+    for line in preview(asked, Path(f"/runs/{evil}"), "serve", 2).splitlines():
         if evil in line:
             assert any(evil in word for word in shlex.split(line.removeprefix("#SBATCH "))), line
+    for line in nodetest._program(launch(asked.site, "serve")).splitlines():  # bash runs it on a node
+        assert evil not in line or any(evil in word for word in shlex.split(line)), line
     asked.site.environments["serve"].variables = {"A=1; rm": "x"}
     with pytest.raises(HalaError, match="is not a name of an environment variable"):
         launch(asked.site, "serve")

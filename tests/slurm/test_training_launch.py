@@ -54,7 +54,7 @@ export HALA_SRUN=''
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/sft/logs/%j_%t_log.out --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --gres=none --cpus-per-task=96 /scratch/me/envs/training/bin/python -u -m submitit.core._submit /runs/sft/logs
+srun --unbuffered --output /runs/sft/logs/%j_%t_log.out --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --gres=none --cpus-per-task=96 /scratch/me/envs/training/bin/python -u -m hala_hpc.worker.unpickle /runs/sft/logs
 """  # noqa: E501
 
 

@@ -22,6 +22,9 @@ site_option = click.option(
     default=lambda: places.from_environment("HALA_SITE") or "",
     help="A site profile: its name or its file. [$HALA_SITE, else local]",
 )
+wait_option = click.option(
+    "--wait", type=click.IntRange(1, 86_400), default=120, help="Seconds that a test job may wait to start. [120]"
+)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 run_argument = click.argument("run", metavar="RUN")
 

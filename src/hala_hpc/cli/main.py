@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": ("workers", "Show what the workers of a run, or of one shard, printed."),
     "cancel": ("workers", "End the workers of a run; finished rows are kept."),
     "runs": ("status", "List the runs."),
+    "init": ("init", "Describe this cluster: write its site profile, and try it."),
     "sites": ("site", "List the site profiles."),
     "env": ("site", "Build the environments that stages run in."),
     "doctor": ("site", "Show what is missing on this machine or site."),

@@ -1,5 +1,6 @@
 """``hala sites``, ``env``, ``doctor`` and ``prefetch``: what a site is, and what a run needs there."""
 
+import itertools
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup, planning
-from hala_hpc.slurm.doctor import examine
+from hala_hpc.slurm.doctor import examine, nodes
 from hala_hpc.slurm.environments import available_locks, build_environment
 from hala_hpc.worker import registry
 
@@ -79,16 +80,27 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 @click.command()
 @common.overrides_argument
 @common.site_option
+@click.option("--job", is_flag=True, help="Also run a job of less than a minute in each of the site's partitions.")
+@common.wait_option
 @common.as_json
-def doctor_command(overrides: tuple[str, ...], site: str, json_: bool) -> None:
+def doctor_command(overrides: tuple[str, ...], site: str, job: bool, wait: int, json_: bool) -> None:
     r"""Show what is missing on this machine, or at a site, and what to do. Exit code 1 if something is.
+
+    With --job the site's nodes are tried, too: whether they see the folder of runs and start the environments there,
+    whether links and renames hold, how late a touch is seen, how long a lease must be therefore.
 
     \b
     hala doctor --site mycluster
+    hala doctor --site mycluster --job
     """
+    recipe = lookup.load(None, site, ("name=doctor", *overrides))
+    if job and recipe.site.executor != "slurm":
+        raise HalaError(f"--job: site {recipe.site.name} has no Slurm", "--site NAME, one of `hala sites`")
+    looks = examine(recipe, lookup.profile_of(site), bool(site))
+    on_nodes = nodes(recipe, float(wait), lambda line: click.echo(line, err=True)) if job else ()
     findings = []
     colour = True if os.environ.get("FORCE_COLOR") else None  # as rich does for the tables of other commands
-    for finding in examine(lookup.load(None, site, ("name=doctor", *overrides)), lookup.profile_of(site)):
+    for finding in itertools.chain(looks, on_nodes):
         findings.append(finding)
         if not json_:
             advice = f"  → {finding.advice}" if finding.advice else ""

@@ -58,7 +58,7 @@ def resume_command(
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", hint)
     directory, plan = manifest.open_run(path)
     starting.note_moved(planned, overrides)
-    directory.create_folders(len(plan))
+    directory.create_folders(len(plan), planned.recipe.is_shared)
     if damaged:
         _set_aside(path, planned.task, plan.facts)
     if quarantine is not None:
@@ -147,7 +147,7 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
     jobs = []
     for path in paths:
         for intent in records.unanswered(path):
-            if (job := records.in_queue(intent.token)) is not None:
+            if (job := records.in_queue(intent.token, intent.file.stat().st_uid)) is not None:
                 intent.took(job)
             elif (wait := intent.time + records.LATE_SECONDS - time.time()) > 0:
                 workers = plural(len(intent.runs), "worker")

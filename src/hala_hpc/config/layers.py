@@ -128,13 +128,22 @@ def _check_signs(section: Any, name: str) -> None:
                 raise HalaError(f"{name}.{key}: must be {rule}")
 
 
-SECRETS: Final = r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[ps]_[A-Za-z0-9]{30,})"
-"""Keys of the hub, of OpenAI and of GitHub: a regular expression, for text and for bytes."""
+SECRETS: Final = (
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}"
+    r"|glpat-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}\b|xox[abprs]-[A-Za-z0-9-]{20,})"
+)
+"""Keys of the hub, OpenAI, GitHub, GitLab, AWS and Slack: a regular expression, for text and for bytes."""
 _NAME: Final = r"(?:\w*_)?(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)"
 _VARIABLE: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
 _FROM_ENVIRONMENT: Final = re.compile(r"\$\{oc\.env:\s*(\w+)")
 _ASSIGNED: Final = re.compile(rf"(?<![\w$])({_NAME})=[\"']?[^\s\"'$`]", re.IGNORECASE)
 """``HF_TOKEN=hf_…`` in a line of shell; ``HF_TOKEN=$(cat …)`` only says where it is."""
+_GIVEN: Final = re.compile(
+    r"(?P<option>--(?:[a-z]+-)*(?:token|password|passwd|secret|api-?key))\s+[\"']?[^\s\"'$`-]"
+    r"|(?P<login>\blogin)\s+[0-9a-f]{40}\b|(?P<bearer>\bBearer)\s+[\w.~+/-]{8,}|(?P<url>://[^\s/:@$]+):[^\s/:@$]+@",
+    re.IGNORECASE,
+)
+"""A secret that is a word of a command: ``--token abc``, ``wandb login 0123…``, ``https://me:abc@host``."""
 _SHELL: Final = (".setup", ".args", ".mounts", ".variables", ".extra")
 
 
@@ -144,6 +153,9 @@ def refuse(where: str, name: str, value: Any) -> None:
     for text in _texts(value):
         named += filter(_VARIABLE.match, _FROM_ENVIRONMENT.findall(text))
         named += _ASSIGNED.findall(text) if _is_shell(name) else []
+        if _is_shell(name) and (given := _GIVEN.search(text)):
+            what = f"what follows '{given[given.lastgroup or 0]}' would be written into the run directory"
+            raise HalaError(f"{where}: {name}: {what}", "read a secret where it is used, such as $(cat ~/.token)")
         if re.search(SECRETS, text):
             raise HalaError(f"{where}: {name}: holds what looks like a secret key", "take it out, and have it revoked")
     for secret in map(str, named):

@@ -156,6 +156,7 @@ class Site:
 
     name: str = "local"
     executor: Literal["slurm", "local", "debug"] = "local"
+    shared_with: Literal["group"] | None = None  # who else may resume runs that are planned here: their folder's group
     slurm: Slurm = field(default_factory=Slurm)
     slurm_cpu: Slurm = field(default_factory=Slurm)  # the same for work that needs no GPU: tokenizing
     environments: dict[str, Environment] = field(default_factory=dict)  # by stage: serve, work
@@ -176,6 +177,11 @@ class Recipe:
     sampling: Sampling = field(default_factory=Sampling)
     run: Run = field(default_factory=Run)
     site: Site = field(default_factory=Site)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the group may resume the run; never a training, whose checkpoints run code where they are loaded."""
+        return self.site.shared_with == "group" and self.task.kind != "train"
 
 
 SECTIONS: Final[dict[str, type[TaskOptions] | type[EngineOptions]]] = {"task": TaskOptions, "engine": EngineOptions}

@@ -27,8 +27,8 @@ from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
 from hala_hpc.run import manifest
-from hala_hpc.run.files import remove_tree, write_durably
-from hala_hpc.run.layout import GRID, RunDirectory
+from hala_hpc.run.files import keep_group, remove_tree, share, write_durably
+from hala_hpc.run.layout import GRID, RunDirectory, close_logs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
@@ -168,9 +168,15 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
         limits(site.slurm)  # raises where there is no Slurm
     if folder.exists():
         raise _existing(runs)
+    shared = any(run.recipe.is_shared for run in checked)
+    share(shared)
     if runs.is_grid:
-        (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
-        (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
+        folder.mkdir(parents=True)
+        if shared:
+            keep_group(folder)
+        (folder / "ledger").mkdir()  # of what is submitted for all cells
+        (folder / "logs").mkdir(mode=0o700)
+        close_logs(folder / "logs", shared)
     try:
         for run in checked:
             with within(runs.called(run.recipe)):
@@ -314,7 +320,7 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
             cut = task.plan(folder, watch)
         return cut.shards, cut.facts
 
-    return manifest.create(target, freeze(recipe), fill)
+    return manifest.create(target, freeze(recipe), fill, recipe.is_shared)
 
 
 def summary_of(run: PlannedRun, target: Path) -> Summary:

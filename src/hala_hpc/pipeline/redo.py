@@ -19,9 +19,10 @@ from hala_hpc.data.shards import Progress
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.pipeline.planning import PlannedRun
 from hala_hpc.run import manifest, status
+from hala_hpc.run.files import share
 from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.lineage import Earlier, Redo
-from hala_hpc.run.manifest import Manifest
+from hala_hpc.run.manifest import Facts, Manifest, Shard
 from hala_hpc.slurm.commands import limits
 from hala_hpc.worker import registry
 from hala_hpc.worker.rows.task import RowTask
@@ -58,9 +59,12 @@ class PlannedRedo:
     def make(self) -> None:
         """Make the run. Raises HalaError where one of its name came to be meanwhile."""
         recipe = self.planned.recipe
-        manifest.create(
-            self.planned.path, freeze(recipe), lambda at: redo.fill(at, self.of, self.plan, self.chosen, self.redo)
-        )
+        share(recipe.is_shared)
+
+        def fill(folder: Path) -> tuple[list[Shard], Facts]:
+            return redo.fill(folder, self.of, self.plan, self.chosen, self.redo)
+
+        manifest.create(self.planned.path, freeze(recipe), fill, recipe.is_shared)
 
 
 def plan(

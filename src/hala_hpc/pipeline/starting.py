@@ -11,6 +11,7 @@ from hala_hpc.data.files import sources
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.planning import PlannedRun, RunList, on_its_nodes, plan
 from hala_hpc.run import manifest, status
+from hala_hpc.run.files import share
 from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, local, queue, record
 from hala_hpc.slurm.record import Submission
@@ -98,6 +99,7 @@ def thawed(path: Path, overrides: tuple[str, ...]) -> PlannedRun:
     if wrong := [word for word in overrides if not word.startswith(CHANGEABLE)]:
         raise HalaError(f"'{wrong[0]}': a run's recipe is frozen", f"only these may change: {' '.join(CHANGEABLE)}")
     recipe = lookup.thawed(path, overrides)
+    share(recipe.is_shared)
     task = registry.create(recipe)
     require_environment(recipe.site, task.stage)
     return PlannedRun(recipe, task, path)

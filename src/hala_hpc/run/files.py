@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,20 @@ from typing import Any
 
 from hala_hpc.run import digests
 from hala_hpc.run.layout import RunDirectory, make_again
+
+
+def share(is_shared: bool) -> None:
+    """Let what this process and those that it starts make be written by its group, too; where not, leave it as it is.
+
+    What others may do stays as the user's own umask says.
+    """
+    if is_shared:
+        os.umask(os.umask(0o077) & ~0o070)
+
+
+def keep_group(folder: Path) -> None:
+    """Let all that is made in a folder, by whomever, belong to the group that the folder belongs to."""
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID)
 
 
 def fsync(path: Path) -> None:

@@ -72,10 +72,10 @@ class RunDirectory:
     def lease_folder(self, shard: int) -> Path:
         return self.leases / folder_of(shard)
 
-    def create_folders(self, shards: int) -> None:
+    def create_folders(self, shards: int, is_shared: bool = False) -> None:
         """Make every folder that so many shards will need and that is not there: a purge of scratch removes empty ones.
 
-        Raises HalaError where a file stands in the place of one.
+        ``is_shared``: with the run's group. Raises HalaError where a file stands in the place of one.
         """
         for folder in self.absent_folders(shards):
             try:
@@ -85,12 +85,20 @@ class RunDirectory:
                     f"{self.path / folder}: is not a folder, as a run needs it", "move the file away"
                 ) from error
             if folder == self.logs.name:
-                self.logs.chmod(0o700)  # submitit keeps pickles here: nobody else may plant one
+                close_logs(self.logs, is_shared)
 
     def absent_folders(self, shards: int) -> list[str]:
         """Folders of a run with so many shards that are gone, by their path in it."""
         within = [f"{parent}/{folder}" for parent in ("shards", "partial", "leases") for folder in folders(shards)]
         return [name for name in (*FOLDERS, *within) if not (self.path / name).is_dir()]
+
+
+def close_logs(logs: Path, is_shared: bool) -> None:
+    """Close a folder of logs to others: submitit keeps pickles here, and nobody else may plant one or take one away.
+
+    In a shared run the group may add files; whoever loads a pickle looks whose it is (``worker/unpickle.py``).
+    """
+    logs.chmod(0o3770 if is_shared else 0o700)
 
 
 def run_of(output: Path) -> RunDirectory:

@@ -162,20 +162,22 @@ Fill = Callable[[Path], tuple[list[Shard], Facts]]
 """Plans the shards; may leave files of its own in the folder that it is given."""
 
 
-def create(target: Path, recipe: str, fill: Fill) -> RunDirectory:
-    """Plan a run and put it under its name.
+def create(target: Path, recipe: str, fill: Fill, is_shared: bool = False) -> RunDirectory:
+    """Plan a run and put it under its name. ``is_shared``: its folders belong to the group of this one.
 
     Raises HalaError where the run exists, and what ``fill`` raises; nothing is left behind then.
     """
     try:
         with files.whole_directory(target) as folder:
             _sweep(target)
+            if is_shared:
+                files.keep_group(folder)
             shards, facts = fill(folder)
             made_by = provenance(recipe)
             write(folder / "manifest.parquet", shards, replace(facts, made_by=made_by))
             header = "".join(f"# {key}: {value}\n" for key, value in made_by.items())
             (folder / "recipe.yaml").write_text(framed(header + recipe))
-            RunDirectory(folder, facts.suffix).create_folders(len(shards))
+            RunDirectory(folder, facts.suffix).create_folders(len(shards), is_shared)
     except FileExistsError as error:
         hint = f"`hala resume {target.name}`, or give another name=…"
         raise HalaError(f"run '{target.name}' exists in {target.parent}", hint) from error

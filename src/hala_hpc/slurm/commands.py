@@ -4,6 +4,7 @@ Limits are the size of an array, jobs in the queue, and jobs of this user in the
 """
 
 import os
+import pwd
 import re
 import subprocess
 import time
@@ -224,11 +225,20 @@ def limits(slurm: Slurm | None = None) -> Limits:
     return Limits(int(config["MaxArraySize"]), int(config["MaxJobCount"]), most)
 
 
+def user() -> str:
+    """The name of this user, as Slurm has it: $USER is not set everywhere, and may be another's."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
+
+
 def _of_user(cluster: str, slurm: Slurm) -> int | None:
-    user = os.environ.get("USER", str(os.getuid()))
-    account = slurm.account or os.environ.get("SBATCH_ACCOUNT") or _show("user", user, "format=DefaultAccount").strip()
+    account = (
+        slurm.account or os.environ.get("SBATCH_ACCOUNT") or _show("user", user(), "format=DefaultAccount").strip()
+    )
     partition = slurm.partition or os.environ.get("SBATCH_PARTITION", "")
-    associations = parse_associations(_show("assoc", f"user={user}", f"format={','.join(ASSOCIATIONS)}"))
+    associations = parse_associations(_show("assoc", f"user={user()}", f"format={','.join(ASSOCIATIONS)}"))
     ours = association_of(associations, cluster, account, partition)
     qos = slurm.qos or os.environ.get("SBATCH_QOS") or (ours.qos if ours else "")
     of_qos = parse_qos(_show("qos", f"format={','.join(QOS)}")).get(qos)

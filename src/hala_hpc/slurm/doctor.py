@@ -17,15 +17,19 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.places import expanded
 from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.run.files import touched_now
-from hala_hpc.slurm import commands
+from hala_hpc.slurm import commands, nodetest
 from hala_hpc.slurm.commands import limits, parse_config
-from hala_hpc.slurm.script import job_text, launch, parameters
+from hala_hpc.slurm.script import launch, parameters
+from hala_hpc.slurm.submit import would_take
+from hala_hpc.slurm.survey import file_system
 
 IMPORT_SECONDS = 180.0
 """A first import of vLLM from a cold shared file system takes a minute or two."""
 LITTLE_SPACE_GB = 20
 CLOCK_SECONDS = 60.0
 EXAMPLE, CHANGE = "example-h100.yaml", "CHANGE"
+LOCAL = ("tmpfs", "ramfs", "overlay", "squashfs")
+"""Kinds of file systems that no other machine sees."""
 NEEDED = {"serve": "vllm", "work": "trl"}
 """What the environment of a stage must be able to import, besides hala_hpc."""
 
@@ -40,12 +44,20 @@ class Finding:
     advice: str = ""
 
 
-def examine(recipe: Recipe, profile: Path) -> Iterator[Finding]:
-    """Look at this machine and at the recipe's site, one finding after the other. Makes nothing that stays."""
+def examine(recipe: Recipe, profile: Path, is_named: bool = True) -> Iterator[Finding]:
+    """Look at this machine and at the recipe's site, one finding after the other. Makes nothing that stays.
+
+    ``is_named``: a person said which site, and did not just forget to.
+    """
     yield Finding("hala_hpc", "ok", f"{__version__}, Python {sys.version.split()[0]}")
+    if not is_named and shutil.which("sbatch"):
+        unset = f"not set, though this machine has Slurm: this is about {recipe.site.name}"
+        yield Finding(
+            "HALA_SITE", "warning", unset, "export HALA_SITE=NAME, one of `hala sites`; `hala init` makes one"
+        )
     yield from _unedited(profile)
     yield from _two_roots(recipe, profile)
-    yield from _runs(Path(recipe.run.root))
+    yield from _runs(Path(recipe.run.root), recipe.site.executor == "slurm")
     yield from _cache(recipe)
     for stage, environment in recipe.site.environments.items():
         yield _environment(stage, environment, "cuda" if recipe.site.slurm.gpus_per_worker else "cpu")
@@ -90,7 +102,26 @@ def _rooted(root: str, base: Path) -> Path:
         return Path(root)
 
 
-def _runs(root: Path) -> Iterator[Finding]:
+def nodes(recipe: Recipe, wait: float, say: Callable[[str], None]) -> Iterator[Finding]:
+    """What the test jobs of a site show, and whether leases are long enough for it."""
+    try:
+        measured = nodetest.measure(recipe, wait, say)
+    except HalaError as error:
+        yield Finding("test job", "missing", error.message, error.hint or "mend site.slurm")
+        return
+    for each in measured:
+        what = f"nodes {each.partition}".strip()
+        if each.untested:
+            yield Finding(what, "warning", each.untested, "try again later, or --wait longer")
+        yield from (Finding(what, "missing", problem, "mend it before any run") for problem in each.problems)
+        yield from (Finding(what, "ok", line) for line in each.facts())
+    least = nodetest.lease_seconds(measured)
+    if least > recipe.run.lease_seconds:
+        short = f"run.lease_seconds is {recipe.run.lease_seconds:.0f}, and what was measured asks for {least:.0f}"
+        yield Finding("lease", "warning", short, f"set run.lease_seconds: {least:.0f} in the profile")
+
+
+def _runs(root: Path, is_for_nodes: bool) -> Iterator[Finding]:
     if CHANGE in root.parts:
         return  # already named; no folder must be made of it
     there = next(folder for folder in (root, *root.parents) if folder.exists())
@@ -104,6 +135,9 @@ def _runs(root: Path) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("runs", "missing", f"{root}: {error.strerror}", "set run.root to a shared, writable folder")
         return
+    kind = file_system(there.resolve())
+    if is_for_nodes and kind in LOCAL:
+        yield Finding("runs", "warning", f"{root} is on {kind}, this machine's own", "set run.root to a shared folder")
     detail = f"{root.resolve()}{'' if there == root else ' (to be made)'}: hard links work, {free:,.0f} GB free"
     little = f"less than {LITTLE_SPACE_GB} GB: free some space, or set run.root"
     yield Finding("runs", "ok", detail) if free > LITTLE_SPACE_GB else Finding("runs", "warning", detail, little)
@@ -163,13 +197,7 @@ def _slurm(recipe: Recipe) -> Iterator[Finding]:
 
 def _tested(recipe: Recipe) -> str:
     """Ask Slurm whether it would take the job, without submitting it."""
-    stage = next(iter(recipe.site.environments), "serve")
-    request = parameters(recipe, launch(recipe.site, stage))
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "test.sbatch")
-        script.write_text(job_text(request, "true", Path(folder)))
-        with commands.outside_any_job(request.options):
-            commands.run("sbatch", "--test-only", str(script))
+    would_take(parameters(recipe, launch(recipe.site, next(iter(recipe.site.environments), "serve"))))
     return "Slurm would take it"
 
 

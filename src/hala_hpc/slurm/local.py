@@ -67,9 +67,9 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_for(pid: int, logs: Path) -> bool:
-    """Whether a process is submitit's for these logs; with setup lines it is a shell that has them in its command."""
+    """Whether a process is submitit's for these logs, or its worker; with setup lines a shell has them in its words."""
     words = _words(pid)
-    return b"submitit" in words and os.fsencode(logs) in words
+    return (b"submitit" in words or b"hala_hpc.worker" in words) and os.fsencode(logs) in words
 
 
 def _words(pid: int) -> bytes:

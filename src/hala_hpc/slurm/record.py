@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.run import layout, ledger
 from hala_hpc.run.files import fsync
-from hala_hpc.slurm import commands
+from hala_hpc.slurm import commands, pickles
 
 END_BYTES = 16 * 1024
 """How much of a ledger's end holds a worker's last word."""
@@ -185,7 +185,7 @@ def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
     """
     jobs = []
     for intent in unanswered(run):
-        if (job := in_queue(intent.token)) is not None:
+        if (job := in_queue(intent.token, intent.file.stat().st_uid)) is not None:
             adopt(run, intent, job, [work(path) for path in intent.runs])
             jobs.append(job)
         elif (wait := intent.time + LATE_SECONDS - time.time()) > 0:
@@ -198,9 +198,9 @@ def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
     return jobs
 
 
-def in_queue(token: str) -> str | None:
-    """The array with this token in its comment. Raises HalaError where Slurm does not answer."""
-    words = ("squeue", "--me", "--noheader", "--states=all", "--format=%F|%k")
+def in_queue(token: str, user: int) -> str | None:
+    """The array of a user with this token in its comment. Raises HalaError where Slurm does not answer."""
+    words = ("squeue", f"--user={user}", "--noheader", "--states=all", "--format=%F|%k")
     lines = commands.rows(commands.run(*words, seconds=commands.ASK_SECONDS), 2)
     return next((job for job, comment in lines if token in comment), None)
 
@@ -209,6 +209,7 @@ def adopt(run: Path, intent: Intent, job: str, work: Sequence[Job]) -> None:
     """Give the tasks of an array the work that submitit would have given them, had it got sbatch's answer."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
+    pickles.guard()
     for task, call in enumerate(work):
         pickle = JobPaths(run / "logs", job_id=_task_name(job, task, len(work))).submitted_pickle
         if not pickle.exists():

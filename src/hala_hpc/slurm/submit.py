@@ -4,18 +4,24 @@ import contextlib
 import io
 import itertools
 import os
+import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe, Site
-from hala_hpc.slurm import commands, local
+from hala_hpc.slurm import commands, local, pickles
 from hala_hpc.slurm.commands import Limits, limits
 from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
 from hala_hpc.slurm.script import Launch, SbatchRequest, job_text, launch, parameters, rank_variables
+
+ENTRY = "hala_hpc.worker.unpickle"
+"""What a job runs to load its pickle, in place of submitit's own module."""
 
 
 def without_gpus(site: Site) -> Site:
@@ -57,8 +63,16 @@ def submit_each(
 def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | None = None) -> str:
     """The sbatch file that ``submit_each`` would hand in."""
     started, logs = launch(recipe.site, stage), run / "logs"
-    command = f"{started.python} -u -m submitit.core._submit {logs}"
+    command = f"{started.python} -u -m {ENTRY} {shlex.quote(str(logs))}"
     return job_text(parameters(recipe, started, ranks), command, logs, workers)
+
+
+def would_take(request: SbatchRequest) -> None:
+    """Ask Slurm whether it would take such a job, without submitting it. Raises HalaError with its refusal."""
+    with tempfile.TemporaryDirectory() as folder, commands.outside_any_job(request.options):
+        script = Path(folder, "test.sbatch")
+        script.write_text(job_text(request, "true", Path(folder)))
+        commands.run("sbatch", "--test-only", str(script))
 
 
 def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
@@ -97,7 +111,7 @@ def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence
     # submitit copies what sbatch says to standard error; our own error says it, in one line.
     with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()):
         try:
-            executor = submitit.SlurmExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
+            executor = _executor(submitit.SlurmExecutor)(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
             executor.update_parameters(**request.commented(intent.token).for_submitit)
             job = str(executor.submit_array(jobs)[0].job_id).partition("_")[0]
         except (FailedJobError, FailedSubmissionError) as error:
@@ -112,11 +126,21 @@ def _after_failure(run: Path, intent: Intent, jobs: Sequence[Job], words: str, e
         intent.refused(words)
         raise HalaError(words, f"the run is made, not submitted: hala resume {run.name} [site.…=…]") from error
     with contextlib.suppress(HalaError):
-        if (job := in_queue(intent.token)) is not None:
+        if (job := in_queue(intent.token, os.getuid())) is not None:
             adopt(run, intent, job, jobs)
             return job
     hint = f"the run is made; hala resume {run.name} first asks whether Slurm took it after all"
     raise HalaError(words, hint) from error
+
+
+def _executor(kind: Any) -> Any:
+    """One of submitit's executors, whose jobs load their pickle with ``ENTRY``. Its name says which one it is."""
+    pickles.guard()
+
+    def command(self: Any) -> str:
+        return f"{self.python} -u -m {ENTRY} {shlex.quote(str(self.folder))}"
+
+    return type(kind.__name__, (kind,), {"_submitit_command_str": property(command)})
 
 
 def _submit_local(recipe: Recipe, run: Path, started: Launch, jobs: Sequence[Job], ranks: int | None) -> list[str]:
@@ -124,7 +148,7 @@ def _submit_local(recipe: Recipe, run: Path, started: Launch, jobs: Sequence[Job
 
     gpus = recipe.site.slurm.gpus_per_worker
     setup = [*started.setup, *(rank_variables(recipe.site, started, ranks) if ranks is not None else [])]
-    executor = submitit.LocalExecutor(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
+    executor = _executor(submitit.LocalExecutor)(run / "logs", max_num_timeout=MOST_REQUEUES, python=started.python)
     free = free_gpus({number for gpus in local.live(run).values() for number in gpus})
     ids = []
     for job in jobs:
@@ -137,7 +161,7 @@ def _submit_local(recipe: Recipe, run: Path, started: Launch, jobs: Sequence[Job
             setup=setup,
             stderr_to_stdout=True,
         )
-        with _outliving_us(run / "logs" / "local.log"):
+        with _outliving_us(run / "logs" / f"local-{os.getuid()}.log"):
             pid = str(executor.submit(job).job_id)
         record(run, Submission("local", [pid], 1, gpus=[mine]))
         ids.append(pid)

@@ -15,6 +15,7 @@ from hala_hpc import __version__, engines
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
+from hala_hpc.run.files import share
 from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
@@ -33,7 +34,8 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     """
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     run, plan = manifest.open_run(path)
-    run.create_folders(len(plan))
+    share(recipe.is_shared)
+    run.create_folders(len(plan), recipe.is_shared)
     task = registry.create(recipe)
     worker = name or worker_name()
     leases = Leases(run, worker, recipe.run.lease_seconds, recipe.run.attempts)

@@ -481,7 +481,7 @@ def test_the_recipe_of_one_dataset_of_a_mixture(
     recipe_of: Callable[..., Path], tmp_path: Path, tokenizer: Path
 ) -> None:
     words = ("site.slurm_cpu.cpus_per_worker=7", "site.slurm.gpus_per_worker=8", "task.sequence_length=64")
-    asked = lookup.load(recipe_of(CHAT), "local", words)
+    asked = lookup.load(recipe_of(CHAT), "local", (*words, "site.shared_with=group"))
     asked.task = Options(sequence_length=64, too_long="drop", chat_template="/x.jinja")
     dataset = Dataset(path=[str(tmp_path / "rows.jsonl")], kind="text", columns=["messages"], weight=3.0, limit=5)
     nested = prepare.recipe_for(asked, "mine", dataset)
@@ -490,6 +490,7 @@ def test_the_recipe_of_one_dataset_of_a_mixture(
     assert (nested.data.path, nested.data.limit, nested.data.columns) == (dataset.path, 5, ["messages"])
     assert (nested.site.slurm.gpus_per_worker, nested.site.slurm.cpus_per_worker) == (0, 7)
     assert asked.site.slurm.gpus_per_worker == 8
+    assert not nested.is_shared and not asked.is_shared, "a training is its owner's"
     (tmp_path / "frozen.yaml").write_text(freeze(nested))
     assert thaw(tmp_path / "frozen.yaml", registry.options_of) == nested
     assert not hasattr(nested.data, "weight")

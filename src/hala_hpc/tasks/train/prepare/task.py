@@ -120,7 +120,8 @@ def recipe_for(recipe: Recipe, name: str, dataset: Dataset) -> Recipe:
     )
     data = Data(**{field.name: getattr(dataset, field.name) for field in fields(Data)})
     run = replace(recipe.run, shard_tokens=max(recipe.run.shard_tokens, SHARD_TOKENS))
-    site = replace(recipe.site, slurm=recipe.site.slurm_cpu)
+    # A training is its owner's, and its launcher may prepare its data: what it makes then must not be open to a group.
+    site = replace(recipe.site, slurm=recipe.site.slurm_cpu, shared_with=None)
     return replace(recipe, name=f"{recipe.name}-{name}", task=task, data=data, run=run, site=site)
 
 
