@@ -19,7 +19,7 @@ WATCH_SECONDS = 60.0
 def steward_command(run: str, watch: bool, dry_run: bool, json_: bool) -> None:
     r"""Decide what a run needs, and do it: nothing, wait, workers for what is missing, or stop and say why.
 
-    With Slurm a small job does so by itself after the workers (run.steward). Exit code 1: it stopped, a person must look.
+    With Slurm a small job does so after the workers (run.steward). Exit code 1: it stopped, and a person must look.
 
     \b
     hala steward translate-openorca --dry-run

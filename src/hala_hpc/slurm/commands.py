@@ -29,10 +29,7 @@ NO_SLURM = "are you on a login node? try --site local"
 ENDING: Final = "COMPLETING"
 """State of a task that is about to leave its node: for good, or to be back in the queue. squeue does not say which."""
 ENDED: Final = frozenset(
-    (
-        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
-        *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
-    )
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
 """States of a task that is over. In any other, one new to us too, it works or may come back."""
 _HELD = re.compile(r"held", re.IGNORECASE)
