@@ -20,6 +20,7 @@ from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import local, record
 from hala_hpc.worker.job import TOO_SLOW, is_too_slow
 from tests.conftest import Hala
+from tests.tasks.mix import mixes
 
 
 def call(*words: object) -> Result:
@@ -101,22 +102,17 @@ def test_a_cancelled_run_stays_so_until_a_person_resumes_it(planned: Callable[..
     hala("cancel", run)
 
 
-def test_two_stewards_at_once_start_workers_once(planned: Callable[..., Path]) -> None:
+def test_two_stewards_and_a_person_at_once_start_workers_once(planned: Callable[..., Path], hala: Hala) -> None:
     run = planned(seconds=0.4, capacity=3)
-    barrier, actions = threading.Barrier(3), []
-
-    def one() -> None:
-        barrier.wait()
-        actions.append(steward.once(run)[0].action)
-
-    threads = [threading.Thread(target=one) for _ in range(3)]
+    words = (("steward", run), ("steward", run), ("resume", run))
+    threads = [threading.Thread(target=hala, args=command) for command in words]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(actions) == ["submit", "wait", "wait"]
     assert sum(entry.workers for entry in record.submitted(run)) == 2
-    assert call("cancel", run).exception is None
+    assert sum(item.kind == decisions.STARTING for item in decisions.read(run)) == 1
+    hala("cancel", run)
 
 
 def test_whoever_starts_workers_holds_a_lease_that_the_dead_lose(planned: Callable[..., Path]) -> None:
@@ -153,15 +149,12 @@ def test_the_sites_program_is_started_once_without_a_shell(planned: Callable[...
     assert "ended with 3: no network" in end["error"] and "without Slurm nobody writes it" in end["error"]
 
 
-def test_the_last_step_alone_is_handed_in_too(planned: Callable[..., Path], write_recipe: Callable[..., Path]) -> None:
-    rows = {"path": "rows.jsonl", "shape": "text"}
-    task = {"kind": "mix", "sources": {"all": {"data": rows}}}
-    planned()
-    recipe = write_recipe("m", task=task, run={"lease_seconds": 3})
-    del task
-    done = call("plan", recipe, "--create")
-    if done.exception is not None:
-        pytest.fail(str(done.exception))
+def test_the_last_step_alone_is_handed_in_too(tmp_path: Path) -> None:
+    run = mixes.finished(mixes.plan(tmp_path, {"all": {"rows": mixes.chats(9)}}))
+    assert steward.look(run)[2].action == "done"
+    (run / "final").rename(tmp_path / "final")
+    assert steward.look(run)[2].reason.startswith("1 shard missing")
+    assert list(steward.tend(run, watch=0.5))[-1].action == "done" and (run / "final").is_dir()
 
 
 def test_a_worker_that_only_loads_its_model_is_not_put_back_for_ever(
