@@ -130,7 +130,7 @@ def cancel_command(run: str, json_: bool) -> None:
     paths = lookup.members(run)
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
-    is_finished = (paths[0] / "recipe.yaml").is_file() and lookup.state_of(paths[0]).finished
+    is_finished = _is_finished(paths[0])
     unnoted = "" if is_finished else _note_cancelled(paths[0])
     workers, still = _end_local(paths)
     try:
@@ -148,6 +148,13 @@ def cancel_command(run: str, json_: bool) -> None:
         line = "finished: nothing is left to cancel" if is_finished else here
     record = {"run": str(paths[0]), "arrays": arrays, "still": tasks, "workers": workers, "still_local": still}
     common.show(record, json_, [line, *([common.Problem(unnoted)] if unnoted else [])])
+
+
+def _is_finished(run: Path) -> bool:
+    """False also for a grid, and for what cannot be read: its workers are cancelled all the same."""
+    with contextlib.suppress(HalaError, OSError):
+        return (run / "recipe.yaml").is_file() and lookup.state_of(run).finished
+    return False
 
 
 def _note_cancelled(folder: Path) -> str:
