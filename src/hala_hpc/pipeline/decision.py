@@ -175,7 +175,9 @@ def _limit(now: Situation) -> Decision | None:
 def _go_on(now: Situation) -> Decision:
     remedies = [remedy for remedy in (_memory(now), _time(now), _gpu(now), _nodes(now)) if remedy is not None]
     changes = tuple(word for remedy in remedies for word in remedy.changes)
-    reasons = "; ".join(remedy.reason for remedy in remedies)
+    others = {state: count for state, count in now.ends.items() if state not in _EXPLAINED}
+    ended = [f"{plural(count, 'task')} ended by {state}" for state, count in others.items()]
+    reasons = "; ".join((*ended, *(remedy.reason for remedy in remedies)))
     dead_end = next((remedy for remedy in remedies if remedy.incurable), None)
     if dead_end is not None and not now.has_progress:
         return Decision("stop", f"{dead_end.reason}{_last(now)}", dead_end.incurable)
@@ -186,9 +188,7 @@ def _go_on(now: Situation) -> Decision:
     if now.idle >= MOST_IDLE and not changes:
         nothing = f"{plural(now.idle, 'submission')} in a row got nothing done"
         return Decision("stop", f"{'; '.join(filter(None, (nothing, reasons)))}{_last(now)}", _look(now))
-    others = {state: count for state, count in now.ends.items() if state not in _EXPLAINED}
-    ended = [f"{plural(count, 'task')} ended by {state}" for state, count in others.items()]
-    reason = "; ".join(filter(None, (f"{plural(now.missing, 'shard')} missing, no worker left", *ended, reasons)))
+    reason = "; ".join(filter(None, (f"{plural(now.missing, 'shard')} missing, no worker left", reasons)))
     is_optional = now.has_progress or (not sure and now.idle < MOST_IDLE)
     return Decision("submit", reason, changes=changes, optional=is_optional, retries=sure)
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -150,7 +150,7 @@ def _settled(members: Sequence[Path]) -> str:
 
 
 def _queue(members: Sequence[Path]) -> Queue:
-    """What Slurm says; accounting may be some seconds late with the ends of tasks."""
+    """What Slurm says. Accounting may be some seconds late with the ends of tasks, of which the queue knows less."""
     silent = _last_tasks(members) & {task for run in members for task in record.open_tasks(run)}
     for late in (*LATE_SECONDS, 0.0):
         tasks = queue.with_ends(queue.ask(*members), members)
@@ -158,7 +158,8 @@ def _queue(members: Sequence[Path]) -> Queue:
         if tasks.silence or tasks.live or not late or silent <= known:
             break
         time.sleep(late)
-    return tasks
+    late_ends = [queue.end_of(task) for task in tasks.tasks if task.job in silent - known]
+    return replace(tasks, ends=[*tasks.ends, *(end for end in late_ends if end is not None)])
 
 
 def _busy(path: Path, state: Status, tasks: Queue) -> int:
