@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 from hala_hpc.cli.main import hala as program
 from hala_hpc.config.errors import HalaError
-from hala_hpc.pipeline import standing, steward
+from hala_hpc.pipeline import steward
 from hala_hpc.run import decisions, lease
+from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import local, record
 from hala_hpc.worker.job import TOO_SLOW, is_too_slow
@@ -123,7 +124,7 @@ def test_whoever_starts_workers_holds_a_lease_that_the_dead_lose(planned: Callab
             pass
     with steward.alone(run, patience=0.0) as is_ours:
         assert is_ours(), "it was given back"
-    dead = lease.Leases(standing.read_runs(run).folder and lease.RunDirectory(run), "dead", 3, 1)
+    dead = lease.Leases(RunDirectory(run), "dead", 3, 1)
     assert dead.claim_alone(lease.START) is not None  # and no heartbeat follows
     began = time.monotonic()
     with steward.alone(run, patience=30) as is_ours:

@@ -50,7 +50,8 @@ def steward_command(run: str, watch: bool, dry_run: bool, json_: bool) -> None:
     except HalaError as error:
         job, problem = "", str(error)
     lines = [*_lines(decision), *([f"a steward follows (slurm {job})"] if job else [])]
-    if not (job or decision.is_end):
+    is_slurm = lookup.thawed(lookup.runs(run)[0]).site.executor == "slurm"
+    if not (job or decision.is_end) and is_slurm:
         why = f" ({problem})" if problem else ""
         lines += [
             f"no steward follows{why}: hala steward {folder} --watch, or by scrontab -e:",

@@ -26,7 +26,7 @@ def announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
     Raises OSError where that cannot be written down.
     """
     site = recipe.site
-    if not (site.at_end or site.mail) or _is_announced(folder):
+    if not is_wanted(folder, recipe):
         return
     outcome = OUTCOMES[decision.action]
     problems = [_start(site.at_end, folder, outcome, str(decision)) if site.at_end else ""]
@@ -36,11 +36,13 @@ def announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
     decisions.note(folder, decisions.AT_END, outcome=outcome, **({"error": failed} if failed else {}))
 
 
-def _is_announced(folder: Path) -> bool:
-    """Whether this end was announced already, perhaps by another steward."""
+def is_wanted(folder: Path, recipe: Recipe) -> bool:
+    """Whether anybody wants to know, and was not told yet, perhaps by another steward."""
+    if not (recipe.site.at_end or recipe.site.mail):
+        return False
     kinds = [item.kind for item in decisions.read(folder)]
     last = max((place for place, kind in enumerate(kinds) if kind == decisions.DECIDED), default=0)
-    return decisions.AT_END in kinds[last:]
+    return decisions.AT_END not in kinds[last:]
 
 
 def _start(words: list[str], folder: Path, outcome: str, reason: str) -> str:

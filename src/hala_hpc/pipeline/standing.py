@@ -98,7 +98,7 @@ def standing(runs: Runs) -> Standing:
 
 def situation(runs: Runs) -> Situation:
     """All that a decision depends on. Slurm is asked once; that it gives no answer is part of it."""
-    folder, noted = runs.folder, runs.noted
+    folder = runs.folder
     name = f"{folder.parent.name}/{folder.name}" if record.grid_of(folder) else folder.name
     if all(state.finished for state in runs.states):
         return Situation(name, finished=True)
@@ -108,7 +108,7 @@ def situation(runs: Runs) -> Situation:
     unclear = _settled(members)
     tasks = _queue(members) if not unclear else Queue()
     recipe, settings = runs.recipe, frozen.settings(runs.unfinished[0][0])
-    started = [item for item in noted if item.kind == decisions.STARTING]
+    started = _started(runs)
     errors = _errors([path for path, _ in runs.unfinished] + members, started[-1].at if started else 0.0)
     by_person = max((item.at for item in started if item.event.get("by") == decisions.PERSON), default=None)
     since = by_person if by_person is not None else started[0].at if started else None
@@ -133,7 +133,7 @@ def situation(runs: Runs) -> Situation:
         ends=ends,
         too_slow=any(TOO_SLOW in error for error in errors),
         gpu_memory=any(GPU_MEMORY.search(error) for error in errors),
-        bad_nodes=tuple(dict.fromkeys((*_failed_nodes(tasks.ends), *_refused_nodes(runs.paths, since or 0.0)))),
+        bad_nodes=tuple(dict.fromkeys((*_failed_nodes(tasks.ends), *_refused_nodes(runs, recipe, since or 0.0)))),
         errors=tuple(errors[-MOST_ERRORS:]),
         resources=_resources(recipe),
     )
@@ -178,6 +178,13 @@ def _busy(path: Path, state: Status, tasks: Queue) -> int:
         is_ours = executor == "local" and worker.host == os.uname().nodename
         others += worker.alive and not worker.part_of and not is_over and not is_ours
     return others + len(here)
+
+
+def _started(runs: Runs) -> list[Noted]:
+    """When workers were handed in; what Slurm refused, or never got, is left out."""
+    starting = [item for item in runs.noted if item.kind == decisions.STARTING]
+    arrays = [item.event.get("arrays", 0) for item in starting] + [len(record.submitted(runs.folder))]
+    return [item for item, before, after in zip(starting, arrays, arrays[1:], strict=False) if after > before]
 
 
 def _idle(started: Sequence[Noted], now: Standing) -> int:
@@ -230,9 +237,11 @@ def _failed_nodes(ends: Sequence[TaskEnd]) -> list[str]:
     return [nodes[0] for job in failed if len(nodes := queue.nodes_of(job)) == 1]
 
 
-def _refused_nodes(runs: Sequence[Path], since: float) -> list[str]:
+def _refused_nodes(runs: Runs, recipe: Recipe, since: float) -> list[str]:
     """Nodes that trainings left out, by a preflight or because ranks died there."""
-    files = (file for run in runs for file in (run / "ledger").glob("*.jsonl") if file.stat().st_mtime >= since)
+    if recipe.task.kind != "train":
+        return []
+    files = (file for run in runs.paths for file in (run / "ledger").glob("*.jsonl") if file.stat().st_mtime >= since)
     events = (event for file in files for event in ledger.read(file) if event["event"] == "excluded")
     return [str(event["node"]) for event in events if event.get("node")]
 

@@ -57,8 +57,8 @@ class Steward:
 
     def __call__(self) -> str:
         from hala_hpc.slurm.allocation import StopFlag, requeue
-        from hala_hpc.worker.job import job_name
-        from hala_hpc.worker.task import say
+        from hala_hpc.worker.job import job_name, linger
+        from hala_hpc.worker.task import Outcome, say
 
         stop, action = StopFlag(), "stopped"
         for decision in tend(Path(self.run), stop):
@@ -67,6 +67,7 @@ class Steward:
         if stop.signal == signal.SIGUSR2:  # its time is over, and it still waits
             requeue(job_name())
             time.sleep(PATIENCE_SECONDS)
+        linger(stop, Outcome.STOPPED)
         return action
 
     def checkpoint(self) -> object:
@@ -100,7 +101,8 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None, 
     How far the runs are is written down before. Raises HalaError where Slurm refuses the workers.
     """
     now = standing.standing(standing.read_runs(folder))
-    decisions.note(folder, decisions.STARTING, by=by, standing=asdict(now))
+    arrays = len(record.submitted(folder))
+    decisions.note(folder, decisions.STARTING, by=by, standing=asdict(now), arrays=arrays)
     submissions = starting.start(folder, runs, workers)
     jobs = [job for submission in submissions for job in submission.jobs]
     steward, problem = "", ""
@@ -154,15 +156,17 @@ def scrontab(folder: Path) -> list[str]:
     return [options, f"*/10 * * * * {words}".replace("%", r"\%")]
 
 
-def alone(folder: Path, patience: float = PATIENCE_SECONDS) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+def alone(
+    folder: Path, patience: float = PATIENCE_SECONDS, what: str = lease.START
+) -> contextlib.AbstractContextManager[Callable[[], bool]]:
     """Nobody else starts or cancels workers of a run meanwhile, or of the grid that it belongs to.
 
-    Raises HalaError where another does for longer than ``patience`` seconds.
+    Raises HalaError where another does for longer than ``patience`` seconds. ``what`` may be ``lease.END``.
     """
     shared = next(iter(record.grid_of(folder)), folder)
     ttl = frozen.settings(lookup.runs_in(folder)[0] if (folder / GRID).is_file() else folder).lease_seconds
     who = f"steward-{os.uname().nodename}-{secrets.token_hex(4)}"
-    return lease.starting_alone(shared, who, ttl, patience)
+    return lease.alone(shared, what, who, ttl, patience)
 
 
 def look(folder: Path) -> tuple[Runs, Situation, Decision]:
@@ -221,8 +225,15 @@ def once(folder: Path) -> tuple[Decision, bool]:
         if is_new:
             decisions.note(folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
     if decision.is_end:
-        ending.announce(folder, runs.recipe, decision)
+        _announce(folder, runs.recipe, decision)
     return decision, is_new
+
+
+def _announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
+    """Have the end known, once, also where another steward comes to it at the same time."""
+    if ending.is_wanted(folder, recipe):
+        with alone(folder, ending.SECONDS + PATIENCE_SECONDS, lease.END):
+            ending.announce(folder, recipe, decision)
 
 
 def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
@@ -233,12 +244,13 @@ def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
     recipe = standing.read_runs(folder).recipe
     if decision.is_end or not follows(recipe):
         return ""
-    tasks = queue.ask(folder)
-    if tasks.silence:
-        raise HalaError(f"Slurm does not answer ({tasks.silence})", "try again later")
-    own = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
-    others = [name for task in tasks.stewards if (name := task.job.partition("_")[0]) != own]
-    return others[0] if others else hand_in(folder, recipe, decision.after, in_seconds)
+    with alone(folder):
+        tasks = queue.ask(folder)
+        if tasks.silence:
+            raise HalaError(f"Slurm does not answer ({tasks.silence})", "try again later")
+        # One that is at work may be about to end, because it takes us for the next one.
+        waiting = [task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"]
+        return waiting[0] if waiting else hand_in(folder, recipe, decision.after, in_seconds)
 
 
 def _is_followed(folder: Path, decision: Decision, is_new: bool, waited: float) -> bool:

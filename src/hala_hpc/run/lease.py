@@ -29,11 +29,13 @@ FAILED = ".failed"
 _LEASE = re.compile(r"([0-9]{6,})\.([0-9]+)(\.failed)?")
 BEATS = 6
 """Heartbeats per lease time."""
-LAST, START = "last", "start"
+LAST, START, END = "last", "start", "end"
 """Folders of the leases on what is done by one at a time: the last step of a run, which makes one thing of all shards;
-starting its workers, and cancelling them."""
+starting its workers, and cancelling them; saying that it has come to its end."""
+AT = {START: "starts or cancels its workers", END: "announces its end"}
+"""What whoever has such a lease does."""
 ALONE_SECONDS = 0.3
-"""Between two looks whether START is free."""
+"""Between two looks whether what is done by one at a time is free."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Leases:
         return Lease(lease.shard, 1, first)
 
     def claim_alone(self, what: str = LAST) -> Lease | None:
-        """Take the last step of the run, or START; None while another has it that may be alive."""
+        """Take the last step of the run, START or END; None while another has it that may be alive."""
         held = listed(self.run, what).get(0, [])
         age = _age(held, self.now())
         if age is not None and age <= self.ttl:
@@ -144,7 +146,7 @@ class Leases:
         return lease
 
     def clear_alone(self, what: str = LAST) -> None:
-        """Drop all leases on the last step or START, also those of the dead: it is done."""
+        """Drop all leases on the last step, START or END, also those of the dead: it is done."""
         for held in listed(self.run, what).get(0, []):
             held.path.unlink(missing_ok=True)
 
@@ -236,24 +238,24 @@ class Heartbeat:
 
 
 @contextlib.contextmanager
-def starting_alone(run: Path, who: str, ttl: float, patience: float) -> Iterator[Callable[[], bool]]:
-    """Be the only one that starts or cancels workers of a run, or of a grid; what is yielded says whether we still are.
+def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterator[Callable[[], bool]]:
+    """Be the only one at START or END of a run or a grid; what is yielded says whether we still are.
 
-    Raises HalaError where another does so for longer than ``patience`` seconds, or cannot be known to be dead.
+    Raises HalaError where another is for longer than ``patience`` seconds, or cannot be known to be dead.
     """
     leases = Leases(RunDirectory(run), who, ttl, 1)
     try:
         deadline = time.monotonic() + patience
-        while (lease := leases.claim_alone(START)) is None:
+        while (lease := leases.claim_alone(what)) is None:
             if time.monotonic() > deadline:
-                raise HalaError(f"{run.name}: another starts or cancels its workers right now", "try again in a minute")
+                raise HalaError(f"{run.name}: another {AT[what]} right now", "try again in a minute")
             time.sleep(ALONE_SECONDS)
         try:
             with Heartbeat(leases, lambda: None):
                 yield lambda: leases.holds_alone(lease)
         finally:
             if leases.holds_alone(lease):
-                leases.clear_alone(START)
+                leases.clear_alone(what)
     finally:
         leases.close()
 

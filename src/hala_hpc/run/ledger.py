@@ -45,6 +45,7 @@ class Event(TypedDict, total=False):
     changes: list[str]
     after: list[str]
     standing: dict[str, int]
+    arrays: int
 
 
 class Ledger:
