@@ -110,9 +110,10 @@ def situation(runs: Runs) -> Situation:
     recipe, settings = runs.recipe, frozen.settings(runs.unfinished[0][0])
     started = _started(runs)
     errors = _errors([path for path, _ in runs.unfinished] + members, started[-1].at if started else 0.0)
-    by_person = max((item.at for item in started if item.event.get("by") == decisions.PERSON), default=None)
-    since = by_person if by_person is not None else started[0].at if started else None
-    idle = _idle(started, standing(runs))
+    last = max((n for n, item in enumerate(started) if item.event.get("by") == decisions.PERSON), default=0)
+    alone = started[last:]  # since a person did something
+    since = alone[0].at if alone else None
+    idle = _idle(alone, standing(runs))
     ends = Counter(end.state for end in tasks.ends)
     if any(MAIN_MEMORY.search(error) for error in errors):
         ends[OUT_OF_MEMORY] += 1
@@ -126,7 +127,7 @@ def situation(runs: Runs) -> Situation:
         by=_canceller(tasks.ends, members),
         has_progress=idle == 0,
         idle=idle,
-        submissions=sum(item.event.get("by") == decisions.STEWARD and item.at >= (since or 0) for item in started),
+        submissions=sum(item.event.get("by") == decisions.STEWARD for item in alone),
         most_submissions=settings.submissions,
         days=(runs.states[0].time - since) / DAY if since is not None else 0.0,
         most_days=settings.days,

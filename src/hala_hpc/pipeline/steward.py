@@ -210,30 +210,34 @@ def once(folder: Path) -> tuple[Decision, bool]:
 
     Where nothing got done for no known reason, whatever was away for a moment may be back a moment later.
     """
-    with alone(folder):
-        runs, now, decision = look(folder)
-    if decision.action == "submit" and now.idle and not decision.changes:
-        time.sleep(min(frozen.settings(runs.paths[0]).lease_seconds, PATIENCE_SECONDS))
     with alone(folder) as is_ours:
         runs, now, decision = look(folder)
-        jobs: list[str] = []
-        if decision.action == "submit":
-            if not is_ours():
-                raise HalaError(f"{folder.name}: another was faster", "look again")
-            decision, jobs = _submit(runs, decision)
-        is_new = decision.action == "submit" or not _is_last(runs.noted, decision)
-        if is_new:
-            decisions.note(folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
-    if decision.is_end:
-        _announce(folder, runs.recipe, decision)
+        is_later = decision.action == "submit" and now.idle > 0 and not decision.changes
+        if not is_later:
+            decision, is_new = _act(runs, decision, is_ours)
+    if is_later:
+        time.sleep(min(frozen.settings(runs.paths[0]).lease_seconds, PATIENCE_SECONDS))
+        with alone(folder) as is_ours:
+            runs, _, decision = look(folder)
+            decision, is_new = _act(runs, decision, is_ours)
+    if decision.is_end and ending.is_wanted(folder, runs.recipe):
+        # Once, also where another steward comes to this end at the same time.
+        with alone(folder, ending.SECONDS + PATIENCE_SECONDS, lease.END):
+            ending.announce(folder, runs.recipe, decision)
     return decision, is_new
 
 
-def _announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
-    """Have the end known, once, also where another steward comes to it at the same time."""
-    if ending.is_wanted(folder, recipe):
-        with alone(folder, ending.SECONDS + PATIENCE_SECONDS, lease.END):
-            ending.announce(folder, recipe, decision)
+def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[Decision, bool]:
+    """Do what was decided and write it down. Raises HalaError where another was taken for us meanwhile."""
+    jobs: list[str] = []
+    if decision.action == "submit":
+        if not is_ours():
+            raise HalaError(f"{runs.folder.name}: this steward was taken for dead", "it looks again")
+        decision, jobs = _submit(runs, decision)
+    is_new = decision.action == "submit" or not _is_last(runs.noted, decision)
+    if is_new:
+        decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
+    return decision, is_new
 
 
 def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 from hala_hpc.config.errors import few
 from hala_hpc.run import decisions
 from hala_hpc.run.decisions import Noted
+from hala_hpc.slurm import record
 from hala_hpc.slurm.queue import Queue
 
 
 def line(folder: Path, queue: Queue) -> str:
     """What a steward last did, and what it waits for; empty where there is nothing to say of one."""
-    last = decisions.last_decision(decisions.read(folder))
+    last = decisions.last_decision(decisions.read(folder, *record.grid_of(folder)))
     parts = [f"{_when(last)}: {_words(last)}"] if last is not None else []
     parts += [f"job {task.job.partition('_')[0]} {task.state} ({task.reason})" for task in queue.stewards[:1]]
     return "; ".join(parts)
@@ -21,7 +22,7 @@ def line(folder: Path, queue: Queue) -> str:
 
 def as_json(folder: Path, queue: Queue) -> dict[str, Any]:
     """The same for scripts: the last decision as it is in the ledger, and the jobs of stewards by state."""
-    last = decisions.last_decision(decisions.read(folder))
+    last = decisions.last_decision(decisions.read(folder, *record.grid_of(folder)))
     jobs = {task.job.partition("_")[0]: task.state for task in queue.stewards}
     return {"decided": dict(last.event) if last is not None else None, "jobs": jobs}
 
