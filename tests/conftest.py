@@ -30,6 +30,7 @@ SLOW = (
     "tests/test_extending.py",
     "tests/test_sweep.py",
     "tests/slurm/test_environments.py",
+    "tests/slurm/test_steward_asks.py",
     "tests/tasks/judge/test_judge.py::test_a_killed_run",
     "tests/tasks/judge/test_judge.py::test_report_and_card",
     "tests/tasks/judge/test_judge.py::test_rules_alone_start_no_engine",

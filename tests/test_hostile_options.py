@@ -39,6 +39,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "redo": ("RUN", "--where=hala_row == 1", "--dry-run"),
     "logs": RUN,
     "cancel": RUN,
+    "steward": ("RUN", "--dry-run"),
     "runs": ("--root=ROOT",),
     "init": ("mine", "--yes", "--no-job", "--root=ROOT", "--to=OUT"),
     "sites": (),

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "logs": ("logs", "RUN"),
     "logs of a shard": ("logs", "RUN", "0"),
     "cancel": ("cancel", "RUN"),
+    "steward": ("steward", "RUN"),
     "best": ("best", "RUN"),
     "runs": ("runs", "--root", "ROOT"),
     "runs --json": ("runs", "--root", "ROOT", "--json"),
@@ -37,7 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 KINDS = {"finished": damaged.finished, "unfinished": damaged.unfinished}
 OF_ITEMS = {"trained": test_flips.trained, "merged": test_flips.merged, "evaluated": test_flips.evaluated}
 """Runs whose shards are folders, put there by hand: their recipes are no whole ones."""
-NEEDS_RECIPE = ("plan", "submit", "worker", "verify", "resume", "resume --damaged", "resume --quarantine")
+NEEDS_RECIPE = ("plan", "submit", "worker", "verify", "resume", "resume --damaged", "resume --quarantine", "steward")
 
 
 @pytest.fixture(scope="module")

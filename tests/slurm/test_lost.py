@@ -62,7 +62,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "task": {"kind": "translate", "segments": {"tokens": 0}},
         "engine": {"kind": "echo"},
         "data": {"path": "rows.jsonl"},
-        "run": {"workers": 2, "shard_rows": 2},
+        "run": {"workers": 2, "shard_rows": 2, "steward": False},  # arrays are counted here
         "site": {"executor": "slurm"},
     }
     (tmp_path / "lost.yaml").write_text(json.dumps(recipe))
@@ -76,7 +76,9 @@ def call(*words: str) -> Result:
 def grid_recipe(slurm: Path) -> None:
     one = json.loads((slurm / "lost.yaml").read_text())
     axes = {"language": {"fr": {"task": {"target": "French"}}, "eu": {"task": {"target": "Basque"}}}}
-    (slurm / "many.yaml").write_text(json.dumps(one | {"name": "many", "run": {"workers": 1}, "grid": {"axes": axes}}))
+    (slurm / "many.yaml").write_text(
+        json.dumps(one | {"name": "many", "run": {"workers": 1, "steward": False}, "grid": {"axes": axes}})
+    )
 
 
 def pickled(folder: Path, job: str) -> Any:
@@ -253,7 +255,8 @@ def test_a_trainings_two_arrays_whose_answers_were_lost_are_found(slurm: Path) -
     (slurm / "chat.jsonl").write_text('{"instruction": "Say it.", "output": "word word"}\n' * 8)
     one = json.loads((slurm / "lost.yaml").read_text())
     task = {"kind": "train", "datasets": {"chat": {"path": "chat.jsonl"}}, "batch": {"sequences": 4}}
-    recipe = {"name": "sft", "task": task, "model": {"name": str(model)}, "site": one["site"]}
+    recipe = {"name": "sft", "task": task, "model": {"name": str(model)}, "run": {"steward": False}}
+    recipe["site"] = one["site"]
     (slurm / "sft.yaml").write_text(json.dumps(recipe))
     done = call("submit", "sft.yaml")
     assert done.exception is None, done.exception

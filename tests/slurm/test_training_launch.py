@@ -240,6 +240,29 @@ def test_given_up_after_so_many_crashes(planned: Callable[..., Path], slurm_hala
     assert len(events(run, "launched")) == 2
     assert "2 launches without a new checkpoint" in log(run)
     assert wait_for(lambda: "FAILED" in str(slurm_hala.json("status", "hopeless")["jobs"])), "and the job says so"
+    stop = slurm_hala("steward", "hopeless", code=1).stdout
+    assert "stop: 1 shard failed too often" in stop and "2 launches without a new checkpoint" in stop
+
+
+@pytest.mark.slurm
+@pytest.mark.train
+@pytest.mark.timeout(900)
+def test_a_training_whose_launcher_was_killed_is_taken_up_by_its_steward(
+    planned: Callable[..., Path], slurm_hala: Hala, work_python: Path
+) -> None:
+    """Its own requeues are none of the steward's business: one job more, from the last checkpoint, and no person."""
+    run = planned("taken", python=work_python, slurm=ONE_A_NODE, epochs=8, watch=PATIENT)
+    started = slurm_hala.json("resume", "taken")
+    wait_for(at_step(run, 4, ranks=2), 280)
+    for _, opening in ledger.openings(run / "ledger"):
+        os.kill(opening["pid"], signal.SIGKILL)
+    wait_for(published(run), 400)
+    decided = wait_for(lambda: [e for e in events(run, "decided") if e["action"] == "done"] and events(run, "decided"))
+    assert [event["action"] for event in decided] == ["submit", "done"], decided
+    assert "KILLED: 6 GB instead of 4" in decided[0]["reason"] and started["steward"]
+    first, second = events(run, "launched")
+    assert _metrics(run)[0]["step"] == 1 and second["launch"] != first["launch"]
+    slurm_hala("verify", "taken")
 
 
 @pytest.mark.slurm

@@ -17,6 +17,7 @@ COMMANDS = {
     "submit": ("plan", "Plan a run and start its workers."),
     "status": ("status", "Show how far a run is."),
     "resume": ("workers", "Start workers for what is missing."),
+    "steward": ("steward", "Decide what a run needs: wait, more workers, or stop and say why."),
     "verify": ("results", "Prove that every row is accounted for, once."),
     "collect": ("results", "Write the finished dataset as Parquet."),
     "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),

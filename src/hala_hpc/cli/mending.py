@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hala_hpc.cli import common
+from hala_hpc.cli.plan import follower
 from hala_hpc.cli.views import explain as explain_view
 from hala_hpc.cli.views import sample as view
 from hala_hpc.config import frozen
@@ -12,7 +13,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.outputs import chosen
 from hala_hpc.data.outputs.chosen import Choice
 from hala_hpc.models import location
-from hala_hpc.pipeline import explain, lookup, redo, starting
+from hala_hpc.pipeline import explain, lookup, redo, steward
 from hala_hpc.pipeline.redo import PlannedRedo
 from hala_hpc.run import lineage
 
@@ -125,10 +126,11 @@ def redo_command(
         common.show(record, json_, lines)
         return
     planned.make()
-    (submission,) = starting.start(planned.planned.path, [planned.planned])
-    started = common.handed_in(submission, f"for {planned.planned.path}")
-    next_ = f"next: hala status {planned.planned.path.name}"
-    common.show(record | {"jobs": submission.jobs, "workers": submission.workers}, json_, [*lines, started, next_])
+    started = steward.start(planned.planned.path, [planned.planned])
+    (submission,) = started.submissions
+    lines += [common.handed_in(submission, f"for {planned.planned.path}"), *follower(started)]
+    record |= {"jobs": submission.jobs, "workers": submission.workers, "steward": started.steward}
+    common.show(record, json_, [*lines, f"next: hala status {planned.planned.path.name}"])
 
 
 def _facts(planned: PlannedRedo) -> list[tuple[str, str]]:

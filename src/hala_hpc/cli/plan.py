@@ -10,7 +10,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import mix, training
 from hala_hpc.cli.views.run import why
 from hala_hpc.config.errors import few, plural
-from hala_hpc.pipeline import lookup, planning, starting
+from hala_hpc.pipeline import lookup, planning, steward, submitting
 
 
 @click.command()
@@ -133,20 +133,33 @@ def submit_command(recipe: Path, overrides: tuple[str, ...], site: str, json_: b
     hala submit jobs/demo/translate.yaml --site local-cpu name=again
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
-    show_started(starting.submit(planning.read(recipe, site, overrides), site), json_)
+    show_started(submitting.submit(planning.read(recipe, site, overrides), site), json_)
 
 
-def show_started(started: starting.Started, json_: bool) -> None:
+def show_started(started: steward.Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
     before, last = started.submissions[:-1], started.submissions[-1:]
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]
-    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs}
+    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs, "steward": started.steward}
     if runs == [folder]:
-        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers}
+        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers, "steward": started.steward}
     purpose = f"for {folder if runs == [folder] else plural(len(runs), 'run')}"
     lines = [common.handed_in(submission, "to prepare the data first") for submission in before]
     lines += [common.handed_in(submission, purpose) for submission in last]
     loud = dict.fromkeys(line for run in started.runs for line in training.loud(run.path))
     lines += [click.style(line, fg="red", bold=True) for line in loud]
+    lines += follower(started)
     nothing = f"nothing to start: all shards are done, or workers are at them (hala status {folder})"
     common.show(record, json_, [*lines, f"next: hala status {folder}" if runs else nothing])
+
+
+def follower(started: steward.Started) -> list[str]:
+    """The steward that follows some workers, or what a person does where none can."""
+    recipe = started.runs[0].recipe if started.runs else None
+    if recipe is None or recipe.site.executor != "slurm" or not recipe.run.steward:
+        return []
+    if started.steward:
+        return [f"a steward follows them, and hands in what is missing then (slurm {started.steward})"]
+    why = started.problem or "jobs of this site may not submit jobs (site.jobs_submit)"
+    watch = f"hala steward {started.folder} --watch"
+    return [f"no steward follows: {why}. Instead: {watch}, or by scrontab -e:", *steward.scrontab(started.folder)]

@@ -1,18 +1,22 @@
 """``hala resume``, ``worker``, ``logs`` and ``cancel``: a run's workers, from more of them to none."""
 
+import contextlib
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.cli.plan import show_started
+from hala_hpc.cli.plan import follower, show_started
+from hala_hpc.cli.views import steward as steward_view
 from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.data.outputs.quarantine import reopen
-from hala_hpc.pipeline import lookup, starting
-from hala_hpc.run import ledger, manifest
+from hala_hpc.pipeline import lookup, starting, steward, submitting
+from hala_hpc.pipeline.steward import Started
+from hala_hpc.run import decisions, ledger, manifest
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm import record as records
@@ -49,7 +53,7 @@ def resume_command(
     if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
-        show_started(starting.resume(folder, overrides), json_)
+        show_started(submitting.resume(folder, overrides), json_)
         return
     path = lookup.find(run)
     planned = starting.thawed(path, overrides)
@@ -63,24 +67,26 @@ def resume_command(
         _set_aside(path, planned.task, plan.facts)
     if quarantine is not None:
         _reopen(path, quarantine)
-    state, retried = starting.retry(planned)
-    missing = state.shards - state.done or int(state.unassembled)
-    if workers is None:
-        workers = min(planned.recipe.run.workers, missing) - max(state.alive, starting.at_work(path)) if missing else 0
-    workers = max(0, min(workers, missing))
-    jobs = []
-    if workers:
-        prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
-        with lookup.changed([path, *prepare], overrides):
-            jobs = [job for array in starting.start(path, [planned], workers) for job in array.jobs]
+    started = Started(path, [])
+    with steward.alone(path):
+        state, retried = starting.retry(planned)
+        missing = state.shards - state.done or int(state.unassembled)
+        if workers is None:
+            most = min(planned.recipe.run.workers, missing)
+            workers = most - max(state.alive, starting.at_work(path)) if missing else 0
+        workers = max(0, min(workers, missing))
+        if workers:
+            prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
+            with lookup.changed([path, *prepare], overrides):
+                started = steward.start(path, [planned], workers)
     shards = plural(missing, "missing shard")
-    line = f"{plural(workers, 'worker')} for {shards} ({retried} had failed): {', '.join(jobs)}"
+    line = f"{plural(workers, 'worker')} for {shards} ({retried} had failed): {', '.join(started.jobs)}"
     if not missing:
         line = f"nothing is missing: hala verify {path} checks that all of it is whole"
     elif not workers:
         line = f"{plural(missing, 'shard')} missing, and workers are at it or will be (--workers N starts more)"
-    record = {"run": str(path), "missing": missing, "retried": retried, "workers": workers, "jobs": jobs}
-    common.show(record, json_, [line])
+    record = {"run": str(path), "missing": missing, "retried": retried, "workers": workers, "jobs": started.jobs}
+    common.show(record | {"steward": started.steward}, json_, [line, *follower(started)])
 
 
 def _set_aside(path: Path, task: Task, facts: manifest.Facts) -> None:
@@ -124,9 +130,12 @@ def cancel_command(run: str, json_: bool) -> None:
     paths = lookup.members(run)
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
+    is_finished = _is_finished(paths[0])
+    unnoted = "" if is_finished else _note_cancelled(paths[0])
     workers, still = _end_local(paths)
     try:
-        arrays, tasks = _cancel_slurm([*paths, *within])
+        with _nobody_starts(paths[0]):
+            arrays, tasks = _cancel_slurm([*paths, *within])
     except HalaError as error:
         also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
@@ -135,11 +144,38 @@ def cancel_command(run: str, json_: bool) -> None:
     if left := " and ".join(plural(count, noun) for noun, count in counts.items() if count):
         line = f"{line}; not ended yet: {left} (hala status {paths[0]})"
     if not arrays and not workers:
-        is_finished = (paths[0] / "recipe.yaml").is_file() and lookup.state_of(paths[0]).finished
         here = f"nobody works on it here ({os.uname().nodename})"
         line = "finished: nothing is left to cancel" if is_finished else here
     record = {"run": str(paths[0]), "arrays": arrays, "still": tasks, "workers": workers, "still_local": still}
-    common.show(record, json_, [line])
+    common.show(record, json_, [line, *([common.Problem(unnoted)] if unnoted else [])])
+
+
+def _is_finished(run: Path) -> bool:
+    """False also for a grid, and for what cannot be read: its workers are cancelled all the same."""
+    with contextlib.suppress(HalaError, OSError):
+        return (run / "recipe.yaml").is_file() and lookup.state_of(run).finished
+    return False
+
+
+def _note_cancelled(folder: Path) -> str:
+    """Have no steward start workers again; why that could not be written down, or nothing."""
+    try:
+        decisions.note(folder, decisions.CANCELLED, by=decisions.PERSON)
+    except OSError as error:
+        return f"not written down ({error.strerror}): a steward may start workers again, if one is in the queue"
+    return ""
+
+
+STARTING_SECONDS = 15.0
+"""For a steward that is just handing in workers: then they are on record, and cancelled too."""
+
+
+@contextlib.contextmanager
+def _nobody_starts(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(HalaError, OSError):  # cancelled it is all the same
+            stack.enter_context(steward.alone(folder, STARTING_SECONDS))
+        yield
 
 
 def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
@@ -154,10 +190,12 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
                 problem = f"Slurm did not answer when {workers} came in, and may yet take them"
                 raise HalaError(problem, f"cancel again in {wait:.0f} s")
         jobs += records.slurm_jobs(path)
+    stewards = [job for path in paths for job in records.steward_jobs(path)]
     jobs = list(dict.fromkeys(jobs))
-    live = [task.job for task in commands.states(jobs) if task.may_work]
-    arrays = [job for job in jobs if any(job in (task, task.partition("_")[0]) for task in live)]
-    return arrays, len(commands.cancel(arrays))
+    live = [task.job for task in commands.states([*jobs, *stewards]) if task.may_work]
+    names = {name for task in live for name in (task, task.partition("_")[0])}
+    arrays = [job for job in jobs if job in names]
+    return arrays, len(commands.cancel([*(job for job in stewards if job in names), *arrays]))
 
 
 def _end_local(paths: list[Path]) -> tuple[int, int]:
@@ -213,7 +251,10 @@ def logs_command(run: str, shard: int | None, lines: int, rank: int | None) -> N
         _show(logs[-1], lines)
         return
     jobs: set[str] = set()
-    shown = False
+    decided = steward_view.history(decisions.read(path)) if shard is None else []
+    for line in decided:
+        click.echo(line)
+    shown = bool(decided)
     for file in sorted((path / "ledger").glob("*.jsonl")):
         events = [event for event in ledger.read(file) if shard is not None and event.get("shard") == shard]
         for event in events:

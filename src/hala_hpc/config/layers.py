@@ -103,7 +103,7 @@ _Loader.add_constructor(f"{_TAG}seq", _Loader.sequence)
 
 
 POSITIVE: Final = {
-    Run: ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds"),
+    Run: ("workers", "shard_tokens", "shard_rows", "attempts", "lease_seconds", "stall_seconds", "submissions", "days"),
     Slurm: ("nodes_per_worker", "ranks_per_node", "cpus_per_worker", "minutes", "max_running", "gpu_memory_gb"),
 }
 NOT_NEGATIVE: Final = {Run: ("flush_seconds",), Slurm: ("gpus_per_worker", "mem_gb", "signal_seconds")}

@@ -99,6 +99,9 @@ class Run:
     flush_seconds: float = 2.0  # finished rows are made durable this often: the most that a kill costs
     attempts: int = 5  # a shard that failed or killed its worker so often is set aside until `hala resume`
     stall_seconds: float = 1800.0  # a worker without a completion for longer, while requests wait, ends itself
+    steward: bool = True  # with Slurm: a small job follows the workers, and hands in new ones for what is missing
+    submissions: int = 20  # arrays that stewards hand in before a person has to look (ours)
+    days: float = 30.0  # and for how long after a person started workers (ours)
 
 
 @dataclass
@@ -163,6 +166,10 @@ class Site:
     cache: str | None = field(default=None, metadata=PATH)  # models and datasets (HF_HOME); null: the user's own
     scratch: str | None = field(default=None, metadata=PATH)  # node-local, for compile caches; null: the system's
     offline: bool = False  # compute nodes have no internet: only what `hala prefetch` fetched is used
+    jobs_submit: bool = True  # jobs may hand in jobs; false: no steward follows (`hala steward RUN --watch` instead)
+    # A program and its arguments, started without a shell when a run is done or stopped for good.
+    at_end: list[str] = field(default_factory=list, metadata=WITH_VARIABLES)
+    mail: str | None = None  # whom Slurm writes to then
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.files import sources
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.planning import PlannedRun, RunList, on_its_nodes, plan
+from hala_hpc.pipeline.planning import PlannedRun, on_its_nodes
 from hala_hpc.run import manifest, status
 from hala_hpc.run.files import share
 from hala_hpc.run.status import Status
@@ -21,28 +21,11 @@ from hala_hpc.worker import registry
 from hala_hpc.worker.array import ArrayWorker
 
 MOVED = "data.path="
-CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
+CHANGEABLE = (
+    *("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED),
+    *("run.steward=", "run.submissions=", "run.days=", "engine.max_num_seqs="),
+)
 """What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """Runs that were given workers, and the arrays in their order: the last is the one that does the runs."""
-
-    folder: Path
-    runs: Sequence[PlannedRun]
-    submissions: Sequence[Submission]
-
-    @property
-    def jobs(self) -> list[str]:
-        return [job for submission in self.submissions for job in submission.jobs]
-
-
-def submit(runs: RunList, site: str) -> Started:
-    """Plan all runs and start their workers. Raises HalaError; where Slurm refuses, the planned runs stay."""
-    lookup.refuse_forgotten_site(site, runs.recipes[0].site.executor)
-    planned = plan(runs, runs.folder, to_start=True)
-    return Started(runs.folder, planned, start(runs.folder, planned))
 
 
 def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) -> list[Submission]:
@@ -110,20 +93,6 @@ def retry(run: PlannedRun) -> tuple[Status, int]:
     settings = run.recipe.run
     retried = status.retry_failed(run.path, settings.attempts, settings.lease_seconds)
     return status.read(run.path, settings.lease_seconds, settings.attempts), retried
-
-
-def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
-    """Start what is missing of a grid's runs that nobody works on."""
-    busy = at_work(grid)
-    left = []
-    for path in lookup.runs_in(grid):
-        run = thawed(path, overrides)
-        note_moved(run, overrides)
-        state, _ = retry(run)
-        if not state.finished and not busy and not state.alive:
-            left.append(run)
-    with lookup.changed([run.path for run in left], overrides):
-        return Started(grid, left, start(grid, left) if left else [])
 
 
 def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:

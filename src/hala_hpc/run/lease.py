@@ -14,10 +14,12 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hala_hpc.config.errors import HalaError
 from hala_hpc.run import layout
 from hala_hpc.run.files import touched_now
 from hala_hpc.run.layout import RunDirectory
@@ -27,8 +29,13 @@ FAILED = ".failed"
 _LEASE = re.compile(r"([0-9]{6,})\.([0-9]+)(\.failed)?")
 BEATS = 6
 """Heartbeats per lease time."""
-LAST = "last"
-"""Folder of the leases on the last step of a run, which makes one thing of all shards."""
+LAST, START, END = "last", "start", "end"
+"""Folders of the leases on what is done by one at a time: the last step of a run, which makes one thing of all shards;
+starting its workers, and cancelling them; saying that it has come to its end."""
+AT = {START: "starts or cancels its workers", END: "announces its end"}
+"""What whoever has such a lease does."""
+ALONE_SECONDS = 0.3
+"""Between two looks whether what is done by one at a time is free."""
 
 
 @dataclass(frozen=True)
@@ -124,24 +131,29 @@ class Leases:
         lease.path.unlink(missing_ok=True)
         return Lease(lease.shard, 1, first)
 
-    def claim_last(self) -> Lease | None:
-        """Take the last step of the run; None while a worker has it that may be alive."""
-        held = listed(self.run, LAST).get(0, [])
+    def claim_alone(self, what: str = LAST) -> Lease | None:
+        """Take the last step of the run, START or END; None while another has it that may be alive."""
+        held = listed(self.run, what).get(0, [])
         age = _age(held, self.now())
         if age is not None and age <= self.ttl:
             return None
         attempt = max((lease.attempt for lease in held), default=0) + 1
-        lease = Lease(0, attempt, self.run.leases / LAST / f"{0:06d}.{attempt}")
+        lease = Lease(0, attempt, self.run.leases / what / f"{0:06d}.{attempt}")
         try:
             self._link(lease.path)
         except FileExistsError:
             return None
         return lease
 
-    def clear_last(self) -> None:
-        """Drop all leases on the last step, also those of dead workers: it is done."""
-        for held in listed(self.run, LAST).get(0, []):
+    def clear_alone(self, what: str = LAST) -> None:
+        """Drop all leases on the last step, START or END, also those of the dead: it is done."""
+        for held in listed(self.run, what).get(0, []):
             held.path.unlink(missing_ok=True)
+
+    def holds_alone(self, lease: Lease) -> bool:
+        """Whether what ``claim_alone`` gave is still ours: nobody took us for dead."""
+        later = listed(self.run, lease.path.parent.name).get(0, [])
+        return self._is_ours(lease.path) and all(held.attempt <= lease.attempt for held in later)
 
     def last_beat(self) -> float:
         """When whoever has the last step had a heartbeat, by the file server's clock."""
@@ -223,6 +235,29 @@ class Heartbeat:
             with contextlib.suppress(OSError):
                 self._leases.now()
                 self._on_beat()
+
+
+@contextlib.contextmanager
+def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterator[Callable[[], bool]]:
+    """Be the only one at START or END of a run or a grid; what is yielded says whether we still are.
+
+    Raises HalaError where another is for longer than ``patience`` seconds, or cannot be known to be dead.
+    """
+    leases = Leases(RunDirectory(run), who, ttl, 1)
+    try:
+        deadline = time.monotonic() + patience
+        while (lease := leases.claim_alone(what)) is None:
+            if time.monotonic() > deadline:
+                raise HalaError(f"{run.name}: another {AT[what]} right now", "try again in a minute")
+            time.sleep(ALONE_SECONDS)
+        try:
+            with Heartbeat(leases, lambda: None):
+                yield lambda: leases.holds_alone(lease)
+        finally:
+            if leases.holds_alone(lease):
+                leases.clear_alone(what)
+    finally:
+        leases.close()
 
 
 class Finder:

@@ -38,6 +38,14 @@ class Event(TypedDict, total=False):
     workers: int
     on: str
     gpus: list[list[int]]
+    by: str  # this and the next: of who decided about workers (see ``run.decisions``)
+    action: str
+    reason: str
+    hint: str
+    changes: list[str]
+    after: list[str]
+    standing: dict[str, int]
+    arrays: int
 
 
 class Ledger:

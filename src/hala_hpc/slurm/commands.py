@@ -188,6 +188,24 @@ def variable_of(option: str) -> str:
     return f"SBATCH_{irregular.get(option, option.upper().replace('-', '_'))}"
 
 
+def most_minutes(partition: str | None) -> int | None:
+    """The time limit of a partition, or of the cluster's default one; None where it has none. Raises HalaError."""
+    words = ("scontrol", "show", "partition", *([partition] if partition else []), "--oneliner")
+    for line in run(*words, seconds=ASK_SECONDS).splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if partition or values.get("Default") == "YES":
+            return parse_minutes(values.get("MaxTime", ""))
+    return None
+
+
+def parse_minutes(text: str) -> int | None:
+    """``2-00:30:00`` as whole minutes; None for UNLIMITED and whatever else is no time."""
+    if not (time := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)):
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in time.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
 ASSOCIATIONS = ("Cluster", "Account", "Partition", "MaxSubmitJobs", "DefaultQOS")
 QOS = ("Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount")
 

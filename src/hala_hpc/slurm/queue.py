@@ -71,6 +71,16 @@ def end_of(task: JobState) -> TaskEnd | None:
     return TaskEnd(task.job, KILLED if killed else OUT_OF_MEMORY if task.reason == "OutOfMemory" else task.state)
 
 
+def nodes_of(job: str) -> list[str]:
+    """The nodes that a task had, as accounting knows them; none where it does not."""
+    words = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=NodeList", f"--jobs={job}")
+    try:
+        names = commands.said(*words, seconds=ASK_SECONDS).stdout.splitlines()[-1:]
+        return commands.run("scontrol", "show", "hostnames", *names).split() if names and "None" not in names[0] else []
+    except HalaError:
+        return []
+
+
 WATCH_SECONDS = 30.0
 """Between two questions while somebody watches: sites do not want programs to ask more often."""
 
@@ -79,13 +89,15 @@ WATCH_SECONDS = 30.0
 class Queue:
     """``silence`` is why there is no answer; empty where there is one. ``unanswered``: arrays that it may have.
 
-    ``ends``: those of tasks whose worker did not say how it ended, since workers were last submitted.
+    ``ends``: those of tasks whose worker did not say how it ended, since workers were last submitted. ``stewards``:
+    their jobs that wait or work.
     """
 
     tasks: list[JobState] = field(default_factory=list)
     silence: str = ""
     unanswered: int = 0
     ends: list[TaskEnd] = field(default_factory=list)
+    stewards: list[JobState] = field(default_factory=list)
 
     @property
     def live(self) -> int:
@@ -110,7 +122,7 @@ class QueueView:
         if finished and not any(record.open_tasks(run) for run in self._runs):
             return Queue()
         if self._queue is None or time.monotonic() - self._at > WATCH_SECONDS:
-            self._queue, self._at = _with_ends(ask(*self._runs), self._runs), time.monotonic()
+            self._queue, self._at = with_ends(ask(*self._runs), self._runs), time.monotonic()
         return self._queue
 
 
@@ -119,13 +131,17 @@ def ask(*runs: Path) -> Queue:
     known = dict.fromkeys(job for run in runs for job in record.slurm_jobs(run))
     jobs = [job for job in known if "_" not in job or job.partition("_")[0] not in known]
     unanswered = sum(len(record.unanswered(run)) for run in runs)
+    of_stewards = dict.fromkeys(job for run in runs for job in record.steward_jobs(run))
     try:
-        return Queue(commands.states(jobs), unanswered=unanswered)
+        tasks = commands.states([*jobs, *of_stewards])
     except HalaError as error:
         return Queue(silence=error.message, unanswered=unanswered)
+    workers = [task for task in tasks if task.job.partition("_")[0] not in of_stewards]
+    stewards = [task for task in tasks if task.job.partition("_")[0] in of_stewards and task.may_work]
+    return Queue(workers, unanswered=unanswered, stewards=stewards)
 
 
-def _with_ends(queue: Queue, runs: Sequence[Path]) -> Queue:
+def with_ends(queue: Queue, runs: Sequence[Path]) -> Queue:
     """Asks accounting once, for tasks that are no longer in the queue and whose worker did not say how it ended."""
     if queue.silence:
         return queue
@@ -164,7 +180,9 @@ def advice(
     if queue.unanswered and not queue.live:
         lines.append(f"Slurm did not say whether it took the workers: hala resume {run} asks again")
     if not (alive or queue.unanswered or queue.live):
-        lines.append(f"nobody works on it: hala resume {run}")
+        stewards = ", ".join(task.job.partition("_")[0] for task in queue.stewards)
+        decides = f"no worker is left; a steward (job {stewards}) decides how it goes on"
+        lines.append(decides if stewards else f"nobody works on it: hala resume {run}")
     return lines
 
 

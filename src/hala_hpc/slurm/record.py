@@ -1,8 +1,8 @@
 """What was submitted for a run, and what was about to be: an intent is on disk before sbatch is asked.
 
-A submission's file is ``ledger/submit-*.jsonl``: ``intended`` with a token that the job carries as its comment, then
-``submitted`` with its id or ``refused``. Where neither follows (a kill, a controller that did not answer in time), the
-queue is asked for the token.
+A submission's file is ``ledger/submit-*.jsonl``, that of a steward's job ``steward-*.jsonl``: ``intended`` with a token
+that the job carries as its comment, then ``submitted`` with its id or ``refused``. Where neither follows (a kill, a
+controller that did not answer in time), the queue is asked for the token.
 """
 
 import os
@@ -24,6 +24,10 @@ LATE_SECONDS = 180.0
 """A controller that fell silent may do so much later what it was asked for before."""
 MOST_REQUEUES = 1_000
 """Times that submitit requeues one worker at the time limit; only a run without end would reach it."""
+
+
+WORKERS, STEWARD = "submit", "steward"
+"""Kinds of submissions: how the names of their files begin."""
 
 
 class Job(Protocol):
@@ -71,10 +75,10 @@ class Intent:
         _append(self.file, "refused", error=why)
 
 
-def intend(run: Path, runs: Sequence[str], minutes: int | None) -> Intent:
+def intend(run: Path, runs: Sequence[str], minutes: int | None, kind: str = WORKERS) -> Intent:
     """Write down what is about to be asked. Raises OSError where that cannot be kept: then nothing must be asked."""
     token = f"hala-{secrets.token_hex(6)}"
-    file = run / "ledger" / f"submit-{time.time_ns()}.jsonl"
+    file = run / "ledger" / f"{kind}-{time.time_ns()}.jsonl"
     _append(file, "intended", token=token, runs=list(runs), minutes=minutes, on=os.uname().nodename)
     fsync(file.parent)
     return Intent(file, token, list(runs), minutes, time.time())
@@ -87,10 +91,10 @@ def record(run: Path, submission: Submission) -> None:
     _append(file, "submitted", **facts, on=os.uname().nodename, gpus=submission.gpus)
 
 
-def submitted(run: Path) -> list[Submission]:
-    """All that was ever submitted for a run, oldest first."""
+def submitted(run: Path, kind: str = WORKERS) -> list[Submission]:
+    """All of a kind that was ever submitted for a run, oldest first."""
     submissions = []
-    for _, events in _files(run):
+    for _, events in _files(run, kind):
         runs = next((event["runs"] for event in events if event["event"] == "intended"), [])
         submissions += [
             Submission(
@@ -102,11 +106,11 @@ def submitted(run: Path) -> list[Submission]:
     return submissions
 
 
-def unanswered(run: Path) -> list[Intent]:
+def unanswered(run: Path, kind: str = WORKERS) -> list[Intent]:
     """Arrays that Slurm may have without our knowing, oldest first."""
     return [
         Intent(file, event["token"], event["runs"], event.get("minutes"), float(event["time"]))
-        for file, events in _files(run)
+        for file, events in _files(run, kind)
         if not any(event["event"] in ("submitted", "refused") for event in events)
         for event in [event for event in events if event["event"] == "intended"][:1]
     ]
@@ -118,7 +122,7 @@ def slurm_jobs(run: Path) -> list[str]:
     workers = [worker for _, worker in ledger.openings(run / "ledger") if worker.get("executor") == "slurm"]
     # Where an array's other tasks are at other runs, only our own count. A job without tasks is somebody's interactive
     # one.
-    shared = _grid_of(run)
+    shared = grid_of(run)
     for submission in submitted(run.parent) if shared else ():
         jobs += [task for task, path in submission.tasks.items() if path.name == run.name]
     names = [str(worker["job"]) for worker in workers if "_" in str(worker.get("job", ""))]
@@ -131,7 +135,7 @@ def open_tasks(run: Path) -> list[str]:
     Only what it said at its own run counts: a launcher also finishes the preparation of data, and then goes on.
     """
     runs: dict[str, Path] = {}
-    for folder in (run, *_grid_of(run)):
+    for folder in (run, *grid_of(run)):
         for submission in submitted(folder):
             for task, path in submission.tasks.items():
                 if folder == run or path.name == run.name:
@@ -149,11 +153,11 @@ def open_tasks(run: Path) -> list[str]:
 
 def newest(run: Path) -> float:
     """When workers were last submitted for a run; 0 where they never were."""
-    times = [event["time"] for folder in (run, *_grid_of(run)) for _, events in _files(folder) for event in events]
+    times = [event["time"] for folder in (run, *grid_of(run)) for _, events in _files(folder) for event in events]
     return float(max(times, default=0.0))
 
 
-def _grid_of(run: Path) -> list[Path]:
+def grid_of(run: Path) -> list[Path]:
     """The folder of the grid that a run belongs to, if it does."""
     return [run.parent] if (run.parent / layout.GRID).is_file() else []
 
@@ -176,7 +180,12 @@ def _is_end(event: ledger.Event) -> bool:
     return event["event"] == "ended" and event.get("outcome") in ("finished", "gave up")
 
 
-def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
+def steward_jobs(run: Path) -> list[str]:
+    """Slurm's jobs of the stewards of a run or a grid, oldest first."""
+    return [job for submission in submitted(run, STEWARD) for job in submission.jobs]
+
+
+def settle(run: Path, work: Callable[[str], Job], kind: str = WORKERS) -> list[str]:
     """Ask Slurm what became of unanswered submissions, and write it down. Returns the ids of arrays that it has.
 
     ``work`` makes the job of a run by its path.
@@ -184,7 +193,7 @@ def settle(run: Path, work: Callable[[str], Job]) -> list[str]:
     Raises HalaError where Slurm does not answer, or may still do what it was asked for a moment ago.
     """
     jobs = []
-    for intent in unanswered(run):
+    for intent in unanswered(run, kind):
         if (job := in_queue(intent.token, intent.file.stat().st_uid)) is not None:
             adopt(run, intent, job, [work(path) for path in intent.runs])
             jobs.append(job)
@@ -219,9 +228,9 @@ def adopt(run: Path, intent: Intent, job: str, work: Sequence[Job]) -> None:
     intent.took(job)
 
 
-def _files(run: Path) -> Iterator[tuple[Path, list[ledger.Event]]]:
+def _files(run: Path, kind: str = WORKERS) -> Iterator[tuple[Path, list[ledger.Event]]]:
     """The submissions of a run, oldest first, with their events."""
-    return ((file, list(ledger.read(file))) for file in sorted((run / "ledger").glob("submit-*.jsonl")))
+    return ((file, list(ledger.read(file))) for file in sorted((run / "ledger").glob(f"{kind}-*.jsonl")))
 
 
 def _append(file: Path, event: str, **fields: Any) -> None:

@@ -17,7 +17,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe, Site
 from hala_hpc.slurm import commands, local, pickles
 from hala_hpc.slurm.commands import Limits, limits
-from hala_hpc.slurm.record import MOST_REQUEUES, Intent, Job, Submission, adopt, in_queue, intend, record
+from hala_hpc.slurm.record import MOST_REQUEUES, WORKERS, Intent, Job, Submission, adopt, in_queue, intend, record
 from hala_hpc.slurm.script import Launch, SbatchRequest, job_text, launch, parameters, rank_variables
 
 ENTRY = "hala_hpc.worker.unpickle"
@@ -40,6 +40,7 @@ def submit_each(
     *,
     ranks: int | None = None,
     after: Sequence[str] = (),
+    kind: str = WORKERS,
 ) -> Submission:
     """Start one worker for each of ``jobs``. Raises HalaError where Slurm refuses.
 
@@ -48,10 +49,11 @@ def submit_each(
     run : the directory for its ``logs`` and ``ledger``.
     ranks : those of a training on each node: the worker is then a launcher on the first of ``nodes_per_worker`` nodes.
     after : Slurm jobs that must have ended before, however they ended.
+    kind : as what they are on record (see ``record``).
     """
     started = launch(recipe.site, stage)
     if recipe.site.executor == "slurm":
-        return _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs)
+        return _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs, kind)
     if recipe.site.executor == "local":
         return Submission("local", _submit_local(recipe, run, started, jobs, ranks), len(jobs))
     jobs[0]()  # debug: here and now, where a debugger can follow
@@ -86,13 +88,15 @@ def chunks(workers: int, limits: Limits, queued: int = 0) -> list[int]:
     return [limits.array] * full + ([rest] if rest else [])
 
 
-def _submit_slurm(run: Path, recipe: Recipe, request: SbatchRequest, python: str, jobs: Sequence[Job]) -> Submission:
+def _submit_slurm(
+    run: Path, recipe: Recipe, request: SbatchRequest, python: str, jobs: Sequence[Job], kind: str
+) -> Submission:
     limit = limits(recipe.site.slurm)
     ids: list[str] = []
     left = list(jobs)
     for size in chunks(len(jobs), limit, len(commands.own_tasks()) if limit.submit is not None else 0):
         try:
-            ids.append(_submit_array(run, request, python, left[:size]))
+            ids.append(_submit_array(run, request, python, left[:size], kind))
         except HalaError:
             if not ids:
                 raise
@@ -101,13 +105,13 @@ def _submit_slurm(run: Path, recipe: Recipe, request: SbatchRequest, python: str
     return Submission("slurm", ids, len(jobs) - len(left))
 
 
-def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence[Job]) -> str:
+def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence[Job], kind: str) -> str:
     """One array: on record before Slurm is asked, and found again in the queue where its answer is lost."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     minutes = request.parameters.get("time")
-    intent = intend(run, [job.run for job in jobs], minutes if isinstance(minutes, int) else None)
+    intent = intend(run, [job.run for job in jobs], minutes if isinstance(minutes, int) else None, kind)
     # submitit copies what sbatch says to standard error; our own error says it, in one line.
     with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()):
         try:

@@ -22,7 +22,7 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.slurm.allocation import StopFlag
-        from hala_hpc.worker.job import executor, linger, requeue, work_until
+        from hala_hpc.worker.job import executor, is_too_slow, linger, note_too_slow, requeue, work_until
         from hala_hpc.worker.task import Outcome
 
         again = signal.getsignal(signal.SIGUSR2)
@@ -36,7 +36,10 @@ class ArrayWorker:
         # None: it stopped by itself, before its time is over.
         if outcome is Outcome.STOPPED and stop.signal in (None, signal.SIGUSR2):
             if executor() == "slurm":
-                outcome = requeue(Path(self.run))
+                if is_too_slow(Path(self.run)):
+                    note_too_slow(Path(self.run))
+                else:
+                    outcome = requeue(Path(self.run))
             elif callable(again):
                 again(signal.SIGUSR2, None)  # does not return
         linger(stop, outcome)

@@ -164,7 +164,7 @@ class ItemLoop:
             return
         first_seen = leases.last_beat()
         while not run.final.exists():
-            if (lease := leases.claim_last()) is not None:
+            if (lease := leases.claim_alone()) is not None:
                 break
             if leases.last_beat() > first_seen or not self._context.rest(LOOK_SECONDS):
                 return  # a live worker is at it
@@ -175,7 +175,7 @@ class ItemLoop:
                 if meant_by(path.name) == run.final.name != path.name:
                     remove(path)  # of a worker that died at it
             self._task.finish(run, self._context.plan)
-            leases.clear_last()
+            leases.clear_alone()
         except OSError as error:
             raise HalaError(
                 f"all items are done, but the whole could not be put together: {error}",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hala_hpc import __version__, engines
+from hala_hpc.config import frozen
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import ledger, manifest
@@ -75,14 +76,49 @@ def requeue(path: Path) -> Outcome:
         allocation.requeue(job_name(), lambda reason: say(f"not in the queue yet, trying again: {reason}"))
     except HalaError as error:
         why = "no scontrol here" if "not found" in error.message else error.message
-        message = f"cannot requeue: {why}; hala resume {path.name}"
-        say(message)
-        with contextlib.suppress(OSError):
-            history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
-            history.write("failed", error=message)
-            history.close()
+        _not_requeued(path, f"cannot requeue: {why}; hala resume {path.name}")
         return Outcome.STOPPED
     return Outcome.REQUEUED
+
+
+TOO_SLOW = "nothing got done before the time of its job was over, twice in a row"
+"""Words of a worker that does not come back, for it would load its model for ever; a steward asks for more time."""
+EARLY_SECONDS = 60.0
+"""Slurm sends its notice of the time limit up to so much early."""
+
+
+def is_too_slow(path: Path) -> bool:
+    """Whether our job reached its time limit twice in a row without a row of its run to show for it.
+
+    Only for rows: a training and an item keep what they did in their own ways, which ledgers do not count.
+    """
+    facts = manifest.read(path / "manifest.parquet").facts
+    if facts.unit != "rows" or facts.items:
+        return False
+    slurm = frozen.now(path).get("site", {}).get("slurm", {})
+    full = 60.0 * slurm.get("minutes", 60) - slurm.get("signal_seconds", 90) - EARLY_SECONDS
+    ours = [file for file, opening in ledger.openings(path / "ledger") if opening.get("job") == job_name()]
+    lives = sorted((list(ledger.read(file)) for file in ours), key=lambda events: float(events[0]["time"]))[-2:]
+    idle = [
+        events[-1].get("outcome") == Outcome.STOPPED.value
+        and events[-1]["time"] - events[0]["time"] >= full
+        and not any(event.get("rows") or event["event"] == "published" for event in events)
+        for events in lives
+    ]
+    return idle == [True, True]
+
+
+def note_too_slow(path: Path) -> None:
+    """Say that our job is not put back in the queue, in the log and in `hala status`."""
+    _not_requeued(path, f"{TOO_SLOW}: hala resume {path.name} site.slurm.minutes=…, more than now")
+
+
+def _not_requeued(path: Path, message: str) -> None:
+    say(message)
+    with contextlib.suppress(OSError):
+        history = ledger.Ledger(path / "ledger" / f"requeue-{job_name()}-{secrets.token_hex(3)}.jsonl")
+        history.write("failed", error=message)
+        history.close()
 
 
 def worker_name() -> str:

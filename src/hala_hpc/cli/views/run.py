@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hala_hpc.cli import common
-from hala_hpc.cli.views import mix, training
+from hala_hpc.cli.views import mix, steward, training
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import few, plural
 from hala_hpc.data.outputs.judgements import REJECTED
@@ -68,6 +68,7 @@ class RunView:
         ends = Counter(end.state for end in self.queue.ends)  # of tasks whose worker did not say how it ended
         record = asdict(self.state) | {"finished": self.finished, "jobs": counted(self.queue.tasks)}
         record |= {"slurm_answers": not self.queue.silence, "ends": dict(ends)}
+        record |= {"steward": steward.as_json(Path(self.state.path), self.queue)}
         record |= {"changed": {key: new for key, (_, new) in self.changed.items()}}
         record |= {"mix": self.mixed} if self.mixed else {}
         if self.progress is not None:
@@ -133,6 +134,7 @@ def _facts(seen: RunView) -> list[tuple[str, str]]:
         ("differs", escape(lineage.changes(state.redo)) if state.redo else ""),
         ("changed", escape(changed)),
         ("jobs", jobs_in(seen.queue)),
+        ("steward", escape(steward.line(Path(state.path), seen.queue))),
     ]
     return [(name, line) for name, line in lines if line]
 
@@ -234,7 +236,8 @@ class GridView:
 
     def as_json(self) -> dict[str, object]:
         record = {"grid": str(self.folder), "finished": self.finished, "jobs": counted(self.queue.tasks)}
-        return record | {"slurm_answers": not self.queue.silence, "cells": [row.as_json() for row in self.rows]}
+        record |= {"steward": steward.as_json(self.folder, self.queue), "slurm_answers": not self.queue.silence}
+        return record | {"cells": [row.as_json() for row in self.rows]}
 
     def shown(self) -> Group:
         is_training = any(row.progress is not None for row in self.rows)
@@ -249,6 +252,8 @@ class GridView:
         lines = [Text(f"{counts} of {plural(len(words), 'run')}: {self.folder}")]
         if jobs := jobs_in(self.queue):
             lines.append(Text(f"jobs: {jobs}"))
+        if decided := steward.line(self.folder, self.queue):
+            lines.append(Text(f"steward: {decided}"))
         return Group(table, *lines, *(Text(line, style="yellow") for line in self._advice()))
 
     def _advice(self) -> list[str]:

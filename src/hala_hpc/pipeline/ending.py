@@ -1,0 +1,92 @@
+"""What happens when a run has come to its end: a program that the site wants started, and a mail by Slurm."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
+from hala_hpc.pipeline.decision import Decision
+from hala_hpc.run import decisions
+from hala_hpc.slurm import commands
+from hala_hpc.slurm.submit import without_gpus
+
+SECONDS: Final = 600.0
+"""For the site's program (ours)."""
+MOST_CHARACTERS: Final = 500
+"""Of what it said when it failed."""
+OUTCOMES: Final = {"done": "finished", "stop": "stopped"}
+"""In the words that programs and mails get."""
+
+
+def announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
+    """Start ``site.at_end`` and have Slurm write to ``site.mail``, once for each end; what fails is a ledger line.
+
+    Raises OSError where that cannot be written down.
+    """
+    site = recipe.site
+    if not is_wanted(folder, recipe):
+        return
+    outcome = OUTCOMES[decision.action]
+    problems = [_start(site.at_end, folder, outcome, str(decision)) if site.at_end else ""]
+    if site.mail:
+        problems.append(_mail(recipe, site.mail, folder.name, outcome))
+    failed = "; ".join(filter(None, problems))
+    decisions.note(folder, decisions.AT_END, outcome=outcome, **({"error": failed} if failed else {}))
+
+
+def is_wanted(folder: Path, recipe: Recipe) -> bool:
+    """Whether anybody wants to know, and was not told yet, perhaps by another steward."""
+    if not (recipe.site.at_end or recipe.site.mail):
+        return False
+    kinds = [item.kind for item in decisions.read(folder)]
+    last = max((place for place, kind in enumerate(kinds) if kind == decisions.DECIDED), default=0)
+    return decisions.AT_END not in kinds[last:]
+
+
+def _start(words: list[str], folder: Path, outcome: str, reason: str) -> str:
+    """Run a program without a shell; what went wrong, or nothing."""
+    told = {"HALA_RUN": str(folder), "HALA_OUTCOME": outcome, "HALA_REASON": reason}
+    try:
+        with commands.outside_any_job():
+            done = subprocess.run(
+                words,
+                env=os.environ | told,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+                check=False,
+            )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return f"site.at_end: {error}"
+    said = " ".join((done.stderr or done.stdout).split())[-MOST_CHARACTERS:]
+    return f"site.at_end: {words[0]} ended with {done.returncode}: {said}" if done.returncode else ""
+
+
+def _mail(recipe: Recipe, address: str, name: str, outcome: str) -> str:
+    """Hand in a job that does nothing but end: its name, which is in Slurm's mail, says how the run ended."""
+    slurm = without_gpus(recipe.site).slurm
+    options = {
+        "job-name": f"hala-{name}-{outcome}",
+        "mail-user": address,
+        "mail-type": "END,FAIL",
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "time": "1",
+        "ntasks": "1",
+        "output": os.devnull,
+        "wrap": "true",
+    }
+    words = [f"--{option}={value}" for option, value in options.items() if value is not None]
+    if recipe.site.executor != "slurm":
+        return "site.mail: without Slurm nobody writes it"
+    try:
+        with commands.outside_any_job(options):
+            commands.run("sbatch", *words)
+    except HalaError as error:
+        return f"site.mail: {error.message}"
+    return ""

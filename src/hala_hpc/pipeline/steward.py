@@ -1,0 +1,306 @@
+"""The steward of a run or a grid: a small job that Slurm starts when the workers' jobs have ended, however they ended.
+
+It reads how far the run is, decides (``decision``), does what it decided, writes it down, and hands in the next one.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from hala_hpc.config import frozen
+from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Environment, Recipe
+from hala_hpc.pipeline import ending, lookup, standing, starting
+from hala_hpc.pipeline.decision import Decision, Situation, decide
+from hala_hpc.pipeline.planning import PlannedRun
+from hala_hpc.pipeline.standing import Runs
+from hala_hpc.run import decisions, lease, status
+from hala_hpc.run.decisions import Noted
+from hala_hpc.run.layout import GRID
+from hala_hpc.slurm import commands, queue, record
+from hala_hpc.slurm.record import Submission
+from hala_hpc.slurm.submit import submit_each, without_gpus
+from hala_hpc.worker import registry
+
+MINUTES: Final = 30
+"""Of the steward's job, which mostly takes seconds: Slurm may be silent for a while (ours)."""
+MEMORY_GB: Final = 4.0
+"""At most, of its job (ours)."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0
+"""Seconds before a steward looks again; each time twice as long."""
+BUSY_SECONDS: Final = 600
+"""After which a steward looks again where workers are not in Slurm's queue, so that it can wait for none."""
+AGAIN_SECONDS: Final = 60
+"""The same, where jobs that it waited for have ended and yet are there."""
+PATIENCE_SECONDS: Final = 60.0
+"""For another one that starts or cancels workers, and for what was away for a moment when nothing got done."""
+MOST_PROBLEMS: Final = 6
+"""Looks in a row at a run that cannot be read; then a steward ends."""
+_FULL: Final = re.compile(r"submit limit|MaxSubmit|this user may have|JobCount", re.IGNORECASE)
+"""Refusals that pass: the user's or the cluster's queue is full."""
+
+
+@dataclass(frozen=True)
+class Steward:
+    """As submitit's job; ``run`` is the folder of a run or a grid."""
+
+    run: str
+
+    def __call__(self) -> str:
+        from hala_hpc.slurm.allocation import StopFlag, requeue
+        from hala_hpc.worker.job import job_name, linger
+        from hala_hpc.worker.task import Outcome, say
+
+        stop, action = StopFlag(), "stopped"
+        for decision in tend(Path(self.run), stop):
+            action = decision.action
+            say(f"{action}: {decision}")
+        if stop.signal == signal.SIGUSR2:  # its time is over, and it still waits
+            requeue(job_name())
+            time.sleep(PATIENCE_SECONDS)
+        linger(stop, Outcome.STOPPED)
+        return action
+
+    def checkpoint(self) -> object:
+        """As for workers: the folder knows the rest."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Started:
+    """Runs that were given workers, and the arrays in their order: the last is the one that does the runs.
+
+    ``steward`` is the job that follows them; ``problem`` why there is none where there should be one.
+    """
+
+    folder: Path
+    runs: Sequence[PlannedRun]
+    submissions: Sequence[Submission] = ()
+    steward: str = ""
+    problem: str = ""
+
+    @property
+    def jobs(self) -> list[str]:
+        return [job for submission in self.submissions for job in submission.jobs]
+
+
+def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None, by: str = decisions.PERSON) -> Started:
+    """Start workers (see ``starting.start``) and, where the site allows it, a steward that follows them.
+
+    How far the runs are is written down before. Raises HalaError where Slurm refuses the workers.
+    """
+    now = standing.standing(standing.read_runs(folder))
+    arrays = len(record.submitted(folder))
+    decisions.note(folder, decisions.STARTING, by=by, standing=asdict(now), arrays=arrays)
+    submissions = starting.start(folder, runs, workers)
+    jobs = [job for submission in submissions for job in submission.jobs]
+    steward, problem = "", ""
+    try:
+        steward = hand_in(folder, runs[0].recipe, jobs)
+    except HalaError as error:
+        problem = error.message
+    return Started(folder, runs, submissions, steward, problem)
+
+
+def follows(recipe: Recipe) -> bool:
+    """Whether stewards are handed in for a run, by its recipe and its site."""
+    return recipe.site.executor == "slurm" and recipe.run.steward and recipe.site.jobs_submit
+
+
+def hand_in(folder: Path, recipe: Recipe, after: Sequence[str], in_seconds: int = 0) -> str:
+    """The job of a steward that follows the jobs ``after``; empty where none does. Raises HalaError."""
+    if not follows(recipe):
+        return ""
+    record.settle(folder, Steward, record.STEWARD)
+    try:
+        return _hand_in(folder, recipe, after, in_seconds)
+    except HalaError as error:
+        if not after or "dependency" not in error.message.lower():
+            raise
+        return _hand_in(folder, recipe, (), AGAIN_SECONDS)  # Slurm has forgotten them, so they ended long ago
+
+
+def _hand_in(folder: Path, recipe: Recipe, after: Sequence[str], in_seconds: int) -> str:
+    site, stage = without_gpus(recipe.site), registry.create(recipe).stage
+    slurm = replace(
+        site.slurm,
+        cpus_per_worker=1,
+        mem_gb=min(site.slurm.mem_gb, MEMORY_GB) if site.slurm.mem_gb else site.slurm.mem_gb,
+        minutes=min(MINUTES, site.slurm.minutes),
+        max_running=None,
+        extra=site.slurm.extra | ({"begin": f"now+{in_seconds}"} if in_seconds else {}),
+    )
+    environments = dict(site.environments)
+    if (own := environments.get(stage)) is not None and own.container is not None:
+        environments[stage] = Environment()  # a container may have no sbatch: in the Python that we run in
+    site = replace(site, slurm=slurm, environments=environments)
+    ours = replace(recipe, name=f"{folder.name}-steward", run=replace(recipe.run, workers=1), site=site)
+    return submit_each(ours, folder, stage, [Steward(str(folder))], after=after, kind=record.STEWARD).jobs[0]
+
+
+def scrontab(folder: Path) -> list[str]:
+    """Lines for ``scrontab -e``, by which a steward looks every ten minutes."""
+    words = shlex.join([sys.executable, "-m", "hala_hpc.cli", "steward", str(folder)])
+    options = f"#SCRON --time={MINUTES} --job-name=hala-steward"
+    return [options, f"*/10 * * * * {words}".replace("%", r"\%")]
+
+
+def alone(
+    folder: Path, patience: float = PATIENCE_SECONDS, what: str = lease.START
+) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """Nobody else starts or cancels workers of a run meanwhile, or of the grid that it belongs to.
+
+    Raises HalaError where another does for longer than ``patience`` seconds. ``what`` may be ``lease.END``.
+    """
+    shared = next(iter(record.grid_of(folder)), folder)
+    ttl = frozen.settings(lookup.runs_in(folder)[0] if (folder / GRID).is_file() else folder).lease_seconds
+    who = f"steward-{os.uname().nodename}-{secrets.token_hex(4)}"
+    return lease.alone(shared, what, who, ttl, patience)
+
+
+def look(folder: Path) -> tuple[Runs, Situation, Decision]:
+    """What would be decided now. Raises HalaError for what is not a run."""
+    runs = standing.read_runs(folder)
+    now = standing.situation(runs)
+    return runs, now, decide(now)
+
+
+def tend(folder: Path, should_stop: Callable[[], bool] = lambda: False, *, watch: float = 0.0) -> Iterator[Decision]:
+    """Decide and act until it has come to an end, or another steward is in the queue for what comes next.
+
+    Decisions that differ from the one before are yielded. ``watch``: stay to the end, and look every so many seconds.
+    Raises HalaError or OSError where the run cannot be read for a while.
+    """
+    began, pause, problems = time.monotonic(), FIRST_PAUSE, 0
+    while not should_stop():
+        try:
+            decision, is_new = once(folder)
+            problems = 0
+        except (HalaError, OSError) as error:
+            if (problems := problems + 1) >= MOST_PROBLEMS:
+                raise
+            decision, is_new = Decision("wait", f"it looks again: {error}"), problems == 1
+        if is_new:
+            yield decision
+        if decision.is_end or (not watch and _is_followed(folder, decision, is_new, time.monotonic() - began)):
+            return
+        _rest(watch or pause, should_stop)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _rest(seconds: float, should_stop: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not should_stop():
+        time.sleep(min(left, 0.5))
+
+
+def once(folder: Path) -> tuple[Decision, bool]:
+    """Decide, act and write it down; also whether it is another decision than the last one. Raises HalaError, OSError.
+
+    Where nothing got done for no known reason, whatever was away for a moment may be back a moment later.
+    """
+    with alone(folder) as is_ours:
+        runs, now, decision = look(folder)
+        is_later = decision.action == "submit" and now.idle > 0 and not decision.changes
+        if not is_later:
+            decision, is_new = _act(runs, decision, is_ours)
+    if is_later:
+        time.sleep(min(frozen.settings(runs.paths[0]).lease_seconds, PATIENCE_SECONDS))
+        with alone(folder) as is_ours:
+            runs, _, decision = look(folder)
+            decision, is_new = _act(runs, decision, is_ours)
+    if decision.is_end and ending.is_wanted(folder, runs.recipe):
+        # Once, also where another steward comes to this end at the same time.
+        with alone(folder, ending.SECONDS + PATIENCE_SECONDS, lease.END):
+            ending.announce(folder, runs.recipe, decision)
+    return decision, is_new
+
+
+def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[Decision, bool]:
+    """Do what was decided and write it down. Raises HalaError where another was taken for us meanwhile."""
+    jobs: list[str] = []
+    if decision.action == "submit":
+        if not is_ours():
+            raise HalaError(f"{runs.folder.name}: this steward was taken for dead", "it looks again")
+        decision, jobs = _submit(runs, decision)
+    is_new = decision.action == "submit" or not _is_last(runs.noted, decision)
+    if is_new:
+        decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
+    return decision, is_new
+
+
+def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
+    """The job of another steward for what comes next, in the queue already or handed in now; empty where none follows.
+
+    Raises HalaError where Slurm refuses, or does not answer.
+    """
+    recipe = standing.read_runs(folder).recipe
+    if decision.is_end or not follows(recipe):
+        return ""
+    with alone(folder):
+        tasks = queue.ask(folder)
+        if tasks.silence:
+            raise HalaError(f"Slurm does not answer ({tasks.silence})", "try again later")
+        # One that is at work may be about to end, because it takes us for the next one.
+        waiting = [task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"]
+        return waiting[0] if waiting else hand_in(folder, recipe, decision.after, in_seconds)
+
+
+def _is_followed(folder: Path, decision: Decision, is_new: bool, waited: float) -> bool:
+    """Whether this steward may end, for another one is in the queue or none is wanted."""
+    if not decision.after and decision.action == "wait" and waited < BUSY_SECONDS:
+        return False
+    seconds = BUSY_SECONDS if not decision.after else 0 if is_new else AGAIN_SECONDS
+    try:
+        return bool(follow(folder, decision, seconds)) or not follows(standing.read_runs(folder).recipe)
+    except HalaError:
+        return False
+
+
+def _is_last(noted: Sequence[Noted], decision: Decision) -> bool:
+    last = decisions.last_decision(noted)
+    return last is not None and decision.as_event().items() <= last.event.items()
+
+
+def _submit(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
+    """Hand in workers as decided; what came of it, and the jobs. No refusal of Slurm is raised: it is decided upon."""
+    try:
+        return _started(runs, decision)
+    except HalaError as error:
+        if commands.is_silence(error) or any(record.unanswered(path) for path in (runs.folder, *runs.paths)):
+            return Decision("wait", f"Slurm did not say whether it takes new workers: {error.message}"), []
+        if _FULL.search(error.message):
+            return Decision("wait", f"Slurm takes no more jobs for now: {error.message}"), []
+        if decision.changes and decision.optional:
+            as_before = f"{decision.reason}; refused ({error.message}), so as before"
+            return _submit(runs, replace(decision, reason=as_before, changes=()))
+        hint = f"hala resume {runs.folder.name}, with what Slurm takes"
+        return Decision("stop", f"{decision.reason}; refused: {error.message}", hint), []
+
+
+def _started(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
+    planned, settings, workable = [], frozen.settings(runs.paths[0]), 0
+    for path, state in runs.unfinished:
+        if decision.retries:
+            status.retry_failed(path, settings.attempts, settings.lease_seconds)
+        if shards := standing.left(state) - (0 if decision.retries else state.failed):
+            planned.append(starting.thawed(path, decision.changes))
+            workable += shards
+    workers = min(planned[0].recipe.run.workers, workable) if runs.paths == [runs.folder] else None
+    before = [data for run in planned for data in run.path.glob("prepare/*") if not data.is_symlink()]
+    with lookup.changed([*(run.path for run in planned), *before], decision.changes):
+        started = start(runs.folder, planned, workers, decisions.STEWARD)
+    if started.problem:
+        decision = replace(decision, reason=f"{decision.reason}; no steward follows: {started.problem}")
+    return decision, started.jobs

@@ -1,0 +1,29 @@
+"""What people ask for: runs planned and started, and started again, each with the steward that follows the workers."""
+
+from pathlib import Path
+
+from hala_hpc.pipeline import lookup, starting, steward
+from hala_hpc.pipeline.planning import RunList, plan
+from hala_hpc.pipeline.steward import Started
+
+
+def submit(runs: RunList, site: str) -> Started:
+    """Plan all runs and start their workers. Raises HalaError; where Slurm refuses, the planned runs stay."""
+    lookup.refuse_forgotten_site(site, runs.recipes[0].site.executor)
+    planned = plan(runs, runs.folder, to_start=True)
+    return steward.start(runs.folder, planned)
+
+
+def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
+    """Start what is missing of a grid's runs that nobody works on. Raises HalaError."""
+    with steward.alone(grid):
+        busy = starting.at_work(grid)
+        left = []
+        for path in lookup.runs_in(grid):
+            run = starting.thawed(path, overrides)
+            starting.note_moved(run, overrides)
+            state, _ = starting.retry(run)
+            if not state.finished and not busy and not state.alive:
+                left.append(run)
+        with lookup.changed([run.path for run in left], overrides):
+            return steward.start(grid, left) if left else Started(grid, left)
