@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+_PROGRESS = b'{"event": "progress", '
+
 
 class Event(TypedDict, total=False):
     """One line of a ledger. Each has an event and a time; the first says who wrote it, the rest depends on it."""
@@ -29,8 +31,16 @@ class Event(TypedDict, total=False):
     quarantined: int
     prompt_tokens: int
     output_tokens: int
+    busy: float  # seconds since the worker's start in which it had work: requests with the engine, or an item
     working_on: dict[str, int]
     doing: str
+    attempt: int  # this and the next: of a shard; rows that stood when it was claimed, and when that ended
+    taken_up: int
+    done: int
+    errors: int
+    gpus_given: int  # this and the next two: of an opening, what Slurm gave the job on each node, and since when
+    nodes_given: int
+    allocated: float
     token: str  # this and the next: of a submission
     runs: list[str]
     minutes: int | None
@@ -75,12 +85,28 @@ def read(path: Path, tail: int | None = None) -> Iterator[Event]:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()
+        yield from _parsed(file)
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:
+    for content in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(content)
+            whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+            if whole and isinstance(event.get("time"), int | float):
+                yield cast("Event", event)
+
+
+def landmarks(path: Path) -> Iterator[Event]:
+    """Events of one file, oldest first, but of its many ``progress`` only the last, which comes at the end."""
+    last = b""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         for content in file:
-            with contextlib.suppress(ValueError):
-                event = json.loads(content)
-                whole = isinstance(event, dict) and isinstance(event.get("event"), str)
-                if whole and isinstance(event.get("time"), int | float):
-                    yield cast("Event", event)
+            if not content.startswith(_PROGRESS):
+                yield from _parsed([content])
+            elif content.endswith(b"}\n"):
+                last = content
+    yield from _parsed([last])
 
 
 def first(path: Path) -> Event:

@@ -145,7 +145,7 @@ class Claims:
             seconds = round(time.monotonic() - began, 3)
             self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers)
         else:
-            self.note("lost", claim)
+            self.note("lost", claim, done=done, errors=errors)
         appending.drop(self._context.run, claim.shard)
         self._leases.clear(claim.shard)
         return won

@@ -40,6 +40,7 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
     if name:  # what became of a job is for its worker to say
         identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
+    identity |= allocation.given() if identity["executor"] == "slurm" else {}
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
     loop = processes if task.one_per_core and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)

@@ -281,7 +281,7 @@ class RowLoop:
         for shard in [shard for shard in self._open if shard.claim.lost]:
             self._open.remove(shard)
             shard.close()
-            self._claims.give_back(shard.claim, "lost")
+            self._claims.give_back(shard.claim, "lost", done=shard.done)
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
             self._writing += [self._disk.submit(shard.flush) for shard in self._open]
@@ -291,7 +291,8 @@ class RowLoop:
     def _progress(self, working: dict[str, int] | None = None) -> None:
         self._noted = time.monotonic()
         at = self._working_on() if working is None else working
-        self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
+        busy = {"busy": round(self._in_flight.busy_seconds, 3)} if self._task.asks else {}
+        self._context.ledger.write("progress", **self._counters, **busy, working_on=at, doing=self._doing)
 
     def _working_on(self) -> dict[str, int]:
         return {str(shard.id): shard.done for shard in self._open}
