@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -38,6 +38,8 @@ class Event(TypedDict, total=False):
     taken_up: int
     done: int
     errors: int
+    published_shards: int  # this and the next: sums over what the worker published
+    published_errors: int
     gpus_given: int  # this and the next two: of an opening, what Slurm gave the job on each node, and since when
     nodes_given: int
     allocated: float
@@ -76,19 +78,22 @@ def line(event: str, fields: Mapping[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-def read(path: Path, tail: int | None = None) -> Iterator[Event]:
+def read(path: Path, tail: int | None = None, only: Sequence[str] = ()) -> Iterator[Event]:
     """Events of one file, oldest first; a torn line is passed over. ``tail``: only about the last so many bytes.
 
-    Yields nothing for a file that is gone, or that is a folder.
+    ``only``: events of these names; the lines of others are not parsed. Yields nothing for a file that is gone, or that
+    is a folder.
     """
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()
-        yield from _parsed(file)
+        wanted = tuple(f'{{"event": "{name}", '.encode() for name in only)
+        yield from parsed(file if not only else (content for content in file if content.startswith(wanted)))
 
 
-def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:
+def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events in lines of a ledger; torn lines are passed over."""
     for content in lines:
         with contextlib.suppress(ValueError):
             event = json.loads(content)
@@ -103,10 +108,10 @@ def landmarks(path: Path) -> Iterator[Event]:
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         for content in file:
             if not content.startswith(_PROGRESS):
-                yield from _parsed([content])
+                yield from parsed([content])
             elif content.endswith(b"}\n"):
                 last = content
-    yield from _parsed([last])
+    yield from parsed([last])
 
 
 def first(path: Path) -> Event:

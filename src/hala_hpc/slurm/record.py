@@ -150,7 +150,7 @@ def open_tasks(run: Path) -> list[str]:
             job = str(worker.get("job", ""))
             if worker.get("executor") == "slurm" and folder == run and job:
                 runs.setdefault(job, run)
-            if runs.get(job) == folder and any(map(_is_end, ledger.read(file, END_BYTES))):
+            if runs.get(job) == folder and any(map(_is_end, ledger.read(file, END_BYTES, ("ended", "failed")))):
                 over.add(job)
     return [job for job in runs if job not in over]
 

@@ -12,6 +12,7 @@ from typing import Any
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.run import appending, files
+from hala_hpc.run.endings import ERRONEOUS, SHARDS
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.worker.task import Context
 
@@ -53,6 +54,8 @@ class Claims:
         self._rest_until = 0.0
         self._since: float | None = None
         self._why = ""
+        self.published = {SHARDS: 0, ERRONEOUS: 0}
+        """Sums over what was published, by the words of the ledger."""
 
     def __enter__(self) -> "Claims":
         self._heartbeat.__enter__()
@@ -143,7 +146,9 @@ class Claims:
         self._held.pop(claim.shard, None)
         if won:
             seconds = round(time.monotonic() - began, 3)
-            self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers)
+            sums = {SHARDS: self.published[SHARDS] + 1, ERRONEOUS: self.published[ERRONEOUS] + errors}
+            self.published = sums  # at once: another thread may be about to write it down
+            self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers, **sums)
         else:
             self.note("lost", claim, done=done, errors=errors)
         appending.drop(self._context.run, claim.shard)

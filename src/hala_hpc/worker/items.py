@@ -261,7 +261,8 @@ class ItemLoop:
     def _progress(self, claim: Claim | None, doing: str) -> None:
         at = {str(claim.shard): 0} if claim else {}
         busy = round(self._busy_seconds(), 3)
-        self._context.ledger.write("progress", **self._counters, busy=busy, working_on=at, doing=doing)
+        sums = {**self._counters, **self._claims.published}
+        self._context.ledger.write("progress", **sums, busy=busy, working_on=at, doing=doing)
 
     def _busy_seconds(self) -> float:
         return self._busy + (time.monotonic() - self._since if self._since else 0.0)

@@ -292,7 +292,8 @@ class RowLoop:
         self._noted = time.monotonic()
         at = self._working_on() if working is None else working
         busy = {"busy": round(self._in_flight.busy_seconds, 3)} if self._task.asks else {}
-        self._context.ledger.write("progress", **self._counters, **busy, working_on=at, doing=self._doing)
+        sums = {**self._counters, **self._claims.published}
+        self._context.ledger.write("progress", **sums, **busy, working_on=at, doing=self._doing)
 
     def _working_on(self) -> dict[str, int]:
         return {str(shard.id): shard.done for shard in self._open}
