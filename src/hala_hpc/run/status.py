@@ -151,7 +151,8 @@ def _quarantined(run: RunDirectory, done: set[int], endings: Sequence[Ending]) -
     ledger does, the output's footer, for as many as can be read in a moment.
     """
     sums = [ending.published for ending in endings if ending.published is not None]
-    if len(sums) == len(endings) and sum(shards for shards, _ in sums) == len(done):
+    is_once = len(sums) == len(endings) and not (run.leases / lease.REOPENED).exists()
+    if is_once and sum(shards for shards, _ in sums) == len(done):
         return sum(errors for _, errors in sums), 0
     published: dict[int, tuple[float, int]] = {}
     for ending in endings:
