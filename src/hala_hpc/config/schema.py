@@ -88,6 +88,14 @@ class Sampling:
 
 
 @dataclass
+class Track:
+    """Numbers for those who watch, from each worker; nothing unless asked for. Neither needs a server."""
+
+    prometheus: str | None = field(default=None, metadata=PATH)  # a folder for text files, as node_exporter reads them
+    trackio: str | None = None  # the name of a project: in RUN/trackio, for `trackio show`
+
+
+@dataclass
 class Run:
     """How the work is cut, spread and kept safe."""
 
@@ -99,6 +107,7 @@ class Run:
     flush_seconds: float = 2.0  # finished rows are made durable this often: the most that a kill costs
     attempts: int = 5  # a shard that failed or killed its worker so often is set aside until `hala resume`
     stall_seconds: float = 1800.0  # a worker without a completion for longer, while requests wait, ends itself
+    track: Track = field(default_factory=Track)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from hala_hpc.worker import registry
 from hala_hpc.worker.array import ArrayWorker
 
 MOVED = "data.path="
-CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED)
+CHANGEABLE = ("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", "run.track.", MOVED)
 """What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
 
 

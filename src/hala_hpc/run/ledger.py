@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -52,11 +52,15 @@ class Event(TypedDict, total=False):
     gpus: list[list[int]]
 
 
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
 class Ledger:
     """Appends events of one worker. Safe to call from its threads; never fsynced, for the output is the truth."""
 
-    def __init__(self, path: Path, **constants: Any) -> None:
-        """``constants`` (host, job, pid, …) are written once, with the first event."""
+    def __init__(self, path: Path, *, tell: Tell | None = None, **constants: Any) -> None:
+        """``constants`` (host, job, pid, …) are written once, with the first event. ``tell`` hears of each event."""
+        self._tell = tell
         path.parent.mkdir(exist_ok=True)
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
@@ -67,6 +71,8 @@ class Ledger:
         # A full disk must not keep a worker from giving its shards back: the history may have a gap.
         with self._lock, contextlib.suppress(OSError):
             self._file.write(line(event, fields))
+        if self._tell is not None:
+            self._tell(event, fields)
 
     def close(self) -> None:
         self._file.close()
