@@ -2,17 +2,22 @@
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common import HALA, quiet, report, seconds, title
 
 from hala_hpc.run import ledger, manifest
+from hala_hpc.run.endings import ERRONEOUS, SHARDS
 from hala_hpc.run.files import publish
+from hala_hpc.run.finder import Finder
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Finder, Heartbeat, Leases
+from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.manifest import Facts, Shard
 
 RECIPE = "task: {kind: translate, segments: {tokens: 0}}\nrun: {root: runs, lease_seconds: 120.0, attempts: 5}\n"
@@ -51,10 +56,62 @@ def work(
     out.put(published)
 
 
+def histories(run: RunDirectory, shards: int, workers: int) -> None:
+    """The ledgers of so many workers that did the shards for an hour and a half, in the place of those of the test."""
+    for file in run.ledger.glob("*.jsonl"):
+        file.unlink()
+    now, lines = time.time(), 1000
+    for number in range(workers):
+        mine = range(number, shards, workers)
+        with (run.ledger / f"w{number}.jsonl").open("wb") as file:
+            at = {"time": now - 5 * lines}
+            file.write(ledger.line("started", {"host": "here", "job": f"7_{number}", "pid": 0} | at))
+            for step in range(1, lines + 1):
+                at = {"time": now - 5 * (lines - step)}
+                done = len(mine) * step // lines
+                for index in range(len(mine) * (step - 1) // lines, done):
+                    sums = {SHARDS: index + 1, ERRONEOUS: 0}
+                    file.write(ledger.line("claimed", {"shard": mine[index], "attempt": 1, "taken_up": 0} | at))
+                    file.write(ledger.line("published", {"shard": mine[index], "done": 1, "errors": 0} | sums | at))
+                sums = {"rows": done, "prompt_tokens": done, "output_tokens": done, SHARDS: done, ERRONEOUS: 0}
+                file.write(ledger.line("progress", sums | {"working_on": {}, "doing": "", "busy": 4.9 * step} | at))
+        (run.workers / f"w{number}").touch()
+
+
+def idle_listings(run: RunDirectory, shards: int) -> int:
+    """How many folders a worker lists, that has looked before, beyond those with a shard that another holds."""
+    last = shards - 1
+    run.shard_output(last).unlink()
+    holder = Leases(run, "holder", ttl=120, attempts=5)
+    lease = holder.claim(last)
+    finder = Finder(Leases(run, "idle", ttl=120, attempts=5), shards, seed="idle")
+    finder.next()
+    counts = dict.fromkeys(("listdir", "scandir"), 0)
+
+    def counted(name: str, call: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def through(folder: Path) -> Any:
+            counts[name] += 1
+            return call(folder)
+
+        return through
+
+    calls = {name: getattr(os, name) for name in counts}
+    for name, call in calls.items():
+        setattr(os, name, counted(name, call))
+    try:
+        if lease is None or finder.next() is not None or finder.wait_for() is None:
+            sys.exit("a shard that another holds was not seen as such")
+    finally:
+        for name, call in calls.items():
+            setattr(os, name, call)
+    return sum(counts.values()) - 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1000, help="whose ledgers status reads")
     parser.add_argument("--dir", type=Path, help="where: a local disk, or a shared file system to measure")
     arguments = parser.parse_args()
     title("runstate")
@@ -82,8 +139,13 @@ def main() -> None:
             sys.exit(f"{published} published, {stand} stand, of {arguments.shards}: not exactly once")
         report(f"{arguments.processes} processes claim and publish", rate, "shards/s", "2,000 shards/s", rate >= 2000)
         report("shards published twice", published - stand, "", "0", published == stand)
+        histories(run, arguments.shards, arguments.workers)
+        most = 5.0 if arguments.shards > 100_000 else 2.0
         taken = seconds(lambda: quiet(*HALA, "status", path), 5)
-        report(f"hala status of {arguments.shards:,} shards", taken, "s", "under 2 s", taken < 2)
+        label = f"hala status of {arguments.shards:,} shards, {arguments.workers:,} workers"
+        report(label, taken, "s", f"under {most:.0f} s", taken < most)
+        more = idle_listings(run, arguments.shards)
+        report("an idle worker's look: listings beyond unfinished folders", more, "", "at most 10", more <= 10)
 
 
 if __name__ == "__main__":

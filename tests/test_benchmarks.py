@@ -56,7 +56,8 @@ def test_score() -> None:
 
 
 def test_runstate() -> None:
-    assert "hala status of 2,000 shards" in bench("runstate", "--shards", "2000", "--processes", "8")
+    out = bench("runstate", "--shards", "2000", "--processes", "8", "--workers", "20")
+    assert "hala status of 2,000 shards, 20 workers" in out and "listings beyond unfinished folders" in out
 
 
 @pytest.mark.slurm

@@ -16,6 +16,7 @@ NO_RECIPE = ("collect", "collect --partial", "logs", "logs of a shard")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status", "RUN"),
     "status --json": ("status", "RUN", "--json"),
+    "cost": ("cost", "RUN"),
     "verify": ("verify", "RUN"),
     "collect": ("collect", "RUN", "--to", "OUT"),
     "collect --partial": ("collect", "RUN", "--partial", "--to", "OUT"),
@@ -38,7 +39,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 KINDS = {"finished": damaged.finished, "unfinished": damaged.unfinished}
 OF_ITEMS = {"trained": test_flips.trained, "merged": test_flips.merged, "evaluated": test_flips.evaluated}
 """Runs whose shards are folders, put there by hand: their recipes are no whole ones."""
-NEEDS_RECIPE = ("plan", "submit", "worker", "verify", "resume", "resume --damaged", "resume --quarantine", "steward")
+NEEDS_RECIPE = (
+    *("plan", "submit", "cost", "worker", "verify", "resume", "resume --damaged", "resume --quarantine", "steward"),
+)
 
 
 @pytest.fixture(scope="module")

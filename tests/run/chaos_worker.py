@@ -10,8 +10,9 @@ from pathlib import Path
 
 from hala_hpc.run import appending
 from hala_hpc.run.files import publish
+from hala_hpc.run.finder import Finder
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import Finder, Heartbeat, Leases
+from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.ledger import Ledger
 
 PIECES = 6

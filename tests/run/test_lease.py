@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.run import status
-from hala_hpc.run.lease import Finder, Heartbeat, Leases
+from hala_hpc.run.finder import Finder
+from hala_hpc.run.lease import Heartbeat, Leases
 from tests.run.helpers import TTL, bare_run, output, planned_run, silent, worker
 
 fork = multiprocessing.get_context("fork")

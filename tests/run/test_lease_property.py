@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hala_hpc.run import appending
 from hala_hpc.run.files import publish
-from hala_hpc.run.lease import Finder, Lease, Leases
+from hala_hpc.run.finder import Finder
+from hala_hpc.run.lease import Lease, Leases
 from tests.run.helpers import bare_run, silent, worker
 
 SHARDS, ATTEMPTS = 3, 6

@@ -16,7 +16,7 @@ from hala_hpc.engines.base import Completion
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import appending
 from hala_hpc.run.appending import PartialFile
-from hala_hpc.run.lease import Finder
+from hala_hpc.run.finder import Finder
 from hala_hpc.worker.job import work_until
 from hala_hpc.worker.rows.shard import AnswerCache
 from hala_hpc.worker.task import Outcome

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Recipe, Run
+from hala_hpc.config.schema import Recipe, Run, Track
 
 CURE = "a run cannot do without it: put a copy back"
 HEAD: Final = "# The last line of this file is: ...\n"
@@ -59,7 +59,8 @@ def now(run: Path) -> Mapping[str, Any]:
 def settings(run: Path) -> Run:
     """The ``run`` section as it holds now. Raises HalaError as ``read``, and for keys that nobody knows here."""
     try:
-        return Run(**now(run)["run"])
+        section = now(run)["run"]
+        return Run(**section | {"track": Track(**section.get("track") or {})})
     except TypeError as error:
         raise HalaError(f"{run / 'recipe.yaml'}: {error}", "was the run planned by a newer hala?") from error
 

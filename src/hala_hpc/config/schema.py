@@ -88,6 +88,14 @@ class Sampling:
 
 
 @dataclass
+class Track:
+    """Numbers for those who watch, from each worker; nothing unless asked for. Neither needs a server."""
+
+    prometheus: str | None = field(default=None, metadata=PATH)  # a folder for text files, as node_exporter reads them
+    trackio: str | None = None  # the name of a project: in RUN/trackio, for `trackio show`
+
+
+@dataclass
 class Run:
     """How the work is cut, spread and kept safe."""
 
@@ -102,6 +110,7 @@ class Run:
     steward: bool = True  # with Slurm: a small job follows the workers, and hands in new ones for what is missing
     submissions: int = 20  # arrays that stewards hand in before a person has to look (ours)
     days: float = 30.0  # and for how long after a person started workers (ours)
+    track: Track = field(default_factory=Track)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
 from hala_hpc.slurm.submit import preview, without_gpus
 from hala_hpc.tasks.mix import counts
-from hala_hpc.worker import registry
+from hala_hpc.worker import registry, tracking
 from hala_hpc.worker.rows.task import RowTask
 from hala_hpc.worker.task import ROWS, Task
 
@@ -243,6 +243,7 @@ def _refuse_name(name: str, what: str) -> None:
 def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
     """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
     require_environment(recipe.site, task.stage)
+    tracking.check(recipe, task.stage)
     package = engines.abilities(recipe.engine.kind).package if asks(task) else None
     is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
     if package and is_here and importlib.util.find_spec(package) is None:

@@ -19,8 +19,9 @@ from hala_hpc.pipeline.decision import UNSET_SEQUENCES, Resources, Situation, St
 from hala_hpc.pipeline.planning import on_its_nodes
 from hala_hpc.run import decisions, ledger
 from hala_hpc.run.decisions import Noted
+from hala_hpc.run.endings import TAIL_BYTES
 from hala_hpc.run.layout import GRID
-from hala_hpc.run.status import TAIL_BYTES, Status
+from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, local, queue, record
 from hala_hpc.slurm.queue import OUT_OF_MEMORY, Queue, TaskEnd
 from hala_hpc.tasks.train import checkpoints, paths

@@ -22,7 +22,7 @@ from hala_hpc.worker.array import ArrayWorker
 
 MOVED = "data.path="
 CHANGEABLE = (
-    *("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", MOVED),
+    *("site.", "run.workers=", "run.stall_seconds=", "run.flush_seconds=", "run.track.", MOVED),
     *("run.steward=", "run.submissions=", "run.days=", "engine.max_num_seqs="),
 )
 """What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""

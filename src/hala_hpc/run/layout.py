@@ -137,8 +137,8 @@ def make_again(folder: Path) -> None:
 
 def listing(folder: Path) -> list[str]:
     """Names in a folder of a run, hidden ones left out; no names where the folder is gone."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.name.startswith(".")]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208  twice as quick
     return []
 
 

@@ -11,11 +11,10 @@ worker win.
 
 import contextlib
 import os
-import random
 import re
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +35,8 @@ AT = {START: "starts or cancels its workers", END: "announces its end"}
 """What whoever has such a lease does."""
 ALONE_SECONDS = 0.3
 """Between two looks whether what is done by one at a time is free."""
+REOPENED = "reopened"
+"""File in ``leases/`` that is touched when outputs are taken away, so that workers look again where all was done."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Leases:
     def claim_alone(self, what: str = LAST) -> Lease | None:
         """Take the last step of the run, START or END; None while another has it that may be alive."""
         held = listed(self.run, what).get(0, [])
-        age = _age(held, self.now())
+        age = age_of(held, self.now())
         if age is not None and age <= self.ttl:
             return None
         attempt = max((lease.attempt for lease in held), default=0) + 1
@@ -158,7 +159,7 @@ class Leases:
     def last_beat(self) -> float:
         """When whoever has the last step had a heartbeat, by the file server's clock."""
         now = self.now()
-        return now - (_age(listed(self.run, LAST).get(0, []), now) or 0.0)
+        return now - (age_of(listed(self.run, LAST).get(0, []), now) or 0.0)
 
     def clear(self, shard: int) -> None:
         """Drop all leases of a finished shard, also those of dead workers."""
@@ -260,98 +261,10 @@ def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterat
         leases.close()
 
 
-class Finder:
-    """Finds a shard to claim: fresh ones first, then those that dead or failing workers left.
-
-    Workers start at different places, so they seldom ask for the same shard, and a poisoned shard comes last.
-    """
-
-    def __init__(self, leases: Leases, shards: int, seed: str) -> None:
-        self._leases = leases
-        self._run = leases.run
-        self._shards = shards
-        names = layout.folders(shards)
-        first = random.Random(seed).randrange(len(names)) if names else 0
-        self._folders = names[first:] + names[:first]
-        self._random = random.Random(seed)
-        self._fresh: Iterator[int] = iter(())
-        self._left = list(self._folders)
-        self._first_seen: dict[int, float] = {}  # by shard: its holder's last heartbeat when we ran out of work
-
-    def next(self, preferred: Sequence[int] = (), avoided: Container[int] = ()) -> Lease | None:
-        """Claim a shard, a preferred one where it is free, and none of those to avoid.
-
-        None: all others are finished, set aside, or held by the living.
-        """
-        if lease := self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
-            self._first_seen.clear()
-        return lease
-
-    def wait_for(self) -> float | None:
-        """Seconds until the first lease goes stale whose worker has had no heartbeat since we have nothing to do.
-
-        None once all have: a live worker needs no help, and a GPU should not idle for it. So a worker leaves one
-        heartbeat after the last claim, or takes up what a dead one left: nobody has to resume for the last shards.
-        """
-        now = self._leases.now()
-        silent = []
-        for folder in self._folders:
-            for shard, held in unfinished(self._run, folder).items():
-                age = _age(held, now)
-                if age is None or self._attempt_after(held) is None:
-                    continue
-                beat = now - age
-                if beat <= self._first_seen.setdefault(shard, beat):
-                    silent.append(age)
-        return max(0.0, self._leases.ttl - max(silent)) if silent else None
-
-    def _next_of(self, preferred: Sequence[int]) -> Lease | None:
-        """Claim a shard of these that nobody has begun."""
-        by_folder: dict[str, list[int]] = {}
-        for shard in preferred:
-            by_folder.setdefault(layout.folder_of(shard), []).append(shard)
-        for folder, shards in by_folder.items():
-            taken = layout.finished(self._run, folder) | set(listed(self._run, folder))
-            for shard in shards:
-                if shard not in taken and (lease := self._leases.claim(shard)):
-                    return lease
-        return None
-
-    def _next_fresh(self, avoided: Container[int]) -> Lease | None:
-        while True:
-            for shard in self._fresh:
-                if shard not in avoided and (lease := self._leases.claim(shard)):
-                    return lease
-            if not self._left:
-                return None
-            folder = self._left.pop(0)
-            taken = layout.finished(self._run, folder) | set(listed(self._run, folder))
-            candidates = [shard for shard in _ids(folder, self._shards) if shard not in taken]
-            turn = self._random.randrange(len(candidates)) if candidates else 0
-            self._fresh = iter(candidates[turn:] + candidates[:turn])
-
-    def _rescan(self, avoided: Container[int]) -> Lease | None:
-        """Everything once more: released shards, and those of stale or failed leases."""
-        now = self._leases.now()
-        for folder in self._folders:
-            done, held = layout.finished(self._run, folder), listed(self._run, folder)
-            for shard in _ids(folder, self._shards):
-                if shard in done or shard in avoided:
-                    continue
-                attempt = self._free_attempt(held.get(shard, []), now)
-                if attempt is not None and (lease := self._leases.claim(shard, attempt)):
-                    return lease
-        return None
-
-    def _free_attempt(self, held: list[Held], now: float) -> int | None:
-        """The attempt at which a shard may be claimed; None while its worker lives or when too many failed."""
-        attempt = self._attempt_after(held)
-        age = _age(held, now)
-        return attempt if age is None or age > self._leases.ttl else None
-
-    def _attempt_after(self, held: list[Held]) -> int | None:
-        last = max((lease.attempt for lease in held), default=0)
-        return last + 1 if last < self._leases.attempts else None
+def reopen(run: RunDirectory) -> None:
+    """Have workers forget which folders are finished, since outputs in them are taken away."""
+    layout.make_again(run.workers)
+    (run.leases / REOPENED).touch()
 
 
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
@@ -372,12 +285,7 @@ def unfinished(run: RunDirectory, folder: str) -> dict[int, list[Held]]:
     return {shard: leases for shard, leases in held.items() if shard not in done}
 
 
-def _ids(folder: str, shards: int) -> range:
-    first = int(folder) * layout.FAN_OUT
-    return range(first, min(first + layout.FAN_OUT, shards))
-
-
-def _age(held: list[Held], now: float) -> float | None:
+def age_of(held: list[Held], now: float) -> float | None:
     """Seconds since the holder's last heartbeat; None where nobody holds the shard."""
     if not held or (last := max(held, key=lambda lease: lease.attempt)).failed:
         return None

@@ -5,9 +5,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
+
+_PROGRESS = b'{"event": "progress", '
 
 
 class Event(TypedDict, total=False):
@@ -29,8 +31,18 @@ class Event(TypedDict, total=False):
     quarantined: int
     prompt_tokens: int
     output_tokens: int
+    busy: float  # seconds since the worker's start in which it had work: requests with the engine, or an item
     working_on: dict[str, int]
     doing: str
+    attempt: int  # this and the next: of a shard; rows that stood when it was claimed, and when that ended
+    taken_up: int
+    done: int
+    errors: int
+    published_shards: int  # this and the next: sums over what the worker published
+    published_errors: int
+    gpus_given: int  # this and the next two: of an opening, what Slurm gave the job on each node, and since when
+    nodes_given: int
+    allocated: float
     token: str  # this and the next: of a submission
     runs: list[str]
     minutes: int | None
@@ -48,11 +60,15 @@ class Event(TypedDict, total=False):
     arrays: int
 
 
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
 class Ledger:
     """Appends events of one worker. Safe to call from its threads; never fsynced, for the output is the truth."""
 
-    def __init__(self, path: Path, **constants: Any) -> None:
-        """``constants`` (host, job, pid, …) are written once, with the first event."""
+    def __init__(self, path: Path, *, tell: Tell | None = None, **constants: Any) -> None:
+        """``constants`` (host, job, pid, …) are written once, with the first event. ``tell`` hears of each event."""
+        self._tell = tell
         path.parent.mkdir(exist_ok=True)
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
@@ -63,6 +79,8 @@ class Ledger:
         # A full disk must not keep a worker from giving its shards back: the history may have a gap.
         with self._lock, contextlib.suppress(OSError):
             self._file.write(line(event, fields))
+        if self._tell is not None:
+            self._tell(event, fields)
 
     def close(self) -> None:
         self._file.close()
@@ -74,21 +92,40 @@ def line(event: str, fields: Mapping[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-def read(path: Path, tail: int | None = None) -> Iterator[Event]:
+def read(path: Path, tail: int | None = None, only: Sequence[str] = ()) -> Iterator[Event]:
     """Events of one file, oldest first; a torn line is passed over. ``tail``: only about the last so many bytes.
 
-    Yields nothing for a file that is gone, or that is a folder.
+    ``only``: events of these names; the lines of others are not parsed. Yields nothing for a file that is gone, or that
+    is a folder.
     """
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         if tail is not None and (size := os.fstat(file.fileno()).st_size) > tail:
             file.seek(size - tail)
             file.readline()
+        wanted = tuple(f'{{"event": "{name}", '.encode() for name in only)
+        yield from parsed(file if not only else (content for content in file if content.startswith(wanted)))
+
+
+def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events in lines of a ledger; torn lines are passed over."""
+    for content in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(content)
+            whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+            if whole and isinstance(event.get("time"), int | float):
+                yield cast("Event", event)
+
+
+def landmarks(path: Path) -> Iterator[Event]:
+    """Events of one file, oldest first, but of its many ``progress`` only the last, which comes at the end."""
+    last = b""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         for content in file:
-            with contextlib.suppress(ValueError):
-                event = json.loads(content)
-                whole = isinstance(event, dict) and isinstance(event.get("event"), str)
-                if whole and isinstance(event.get("time"), int | float):
-                    yield cast("Event", event)
+            if not content.startswith(_PROGRESS):
+                yield from parsed([content])
+            elif content.endswith(b"}\n"):
+                last = content
+    yield from parsed([last])
 
 
 def first(path: Path) -> Event:

@@ -2,28 +2,28 @@
 
 import contextlib
 import itertools
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hala_hpc.run import endings as ledgers
 from hala_hpc.run import layout, lease, ledger, manifest
+from hala_hpc.run.endings import Ending
 from hala_hpc.run.files import now_in
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Event
 from hala_hpc.run.lineage import Redo
 from hala_hpc.run.manifest import Manifest
 
-TAIL_BYTES = 64 * 1024
-"""How much of each ledger's end is read: enough for some minutes of progress and the last errors."""
 MOST_FOOTERS = 200
 """Outputs opened for what a lost ledger would have said."""
 ERROR = "hala_error"
 """Column of an output that says why a row could not be done (see ``data.shards``)."""
-_PUBLISHED = re.compile(rb'{"event": "published", "time": ([0-9.]+), "shard": ([0-9]+),[^\n]*"errors": ([0-9]+)')
 WINDOW_SECONDS = 300.0
 """Rates are taken over so long a time."""
 
@@ -110,11 +110,12 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
     done, held = _survey(run, len(plan))
     running = {shard for shard, leases in held.items() if _alive(leases, now, ttl)}
     failed = {shard for shard in held.keys() - running if _last(held[shard]).attempt >= attempts}
-    workers = [_worker(run, file, opening, now, ttl) for file, opening in ledger.openings(run.ledger)]
+    endings = list(ledgers.read(run.ledger, WINDOW_SECONDS))
+    workers = [_worker(run, ending, now, ttl) for ending in endings if ending.opening]
     live = [worker for worker in workers if worker.alive]
     rows_done = _rows_done(plan, done, workers)
     rate = sum(worker.rows_per_second for worker in live)
-    quarantined, unknown = _quarantined(run, done) if plan.facts.unit == "rows" else (0, 0)
+    quarantined, unknown = _quarantined(run, done, endings) if plan.facts.unit == "rows" else (0, 0)
     return Status(
         run=run.name,
         path=str(path),
@@ -131,7 +132,7 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
         seconds_left=(plan.facts.rows - rows_done) / rate if rate > 0 else None,
         # What dead workers were at is no longer theirs.
         workers=[worker if worker.alive else replace(worker, working_on={}, doing="") for worker in workers],
-        errors=_last_errors(run),
+        errors=_last_errors(endings),
         unit=plan.facts.unit,
         time=now,
         unassembled=plan.facts.assembled and not run.final.is_dir(),
@@ -142,18 +143,21 @@ def read(path: Path, ttl: float, attempts: int) -> Status:
     )
 
 
-def _quarantined(run: RunDirectory, done: set[int]) -> tuple[int, int]:
+def _quarantined(run: RunDirectory, done: set[int], endings: Sequence[Ending]) -> tuple[int, int]:
     """Rows in quarantine in the finished shards, and the number of shards of which that is not known.
 
-    The last worker that published a shard says how many; where its ledger was lost, the output's footer does, for as
-    many as can be read in a moment.
+    Workers' own sums say how many, where these add up to what is finished. Else (an output was set aside, a ledger was
+    lost, or is of an earlier version) ledgers are read whole: the last worker that published a shard says it. Where no
+    ledger does, the output's footer, for as many as can be read in a moment.
     """
+    sums = [ending.published for ending in endings if ending.published is not None]
+    is_once = len(sums) == len(endings) and not (run.leases / lease.REOPENED).exists()
+    if is_once and sum(shards for shards, _ in sums) == len(done):
+        return sum(errors for _, errors in sums), 0
     published: dict[int, tuple[float, int]] = {}
-    for file in run.ledger.glob("*.jsonl"):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            for match in _PUBLISHED.finditer(file.read_bytes()):  # other lines are not parsed
-                shard = int(match[2])
-                published[shard] = max(published.get(shard, (0.0, 0)), (float(match[1]), int(match[3])))
+    for ending in endings:
+        for shard, time, errors in ledgers.published(ending.file):
+            published[shard] = max(published.get(shard, (0.0, 0)), (time, errors))
     unknown = sorted(done - published.keys())
     footers = (_in_footer(run.shard_output(shard)) for shard in unknown[:MOST_FOOTERS])
     counts = [count for count in footers if count is not None]
@@ -204,7 +208,8 @@ def _survey(run: RunDirectory, shards: int) -> tuple[set[int], dict[int, list[le
     for folder in layout.folders(shards):
         held |= lease.listed(run, folder)
         done |= layout.finished(run, folder)
-    done &= set(range(shards))  # an output of another run may lie there: see ``verify.strangers``
+    # An output of another run may lie there: see ``verify.strangers``.
+    done = done if len(done) <= shards and max(done, default=0) < shards else done & set(range(shards))
     return done, {shard: leases for shard, leases in held.items() if shard not in done and shard < shards}
 
 
@@ -223,11 +228,9 @@ def _age(path: Path, now: float) -> float:
     return float("inf")
 
 
-def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: float) -> WorkerStatus:
+def _worker(run: RunDirectory, ending: Ending, now: float, ttl: float) -> WorkerStatus:
     """What a ledger's first event and last sums say."""
-    sums = ledger.counts(ledger.read(file, TAIL_BYTES))
-    last: Event = sums[-1] if sums else {}
-    since = next((event for event in sums[:-1] if event["time"] >= last["time"] - WINDOW_SECONDS), opening)
+    file, opening, last, since = ending.file, ending.opening, ending.last, ending.since
     seconds = last["time"] - since["time"] if last else 0.0
 
     def rate(difference: int) -> float:
@@ -252,22 +255,22 @@ def _worker(run: RunDirectory, file: Path, opening: Event, now: float, ttl: floa
 
 
 def _rows_done(plan: Manifest, done: set[int], workers: list[WorkerStatus]) -> int:
-    rows: list[int] = plan.column("rows")
-    kept: list[int] = plan.column("kept")
+    rows, counted = plan.numbers("rows"), plan.numbers("kept").copy()
     inside = Counter[int]()  # of dead workers too: what they finished of a shard is kept for the next
     for worker in workers:
         inside |= Counter({int(shard): count for shard, count in worker.working_on.items()})
-    counts = (rows[shard] if shard in done else max(inside[shard], kept[shard]) for shard in range(len(plan)))
-    return sum(counts)
+    for shard, count in inside.items():
+        if shard < len(counted):
+            counted[shard] = max(counted[shard], count)
+    finished = np.fromiter(done, np.int64, len(done))
+    counted[finished] = rows[finished]
+    return int(counted.sum())
 
 
-def _last_errors(run: RunDirectory, most: int = 5) -> list[LastError]:
+def _last_errors(endings: Sequence[Ending], most: int = 5) -> list[LastError]:
     """The last errors; those of the same words once, as the last of them, with their ``count``."""
     errors = [
-        LastError({**event, "worker": file.stem, "count": 1})
-        for file in run.ledger.glob("*.jsonl")
-        for event in ledger.read(file, TAIL_BYTES)
-        if event["event"] in ("failed", "crashed", "unreachable")
+        LastError({**event, "worker": ending.file.stem, "count": 1}) for ending in endings for event in ending.errors
     ]
     alike: dict[str, LastError] = {}
     for error in sorted(errors, key=lambda error: float(error["time"])):

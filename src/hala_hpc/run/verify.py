@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.frozen import FOLDER, files
-from hala_hpc.run import digests, layout, manifest
+from hala_hpc.run import digests, layout, lease, manifest
 from hala_hpc.run.files import fsync, write_new
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
@@ -154,6 +154,7 @@ def set_aside_damaged(
     if plan.facts.assembled and (verdict.damaged or verdict.damaged_final):
         _set_aside(run, run.final, run.final.name, "")
     if verdict.damaged:
+        lease.reopen(run)
         history = Ledger(run.ledger / f"resume-{secrets.token_hex(3)}.jsonl", pid=os.getpid())
         history.write("set aside", shards=verdict.damaged)
         history.close()

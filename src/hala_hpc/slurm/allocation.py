@@ -67,6 +67,17 @@ def step_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith(dropped)}
 
 
+def given() -> dict[str, int]:
+    """What Slurm tells this job of its allocation: GPUs on this node, nodes, and since when (seconds since 1970)."""
+    told = {
+        "gpus_given": "SLURM_GPUS_ON_NODE",
+        "nodes_given": "SLURM_JOB_NUM_NODES",
+        "allocated": "SLURM_JOB_START_TIME",
+    }
+    values = {name: os.environ.get(variable, "") for name, variable in told.items()}
+    return {name: int(value) for name, value in values.items() if value.isdigit()}
+
+
 def node_names() -> list[str]:
     """The nodes of this job, in Slurm's order; the batch script runs on the first."""
     return commands.run("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError, plural
-from hala_hpc.slurm import commands, record
+from hala_hpc.slurm import accounting, commands, record
 from hala_hpc.slurm.commands import JobState
 
-ASK_SECONDS = 5.0
-"""Accounting is a database of its own, and only about the past: nobody should wait for it."""
 FIELDS = "JobID,State,ExitCode,End"
 OUT_OF_MEMORY, KILLED = "OUT_OF_MEMORY", "KILLED"
 """Sites without cgroups kill for memory by a plain signal 9, which is also anybody's."""
@@ -35,16 +33,8 @@ def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
     """How some tasks ended after ``since``, in one call. None where there is no accounting or no answer."""
     if not tasks:
         return []
-    jobs = ",".join(dict.fromkeys(task.partition("_")[0] for task in tasks))
-    try:
-        # Times as numbers, whatever the time zones of login node and controller.
-        words = ("env", "SLURM_TIME_FORMAT=%s", "sacct", "--noheader", "--parsable2", f"--format={FIELDS}")
-        done = commands.said(*words, f"--jobs={jobs}", seconds=ASK_SECONDS)
-    except HalaError:
-        return None
-    if done.returncode != 0 or "disabled" in done.stderr:
-        return None
-    return [end for end in parse(done.stdout) if end.job in tasks and end.time >= since]
+    text = accounting.ask(dict.fromkeys(task.partition("_")[0] for task in tasks), FIELDS)
+    return None if text is None else [end for end in parse(text) if end.job in tasks and end.time >= since]
 
 
 def parse(text: str) -> list[TaskEnd]:
@@ -73,9 +63,8 @@ def end_of(task: JobState) -> TaskEnd | None:
 
 def nodes_of(job: str) -> list[str]:
     """The nodes that a task had, as accounting knows them; none where it does not."""
-    words = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=NodeList", f"--jobs={job}")
+    names = (accounting.ask([job], "NodeList", "--allocations") or "").splitlines()[-1:]
     try:
-        names = commands.said(*words, seconds=ASK_SECONDS).stdout.splitlines()[-1:]
         return commands.run("scontrol", "show", "hostnames", *names).split() if names and "None" not in names[0] else []
     except HalaError:
         return []

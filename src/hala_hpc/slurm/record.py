@@ -41,7 +41,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted. ``jobs`` are array job ids (with Slurm) or process ids (local)."""
+    """What was submitted. ``jobs`` are array job ids (with Slurm) or process ids (local); ``time``: when (or 0)."""
 
     executor: str
     jobs: list[str]
@@ -49,6 +49,7 @@ class Submission:
     host: str = ""
     gpus: list[list[int]] = field(default_factory=list)  # of each local process
     runs: list[str] = field(default_factory=list)  # of each task of an array
+    time: float = 0.0
 
     @property
     def tasks(self) -> dict[str, Path]:
@@ -95,10 +96,17 @@ def submitted(run: Path, kind: str = WORKERS) -> list[Submission]:
     """All of a kind that was ever submitted for a run, oldest first."""
     submissions = []
     for _, events in _files(run, kind):
-        runs = next((event["runs"] for event in events if event["event"] == "intended"), [])
+        intents = [event for event in events if event["event"] == "intended"][:1]
+        runs = next((event["runs"] for event in intents), [])
         submissions += [
             Submission(
-                event["executor"], event["jobs"], event["workers"], event.get("on", ""), event.get("gpus", []), runs
+                executor=event["executor"],
+                jobs=event["jobs"],
+                workers=event["workers"],
+                host=event.get("on", ""),
+                gpus=event.get("gpus", []),
+                runs=runs,
+                time=float((intents or [event])[0]["time"]),
             )
             for event in events
             if event["event"] == "submitted"
@@ -146,7 +154,7 @@ def open_tasks(run: Path) -> list[str]:
             job = str(worker.get("job", ""))
             if worker.get("executor") == "slurm" and folder == run and job:
                 runs.setdefault(job, run)
-            if runs.get(job) == folder and any(map(_is_end, ledger.read(file, END_BYTES))):
+            if runs.get(job) == folder and any(map(_is_end, ledger.read(file, END_BYTES, ("ended", "failed")))):
                 over.add(job)
     return [job for job in runs if job not in over]
 

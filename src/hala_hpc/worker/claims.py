@@ -3,6 +3,7 @@
 Shards whose source is out of reach are waited for, as an engine is, with no attempt counted against them.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,18 @@ from typing import Any
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.run import appending, files
-from hala_hpc.run.lease import Finder, Heartbeat, Lease
+from hala_hpc.run.endings import ERRONEOUS, SHARDS
+from hala_hpc.run.finder import Finder
+from hala_hpc.run.lease import BEATS, Heartbeat, Lease
 from hala_hpc.worker.task import Context
 
 PATIENCE_SECONDS = 600.0
 """A file server that starts again takes minutes; a file that is gone for good should not keep a GPU for hours."""
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 """Seconds before a source is tried again; each time twice as long."""
+LOOK_SECONDS, LEAST_PAUSE = 1.0, 0.05
+"""Between two looks for work where there was none; each time twice as long, up to a heartbeat, and never two workers
+at the same time: at the end of a run there may be a thousand that look."""
 MOST_NEW = 3
 """Sources in a row that turn out to be away; then nothing is tried for a moment: the file server or this node is it."""
 COUNTED = ("failed", "abandoned")
@@ -53,6 +59,9 @@ class Claims:
         self._rest_until = 0.0
         self._since: float | None = None
         self._why = ""
+        self._pause = LOOK_SECONDS
+        self.published = {SHARDS: 0, ERRONEOUS: 0}
+        """Sums over what was published, by the words of the ledger."""
 
     def __enter__(self) -> "Claims":
         self._heartbeat.__enter__()
@@ -77,6 +86,7 @@ class Claims:
             if self._rest_until < began:  # shards of what was due are done, by others
                 self._due = {source: due for source, due in self._due.items() if due >= began}
             return None
+        self._pause = LOOK_SECONDS
         claim = self._held[lease.shard] = Claim(lease)
         return claim
 
@@ -87,7 +97,8 @@ class Claims:
         """
         if (seconds := self._seconds_to_wait()) is None:
             return False
-        time.sleep(min(seconds, 1.0) + 0.05)
+        self._context.rest(min(seconds, self._pause) * random.uniform(0.5, 1.0) + LEAST_PAUSE)
+        self._pause = min(2 * self._pause, max(LOOK_SECONDS, self._leases.ttl / BEATS))
         return True
 
     def note(self, event: str, claim: Claim, **fields: Any) -> None:
@@ -143,9 +154,11 @@ class Claims:
         self._held.pop(claim.shard, None)
         if won:
             seconds = round(time.monotonic() - began, 3)
-            self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers)
+            sums = {SHARDS: self.published[SHARDS] + 1, ERRONEOUS: self.published[ERRONEOUS] + errors}
+            self.published = sums  # at once: another thread may be about to write it down
+            self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers, **sums)
         else:
-            self.note("lost", claim)
+            self.note("lost", claim, done=done, errors=errors)
         appending.drop(self._context.run, claim.shard)
         self._leases.clear(claim.shard)
         return won

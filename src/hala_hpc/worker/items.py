@@ -141,6 +141,7 @@ class ItemLoop:
         self._counters = Counters()
         self._failing: set[int] = set()
         self._pause = FIRST_PAUSE
+        self._busy, self._since = 0.0, 0.0  # seconds at earlier items, and since when at one; 0: at none
 
     def work(self) -> Outcome:
         """Raises HalaError after too many failures in a row; whatever is begun is given back before."""
@@ -222,7 +223,11 @@ class ItemLoop:
 
         entry = items[claim.shard] if (items := context.plan.facts.items) else {}
         item = Item(shard, entry, place, kept, check_stop, lambda text: self._progress(claim, text), self._worker)
-        numbers: dict[str, Any] = {"done": shard.rows, **self._work.do(item)}
+        self._since = time.monotonic()
+        try:
+            numbers: dict[str, Any] = {"done": shard.rows, **self._work.do(item)}
+        finally:
+            self._busy, self._since = self._busy_seconds(), 0.0
         self._source = shard.source
         self._failing.clear()
         self._pause = FIRST_PAUSE
@@ -255,7 +260,12 @@ class ItemLoop:
 
     def _progress(self, claim: Claim | None, doing: str) -> None:
         at = {str(claim.shard): 0} if claim else {}
-        self._context.ledger.write("progress", **self._counters, working_on=at, doing=doing)
+        busy = round(self._busy_seconds(), 3)
+        sums = {**self._counters, **self._claims.published}
+        self._context.ledger.write("progress", **sums, busy=busy, working_on=at, doing=doing)
+
+    def _busy_seconds(self) -> float:
+        return self._busy + (time.monotonic() - self._since if self._since else 0.0)
 
     def _place(self, claim: Claim) -> Path:
         return appending.temporary_output(self._context.run, claim.shard, self._worker)

@@ -15,13 +15,16 @@ from hala_hpc import __version__, engines
 from hala_hpc.config import frozen
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.schema import Recipe
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.files import share
+from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
-from hala_hpc.worker import processes, registry
+from hala_hpc.worker import processes, registry, tracking
 from hala_hpc.worker.task import Context, Outcome, say
+from hala_hpc.worker.tracking import Reporter
 
 GRACE_SECONDS = 1800.0
 """Longer than any grace time that a site would give."""
@@ -43,7 +46,9 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
     if name:  # what became of a job is for its worker to say
         identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
-    history = ledger.Ledger(run.ledger / f"{worker}.jsonl", **identity, version=__version__)
+    identity |= allocation.given() if identity["executor"] == "slurm" else {}
+    reporters = tracking.Reporters(_tracked(recipe, run, leases))
+    history = ledger.Ledger(run.ledger / f"{worker}.jsonl", tell=reporters.event, **identity, version=__version__)
     loop = processes if task.one_per_core and not name else importlib.import_module(task.loop)
     context = Context(run, recipe, plan, task, leases, history, lambda: engines.start(recipe), should_stop)
     try:
@@ -55,9 +60,21 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
         history.write("failed", error=f"{type(error).__name__}: {error}"[:2_000])
         raise
     finally:
+        reporters.close()
         leases.close()
         history.close()
     return outcome
+
+
+def _tracked(recipe: Recipe, run: RunDirectory, leases: Leases) -> dict[str, Reporter]:
+    """The reporters of this worker; of a training it is the first rank that knows numbers."""
+    if recipe.task.kind == "train":
+        return {}
+    try:
+        return tracking.of_run(recipe.run.track, run, leases.beacon.name, leases.ttl)
+    except BaseException:
+        leases.close()
+        raise
 
 
 def linger(stop: StopFlag, outcome: Outcome) -> None:

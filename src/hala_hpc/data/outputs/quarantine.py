@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
 from hala_hpc.data.shards import ERROR, ROW, Progress
-from hala_hpc.run import appending, digests, layout, manifest
+from hala_hpc.run import appending, digests, layout, lease, manifest
 from hala_hpc.run.appending import PartialFile
 from hala_hpc.run.files import fsync
 from hala_hpc.run.layout import RunDirectory
@@ -90,3 +90,4 @@ def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
     output = run.shard_output(shard.id)
     output.rename(run.partial_folder(shard.id) / f"{shard.id:06d}.{name}{run.suffix}")
     fsync(output.parent)
+    lease.reopen(run)

@@ -11,6 +11,7 @@ from hala_hpc.run.files import read_json
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.metrics import StepMetrics
 from hala_hpc.tasks.train.prepare.expected import Expected
+from hala_hpc.worker.tracking import is_number
 
 PACKAGES: Final = (
     "torch",
@@ -74,7 +75,7 @@ def provenance(run: Path, step: int | None = None) -> dict[str, Any]:
         **checkpoint,
         "training": trained(run, step),
         "datasets": _datasets(record["recipe"]["task"]["datasets"], facts.sources, report.get("datasets", {})),
-        "report": {key: value for key, value in report.items() if metrics.is_number(value)},
+        "report": {key: value for key, value in report.items() if is_number(value)},
         "notes": facts.notes,
     }
 

@@ -1,21 +1,19 @@
 """What a training measures: one JSON line per optimizer step, and the same for TensorBoard and others."""
 
 import contextlib
-import importlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
+from types import MappingProxyType
+from typing import Any, Final, Required, TypedDict, Unpack
 
 from hala_hpc.config.errors import HalaError, did_you_mean, known
 from hala_hpc.run.files import fsync
-
-PROJECT = "hala_hpc"
-"""The project that a run is filed under."""
+from hala_hpc.worker import tracking
+from hala_hpc.worker.tracking import PROJECT, Reporter, Reporters, is_number, package_of
 
 
 class StepMetrics(TypedDict, total=False):
@@ -39,13 +37,6 @@ class StepMetrics(TypedDict, total=False):
     phases: dict[str, float]
 
 
-class Reporter(NamedTuple):
-    """``log`` takes a step and its scalars."""
-
-    log: Callable[[int, dict[str, float]], None]
-    close: Callable[[], None]
-
-
 def check(names: Sequence[str]) -> None:
     """Refuse names of unknown reporters. Whether a package is installed only the work environment knows."""
     for name in names:
@@ -55,7 +46,7 @@ def check(names: Sequence[str]) -> None:
 
 def _tensorboard(run: Path, _: str) -> Reporter:
     """Event files in ``RUN/tensorboard``, one per launch."""
-    new = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter
+    new = package_of("torch.utils.tensorboard", "tensorboard", "task.report_to").SummaryWriter
     writers: list[Any] = []
 
     def log(step: int, scalars: dict[str, float]) -> None:
@@ -74,17 +65,15 @@ def _tensorboard(run: Path, _: str) -> Reporter:
 def _wandb(run: Path, recipe_name: str) -> Reporter:
     """Offline: files in ``RUN/wandb``, for ``wandb sync`` where there is internet."""
     os.environ.setdefault("WANDB_MODE", "offline")
-    opened = _package("wandb", "wandb").init(project=PROJECT, group=recipe_name, name=recipe_name, dir=str(run))
+    opened = package_of("wandb", "wandb", "task.report_to").init(
+        project=PROJECT, group=recipe_name, name=recipe_name, dir=str(run)
+    )
     # The step as a chart's axis, not wandb's own step, which may not go back after a resume.
     return Reporter(lambda step, scalars: opened.log({**scalars, "step": step}), opened.finish)
 
 
 def _trackio(run: Path, recipe_name: str) -> Reporter:
-    """A database in ``RUN/trackio``, for ``trackio show``."""
-    os.environ.setdefault("TRACKIO_DIR", str(run / "trackio"))
-    package = _package("trackio", "trackio")
-    package.init(project=PROJECT, name=recipe_name, resume="allow", embed=False)
-    return Reporter(lambda step, scalars: package.log(scalars, step=step), package.finish)
+    return tracking.trackio(run, recipe_name, recipe_name, PROJECT, "task.report_to")
 
 
 REPORTERS: Final[Mapping[str, Callable[[Path, str], Reporter]]] = {
@@ -94,14 +83,6 @@ REPORTERS: Final[Mapping[str, Callable[[Path, str], Reporter]]] = {
 }
 """By the name that ``task.report_to`` has. Ours, not those of transformers.integrations: an error in one of theirs ends
 the training, and they do not purge steps that are done again."""
-
-
-def _package(module: str, name: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f"install {name} in the work environment, or leave it out"
-        raise HalaError(f"task.report_to: the package {name} is missing ({error})", hint) from error
 
 
 FOLDER: Final = "training/metrics"
@@ -118,12 +99,23 @@ def file_of(run: Path, launch: str) -> Path:
 class Writer:
     """Rank 0's metrics of one launch. Nothing that fails here ends a training: a full disk leaves a gap."""
 
-    def __init__(self, run: Path, launch: str, report_to: Sequence[str], recipe_name: str) -> None:
-        """``launch``: unique, safe as a file name. Raises HalaError for a reporter that is not installed."""
+    def __init__(
+        self,
+        run: Path,
+        launch: str,
+        report_to: Sequence[str],
+        recipe_name: str,
+        tracked: Mapping[str, Reporter] = MappingProxyType({}),
+    ) -> None:
+        """``launch``: unique, safe as a file name; ``tracked``: reporters that `run.track` asks for.
+
+        Raises HalaError for a reporter that is not installed.
+        """
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._number = sum(1 for _ in folder.glob("*.jsonl"))
-        self._reporters = {name: REPORTERS[name](run, recipe_name) for name in report_to}
+        named = {name: REPORTERS[name](run, recipe_name) for name in report_to if name not in tracked}
+        self._reporters = Reporters(named | dict(tracked))
         self._descriptor = os.open(file_of(run, launch), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._is_torn = False
         fsync(folder)
@@ -135,19 +127,11 @@ class Writer:
         self._is_torn = True  # a line that broke off (full disk) must not swallow the one after it
         with contextlib.suppress(OSError):
             self._is_torn = os.write(self._descriptor, data) < len(data)
-        self._report(lambda reporter: reporter.log(line["step"], scalars(line)))
+        self._reporters.log(line["step"], scalars(line))
 
     def close(self) -> None:
         os.close(self._descriptor)
-        self._report(lambda reporter: reporter.close())
-
-    def _report(self, act: Callable[[Reporter], None]) -> None:
-        for name, reporter in tuple(self._reporters.items()):
-            try:
-                act(reporter)
-            except Exception as error:  # noqa: BLE001  charts are others' code, and never worth a training
-                sys.stderr.write(f"hala: no more {name}: {type(error).__name__}: {error}\n")
-                del self._reporters[name]
+        self._reporters.close()
 
 
 def read(run: Path) -> list[StepMetrics]:
@@ -211,11 +195,6 @@ def _launch_of(path: Path) -> int:
     with path.open("rb") as file:
         opening = lines(file.read(4096))
     return opening[0].get(LAUNCH, 0) if opening else 0
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number; truth values are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:

@@ -6,6 +6,7 @@ reading the next shard, making finished rows durable, publishing), so the engine
 
 import contextlib
 import json
+import random
 import time
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from hala_hpc.data.schema import Row
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable, Request
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
-from hala_hpc.worker.revival import Gone, Revival, StallWatch
+from hala_hpc.worker.revival import Gone, Revival, StallWatch, Unasked
 from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent
 from hala_hpc.worker.rows.task import RowError, RowTask
 from hala_hpc.worker.task import Context, Counters, Outcome, say
@@ -25,28 +26,11 @@ from hala_hpc.worker.task import Context, Counters, Outcome, say
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 5.0
 """How often the ledger notes how far the worker is."""
-ASK_AGAIN_SECONDS = 5.0
-"""After finding nothing to claim, and with rows still out, look again this much later."""
-
+ASK_AGAIN_SECONDS, SELDOM_SECONDS = 5.0, 30.0
+"""After finding nothing to claim, and with rows still out, look again this much later; each time twice as late."""
 
 FEED_SECONDS = 1.0
 """Rows that ask for nothing are done while they are fed: so often, what else is due has its turn."""
-
-
-class Unasked:
-    """In the place of an engine, where no row asks one."""
-
-    capacity = 1
-
-    def add(self, id: str, request: Request) -> None:
-        raise RuntimeError(f"{id}: a task that asks for nothing asked for {request.last[:200]!r}")
-
-    def poll(self, seconds: float) -> list[Completion]:
-        del seconds
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class RowLoop:
@@ -70,7 +54,7 @@ class RowLoop:
         self._open: list[OpenShard] = []
         self._coming: Future[OpenShard | None] | None = None
         self._writing: list[Future[None]] = []
-        self._ask_again = 0.0
+        self._ask_again, self._patience = 0.0, ASK_AGAIN_SECONDS
         self._flushed = self._noted = time.monotonic()
 
     def work(self) -> Outcome:
@@ -156,8 +140,10 @@ class RowLoop:
             return None  # what is open is finished first, then the error is raised
         shard, self._coming = self._coming.result(), None
         if shard is None:
-            self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
+            self._ask_again = time.monotonic() + self._patience * random.uniform(0.5, 1.0)
+            self._patience = min(2 * self._patience, SELDOM_SECONDS)
             return None
+        self._patience = ASK_AGAIN_SECONDS
         self._open.append(shard)
         if shard.complete:  # all its rows were done when its worker died
             self._publish(shard)
@@ -277,7 +263,7 @@ class RowLoop:
         for shard in [shard for shard in self._open if shard.claim.lost]:
             self._open.remove(shard)
             shard.close()
-            self._claims.give_back(shard.claim, "lost")
+            self._claims.give_back(shard.claim, "lost", done=shard.done)
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
             self._writing += [self._disk.submit(shard.flush) for shard in self._open]
@@ -287,7 +273,9 @@ class RowLoop:
     def _progress(self, working: dict[str, int] | None = None) -> None:
         self._noted = time.monotonic()
         at = self._working_on() if working is None else working
-        self._context.ledger.write("progress", **self._counters, working_on=at, doing=self._doing)
+        busy = {"busy": round(self._in_flight.busy_seconds, 3)} if self._task.asks else {}
+        sums = {**self._counters, **self._claims.published}
+        self._context.ledger.write("progress", **sums, **busy, working_on=at, doing=self._doing)
 
     def _working_on(self) -> dict[str, int]:
         return {str(shard.id): shard.done for shard in self._open}

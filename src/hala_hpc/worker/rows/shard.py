@@ -4,6 +4,7 @@ A text that repeats is requested once, as its answer is in flight or cached: sys
 """
 
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -216,14 +217,21 @@ class InFlight:
     def __init__(self) -> None:
         self._cache = AnswerCache()
         self._sent: dict[str, Sent] = {}  # by id
+        self._busy, self._since = 0.0, 0.0  # seconds of earlier stretches with requests, and since when there are some
 
     def __len__(self) -> int:
         return len(self._sent)
 
     def clear(self) -> list[Sent]:
         """Nothing is in flight any more, for the engine took everything with it. Returns what was."""
-        sent, self._sent = list(self._sent.values()), {}
+        self._busy, sent = self.busy_seconds, list(self._sent.values())
+        self._sent = {}
         return sent
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long, in all, the engine had requests."""
+        return self._busy + (time.monotonic() - self._since if self._sent else 0.0)
 
     def ask(self, engine: Engine, request: Request, waiter: Waiter) -> Completion | None:
         """Send a request. Returns its answer at once where it is cached."""
@@ -233,13 +241,15 @@ class InFlight:
         if (sent := self._sent.get(id := digest.hex())) is not None:
             sent.waiters.append(waiter)
         else:
+            self._since = self._since if self._sent else time.monotonic()
             self._sent[id] = Sent(id, request, [waiter])
             engine.add(id, request)
         return None
 
     def answered(self, completion: Completion) -> tuple[list[Waiter], Completion]:
         """Everybody who waits for this completion, and it without what the model thought before its answer."""
-        sent = self._sent.pop(completion.id)
+        busy, sent = self.busy_seconds if len(self._sent) == 1 else None, self._sent.pop(completion.id)
+        self._busy = self._busy if busy is None else busy
         answer = _answer(completion, sent.request)
         self._cache.put(bytes.fromhex(sent.id), answer)
         return sent.waiters, answer

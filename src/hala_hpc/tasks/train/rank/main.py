@@ -22,6 +22,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.data import templates
 from hala_hpc.run.files import remove_tree, write_durably
+from hala_hpc.run.layout import RunDirectory
 from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.tasks.train import card, metrics, paths
 from hala_hpc.tasks.train import task as train
@@ -35,7 +36,7 @@ from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
 from hala_hpc.tasks.train.rank.trainer import Diverged, HalaTrainer, RankData, Saving
-from hala_hpc.worker import registry
+from hala_hpc.worker import registry, tracking
 from hala_hpc.worker.task import say
 
 
@@ -67,7 +68,7 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
     kept = copy.deepcopy((model.config, model.generation_config))
     saving = Saving(options.save, order.steps, here.end_time)
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, options.save.keep)
-    writer = metrics.Writer(path, here.launch, options.report_to, recipe.name) if here.is_first else None
+    writer = _writer(path, recipe, here) if here.is_first else None
     saved = _resume_point(checkpoints, here)
     data = _data(path, recipe, order, here, model, tokenizer, saved.step if saved else 0)
     trainer = HalaTrainer(
@@ -97,6 +98,12 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
     model.config, model.generation_config = kept
     _export(path, trainer, tokenizer, here)
     return _end(saving.signals, writer, TRAINED)
+
+
+def _writer(path: Path, recipe: Recipe, here: RankPlace) -> metrics.Writer:
+    """The metrics of the first rank, and whoever else is to hear of them."""
+    tracked = tracking.of_run(recipe.run.track, RunDirectory(path, ""), "", recipe.run.lease_seconds)
+    return metrics.Writer(path, here.launch, recipe.task.report_to, recipe.name, tracked)
 
 
 def _settings(options: Options, folder: Path, split: Layout, steps: int) -> SFTConfig:
