@@ -13,7 +13,7 @@ from hala_hpc.pipeline import lookup
 from hala_hpc.slurm import nodetest, probe, profile, survey
 from hala_hpc.slurm.nodetest import Measured, delay, lease_seconds
 from hala_hpc.slurm.profile import Choice
-from hala_hpc.slurm.survey import Cluster, Partition, Shape, parse_minutes, parse_nodes, parse_partitions
+from hala_hpc.slurm.survey import Cluster, Partition, Shape, parse_nodes, parse_partitions
 
 NODE = (
     "NodeName={name} Arch=x86_64 CoresPerSocket=48  CPUAlloc=0 CPUEfctv={cpus} CPUTot=96 CPULoad=0.68 "
@@ -81,13 +81,6 @@ def test_a_partition_that_is_closed_to_this_user_is_not_there(more: dict[str, st
 def test_what_is_not_known_closes_nothing() -> None:
     """Without accounting nobody has an account."""
     assert "all" in partitions(accounts=())
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"), [("UNLIMITED", None), ("00:30:00", 30), ("7-12:00:00", 10800), ("infinite", None)]
-)
-def test_minutes(text: str, minutes: int | None) -> None:
-    assert parse_minutes(text) == minutes
 
 
 def cluster(**changes: Any) -> Cluster:

@@ -144,7 +144,7 @@ _GIVEN: Final = re.compile(
     re.IGNORECASE,
 )
 """A secret that is a word of a command: ``--token abc``, ``wandb login 0123…``, ``https://me:abc@host``."""
-_SHELL: Final = (".setup", ".args", ".mounts", ".variables", ".extra")
+_SHELL: Final = (".setup", ".args", ".mounts", ".variables", ".extra", ".at_end")
 
 
 def refuse(where: str, name: str, value: Any) -> None:

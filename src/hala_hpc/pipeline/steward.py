@@ -25,6 +25,7 @@ from hala_hpc.pipeline.planning import PlannedRun
 from hala_hpc.pipeline.standing import Runs
 from hala_hpc.run import decisions, lease, status
 from hala_hpc.run.decisions import Noted
+from hala_hpc.run.files import share
 from hala_hpc.run.layout import GRID
 from hala_hpc.slurm import commands, queue, record
 from hala_hpc.slurm.record import Submission
@@ -210,6 +211,7 @@ def once(folder: Path) -> tuple[Decision, bool]:
 
     Where nothing got done for no known reason, whatever was away for a moment may be back a moment later.
     """
+    share(standing.read_runs(folder).recipe.is_shared)
     with alone(folder) as is_ours:
         runs, now, decision = look(folder)
         is_later = decision.action == "submit" and now.idle > 0 and not decision.changes

@@ -20,7 +20,6 @@ from hala_hpc.slurm import commands
 UNUSABLE: Final = ("DOWN", "DRAIN", "FAIL", "MAINT", "FUTURE", "UNKNOWN", "NOT_RESPONDING", "POWER_DOWN")
 """Parts of a node's state in which it takes no jobs, or none soon."""
 _GPU: Final = re.compile(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?:(\d+)")
-_TIME: Final = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 QUOTA_SECONDS: Final = 5.0
 QUOTA_LINES: Final = 6
 
@@ -140,18 +139,9 @@ def parse_partitions(
         if not name or not inside or closed:
             continue
         if _open(line, "AllowAccounts", accounts) and (is_root or _open(line, "AllowGroups", groups)):
-            minutes = parse_minutes(_value(line, "MaxTime"))
+            minutes = commands.parse_minutes(_value(line, "MaxTime"))
             partitions.append(Partition(name, _value(line, "Default") == "YES", minutes, tuple(inside.most_common())))
     return partitions
-
-
-def parse_minutes(text: str) -> int | None:
-    """Slurm's ``1-02:03:04`` in minutes; None for no limit."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + minutes
 
 
 def _open(line: str, key: str, mine: Collection[str]) -> bool:
