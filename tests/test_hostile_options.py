@@ -27,6 +27,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "plan": RECIPE,
     "submit": RECIPE,
     "status": RUN,
+    "cost": RUN,
     "resume": RUN,
     "verify": RUN,
     "collect": ("RUN", "--to=OUT"),
