@@ -160,3 +160,14 @@ def test_reading_leaves_nothing_behind(run: RunDirectory) -> None:
     before = sorted(run.leases.iterdir())
     read(run)
     assert sorted(run.leases.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", [None, "x", [1], {"a": 1}, -1, True])
+@pytest.mark.parametrize("key", ["shard", "taken_up", "done", "errors", "busy", "working_on", "rows", "gpus_given"])
+def test_a_ledger_with_other_things_than_numbers_is_read(run: RunDirectory, key: str, value: object) -> None:
+    first = opening(100.0, gpus_given=1) | ({key: value} if key == "gpus_given" else {})
+    lines = [shard("claimed", 100, 0, taken_up=0), progress(105, 50, {0: 50}, busy=3.0)]
+    lines += [shard("published", 110, 0, done=99, errors=1)]
+    write(run, "a", first, *({**one, key: value} if key in one else one for one in lines))
+    assert read(run).done.published in (0, 100)
+    assert cost.of_work("r", read(run), Given(), cost.LEDGER, ()).workers == 1
