@@ -137,10 +137,10 @@ def test_allocations_are_joined_with_workers_by_their_job() -> None:
 
 
 def test_without_accounting_workers_stand_for_their_jobs() -> None:
-    told = Stay("w", "7_0", 110, 150, executor="slurm", allocated=100, gpus=1, nodes=1)
+    known = Stay("w", "7_0", 110, 150, executor="slurm", allocated=100, gpus=1, nodes=1)
     again = Stay("x", "7_0", 200, 260, executor="slurm", allocated=195, gpus=1, nodes=1)
     alone = Stay("y", "", 100, 200)
-    given = cost.given_by_ledger([told, again, alone], {"7_0": 40.0}, gpus=8, nodes=2)
+    given = cost.given_by_ledger([known, again, alone], {"7_0": 40.0}, gpus=8, nodes=2)
     assert (given.allocations, given.requeues, given.waits, given.waited) == (3, 1, 1, 60)
     assert given.gpu_seconds == 50 + 65 + 100 * 2 * 8
     assert (given.allocated, given.worked) == (115, 100), "of the third it is not known"
@@ -160,3 +160,14 @@ def test_reading_leaves_nothing_behind(run: RunDirectory) -> None:
     before = sorted(run.leases.iterdir())
     read(run)
     assert sorted(run.leases.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", [None, "x", [1], {"a": 1}, -1, True])
+@pytest.mark.parametrize("key", ["shard", "taken_up", "done", "errors", "busy", "working_on", "rows", "gpus_given"])
+def test_a_ledger_with_other_things_than_numbers_is_read(run: RunDirectory, key: str, value: object) -> None:
+    first = opening(100.0, gpus_given=1) | ({key: value} if key == "gpus_given" else {})
+    lines = [shard("claimed", 100, 0, taken_up=0), progress(105, 50, {0: 50}, busy=3.0)]
+    lines += [shard("published", 110, 0, done=99, errors=1)]
+    write(run, "a", first, *({**event, key: value} if key in event else event for event in lines))
+    assert read(run).done.published in (0, 100)
+    assert cost.of_work("r", read(run), Given(), cost.LEDGER, ()).workers == 1

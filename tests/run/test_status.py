@@ -3,12 +3,13 @@
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hala_hpc.run import status
+from hala_hpc.run import endings, lease, ledger, status
 from hala_hpc.run.layout import RunDirectory
 from tests.run.helpers import TTL, output, planned_run, silent, worker
 
@@ -98,3 +99,64 @@ def test_the_clock_file_is_not_left_behind(tmp_path: Path) -> None:
     status.read(run.path, TTL, attempts=3)
     assert {path.name for path in run.leases.iterdir()} == {"000", "workers"}
     assert time.time() - before < 60
+
+
+def published(seconds: float, shard: int, errors: int, **sums: int) -> dict[str, Any]:
+    return {"event": "published", "time": NOW + seconds, "shard": shard, "attempt": 1, "errors": errors, **sums}
+
+
+def test_sums_at_the_ends_of_ledgers_say_what_whole_ledgers_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quarantine of finished shards: by the sums, without reading more; by all lines once outputs were taken away."""
+    run = planned_run(tmp_path / "r", [10] * 6)
+    for shard in range(4):
+        output(run, shard)
+    sums = [{"published_shards": 1, "published_errors": 3}, {"published_shards": 2, "published_errors": 4}]
+    write_ledger(run, "ada", published(1, 0, 3, **sums[0]), published(2, 1, 1, **sums[1]), progress(3, 20) | sums[1])
+    write_ledger(run, "bo", published(1, 2, 0, **sums[0]), progress(2, 20) | sums[0], published(3, 3, 2, **sums[1]))
+    write_ledger(run, "cy", progress(1, 0))  # has published nothing yet
+    whole: list[Path] = []
+    read = endings.published
+
+    def watched(file: Path) -> Iterator[tuple[int, float, int]]:
+        whole.append(file)
+        return read(file)
+
+    monkeypatch.setattr(endings, "published", watched)
+    state = status.read(run.path, TTL, attempts=2)
+    assert (state.quarantined, state.unknown_quarantine, whole) == (8, 0, [])
+    run.shard_output(0).unlink()
+    lease.reopen(run)
+    state = status.read(run.path, TTL, attempts=2)
+    assert (state.quarantined, state.unknown_quarantine, len(whole)) == (3, 0, 3), "by shard: 1, 0 and 2"
+    output(run, 0)
+    (run.ledger / "bo.jsonl").unlink()
+    assert status.read(run.path, TTL, attempts=2).quarantined == 4
+    assert status.read(run.path, TTL, attempts=2).unknown_quarantine == 2, "no ledger has them, and no footer"
+
+
+def test_only_the_ends_of_long_ledgers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tmp_path / "r", [10] * 3)
+    output(run, 0)
+    sums = {"published_shards": 1, "published_errors": 2}
+    lines = [progress(5 * step, step, s1=1) | sums for step in range(3000)]
+    error = {"event": "failed", "time": NOW + 14_990, "shard": 2, "error": "no such file"}
+    write_ledger(run, "ada", published(0, 0, 2, **sums), *lines[:-1], error, lines[-1])
+    old = [{"event": "published", "time": NOW, "shard": 0, "errors": 2}, *(progress(s, s) for s in range(3000))]
+    parsed: list[bytes] = []
+    parse = ledger.parsed
+
+    def watched(content: Iterable[bytes]) -> Iterator[ledger.Event]:
+        content = list(content)
+        parsed.extend(content)
+        return parse(content)
+
+    monkeypatch.setattr(ledger, "parsed", watched)
+    state = status.read(run.path, TTL, attempts=2)
+    assert (state.quarantined, state.unknown_quarantine) == (2, 0) and len(parsed) < 12, "of three thousand lines"
+    (ada,) = state.workers
+    assert (ada.rows, ada.rows_per_second) == (2999, pytest.approx(0.2)), "over the last five minutes"
+    assert [one["error"] for one in state.errors] == ["no such file"]
+    write_ledger(run, "ada", *old)  # of a version before there were sums: it is read whole
+    assert status.read(run.path, TTL, attempts=2).quarantined == 2

@@ -16,7 +16,7 @@ RECORDED = """\
 
 def test_a_requeued_task_has_two_allocations() -> None:
     first, again, last = accounting.parse(RECORDED)
-    assert [one.job for one in (first, again, last)] == ["1_0", "1_1", "1_1"]
+    assert [item.job for item in (first, again, last)] == ["1_0", "1_1", "1_1"]
     assert (first.started, first.ended, first.seconds, first.submitted) == (1795811579, 1795811587, 8, 1795811578)
     assert (first.nodes, first.cpus, first.gpus, first.memory) == (1, 1, 2, 2000 * 2**20)
     assert (first.cpu_seconds, first.peak, first.energy) == (3.475, 216879104, None), "energy 0 is not measured"

@@ -10,7 +10,8 @@ from typing import Any
 from hala_hpc.config import frozen
 from hala_hpc.report import table
 from hala_hpc.report.table import Section
-from hala_hpc.run import history, manifest, status
+from hala_hpc.run import goodput, history, manifest, status
+from hala_hpc.run.goodput import Work
 from hala_hpc.run.history import History, WorkTotals
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts
@@ -45,6 +46,11 @@ class ReportedRun:
     @cached_property
     def history(self) -> History:
         return history.read(self.directory)
+
+    @cached_property
+    def goodput(self) -> Work:
+        settings = frozen.settings(self.path)
+        return goodput.read(self.directory, manifest.read(self.directory.manifest), settings.lease_seconds)
 
     @cached_property
     def work(self) -> WorkTotals:

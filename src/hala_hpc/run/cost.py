@@ -234,14 +234,14 @@ def total(name: str, costs: Sequence[Cost]) -> Cost:
     sources = {cost.source for cost in costs if cost.given.allocations}
     rows = [cost.done for cost in costs if cost.done.unit == "rows"]
     twice: defaultdict[str, float] = defaultdict(float)
-    for why, amount in (pair for one in rows for pair in one.twice.items()):
+    for why, amount in (pair for done in rows for pair in done.twice.items()):
         twice[why] += amount
-    done = Done("rows", sum(one.published for one in rows), sum(one.waiting for one in rows), dict(twice))
+    published, waiting = sum(done.published for done in rows), sum(done.waiting for done in rows)
     return Cost(
         name=name,
         source=sources.pop() if len(sources) == 1 else BOTH if sources else LEDGER,
         given=joined(cost.given for cost in costs),
-        done=done,
+        done=Done("rows", published, waiting, dict(twice)),
         workers=sum(cost.workers for cost in costs),
         silent=sum(cost.silent for cost in costs),
         worker_seconds=sum(cost.worker_seconds for cost in costs),
@@ -284,14 +284,14 @@ def _of(allocation: Allocation, is_again: bool, gpus: int) -> Given:
     seconds, has_ended = allocation.seconds, allocation.ended is not None
     has_cpu = has_ended and allocation.cpu_seconds is not None
     has_memory = allocation.peak is not None and bool(allocation.memory)
-    each = gpus * allocation.nodes if allocation.gpus is None else allocation.gpus
+    all_gpus = gpus * allocation.nodes if allocation.gpus is None else allocation.gpus
     return Given(
         allocations=1,
         requeues=int(is_again),
         start=allocation.started,
         end=allocation.started + seconds if allocation.ended is None else allocation.ended,
         node_seconds=seconds * allocation.nodes,
-        gpu_seconds=seconds * each,
+        gpu_seconds=seconds * all_gpus,
         allocated=seconds,
         waited=wait or 0.0,
         waits=int(wait is not None),

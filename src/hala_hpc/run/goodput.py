@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hala_hpc.run import ledger
 from hala_hpc.run.files import now_in
@@ -123,8 +123,7 @@ def read(run: RunDirectory, plan: Manifest, lease_seconds: float) -> Work:
         events = list(ledger.landmarks(path))
         stays.append(_stay(path.stem, opening, events))
         for shard, attempt in _attempts(events, kept):
-            if shard < len(rows):
-                attempts.setdefault(shard, []).append(attempt)
+            attempts.setdefault(shard, []).append(attempt)
     now = now_in(run.leases)
     silent = sum(not stay.has_said_end and _age(run.workers / stay.worker, now) > lease_seconds for stay in stays)
     done = _rows(attempts, rows, kept) if is_rows else _items(attempts)
@@ -151,14 +150,24 @@ def _stay(worker: str, opening: Event, events: Sequence[Event]) -> Stay:
         start=min(times),
         end=max(times),
         has_said_end=ends,
-        busy=last.get("busy"),
+        busy=_number(last, "busy"),
         part_of=opening.get("part_of", ""),
         executor=opening.get("executor", ""),
-        allocated=opening.get("allocated"),
-        gpus=opening.get("gpus_given"),
-        nodes=opening.get("nodes_given"),
-        tokens=(last.get("prompt_tokens", 0), last.get("output_tokens", 0)),
+        allocated=_number(opening, "allocated"),
+        gpus=_count(opening, "gpus_given") if "gpus_given" in opening else None,
+        nodes=_count(opening, "nodes_given") or None,
+        tokens=(_count(last, "prompt_tokens"), _count(last, "output_tokens")),
     )
+
+
+def _number(event: Any, key: str) -> float | None:
+    """A number of an event; None where it has none, as a damaged line may."""
+    value = event.get(key) if isinstance(event, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(event: Any, key: str, otherwise: int = 0) -> int:
+    return otherwise if (value := _number(event, key)) is None else int(value)
 
 
 def _attempts(events: Sequence[Event], kept: Sequence[int]) -> Iterator[tuple[int, Attempt]]:
@@ -166,21 +175,20 @@ def _attempts(events: Sequence[Event], kept: Sequence[int]) -> Iterator[tuple[in
     claims: dict[int, tuple[float, int]] = {}
     for event in events:
         shard, name, time = event.get("shard"), event["event"], float(event["time"])
-        if shard is None:
+        if not isinstance(shard, int) or not 0 <= shard < len(kept):
             continue
         if name == "claimed":
-            before = event.get("taken_up", kept[shard] if shard < len(kept) else 0)
-            claims[shard] = (time, before)
+            claims[shard] = (time, _count(event, "taken_up", kept[shard]))
         elif name == _NO_WORK:
             claims.pop(shard, None)
         elif name in REASONS and shard in claims:
             start, before = claims.pop(shard)
-            rows = event["done"] + event.get("errors", 0) if "done" in event else before
+            rows = _count(event, "done", before - _count(event, "errors")) + _count(event, "errors")
             yield shard, Attempt(start, time, before, max(before, rows), name, "done" in event)
     last = next((event for event in reversed(events) if "working_on" in event), Event())
     until = max((float(event["time"]) for event in events), default=0.0)
     for shard, (start, before) in claims.items():
-        at = last.get("working_on", {}).get(str(shard), before)
+        at = _count(last.get("working_on", {}), str(shard), before)
         yield shard, Attempt(start, until, before, max(before, at), is_exact=False)
 
 

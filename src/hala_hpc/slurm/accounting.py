@@ -48,19 +48,19 @@ def parse(text: str) -> list[Allocation]:
 
     A job's line is followed by those of its steps, which alone say how much memory was used.
     """
-    found: list[Allocation] = []
+    given: list[Allocation] = []
     for row in commands.rows(text, len(FIELDS.split(","))):
         name, state, submit, eligible, start, end, elapsed, nodes, cpus, tres, used, peak, energy = row
         job, _, step = name.partition(".")
         if step:
-            if found and found[-1].job == job and (size := _size(peak)) is not None:
-                found[-1] = found[-1].with_peak(size)
+            if given and given[-1].job == job and (size := _size(peak)) is not None:
+                given[-1] = given[-1].with_peak(size)
             continue
         granted = dict(pair.split("=", 1) for pair in tres.split(",") if "=" in pair)
         if not start.isdigit() or not elapsed.isdigit():
-            found.append(Allocation(job, state, started=0.0, ended=None, seconds=0.0))  # its steps are none of others'
+            given.append(Allocation(job, state, started=0.0, ended=None, seconds=0.0))  # its steps are none of others'
             continue
-        found.append(
+        given.append(
             Allocation(
                 job=job,
                 state=state.partition(" by ")[0],
@@ -77,7 +77,7 @@ def parse(text: str) -> list[Allocation]:
                 energy=int(energy) if energy.isdigit() and int(energy) < _NO_ENERGY and int(energy) > 0 else None,
             )
         )
-    return [allocation for allocation in found if allocation.started > 0]
+    return [allocation for allocation in given if allocation.started > 0]
 
 
 _NO_ENERGY = 2**32 - 2

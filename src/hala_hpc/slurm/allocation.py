@@ -69,12 +69,12 @@ def step_environment() -> dict[str, str]:
 
 def given() -> dict[str, int]:
     """What Slurm tells this job of its allocation: GPUs on this node, nodes, and since when (seconds since 1970)."""
-    told = {
+    variables = {
         "gpus_given": "SLURM_GPUS_ON_NODE",
         "nodes_given": "SLURM_JOB_NUM_NODES",
         "allocated": "SLURM_JOB_START_TIME",
     }
-    values = {name: os.environ.get(variable, "") for name, variable in told.items()}
+    values = {name: os.environ.get(variable, "") for name, variable in variables.items()}
     return {name: int(value) for name, value in values.items() if value.isdigit()}
 
 

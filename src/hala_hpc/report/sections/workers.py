@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Final
 
+from hala_hpc.config.errors import plural
 from hala_hpc.report import plots, table
 from hala_hpc.report.plots import Plot, Rows
 from hala_hpc.report.runs import ReportedRun
@@ -31,7 +32,18 @@ def section(run: ReportedRun) -> Section:
         f"Workers: {len(past.whole):,}, nodes: {len({worker.host for worker in past.workers}):,}, "
         f"worker-hours: {past.worker_seconds / 3600:,.2f}, failures: {len(past.troubles):,}."
     )
-    return Section(name, title, (text,), _troubles(past, name), drawn)
+    return Section(name, title, (text, *_goodput(run)), _troubles(past, name), drawn)
+
+
+def _goodput(run: ReportedRun) -> list[str]:
+    """How busy engines were and what was done twice, as far as ledgers say; ``hala cost`` has all of it."""
+    done = run.goodput.done
+    shares = [(stay.busy, stay.seconds) for stay in run.goodput.leaves if stay.busy is not None]
+    busy, seconds = sum(busy for busy, _ in shares), sum(seconds for _, seconds in shares)
+    parts = [f"engines busy: {busy / seconds:.1%} of the workers' time"] if seconds and run.kind != "train" else []
+    if done.unit == "rows" and (rows := round(sum(done.twice.values()))):
+        parts.append(f"done twice: {plural(rows, 'row')}")
+    return [_capital("; ".join(parts)) + "."] if parts else []
 
 
 def _progress(run: ReportedRun, name: str) -> list[Plot]:
