@@ -129,7 +129,8 @@ def redo_command(
     started = steward.start(planned.planned.path, [planned.planned])
     (submission,) = started.submissions
     lines += [common.handed_in(submission, f"for {planned.planned.path}"), *follower(started)]
-    record |= {"jobs": submission.jobs, "workers": submission.workers, "steward": started.steward}
+    record |= {"jobs": submission.jobs, "workers": submission.workers}
+    record |= {"steward": started.steward} if started.steward else {}
     common.show(record, json_, [*lines, f"next: hala status {planned.planned.path.name}"])
 
 

@@ -140,9 +140,10 @@ def show_started(started: steward.Started, json_: bool) -> None:
     """The arrays of a run or a grid, and what to know and do next."""
     before, last = started.submissions[:-1], started.submissions[-1:]
     folder, runs = str(started.folder), [str(run.path) for run in started.runs]
-    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs, "steward": started.steward}
+    record: dict[str, object] = {"grid": folder, "runs": runs, "jobs": started.jobs}
     if runs == [folder]:
-        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers, "steward": started.steward}
+        record = {"run": folder, "jobs": started.jobs, "workers": last[0].workers}
+    record |= {"steward": started.steward} if started.steward else {}
     purpose = f"for {folder if runs == [folder] else plural(len(runs), 'run')}"
     lines = [common.handed_in(submission, "to prepare the data first") for submission in before]
     lines += [common.handed_in(submission, purpose) for submission in last]

@@ -86,7 +86,8 @@ def resume_command(
     elif not workers:
         line = f"{plural(missing, 'shard')} missing, and workers are at it or will be (--workers N starts more)"
     record = {"run": str(path), "missing": missing, "retried": retried, "workers": workers, "jobs": started.jobs}
-    common.show(record | {"steward": started.steward}, json_, [line, *follower(started)])
+    record |= {"steward": started.steward} if started.steward else {}
+    common.show(record, json_, [line, *follower(started)])
 
 
 def _set_aside(path: Path, task: Task, facts: manifest.Facts) -> None:
