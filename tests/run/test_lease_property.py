@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hala_hpc.run import appending
-from hala_hpc.run.files import publish
 from hala_hpc.run.lease import Finder, Lease, Leases
+from hala_hpc.run.publishing import publish
 from tests.run.helpers import bare_run, silent, worker
 
 SHARDS, ATTEMPTS = 3, 6

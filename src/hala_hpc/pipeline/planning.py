@@ -27,7 +27,7 @@ from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
 from hala_hpc.run import manifest
-from hala_hpc.run.files import remove_tree, write_durably
+from hala_hpc.run.files import make_folders, remove_tree, write_durably
 from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
@@ -169,7 +169,7 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
     if folder.exists():
         raise _existing(runs)
     if runs.is_grid:
-        (folder / "ledger").mkdir(parents=True)  # of what is submitted for all cells
+        make_folders(folder / "ledger")  # of what is submitted for all cells
         (folder / "logs").mkdir(mode=0o700)  # submitit keeps pickles here: nobody else may plant one
     try:
         for run in checked:

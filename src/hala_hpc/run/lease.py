@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hala_hpc.run import layout
-from hala_hpc.run.files import touched_now
+from hala_hpc.run.files import make_again, touched_now
 from hala_hpc.run.layout import RunDirectory
 
 FAILED = ".failed"
@@ -58,7 +58,7 @@ class Leases:
         self.ttl = ttl
         self.attempts = attempts
         self.beacon = run.workers / worker
-        layout.make_again(self.beacon.parent)
+        make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=of_dead)
         self._inode = self.beacon.stat().st_ino
         self.given_up: set[int] = set()
@@ -179,14 +179,14 @@ class Leases:
         try:
             path.hardlink_to(self.beacon)
         except FileNotFoundError:
-            layout.make_again(path.parent)
+            make_again(path.parent)
             if not self.beacon.exists():
                 self._light_again()
             path.hardlink_to(self.beacon)
 
     def _light_again(self) -> None:
         """Somebody removed ``leases/``: go on with a new beacon. What we held is lost to us, as to everybody."""
-        layout.make_again(self.beacon.parent)
+        make_again(self.beacon.parent)
         self.beacon.touch()
         self._inode = self.beacon.stat().st_ino
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
-from hala_hpc.run import appending, files
+from hala_hpc.run import appending, publishing
 from hala_hpc.run.lease import Finder, Heartbeat, Lease
 from hala_hpc.worker.task import Context
 
@@ -139,7 +139,7 @@ class Claims:
 
         What was kept of the shard is no longer needed then, by whomever. ``began``: on the monotonic clock.
         """
-        won = files.publish(self._context.run, claim.shard, place)
+        won = publishing.publish(self._context.run, claim.shard, place)
         self._held.pop(claim.shard, None)
         if won:
             seconds = round(time.monotonic() - began, 3)

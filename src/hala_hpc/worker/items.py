@@ -18,7 +18,7 @@ from hala_hpc.data.cut import Cut
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import appending, status
-from hala_hpc.run.files import meant_by, remove
+from hala_hpc.run.files import make_folders, meant_by, remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
@@ -210,7 +210,7 @@ class ItemLoop:
     def _do(self, claim: Claim) -> None:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
         kept = appending.kept_folder(context.run, claim.shard)
-        kept.mkdir(exist_ok=True)
+        make_folders(kept)
         self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
