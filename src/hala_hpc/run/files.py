@@ -65,13 +65,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: whole or not at all."""
     with _durable(path, data) as temporary:
-        temporary.rename(path)
+        rename(temporary, path)
 
 
 def write_new(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: whole or not at all. Raises FileExistsError where the name is taken."""
     with _durable(path, data) as temporary:
-        path.hardlink_to(temporary)
+        if not link(temporary, path):
+            raise FileExistsError(f"{path} exists")
 
 
 @contextmanager
@@ -95,6 +96,42 @@ def beside(path: Path) -> Path:
 def meant_by(name: str) -> str:
     """The name that a name of ``beside`` stands next to; any other name as it is."""
     return re.sub(r"\A\.(.+)\.[0-9a-f]{12}\.tmp\Z", r"\1", name, flags=re.DOTALL)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name. False where the name is taken by another.
+
+    What counts is what is there, not the answer: NFS sends a call again whose answer was lost, and the second then
+    finds the name that the first had made.
+    """
+    number = source.stat().st_ino
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if _number(target) == number:
+            return True
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename; as with ``link``, an answer that says otherwise does not count where it was done."""
+    number = source.stat().st_ino
+    try:
+        source.rename(target)
+    except OSError:
+        if _number(target) != number:
+            raise
+
+
+def _number(path: Path) -> int | None:
+    """The file's own number, whatever its name; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:  # perhaps since this moment
+        return None
 
 
 def now_in(folder: Path) -> float:
@@ -155,7 +192,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
         yield temporary
         fsync_tree(temporary)
         try:
-            temporary.rename(target)
+            rename(temporary, target)
         except OSError as error:
             if target.exists():
                 raise FileExistsError(f"{target} exists") from error

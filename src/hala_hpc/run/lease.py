@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hala_hpc.run import layout
-from hala_hpc.run.files import make_again, touched_now
+from hala_hpc.run.files import link, make_again, rename, touched_now
 from hala_hpc.run.layout import RunDirectory
 
 FAILED = ".failed"
@@ -67,11 +67,8 @@ class Leases:
     def claim(self, shard: int, attempt: int = 1) -> Lease | None:
         """Take the shard at this attempt; None where somebody else did or it is finished."""
         path = self.run.lease_folder(shard) / f"{shard:06d}.{attempt}"
-        try:
-            self._link(path)
-        except FileExistsError:
-            if not self._is_ours(path):  # a link whose answer was lost on the way (NFS) is still ours
-                return None
+        if not self._link(path):
+            return None
         lease = Lease(shard, attempt, path)
         # Looked at again after the lease is taken: since it was listed, which may be hours ago, the shard may have been
         # finished, or this attempt failed and others gone beyond it.
@@ -95,7 +92,8 @@ class Leases:
     def fail(self, lease: Lease) -> None:
         """Give the shard back with an attempt counted against it."""
         if self._is_ours(lease.path):
-            lease.path.rename(lease.path.with_name(lease.path.name + FAILED))
+            with contextlib.suppress(FileNotFoundError):  # somebody removed ``leases/`` this moment
+                rename(lease.path, lease.path.with_name(lease.path.name + FAILED))
             if lease.attempt >= self.attempts:
                 self.given_up.add(lease.shard)
 
@@ -117,9 +115,7 @@ class Leases:
         for held in listed(self.run, layout.folder_of(lease.shard)).get(lease.shard, []):
             if held.attempt < lease.attempt:
                 held.path.unlink(missing_ok=True)
-        try:
-            self._link(first)
-        except FileExistsError:  # of a worker with an old listing, which sees our higher attempt and takes it back
+        if not self._link(first):  # of a worker with an old listing, which sees our higher attempt and takes it back
             return lease
         lease.path.unlink(missing_ok=True)
         return Lease(lease.shard, 1, first)
@@ -132,11 +128,7 @@ class Leases:
             return None
         attempt = max((lease.attempt for lease in held), default=0) + 1
         lease = Lease(0, attempt, self.run.leases / LAST / f"{0:06d}.{attempt}")
-        try:
-            self._link(lease.path)
-        except FileExistsError:
-            return None
-        return lease
+        return lease if self._link(lease.path) else None
 
     def clear_last(self) -> None:
         """Drop all leases on the last step, also those of dead workers: it is done."""
@@ -174,15 +166,15 @@ class Leases:
     def close(self) -> None:
         self.beacon.unlink(missing_ok=True)
 
-    def _link(self, path: Path) -> None:
-        """Raises FileExistsError where the lease is taken."""
+    def _link(self, path: Path) -> bool:
+        """False where the lease is taken."""
         try:
-            path.hardlink_to(self.beacon)
+            return link(self.beacon, path)
         except FileNotFoundError:
             make_again(path.parent)
             if not self.beacon.exists():
                 self._light_again()
-            path.hardlink_to(self.beacon)
+            return link(self.beacon, path)
 
     def _light_again(self) -> None:
         """Somebody removed ``leases/``: go on with a new beacon. What we held is lost to us, as to everybody."""

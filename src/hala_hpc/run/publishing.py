@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hala_hpc.run import digests
-from hala_hpc.run.files import fsync, fsync_tree, make_again, remove_tree
+from hala_hpc.run.files import fsync, fsync_tree, link, make_again, remove_tree, rename
 from hala_hpc.run.layout import RunDirectory
 
 
@@ -31,11 +31,7 @@ def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
 
 def _publish_file(temporary: Path, output: Path) -> bool:
     fsync(temporary)
-    try:
-        output.hardlink_to(temporary)
-        won = True
-    except FileExistsError:
-        won = output.samefile(temporary)  # a link whose answer was lost on the way (NFS) did succeed
+    won = link(temporary, output)
     temporary.unlink(missing_ok=True)
     return won
 
@@ -44,7 +40,7 @@ def _publish_folder(temporary: Path, output: Path) -> bool:
     digests.write(temporary)
     fsync_tree(temporary)
     try:
-        temporary.rename(output)
+        rename(temporary, output)
     except OSError:
         if not output.exists():
             raise
