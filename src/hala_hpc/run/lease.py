@@ -98,11 +98,17 @@ class Leases:
                 self.given_up.add(lease.shard)
 
     def give_up(self, lease: Lease) -> None:
-        """Set the shard aside, because another attempt would end the same: only `hala resume` takes it up again."""
-        last = self.claim(lease.shard, self.attempts) if lease.attempt < self.attempts else None
-        self.fail(last or lease)
-        if last is not None:
+        """Set the shard aside, because another attempt would end the same: only `hala resume` takes it up again.
+
+        Attempt by attempt: the next is free as long as nobody has taken the shard over, and who did has to see himself.
+        """
+        while lease.attempt < self.attempts:
+            following = self.claim(lease.shard, lease.attempt + 1)
             self.release(lease)
+            if following is None:
+                return
+            lease = following
+        self.fail(lease)
 
     def renew(self, lease: Lease) -> Lease:
         """Count attempts anew, because the shard got further since: only those without progress are to count.
