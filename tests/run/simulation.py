@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = "/simulated"
+START = 1_000_000.0
 MOST_CALLS = 6_000
 """Of one schedule; it needs some hundreds."""
 CHANGES = ("link", "rename", "unlink", "mkdir")
@@ -84,13 +85,17 @@ class Worker:
 
 @dataclass
 class Simulation:
-    """``watch`` is called after each change at the server: the call, the path, and the node there (or None)."""
+    """``watch`` is called after each change at the server: the call, the path, and the node there (or None).
+
+    ``away``: from when to when after the start the server answers nobody.
+    """
 
     seed: int
     beat_seconds: float
     freeze_seconds: float
     watch: Callable[[str, str, Node | None], None]
-    now: float = 1_000_000.0
+    away: tuple[float, float] | None = None
+    now: float = START
     calls: int = 0
     workers: list[Worker] = field(default_factory=list)
     current: Worker | None = None
@@ -172,6 +177,8 @@ class Simulation:
             self._turn(worker, self.now + self.chance.uniform(0.3, 1.0) * self.freeze_seconds)
         elif drawn > 1 - weather.turns:
             self._turn(worker, self.now + self.chance.random() * weather.latency)
+        if self.away is not None and self.away[0] <= self.now - START < self.away[1]:
+            self._turn(worker, START + self.away[1] + self.chance.random() * weather.latency)
         self._beat_if_due(worker)
 
     def kill(self, worker: Worker) -> None:
@@ -208,7 +215,6 @@ class Simulation:
             worker.listings.pop(os.path.dirname(path), None)  # noqa: PTH120 (hundreds of times a schedule)
         drawn, weather = self.chance.random(), worker.weather
         if drawn < weather.timeout:
-            worker.trouble = True
             if drawn < weather.timeout / 2:
                 change()
             raise OSError(errno.ETIMEDOUT, "the server did not answer", paths[-1])

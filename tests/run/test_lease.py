@@ -168,13 +168,32 @@ def test_a_heartbeat_keeps_a_lease_for_as_long_as_it_beats(tmp_path: Path) -> No
     ada, bo = Leases(run, "ada", 0.6, 3), Leases(run, "bo", 0.6, 3)
     lease = ada.claim(0)
     assert lease is not None
-    with Heartbeat(ada, lambda: beats.append(time.monotonic())):
-        time.sleep(1.5)
-        assert Finder(bo, 1, "x").next() is None
-        assert ada.holds(lease)
-    assert len(beats) >= 3
-    time.sleep(0.7)
-    assert Finder(bo, 1, "x").next() is not None
+    with Heartbeat(bo, lambda: None):
+        with Heartbeat(ada, lambda: beats.append(time.monotonic())):
+            time.sleep(1.5)
+            assert Finder(bo, 1, "x").next() is None
+            assert ada.holds(lease)
+        assert len(beats) >= 3
+        time.sleep(0.9)
+        assert Finder(bo, 1, "x").next() is not None
+
+
+def test_who_had_no_heartbeat_itself_lets_others_have_one_before_it_judges_them(tmp_path: Path) -> None:
+    """A file server that hangs keeps everybody from it: when it is back, all leases look stale."""
+    run = bare_run(tmp_path, 1)
+    ada, bo = Leases(run, "ada", 0.6, 3), Leases(run, "bo", 0.6, 3)
+    bo.now()
+    assert ada.claim(0) is not None
+    time.sleep(0.7)  # neither can touch anything
+    finder = Finder(bo, 1, "x")
+    assert finder.next() is None
+    ada.now()
+    with Heartbeat(bo, lambda: None):
+        time.sleep(0.3)
+        assert finder.next() is None
+        time.sleep(0.7)
+        lease = finder.next()
+    assert lease is not None and lease.attempt == 2
     assert not ada.holds(lease)
 
 

@@ -4,9 +4,9 @@ Ten thousand schedules, each of a seed, run the real leases, claims and publishi
 ``simulation``). HALA_SCHEDULES=100000 tries more. The test with real processes is ``test_chaos``.
 """
 
+import contextlib
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from hala_hpc.run import appending, digests, files, lease, publishing
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Leases
-from hala_hpc.worker import claims
+from hala_hpc.worker import claims, storage
 from hala_hpc.worker.claims import Claim, Claims
 from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker, installed
 
@@ -91,7 +91,9 @@ class Schedule:
             skew=choose((0.0, 100.0)),
             turns=choose((0.1, 0.5)),
         )
-        self.simulation = Simulation(self.seed, TTL / BEATS, 3 * TTL, self.watch)
+        began = self.chance.random() * 2 * TTL
+        self.away = choose((None, (began, began + self.chance.uniform(0.5, 2.0) * TTL)))
+        self.simulation = Simulation(self.seed, TTL / BEATS, 3 * TTL, self.watch, self.away)
 
     @property
     def worker(self) -> Worker:
@@ -117,8 +119,9 @@ class Schedule:
         before = f"{ROOT}/leases/000/{shard:06d}.{attempt - 1}"
         holder = self.holders.get((shard, attempt - 1))
         is_held = self.simulation.node(before) is not None and self.simulation.node(before + FAILED) is None
-        if is_held and holder not in (None, self.worker) and not holder.trouble:
-            if (shard, attempt - 1) in self.at_work or holder.ended:  # else it is about to see that it came too late
+        if is_held and holder is not None and holder is not self.worker and not holder.trouble:
+            is_late = (shard, attempt - 1) not in self.at_work and not holder.ended  # which it is about to see
+            if not is_late:
                 raise Violation(f"shard {shard} is taken from {holder.name}, to whom nothing had happened")
         self.holders[shard, attempt] = self.worker
 
@@ -134,13 +137,15 @@ class Schedule:
     def hold(self) -> None:
         """At the end."""
         for worker in self.simulation.workers:
-            if worker.error is not None and not (isinstance(worker.error, OSError) and self.weather.timeout):
+            if worker.error is not None:
                 raise Violation(f"{worker.name} ended: {worker.error!r}") from worker.error
         for shard in range(self.shards):
             if len(self.winners.get(shard, ())) > 1:
                 raise Violation(f"shard {shard}: published by {self.winners[shard]}")
             if self.simulation.node(str(self.run.shard_output(shard))) is None:
-                names = [name for name in self.simulation.names(f"{ROOT}/leases/000") if name.startswith(f"{shard:06d}")]
+                names = [
+                    name for name in self.simulation.names(f"{ROOT}/leases/000") if name.startswith(f"{shard:06d}")
+                ]
                 attempts = [int(name.removesuffix(FAILED).split(".")[1]) for name in names]
                 if max(attempts, default=0) < ATTEMPTS:
                     raise Violation(f"shard {shard} is lost: {sorted(names)}")
@@ -161,16 +166,21 @@ class Schedule:
         self.hold()
 
     def work(self, worker: Worker) -> None:
-        leases = Leases(self.run, worker.name, TTL, ATTEMPTS)
+        try:
+            leases = Leases(self.run, worker.name, TTL, ATTEMPTS)
+        except TimeoutError:
+            return  # nothing is begun
         plan, ledger = Plan(self.shards), Ledger()
         context: Any = SimpleNamespace(run=self.run, leases=leases, plan=plan, ledger=ledger, should_stop=lambda: False)
+        context.rest = lambda seconds: self.simulation.sleep(seconds) or True
         with Claims(context) as held:
             for claim in held.each():
                 claimed = claim.shard, claim.lease.attempt
                 self.at_work.add(claimed)
                 self.do(held, leases, claim, worker)
                 self.at_work.discard(claimed)
-        leases.close()
+        with contextlib.suppress(TimeoutError):
+            leases.close()
 
     def do(self, held: Claims, leases: Leases, claim: Claim, worker: Worker) -> None:
         chance, is_calm = self.chance, worker.name == "last"
@@ -192,9 +202,12 @@ class Schedule:
             held.end(claim, leases.give_up)
         else:
             content = f"{worker.name} at {claim.lease.path.name}, {chance.random()}"
-            place = appending.temporary_output(self.run, claim.shard, worker.name)
-            self.simulation.write(str(place), content)
-            self.published(claim, content, held.publish(claim, place, 0.0, done=1))
+            place = held.storage(lambda: appending.temporary_output(self.run, claim.shard, worker.name))
+
+            def write(place: Path) -> None:
+                self.simulation.write(str(place), content)
+
+            self.published(claim, content, held.publish(claim, place, 0.0, write, done=1))
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +219,8 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         time=lambda: simulation.simulation.now + simulation.worker.skew,
     )
     monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(storage, "time", clock)
+    monkeypatch.setattr(storage, "say", lambda text: None)
     monkeypatch.setattr(claims, "Heartbeat", OneBeat)
     monkeypatch.setattr(digests, "write", lambda folder: None)
     monkeypatch.setattr(publishing, "fsync_tree", lambda folder: None)
@@ -217,7 +232,7 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def broken(seeds: range) -> str:
     """The first promise that is broken by one of the schedules; '' where all are kept."""
-    global simulation  # noqa: PLW0603
+    global simulation
     for seed in seeds:
         simulation = Schedule(seed)
         try:

@@ -36,9 +36,21 @@ class Appender:
         self._pending.append(line.encode() + b"\n")
 
     def flush(self) -> None:
-        """Append what is pending and wait for the disk. Raises OSError; then the lines stay pending."""
+        """Append what is pending and wait for the disk. Raises OSError; then the lines stay pending.
+
+        All of them are then written again, into the file as it is opened anew: after an fsync that failed, another one
+        says nothing of what the first should have written.
+        """
         if not self._pending:
             return
+        try:
+            self._append()
+        except OSError:
+            self.close()
+            raise
+        self._pending.clear()
+
+    def _append(self) -> None:
         is_first = self._descriptor is None
         if self._descriptor is None:
             self._prepare()
@@ -50,13 +62,13 @@ class Appender:
         os.fsync(self._descriptor)
         if is_first:
             fsync(self.path.parent)  # else a power cut takes the file's name, and with it all rows
-        self._pending.clear()
 
     def close(self) -> None:
         """Let go of the file. What is pending is not written."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # what counts was fsynced
+                os.close(descriptor)
 
     def _prepare(self) -> None:
         """Called before the file is opened."""

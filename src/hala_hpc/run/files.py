@@ -1,6 +1,6 @@
 """Writes that a kill, a power cut, a full disk or a second writer cannot spoil, and the file server's clock.
 
-A power cut leaves for sure only what was fsynced: a file's bytes by an fsync of it, and its name, as that of each folder
+A power cut leaves for sure only what was fsynced: a file's bytes by an fsync of it; its name, and that of each folder
 above it, by an fsync of the folder that it stands in.
 """
 

@@ -10,6 +10,7 @@ worker win.
 """
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -61,18 +62,24 @@ class Leases:
         make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=of_dead)
         self._inode = self.beacon.stat().st_ino
+        self.doubtful: dict[int, int] = {}
+        """Attempts by shard of claims that broke off: they may be ours all the same."""
+        self._beaten, self._back = math.inf, -math.inf  # our last heartbeat, and our last after a long silence
         self.given_up: set[int] = set()
         """Shards that this worker was the last to fail at: they are set aside until `hala resume`."""
 
     def claim(self, shard: int, attempt: int = 1) -> Lease | None:
         """Take the shard at this attempt; None where somebody else did or it is finished."""
         path = self.run.lease_folder(shard) / f"{shard:06d}.{attempt}"
-        if not self._link(path):
-            return None
-        lease = Lease(shard, attempt, path)
+        self.doubtful[shard] = attempt
+        lease = self._checked(Lease(shard, attempt, path)) if self._link(path) else None
+        del self.doubtful[shard]
+        return lease
+
+    def _checked(self, lease: Lease) -> Lease | None:
         # Looked at again after the lease is taken: since it was listed, which may be hours ago, the shard may have been
         # finished, or this attempt failed and others gone beyond it.
-        if self.run.shard_output(shard).exists() or not self.holds(lease):
+        if self.run.shard_output(lease.shard).exists() or not self.holds(lease):
             self.release(lease)
             return None
         return lease
@@ -164,10 +171,22 @@ class Leases:
     def now(self) -> float:
         """The file server's time; touching the beacon for it is a heartbeat as well."""
         try:
-            return touched_now(self.beacon)
+            now = touched_now(self.beacon)
         except FileNotFoundError:
             self._light_again()
-            return touched_now(self.beacon)
+            now = touched_now(self.beacon)
+        if now - self._beaten > self.ttl / 2:
+            self._back = now
+        self._beaten = now
+        return now
+
+    def is_stale(self, age: float, now: float) -> bool:
+        """Whether a holder with this age of heartbeat is dead, as far as we can tell.
+
+        If we had no heartbeat ourselves, a file server that hung may have kept everybody from it: others get the time
+        for one before they are judged.
+        """
+        return age > self.ttl and now - self._back > 2 * self.ttl / BEATS
 
     def close(self) -> None:
         self.beacon.unlink(missing_ok=True)
@@ -246,7 +265,7 @@ class Finder:
 
         None: all others are finished, set aside, or held by the living.
         """
-        if lease := self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
+        if lease := self._doubtful() or self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
             self._first_seen.clear()
         return lease
 
@@ -267,6 +286,13 @@ class Finder:
                 if beat <= self._first_seen.setdefault(shard, beat):
                     silent.append(age)
         return max(0.0, self._leases.ttl - max(silent)) if silent else None
+
+    def _doubtful(self) -> Lease | None:
+        """A claim that broke off, made again: it would look as if a living worker had the shard, for it is ours."""
+        for shard, attempt in list(self._leases.doubtful.items()):
+            if lease := self._leases.claim(shard, attempt):
+                return lease
+        return None
 
     def _next_of(self, preferred: Sequence[int]) -> Lease | None:
         """Claim a shard of these that nobody has begun."""
@@ -310,7 +336,7 @@ class Finder:
         """The attempt at which a shard may be claimed; None while its worker lives or when too many failed."""
         attempt = self._attempt_after(held)
         age = _age(held, now)
-        return attempt if age is None or age > self._leases.ttl else None
+        return attempt if age is None or self._leases.is_stale(age, now) else None
 
     def _attempt_after(self, held: list[Held]) -> int | None:
         last = max((lease.attempt for lease in held), default=0)

@@ -8,6 +8,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from hala_hpc.run.files import make_folders, meant_by, remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
+from hala_hpc.worker.storage import StorageAway, fault_of
 from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
@@ -140,6 +142,7 @@ class ItemLoop:
         self._work: ItemWork | None = None
         self._counters = Counters()
         self._failing: set[int] = set()
+        self._spared = 0
         self._pause = FIRST_PAUSE
 
     def work(self) -> Outcome:
@@ -199,13 +202,24 @@ class ItemLoop:
         except NoEngine as error:
             claims.give_back(claim, error=str(error))
             raise
+        except StorageAway:
+            claims.give_back(claim)
+            raise
         except Exception as error:  # noqa: BLE001 (another item may well succeed; see MOST_FAILURES)
-            self._fail(claim, error)
+            fault = fault_of(error, self._context.run.path)
+            if fault is None or self._spared >= MOST_FAILURES:
+                self._fail(claim, error)
+                return
+            self._spared += 1  # though it may be one file of the run that cannot be read, and for good
+            claims.give_back(claim, error=str(error))
+            self._close()
+            claims.storage.wait(fault)
         except BaseException:
             claims.end(claim, self._context.leases.fail)
             raise
         finally:
-            remove(self._place(claim))
+            with suppress(OSError):  # the next attempt does it
+                remove(self._place(claim))
 
     def _do(self, claim: Claim) -> None:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
@@ -225,6 +239,7 @@ class ItemLoop:
         numbers: dict[str, Any] = {"done": shard.rows, **self._work.do(item)}
         self._source = shard.source
         self._failing.clear()
+        self._spared = 0
         self._pause = FIRST_PAUSE
         self._claims.reached(claim)
         self._claims.publish(claim, place, began, **numbers)
