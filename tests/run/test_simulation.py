@@ -73,6 +73,7 @@ class Schedule:
     seed: int
     winners: dict[int, list[str]] = field(default_factory=dict)
     holders: dict[tuple[int, int], Worker] = field(default_factory=dict)
+    renewed: set[int] = field(default_factory=set)
     at_work: set[tuple[int, int]] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
 
@@ -121,7 +122,9 @@ class Schedule:
         is_held = self.simulation.node(before) is not None and self.simulation.node(before + FAILED) is None
         if is_held and holder is not None and holder is not self.worker and not holder.trouble:
             is_late = (shard, attempt - 1) not in self.at_work and not holder.ended  # which it is about to see
-            if not is_late:
+            # A renewed lease has a name that a dead worker's had, whose attributes may be cached: an attempt for nothing.
+            is_mistaken = bool(self.weather.cached) and shard in self.renewed
+            if not (is_late or is_mistaken):
                 raise Violation(f"shard {shard} is taken from {holder.name}, to whom nothing had happened")
         self.holders[shard, attempt] = self.worker
 
@@ -191,6 +194,7 @@ class Schedule:
                 return
             if chance.random() < 0.1:
                 worker.beating = True  # the heartbeat would wait for it
+                self.renewed.add(claim.shard)
                 held.renew(claim)
                 worker.beating = False
         drawn = 1.0 if is_calm else chance.random()
@@ -219,6 +223,7 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         time=lambda: simulation.simulation.now + simulation.worker.skew,
     )
     monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(lease, "time", clock)
     monkeypatch.setattr(storage, "time", clock)
     monkeypatch.setattr(storage, "say", lambda text: None)
     monkeypatch.setattr(claims, "Heartbeat", OneBeat)

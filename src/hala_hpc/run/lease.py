@@ -15,6 +15,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,15 @@ class Leases:
         self.ttl = ttl
         self.attempts = attempts
         self.beacon = run.workers / worker
+        began = time.monotonic()
         make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=of_dead)
-        self._inode = self.beacon.stat().st_ino
+        about = self.beacon.stat()
+        self._inode = about.st_ino
+        self._beaten = about.st_mtime  # when our last heartbeat was, by the file server's clock
+        self._back = about.st_mtime if time.monotonic() - began > ttl / 2 else -math.inf  # our last after a silence
         self.doubtful: dict[int, int] = {}
         """Attempts by shard of claims that broke off: they may be ours all the same."""
-        self._beaten, self._back = math.inf, -math.inf  # our last heartbeat, and our last after a long silence
         self.given_up: set[int] = set()
         """Shards that this worker was the last to fail at: they are set aside until `hala resume`."""
 
@@ -180,13 +184,13 @@ class Leases:
         self._beaten = now
         return now
 
-    def is_stale(self, age: float, now: float) -> bool:
-        """Whether a holder with this age of heartbeat is dead, as far as we can tell.
+    def until_stale(self, age: float, now: float) -> float:
+        """Seconds until a holder whose heartbeat has this age is dead to us; below 0 where it is already.
 
         If we had no heartbeat ourselves, a file server that hung may have kept everybody from it: others get the time
         for one before they are judged.
         """
-        return age > self.ttl and now - self._back > 2 * self.ttl / BEATS
+        return max(self.ttl - age, self._back + 2 * self.ttl / BEATS - now)
 
     def close(self) -> None:
         self.beacon.unlink(missing_ok=True)
@@ -285,7 +289,7 @@ class Finder:
                 beat = now - age
                 if beat <= self._first_seen.setdefault(shard, beat):
                     silent.append(age)
-        return max(0.0, self._leases.ttl - max(silent)) if silent else None
+        return max(0.0, self._leases.until_stale(max(silent), now)) if silent else None
 
     def _doubtful(self) -> Lease | None:
         """A claim that broke off, made again: it would look as if a living worker had the shard, for it is ours."""
@@ -336,7 +340,7 @@ class Finder:
         """The attempt at which a shard may be claimed; None while its worker lives or when too many failed."""
         attempt = self._attempt_after(held)
         age = _age(held, now)
-        return attempt if age is None or self._leases.is_stale(age, now) else None
+        return attempt if age is None or self._leases.until_stale(age, now) < 0 else None
 
     def _attempt_after(self, held: list[Held]) -> int | None:
         last = max((lease.attempt for lease in held), default=0)

@@ -33,7 +33,13 @@ def publish(run: RunDirectory, shard: int, temporary: Path, write: Write | None 
         if write is not None and not (temporary.exists() and output.exists() and temporary.samefile(output)):
             temporary.unlink(missing_ok=True)
             write(temporary)
-        return _named(run, shard, temporary)
+        try:
+            return _named(run, shard, temporary)
+        except FileNotFoundError:
+            if write is None:
+                raise
+            write(temporary)  # swept away by whoever published, which NFS's cache may hide: a link tells
+            return _named(run, shard, temporary)
 
     def make_durable() -> bool:
         fsync(output.parent)  # also another's: what was kept of the shard is dropped next

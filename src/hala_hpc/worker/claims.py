@@ -135,8 +135,12 @@ class Claims:
 
     def renew(self, claim: Claim) -> None:
         """The shard got further: attempts before that do not count any more."""
-        with self._lock:
-            claim.lease = self._leases.renew(claim.lease)
+
+        def renewed() -> None:
+            with self._lock:
+                claim.lease = self._leases.renew(claim.lease)
+
+        self.storage(renewed)
 
     def publish(
         self,
