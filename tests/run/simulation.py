@@ -197,8 +197,9 @@ class Simulation:
         worker = self._me()
         until = self.now + seconds
         while self.now < until:
-            self._turn(worker, min(until, worker.next_beat) if worker.next_beat > self.now else until)
             self._beat_if_due(worker)
+            due = worker.next_beat if worker.beat is not None and not worker.beating else until
+            self._turn(worker, max(self.now, min(until, due)))
 
     def _me(self) -> Worker:
         assert self.current is not None

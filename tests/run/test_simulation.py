@@ -17,7 +17,7 @@ import pytest
 
 from hala_hpc.run import appending, digests, files, lease, publishing
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Leases
+from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Lease, Leases
 from hala_hpc.worker import claims, storage
 from hala_hpc.worker.claims import Claim, Claims
 from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker, installed
@@ -122,7 +122,7 @@ class Schedule:
         is_held = self.simulation.node(before) is not None and self.simulation.node(before + FAILED) is None
         if is_held and holder is not None and holder is not self.worker and not holder.trouble:
             is_late = (shard, attempt - 1) not in self.at_work and not holder.ended  # which it is about to see
-            # A renewed lease has a name that a dead worker's had, whose attributes may be cached: an attempt for nothing.
+            # A renewed lease has a name that was a dead worker's, whose attributes may be cached: an attempt too many.
             is_mistaken = bool(self.weather.cached) and shard in self.renewed
             if not (is_late or is_mistaken):
                 raise Violation(f"shard {shard} is taken from {holder.name}, to whom nothing had happened")
@@ -288,6 +288,24 @@ def take_over_at_once(finder: Finder, held: list[Any], now: float) -> int | None
     return finder._attempt_after(held)
 
 
+def judge_after_a_silence(leases: Leases, age: float, now: float) -> float:
+    """Nobody had a heartbeat while the server was away; whoever is back first takes the shards of the others."""
+    return leases.ttl - age
+
+
+def forget_what_broke_off(finder: Finder) -> None:
+    """A claim was made, its answer never came: the shard is ours, and nobody knows."""
+    finder._leases.doubtful.clear()
+
+
+def give_up_unseen(leases: Leases, held: Lease) -> None:
+    """Without a look whether another has taken the shard over."""
+    last = leases.claim(held.shard, leases.attempts) if held.attempt < leases.attempts else None
+    leases.fail(last or held)
+    if last is not None:
+        leases.release(held)
+
+
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
@@ -298,6 +316,9 @@ def take_over_at_once(finder: Finder, held: list[Any], now: float) -> int | None
         (Leases, "now", local_now),
         (Finder, "_attempt_after", attempts_without_end),
         (Finder, "_free_attempt", take_over_at_once),
+        (Leases, "until_stale", judge_after_a_silence),
+        (Finder, "_doubtful", forget_what_broke_off),
+        (Leases, "give_up", give_up_unseen),
     ],
 )
 def test_a_broken_promise_is_seen(

@@ -1,4 +1,4 @@
-"""The run's own file system fails, by FUSE: a worker waits, or ends with one line; no row is lost, no attempt counted."""
+"""The run's own file system fails, by FUSE: a worker waits, or ends with one line; no row and no attempt is lost."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def hold_all(run: Path) -> None:
     """Every row is there, each was asked for once, and at the first attempt."""
     assert proof(run).proven and rows(run) == unbroken(ROWS) and leftovers(run) == []
     log = run.parents[2] / f"{run.name}.log"
-    assert sorted(log.read_text().splitlines()) == sorted(f'"{text}"' for text in texts(ROWS))
+    assert sorted(log.read_text().splitlines()) == sorted(map(repr, texts(ROWS)))
     assert {event["attempt"] for event in events(run, "claimed")} == {1}
 
 
@@ -78,25 +78,25 @@ FAULTS = [(error, ("*",)) for error in ERRORS] + [
 
 @pytest.mark.parametrize(("error", "ops"), FAULTS)
 def test_what_fails_for_a_moment_is_done_again(
-    tmp_path: Path, disk: Mounted, capsys: pytest.CaptureFixture[str], error: str, ops: tuple[str, ...]
+    tmp_path: Path, disk: Mounted, capfd: pytest.CaptureFixture[str], error: str, ops: tuple[str, ...]
 ) -> None:
     run = planned(tmp_path, disk, seconds=0.02)
     with failing(disk, run, 1.0, *ops, error=error):
         assert work_until(run, lambda: False) is Outcome.FINISHED
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert f"{os.strerror(getattr(errno, error)).lower()}" in said and "waited for, no shard counts it" in said
     assert "back after 1 seconds" in said
     hold_all(run)
 
 
 def test_it_ends_with_one_line_where_that_takes_too_long_and_goes_on_later(
-    tmp_path: Path, disk: Mounted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, disk: Mounted, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
     run = planned(tmp_path, disk, seconds=0.02)
     with failing(disk, run, 3.0, "write", "create", "fsync", error="EDQUOT"):
         assert main([str(run)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert re.match(rf"hala: error: {run}: disk quota exceeded.*for \d seconds \(free some of your quota", line)
     assert "hala resume r" in line
     state = status.read(run, 60.0, 5)
@@ -105,7 +105,7 @@ def test_it_ends_with_one_line_where_that_takes_too_long_and_goes_on_later(
     assert work_until(run, lambda: False) is Outcome.FINISHED
     assert proof(run).proven and rows(run) == unbroken(ROWS)
     assert {event["attempt"] for event in events(run, "claimed")} == {1}
-    twice = [text for text in texts(ROWS) if (tmp_path / "r.log").read_text().splitlines().count(f'"{text}"') > 1]
+    twice = [text for text in texts(ROWS) if (tmp_path / "r.log").read_text().splitlines().count(repr(text)) > 1]
     assert not {f"text {number}" for number in kept} & set(twice)
 
 
@@ -131,13 +131,13 @@ def test_a_file_server_that_hangs_costs_no_attempt(tmp_path: Path, disk: Mounted
 
 
 def test_a_worker_that_starts_without_it_says_so(
-    tmp_path: Path, disk: Mounted, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, disk: Mounted, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = planned(tmp_path, disk)
     disk.fail("*", error="ESTALE", path="^/runs")
     assert main([str(run)]) == 2
     disk.heal()
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("hala: error: ") and "stale file handle" in line.lower()
 
 
@@ -147,7 +147,7 @@ def test_an_item_is_given_back_and_done_again(
 ) -> None:
     sources = {"talk": {"rows": mixes.chats(30)}}
     run = mixes.plan(tmp_path, sources, run={"root": disk.path / "runs", "shard_rows": 10})
-    disk.fail("fsync", "mkdir", error=error, path="^/runs/mix/partial")
+    disk.fail("fsync", "mkdir", error=error, path="^/runs/mix")
     timer = threading.Timer(1.0, disk.heal)
     timer.start()
     assert work_until(run, lambda: False, "one") is Outcome.FINISHED
