@@ -230,9 +230,14 @@ class Simulation:
         """What a name is to this worker, which may be old news, and its time of change."""
         worker = self._me()
         self._before(worker)
+        self._may_time_out(worker, path)
         if (known := worker.attributes.get(path)) is not None and known[0] > self.now:
             return known[1], known[2]
         return self._look(worker, path)
+
+    def _may_time_out(self, worker: Worker, path: str) -> None:
+        if worker.weather.timeout and self.chance.random() < worker.weather.timeout:
+            raise OSError(errno.ETIMEDOUT, "the server did not answer", path)
 
     def _look(self, worker: Worker, path: str) -> tuple[Node | None, float]:
         node = self._nodes.get(path)
@@ -250,6 +255,7 @@ class Simulation:
     def scandir(self, path: str) -> Any:
         worker = self._me()
         self._before(worker)
+        self._may_time_out(worker, path)
         if (known := worker.listings.get(path)) is None or known[0] <= self.now:
             node = self._node(path)
             if node.names is None:

@@ -202,16 +202,28 @@ class Schedule:
             held.give_back(claim)
         elif drawn < 0.2:
             held.give_back(claim, "failed")
-        elif drawn < 0.23:
+        elif drawn < 0.3:
             held.end(claim, leases.give_up)
         else:
-            content = f"{worker.name} at {claim.lease.path.name}, {chance.random()}"
-            place = held.storage(lambda: appending.temporary_output(self.run, claim.shard, worker.name))
+            self.publish(held, claim, f"{worker.name} at {claim.lease.path.name}, {chance.random()}")
 
-            def write(place: Path) -> None:
-                self.simulation.write(str(place), content)
+    def publish(self, held: Claims, claim: Claim, content: str) -> None:
+        """A file as rows are, which may be written again; or a folder as items are, which is given back instead."""
+        place = held.storage(lambda: appending.temporary_output(self.run, claim.shard, self.worker.name))
 
+        def write(place: Path) -> None:
+            self.simulation.write(str(place), content)
+
+        if self.run.suffix:
             self.published(claim, content, held.publish(claim, place, 0.0, write, done=1))
+            return
+        try:
+            write(place)
+            won = held.publish(claim, place, 0.0, done=1)
+        except TimeoutError:
+            held.give_back(claim)
+        else:
+            self.published(claim, content, won)
 
 
 @pytest.fixture(autouse=True)

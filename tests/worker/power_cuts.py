@@ -105,8 +105,8 @@ def noting(disk: Mounted) -> Iterator[None]:
         if numbers and isinstance(self, appending.PartialFile):
             disk.mark(kept=[int(self.path.name[:6]), numbers])
 
-    def publish_and_note(run: RunDirectory, shard: int, temporary: Path) -> bool:
-        won = publish(run, shard, temporary)
+    def publish_and_note(run: RunDirectory, shard: int, *how: Any) -> bool:
+        won = publish(run, shard, *how)
         if won:
             disk.mark(published=shard)
         return won

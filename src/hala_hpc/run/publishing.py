@@ -1,13 +1,17 @@
 """Publishing: a shard's output appears under its final name whole, once, and by one worker."""
 
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from hala_hpc.run import digests
 from hala_hpc.run.files import fsync, fsync_tree, link, make_again, remove_tree, rename
 from hala_hpc.run.layout import RunDirectory
 
+TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""What a file system says of a folder that is to have a name that is taken."""
 Write = Callable[[Path], None]
 Again = Callable[[Callable[[], bool]], bool]
 
@@ -76,8 +80,8 @@ def _publish_folder(temporary: Path, output: Path) -> bool:
     fsync_tree(temporary)
     try:
         rename(temporary, output)
-    except OSError:
-        if not output.exists():
+    except OSError as error:
+        if error.errno not in TAKEN or not output.exists():
             raise
         remove_tree(temporary)
         return False
