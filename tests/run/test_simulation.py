@@ -17,7 +17,7 @@ import pytest
 
 from hala_hpc.run import appending, digests, files, lease, publishing
 from hala_hpc.run.layout import RunDirectory
-from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Lease, Leases
+from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Leases
 from hala_hpc.worker import claims, storage
 from hala_hpc.worker.claims import Claim, Claims
 from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker, installed
@@ -310,14 +310,6 @@ def forget_what_broke_off(finder: Finder) -> None:
     finder._leases.doubtful.clear()
 
 
-def give_up_unseen(leases: Leases, held: Lease) -> None:
-    """Without a look whether another has taken the shard over."""
-    last = leases.claim(held.shard, leases.attempts) if held.attempt < leases.attempts else None
-    leases.fail(last or held)
-    if last is not None:
-        leases.release(held)
-
-
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
@@ -330,7 +322,6 @@ def give_up_unseen(leases: Leases, held: Lease) -> None:
         (Finder, "_free_attempt", take_over_at_once),
         (Leases, "until_stale", judge_after_a_silence),
         (Finder, "_doubtful", forget_what_broke_off),
-        (Leases, "give_up", give_up_unseen),
     ],
 )
 def test_a_broken_promise_is_seen(

@@ -28,8 +28,8 @@ def fsync(path: Path) -> None:
 
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably. Raises FileExistsError where a file is in the way."""
-    missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
-    for place in reversed(missing):
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing or [folder]):
         _make(place)
 
 
