@@ -14,12 +14,9 @@ import random
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 ROOT = "/simulated"
 START = 1_000_000.0
@@ -393,28 +390,3 @@ class _Listing:
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-ON_PATHS = ("stat", "scandir", "utime", "open", "link", "rename", "unlink", "mkdir")
-
-
-@contextmanager
-def installed(running: Callable[[], Simulation]) -> Iterator[None]:
-    """Calls of ``os`` for paths below ``ROOT`` go to the simulation that is running."""
-
-    def on_paths(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            paths = [os.fspath(arg) if hasattr(arg, "__fspath__") else arg for arg in args]
-            if paths and isinstance(paths[0], str) and paths[0].startswith(ROOT):
-                return getattr(running(), name)(*paths, **kwargs)
-            return real(*args, **kwargs)
-
-        return call
-
-    real_fsync, real_close = os.fsync, os.close
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ON_PATHS:
-            patch.setattr(os, name, on_paths(name, getattr(os, name)))
-        patch.setattr(os, "fsync", lambda fd: running().fsync(fd) if fd < -1 else real_fsync(fd))
-        patch.setattr(os, "close", lambda fd: None if fd < -1 else real_close(fd))
-        yield

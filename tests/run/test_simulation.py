@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import BEATS, FAILED, Finder, Heartbeat, Leases
 from hala_hpc.worker import claims, storage
 from hala_hpc.worker.claims import Claim, Claims
-from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker, installed
+from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker
 
 SCHEDULES = int(os.environ.get("HALA_SCHEDULES", "10000"))
 TTL, ATTEMPTS = 6.0, 3
@@ -224,6 +225,31 @@ class Schedule:
             held.give_back(claim)
         else:
             self.published(claim, content, won)
+
+
+ON_PATHS = ("stat", "scandir", "utime", "open", "link", "rename", "unlink", "mkdir")
+
+
+@contextmanager
+def installed(running: Callable[[], Simulation]) -> Iterator[None]:
+    """Calls of ``os`` for paths below ``ROOT`` go to the simulation that is running."""
+
+    def on_paths(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            paths = [os.fspath(arg) if hasattr(arg, "__fspath__") else arg for arg in args]
+            if paths and isinstance(paths[0], str) and paths[0].startswith(ROOT):
+                return getattr(running(), name)(*paths, **kwargs)
+            return real(*args, **kwargs)
+
+        return call
+
+    real_fsync, real_close = os.fsync, os.close
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ON_PATHS:
+            patch.setattr(os, name, on_paths(name, getattr(os, name)))
+        patch.setattr(os, "fsync", lambda fd: running().fsync(fd) if fd < -1 else real_fsync(fd))
+        patch.setattr(os, "close", lambda fd: None if fd < -1 else real_close(fd))
+        yield
 
 
 @pytest.fixture(autouse=True)
