@@ -14,11 +14,11 @@ from common import HALA, quiet, report, seconds, title
 
 from hala_hpc.run import ledger, manifest
 from hala_hpc.run.endings import ERRONEOUS, SHARDS
-from hala_hpc.run.files import publish
 from hala_hpc.run.finder import Finder
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.manifest import Facts, Shard
+from hala_hpc.run.publishing import publish
 
 RECIPE = "task: {kind: translate, segments: {tokens: 0}}\nrun: {root: runs, lease_seconds: 120.0, attempts: 5}\n"
 

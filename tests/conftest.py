@@ -37,6 +37,7 @@ SLOW = (
     "tests/tasks/translate/test_translate.py::test_submit_does_all_of_it",
     "tests/engines/test_openai.py::test_a_run_sends_the_key_and_never_writes_it",
     "tests/run/test_chaos.py",
+    "tests/run/test_simulation.py",
     "tests/cli/",
     "tests/pipeline/",
     "tests/test_benchmarks.py",

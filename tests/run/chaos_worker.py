@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from hala_hpc.run import appending
-from hala_hpc.run.files import publish
 from hala_hpc.run.finder import Finder
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.ledger import Ledger
+from hala_hpc.run.publishing import publish
 
 PIECES = 6
 

@@ -1,6 +1,7 @@
 """Leases: who gets a shard, who keeps it, who takes it over."""
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -169,13 +170,32 @@ def test_a_heartbeat_keeps_a_lease_for_as_long_as_it_beats(tmp_path: Path) -> No
     ada, bo = Leases(run, "ada", 0.6, 3), Leases(run, "bo", 0.6, 3)
     lease = ada.claim(0)
     assert lease is not None
-    with Heartbeat(ada, lambda: beats.append(time.monotonic())):
-        time.sleep(1.5)
-        assert Finder(bo, 1, "x").next() is None
-        assert ada.holds(lease)
-    assert len(beats) >= 3
-    time.sleep(0.7)
-    assert Finder(bo, 1, "x").next() is not None
+    with Heartbeat(bo, lambda: None):
+        with Heartbeat(ada, lambda: beats.append(time.monotonic())):
+            time.sleep(1.5)
+            assert Finder(bo, 1, "x").next() is None
+            assert ada.holds(lease)
+        assert len(beats) >= 3
+        time.sleep(0.9)
+        assert Finder(bo, 1, "x").next() is not None
+
+
+def test_who_had_no_heartbeat_itself_lets_others_have_one_before_it_judges_them(tmp_path: Path) -> None:
+    """A file server that hangs keeps everybody from it: when it is back, all leases look stale."""
+    run = bare_run(tmp_path, 1)
+    ada, bo = Leases(run, "ada", 0.6, 3), Leases(run, "bo", 0.6, 3)
+    bo.now()
+    assert ada.claim(0) is not None
+    time.sleep(0.7)  # neither can touch anything
+    finder = Finder(bo, 1, "x")
+    assert finder.next() is None
+    ada.now()
+    with Heartbeat(bo, lambda: None):
+        time.sleep(0.3)
+        assert finder.next() is None
+        time.sleep(0.7)
+        lease = finder.next()
+    assert lease is not None and lease.attempt == 2
     assert not ada.holds(lease)
 
 
@@ -278,3 +298,31 @@ def test_what_the_dead_held_is_given_back_at_once_by_who_saw_them_die(tmp_path: 
     assert not ada.beacon.exists() and bo.beacon.exists()
     taken = Finder(bo, 3, seed="bo").next()
     assert taken is not None and (taken.shard, taken.attempt) == (0, 1 + counted)
+
+
+def test_who_wakes_up_late_does_not_set_aside_what_another_does(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    ada, bo = worker(run, "ada"), worker(run, "bo")
+    late = ada.claim(0)
+    silent(ada)
+    taken = Finder(bo, 1, "x").next()
+    assert late is not None and taken is not None and taken.attempt == 2
+    ada.give_up(late)
+    assert bo.holds(taken) and ada.given_up == set()
+    bo.give_up(taken)
+    assert bo.given_up == {0}
+    assert [path.name for path in run.lease_folder(0).iterdir()] == ["000000.3.failed"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS sends it again, and the second finds the name taken: also for the last step, which nobody would do then."""
+    run = bare_run(tmp_path, 1)
+    ada, link = worker(run, "ada"), os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert ada.claim(0) is not None
+    assert ada.claim_last() is not None

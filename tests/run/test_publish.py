@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hala_hpc.run import appending
-from hala_hpc.run.files import publish
 from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.publishing import publish
 from tests.run.helpers import bare_run
 
 fork = multiprocessing.get_context("fork")

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.worker.helpers import events, plan, rows, start, unbroken
+from hala_hpc.worker import storage
+from hala_hpc.worker.job import main
+from tests.worker.helpers import events, plan, proof, rows, start, unbroken, wait_until
 
+NO_SPACE = "no space left on device"
 SmallDisk = Callable[[str], Path]
 
 
@@ -57,15 +62,30 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing(
     assert list((disk / "runs").iterdir()) == []
 
 
-def test_a_disk_that_fills_ends_the_worker_and_a_larger_one_lets_it_finish(
-    small_disk: SmallDisk, tmp_path: Path, hala: Any
-) -> None:
+def test_a_disk_that_fills_is_waited_for(small_disk: SmallDisk, tmp_path: Path) -> None:
     disk = small_disk("240k")
     run = plan(tmp_path, [f"text {n}" for n in range(1_500)], run={"root": str(disk / "runs"), "shard_rows": 20})
     process = start(run)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "No space left" in said
+    wait_until(lambda: any(NO_SPACE in event["error"] for event in events(run, "unreachable")) or is_full(disk))
+    time.sleep(1.0)
+    assert process.poll() is None and 0 < len(rows(run)) < 1_500
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"{run}: {NO_SPACE}" in said and "back after" in said
+    assert proof(run).proven and rows(run) == unbroken(1_500)
+    assert {event["attempt"] for event in events(run, "claimed")} == {1}
+
+
+def test_where_that_takes_too_long_it_ends_with_one_line_and_a_larger_disk_lets_it_finish(
+    small_disk: SmallDisk, tmp_path: Path, hala: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
+    disk = small_disk("240k")
+    run = plan(tmp_path, [f"text {n}" for n in range(1_500)], run={"root": str(disk / "runs"), "shard_rows": 20})
+    assert main([str(run)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"hala: error: {run}: {NO_SPACE}") and "free some space there; then `hala resume r`" in line
     assert 0 < len(rows(run)) < 1_500
     leases = [path.name for path in (run / "leases" / "000").iterdir()]
     assert leases == []
@@ -74,3 +94,7 @@ def test_a_disk_that_fills_ends_the_worker_and_a_larger_one_lets_it_finish(
     assert hala.json("verify", run)["proven"]
     assert rows(run) == unbroken(1_500)
     assert events(run, "ended")[-1]["outcome"] == "finished"
+
+
+def is_full(disk: Path) -> bool:
+    return shutil.disk_usage(disk).free < 4_096

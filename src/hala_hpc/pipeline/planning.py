@@ -27,7 +27,7 @@ from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
 from hala_hpc.run import manifest
-from hala_hpc.run.files import keep_group, remove_tree, share, write_durably
+from hala_hpc.run.files import keep_group, make_folders, remove_tree, share, write_durably
 from hala_hpc.run.layout import GRID, RunDirectory, close_logs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
@@ -171,10 +171,10 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
     shared = any(run.recipe.is_shared for run in checked)
     share(shared)
     if runs.is_grid:
-        folder.mkdir(parents=True)
+        make_folders(folder)
         if shared:
             keep_group(folder)
-        (folder / "ledger").mkdir()  # of what is submitted for all cells
+        make_folders(folder / "ledger")  # of what is submitted for all cells
         (folder / "logs").mkdir(mode=0o700)
         close_logs(folder / "logs", shared)
     try:

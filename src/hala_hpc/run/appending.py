@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Required, TypedDict, cast
 
 from hala_hpc.run import layout
-from hala_hpc.run.files import remove
+from hala_hpc.run.files import fsync, make_again, remove
 from hala_hpc.run.layout import RunDirectory
 
 
@@ -36,9 +36,22 @@ class Appender:
         self._pending.append(line.encode() + b"\n")
 
     def flush(self) -> None:
-        """Append what is pending and wait for the disk. Raises OSError; then the lines stay pending."""
+        """Append what is pending and wait for the disk. Raises OSError; then the lines stay pending.
+
+        All of them are then written again, into the file as it is opened anew: after an fsync that failed, another one
+        says nothing of what the first should have written.
+        """
         if not self._pending:
             return
+        try:
+            self._append()
+        except OSError:
+            self.close()
+            raise
+        self._pending.clear()
+
+    def _append(self) -> None:
+        is_first = self._descriptor is None
         if self._descriptor is None:
             self._prepare()
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -47,13 +60,15 @@ class Appender:
         while data:
             data = data[os.write(self._descriptor, data) :]
         os.fsync(self._descriptor)
-        self._pending.clear()
+        if is_first:
+            fsync(self.path.parent)  # else a power cut takes the file's name, and with it all rows
 
     def close(self) -> None:
         """Let go of the file. What is pending is not written."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # what counts was fsynced
+                os.close(descriptor)
 
     def _prepare(self) -> None:
         """Called before the file is opened."""
@@ -144,7 +159,7 @@ class PartialFile(Appender):
         self.add_line(json.dumps(_marked(record), ensure_ascii=False, default=_tagged))
 
     def _prepare(self) -> None:
-        layout.make_again(self.path.parent)  # a purge of scratch removes folders that are empty
+        make_again(self.path.parent)  # a purge of scratch removes folders that are empty
 
 
 def read(run: RunDirectory, shard: int) -> dict[int, list[Record]]:
@@ -168,7 +183,7 @@ def temporary_output(run: RunDirectory, shard: int, worker: str) -> Path:
 
     The folder is made where it is gone, as a purge of scratch leaves it.
     """
-    layout.make_again(run.partial_folder(shard))
+    make_again(run.partial_folder(shard))
     return run.partial_folder(shard) / f"{shard:06d}.{worker}.tmp{run.suffix}"
 
 

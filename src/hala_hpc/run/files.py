@@ -1,6 +1,7 @@
-"""Writes that a kill, a full disk or a second writer cannot spoil, the file server's clock, and publishing.
+"""Writes that a kill, a power cut, a full disk or a second writer cannot spoil, and the file server's clock.
 
-A shard's output appears under its final name whole, once, and by one worker.
+A power cut leaves for sure only what was fsynced: a file's bytes by an fsync of it; its name, and that of each folder
+above it, by an fsync of the folder that it stands in.
 """
 
 import contextlib
@@ -15,9 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from hala_hpc.run import digests
-from hala_hpc.run.layout import RunDirectory, make_again
 
 
 def share(is_shared: bool) -> None:
@@ -43,6 +41,33 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably. Raises FileExistsError where a file is in the way."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing or [folder]):
+        _make(place)
+
+
+def make_again(folder: Path) -> None:
+    """Make a folder that lies two below a run's and may have been purged, durably.
+
+    Raises FileNotFoundError where the whole run was removed: nobody wants it back.
+    """
+    _make(folder.parent)
+    _make(folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        with contextlib.suppress(PermissionError):  # where others' names are not ours to read, ours cannot be synced
+            fsync(folder.parent)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file is missing or cannot be read."""
     try:
@@ -55,13 +80,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: whole or not at all."""
     with _durable(path, data) as temporary:
-        temporary.rename(path)
+        rename(temporary, path)
 
 
 def write_new(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: whole or not at all. Raises FileExistsError where the name is taken."""
     with _durable(path, data) as temporary:
-        path.hardlink_to(temporary)
+        if not link(temporary, path):
+            raise FileExistsError(f"{path} exists")
 
 
 @contextmanager
@@ -85,6 +111,42 @@ def beside(path: Path) -> Path:
 def meant_by(name: str) -> str:
     """The name that a name of ``beside`` stands next to; any other name as it is."""
     return re.sub(r"\A\.(.+)\.[0-9a-f]{12}\.tmp\Z", r"\1", name, flags=re.DOTALL)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name. False where the name is taken by another.
+
+    What counts is what is there, not the answer: NFS sends a call again whose answer was lost, and the second then
+    finds the name that the first had made.
+    """
+    number = source.stat().st_ino
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if _number(target) == number:
+            return True
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename; as with ``link``, an answer that says otherwise does not count where it was done."""
+    number = source.stat().st_ino
+    try:
+        source.rename(target)
+    except OSError:
+        if _number(target) != number:
+            raise
+
+
+def _number(path: Path) -> int | None:
+    """The file's own number, whatever its name; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:  # perhaps since this moment
+        return None
 
 
 def now_in(folder: Path) -> float:
@@ -136,7 +198,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
     Raises FileExistsError where ``target`` stands already, also when it came to be meanwhile.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(target.parent)
     if target.exists():
         raise FileExistsError(f"{target} exists")
     temporary = beside(target)
@@ -145,7 +207,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
         yield temporary
         fsync_tree(temporary)
         try:
-            temporary.rename(target)
+            rename(temporary, target)
         except OSError as error:
             if target.exists():
                 raise FileExistsError(f"{target} exists") from error
@@ -176,49 +238,3 @@ def touched_now(path: Path) -> float:
     """
     os.utime(path)
     return path.stat().st_mtime
-
-
-def publish(run: RunDirectory, shard: int, temporary: Path) -> bool:
-    """Give ``temporary`` the shard's final name, durably. False where another worker was first; ours is then removed.
-
-    A file is linked and a folder renamed to its final name: both fail when the name is taken (a plain rename of a
-    file would overwrite), so even two workers that both believe in their lease publish once. Whoever was first swept
-    away what others had begun, so a temporary that is gone means the same as a name that is taken.
-    """
-    output = run.shard_output(shard)
-    try:
-        won = _publish_folder(temporary, output) if temporary.is_dir() else _publish_file(temporary, output)
-    except FileNotFoundError:
-        if not output.parent.exists() and temporary.exists():
-            make_again(output.parent)
-            return publish(run, shard, temporary)
-        if not output.exists():
-            raise
-        won = False
-    if won:
-        fsync(output.parent)
-    return won
-
-
-def _publish_file(temporary: Path, output: Path) -> bool:
-    fsync(temporary)
-    try:
-        output.hardlink_to(temporary)
-        won = True
-    except FileExistsError:
-        won = output.samefile(temporary)  # a link whose answer was lost on the way (NFS) did succeed
-    temporary.unlink(missing_ok=True)
-    return won
-
-
-def _publish_folder(temporary: Path, output: Path) -> bool:
-    digests.write(temporary)
-    fsync_tree(temporary)
-    try:
-        temporary.rename(output)
-    except OSError:
-        if not output.exists():
-            raise
-        remove_tree(temporary)
-        return False
-    return True

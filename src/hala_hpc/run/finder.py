@@ -37,7 +37,7 @@ class Finder:
         self._left = list(self._all)
         self._unfinished = dict.fromkeys(self._all)  # folders, in our order
         self._open: dict[str, set[int]] = {}  # by folder that was listed: shards that had no output then
-        self._reopened = self._time_of_reopening()
+        self._reopened: int | None = None  # when outputs were taken away, before our first look
         self._first_seen: dict[int, float] = {}  # by shard: its holder's last heartbeat when we ran out of work
         self._watched: dict[int, float] | None = None  # the same, of the last look
 
@@ -46,7 +46,9 @@ class Finder:
 
         None: all others are finished, set aside, or held by the living.
         """
-        if lease := self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
+        if self._reopened is None:
+            self._reopened = self._time_of_reopening()
+        if lease := self._doubtful() or self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
             self._first_seen.clear()
         return lease
 
@@ -65,7 +67,17 @@ class Finder:
             for shard, beat in watched.items()
             if beat <= self._first_seen.setdefault(shard, beat) and not self._run.shard_output(shard).exists()
         ]
-        return max(0.0, self._leases.ttl - (self._leases.now() - min(silent))) if silent else None
+        if not silent:
+            return None
+        now = self._leases.now()
+        return max(0.0, self._leases.until_stale(now - min(silent), now))
+
+    def _doubtful(self) -> Lease | None:
+        """A claim that broke off, made again: it would look as if a living worker had the shard, for it is ours."""
+        for shard, attempt in list(self._leases.doubtful.items()):
+            if lease := self._leases.claim(shard, attempt):
+                return lease
+        return None
 
     def _next_of(self, preferred: Sequence[int]) -> Lease | None:
         """Claim a shard of these that nobody has begun."""
@@ -121,9 +133,10 @@ class Finder:
             age = age_of(held[shard], now)
             if age is None or self._attempt_after(held[shard]) is None:
                 continue
-            if age > self._leases.ttl and shard not in avoided and (lease := self._claim(shard, held[shard])):
+            is_silent = self._leases.until_stale(age, now) < 0
+            if is_silent and shard not in avoided and (lease := self._claim(shard, held[shard])):
                 return lease
-            if age <= self._leases.ttl or shard in avoided:
+            if not is_silent or shard in avoided:
                 beats[shard] = now - age
         self._watched = beats
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hala_hpc.config.errors import HalaError, few, plural
+from hala_hpc.run.files import make_folders
 
 FAN_OUT = 1_000
 """Shards per folder: some file systems grow slow above a few thousand names."""
@@ -79,7 +80,7 @@ class RunDirectory:
         """
         for folder in self.absent_folders(shards):
             try:
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
+                make_folders(self.path / folder)
             except (FileExistsError, NotADirectoryError) as error:
                 raise HalaError(
                     f"{self.path / folder}: is not a folder, as a run needs it", "move the file away"
@@ -124,15 +125,6 @@ def finished(run: RunDirectory, folder: str) -> set[int]:
     output = re.compile(rf"([0-9]{{6}}|[1-9][0-9]{{6,}}){re.escape(run.suffix)}")
     names = map(output.fullmatch, listing(run.shards / folder))
     return {shard for name in names if name and (shard := int(name[1])) // FAN_OUT == int(folder)}
-
-
-def make_again(folder: Path) -> None:
-    """Make a folder that lies two below a run's and may have been purged.
-
-    Raises FileNotFoundError where the whole run was removed: nobody wants it back.
-    """
-    folder.parent.mkdir(exist_ok=True)
-    folder.mkdir(exist_ok=True)
 
 
 def listing(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ worker win.
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import layout
-from hala_hpc.run.files import touched_now
+from hala_hpc.run.files import link, make_again, rename, touched_now
 from hala_hpc.run.layout import RunDirectory
 
 FAILED = ".failed"
@@ -66,24 +67,30 @@ class Leases:
         self.ttl = ttl
         self.attempts = attempts
         self.beacon = run.workers / worker
-        layout.make_again(self.beacon.parent)
+        began = time.monotonic()
+        make_again(self.beacon.parent)
         self.beacon.touch(exist_ok=of_dead)
-        self._inode = self.beacon.stat().st_ino
+        about = self.beacon.stat()
+        self._inode = about.st_ino
+        self._beaten = about.st_mtime  # when our last heartbeat was, by the file server's clock
+        self._back = about.st_mtime if time.monotonic() - began > ttl / 2 else -math.inf  # our last after a silence
+        self.doubtful: dict[int, int] = {}
+        """Attempts by shard of claims that broke off: they may be ours all the same."""
         self.given_up: set[int] = set()
         """Shards that this worker was the last to fail at: they are set aside until `hala resume`."""
 
     def claim(self, shard: int, attempt: int = 1) -> Lease | None:
         """Take the shard at this attempt; None where somebody else did or it is finished."""
         path = self.run.lease_folder(shard) / f"{shard:06d}.{attempt}"
-        try:
-            self._link(path)
-        except FileExistsError:
-            if not self._is_ours(path):  # a link whose answer was lost on the way (NFS) is still ours
-                return None
-        lease = Lease(shard, attempt, path)
+        self.doubtful[shard] = attempt
+        lease = self._checked(Lease(shard, attempt, path)) if self._link(path) else None
+        del self.doubtful[shard]
+        return lease
+
+    def _checked(self, lease: Lease) -> Lease | None:
         # Looked at again after the lease is taken: since it was listed, which may be hours ago, the shard may have been
         # finished, or this attempt failed and others gone beyond it.
-        if self.run.shard_output(shard).exists() or not self.holds(lease):
+        if self.run.shard_output(lease.shard).exists() or not self.holds(lease):
             self.release(lease)
             return None
         return lease
@@ -103,16 +110,23 @@ class Leases:
     def fail(self, lease: Lease) -> None:
         """Give the shard back with an attempt counted against it."""
         if self._is_ours(lease.path):
-            lease.path.rename(lease.path.with_name(lease.path.name + FAILED))
+            with contextlib.suppress(FileNotFoundError):  # somebody removed ``leases/`` this moment
+                rename(lease.path, lease.path.with_name(lease.path.name + FAILED))
             if lease.attempt >= self.attempts:
                 self.given_up.add(lease.shard)
 
     def give_up(self, lease: Lease) -> None:
-        """Set the shard aside, because another attempt would end the same: only `hala resume` takes it up again."""
-        last = self.claim(lease.shard, self.attempts) if lease.attempt < self.attempts else None
-        self.fail(last or lease)
-        if last is not None:
+        """Set the shard aside, because another attempt would end the same: only `hala resume` takes it up again.
+
+        Attempt by attempt: the next is free as long as nobody has taken the shard over, and who did has to see himself.
+        """
+        while lease.attempt < self.attempts:
+            following = self.claim(lease.shard, lease.attempt + 1)
             self.release(lease)
+            if following is None:
+                return
+            lease = following
+        self.fail(lease)
 
     def renew(self, lease: Lease) -> Lease:
         """Count attempts anew, because the shard got further since: only those without progress are to count.
@@ -125,9 +139,7 @@ class Leases:
         for held in listed(self.run, layout.folder_of(lease.shard)).get(lease.shard, []):
             if held.attempt < lease.attempt:
                 held.path.unlink(missing_ok=True)
-        try:
-            self._link(first)
-        except FileExistsError:  # of a worker with an old listing, which sees our higher attempt and takes it back
+        if not self._link(first):  # of a worker with an old listing, which sees our higher attempt and takes it back
             return lease
         lease.path.unlink(missing_ok=True)
         return Lease(lease.shard, 1, first)
@@ -140,11 +152,7 @@ class Leases:
             return None
         attempt = max((lease.attempt for lease in held), default=0) + 1
         lease = Lease(0, attempt, self.run.leases / what / f"{0:06d}.{attempt}")
-        try:
-            self._link(lease.path)
-        except FileExistsError:
-            return None
-        return lease
+        return lease if self._link(lease.path) else None
 
     def clear_alone(self, what: str = LAST) -> None:
         """Drop all leases on the last step, START or END, also those of the dead: it is done."""
@@ -179,27 +187,40 @@ class Leases:
     def now(self) -> float:
         """The file server's time; touching the beacon for it is a heartbeat as well."""
         try:
-            return touched_now(self.beacon)
+            now = touched_now(self.beacon)
         except FileNotFoundError:
             self._light_again()
-            return touched_now(self.beacon)
+            now = touched_now(self.beacon)
+        if now - self._beaten > self.ttl / 2:
+            self._back = now
+        self._beaten = now
+        return now
+
+    def until_stale(self, age: float, now: float) -> float:
+        """Seconds until a holder whose heartbeat has this age is dead to us; below 0 where it is already.
+
+        If we had no heartbeat ourselves, a file server that hung may have kept everybody from it: others get the time
+        for one before they are judged.
+        """
+        return max(self.ttl - age, self._back + 2 * self.ttl / BEATS - now)
 
     def close(self) -> None:
-        self.beacon.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that stays grows old
+            self.beacon.unlink()
 
-    def _link(self, path: Path) -> None:
-        """Raises FileExistsError where the lease is taken."""
+    def _link(self, path: Path) -> bool:
+        """False where the lease is taken."""
         try:
-            path.hardlink_to(self.beacon)
+            return link(self.beacon, path)
         except FileNotFoundError:
-            layout.make_again(path.parent)
+            make_again(path.parent)
             if not self.beacon.exists():
                 self._light_again()
-            path.hardlink_to(self.beacon)
+            return link(self.beacon, path)
 
     def _light_again(self) -> None:
         """Somebody removed ``leases/``: go on with a new beacon. What we held is lost to us, as to everybody."""
-        layout.make_again(self.beacon.parent)
+        make_again(self.beacon.parent)
         self.beacon.touch()
         self._inode = self.beacon.stat().st_ino
 
@@ -263,7 +284,7 @@ def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterat
 
 def reopen(run: RunDirectory) -> None:
     """Have workers forget which folders are finished, since outputs in them are taken away."""
-    layout.make_again(run.workers)
+    make_again(run.workers)
     (run.leases / REOPENED).touch()
 
 

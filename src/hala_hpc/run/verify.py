@@ -14,7 +14,7 @@ from typing import Any
 
 from hala_hpc.config.frozen import FOLDER, files
 from hala_hpc.run import digests, layout, lease, manifest
-from hala_hpc.run.files import fsync, write_new
+from hala_hpc.run.files import fsync, make_folders, write_new
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.run.manifest import Shard
@@ -162,7 +162,7 @@ def set_aside_damaged(
 
 
 def _set_aside(run: RunDirectory, output: Path, name: str, suffix: str) -> None:
-    run.damaged.mkdir(exist_ok=True)
+    make_folders(run.damaged)
     free = (run.damaged / f"{name}.{number}{suffix}" for number in itertools.count(1))
     target = next(path for path in free if not path.exists())
     try:
@@ -182,7 +182,7 @@ def write(run: Path, changed: Mapping[str, Any]) -> Path | None:
     if not changed:
         return None
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folders(folder)
     text = OmegaConf.to_yaml(OmegaConf.create(literal(dict(changed))))
     while True:
         last = int(changes[-1].stem) if (changes := files(run)) else 0

@@ -1,6 +1,7 @@
 """What a worker holds: shards are claimed, kept alive by a heartbeat, published or given back, and all of it is noted.
 
-Shards whose source is out of reach are waited for, as an engine is, with no attempt counted against them.
+Shards whose source is out of reach are waited for, as an engine is, with no attempt counted against them; and so is the
+run's own folder.
 """
 
 import random
@@ -12,10 +13,12 @@ from typing import Any
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
-from hala_hpc.run import appending, files
+from hala_hpc.run import appending, publishing
 from hala_hpc.run.endings import ERRONEOUS, SHARDS
 from hala_hpc.run.finder import Finder
 from hala_hpc.run.lease import BEATS, Heartbeat, Lease
+from hala_hpc.run.publishing import Write
+from hala_hpc.worker.storage import Storage
 from hala_hpc.worker.task import Context
 
 PATIENCE_SECONDS = 600.0
@@ -52,6 +55,7 @@ class Claims:
         self._held: dict[int, Claim] = {}
         self._lock = threading.Lock()
         self._heartbeat = Heartbeat(context.leases, self._look)
+        self.storage = Storage(context)
         self.sources: list[str] = context.plan.column("source")
         self._due: dict[str, float] = {}  # by source that is out of reach: when it is tried again
         self._waits: dict[str, float] = {}
@@ -82,7 +86,7 @@ class Claims:
     def find(self, preferred: Sequence[int] = ()) -> Claim | None:
         """Claim a shard, a preferred one where it is free; None where there is none to claim now. See ``note``."""
         began = time.monotonic()
-        if (lease := self._finder.next(preferred, avoided=self)) is None:
+        if (lease := self.storage(lambda: self._finder.next(preferred, avoided=self))) is None:
             if self._rest_until < began:  # shards of what was due are done, by others
                 self._due = {source: due for source, due in self._due.items() if due >= began}
             return None
@@ -138,19 +142,35 @@ class Claims:
     def end(self, claim: Claim, how: Callable[[Lease], None]) -> None:
         """End a claim without a word: by ``release``, ``fail`` or ``give_up`` of the leases."""
         self._held.pop(claim.shard, None)
-        how(claim.lease)
+        self.storage(lambda: how(claim.lease))
 
     def renew(self, claim: Claim) -> None:
         """The shard got further: attempts before that do not count any more."""
-        with self._lock:
-            claim.lease = self._leases.renew(claim.lease)
 
-    def publish(self, claim: Claim, place: Path, began: float, *, done: int, errors: int = 0, **numbers: Any) -> bool:
-        """Give the result at ``place`` its final name; False where another worker was first.
+        def renewed() -> None:
+            with self._lock:
+                claim.lease = self._leases.renew(claim.lease)
 
-        What was kept of the shard is no longer needed then, by whomever. ``began``: on the monotonic clock.
+        self.storage(renewed)
+
+    def publish(
+        self,
+        claim: Claim,
+        place: Path,
+        began: float,
+        write: Write | None = None,
+        *,
+        done: int,
+        errors: int = 0,
+        **numbers: Any,
+    ) -> bool:
+        """Give the result at ``place``, which ``write`` may make, its final name; False where another was first.
+
+        What was kept of the shard is no longer needed then, by whomever. ``began``: on the monotonic clock. Raises
+        OSError where the storage fails a result that is made already, for only its maker can make it again.
         """
-        won = files.publish(self._context.run, claim.shard, place)
+        again = self.storage if write is not None else publishing.once
+        won = publishing.publish(self._context.run, claim.shard, place, write, again)
         self._held.pop(claim.shard, None)
         if won:
             seconds = round(time.monotonic() - began, 3)
@@ -159,8 +179,8 @@ class Claims:
             self.note("published", claim, done=done, errors=errors, seconds=seconds, **numbers, **sums)
         else:
             self.note("lost", claim, done=done, errors=errors)
-        appending.drop(self._context.run, claim.shard)
-        self._leases.clear(claim.shard)
+        self.storage(lambda: appending.drop(self._context.run, claim.shard))
+        self.storage(lambda: self._leases.clear(claim.shard))
         return won
 
     def _look(self) -> None:
@@ -171,7 +191,7 @@ class Claims:
 
     def _seconds_to_wait(self) -> float | None:
         """Until a silent worker's shard may be taken, or a source is tried again. None: nothing to wait for."""
-        silent = self._finder.wait_for()
+        silent = self.storage(self._finder.wait_for)
         if not self._due:
             return silent
         now = time.monotonic()

@@ -8,6 +8,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,10 +19,11 @@ from hala_hpc.data.cut import Cut
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.engines.base import NoEngine
 from hala_hpc.run import appending, status
-from hala_hpc.run.files import meant_by, remove
+from hala_hpc.run.files import make_folders, meant_by, remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
+from hala_hpc.worker.storage import StorageAway, fault_of
 from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
@@ -140,6 +142,7 @@ class ItemLoop:
         self._work: ItemWork | None = None
         self._counters = Counters()
         self._failing: set[int] = set()
+        self._spared = 0
         self._pause = FIRST_PAUSE
         self._busy, self._since = 0.0, 0.0  # seconds at earlier items, and since when at one; 0: at none
 
@@ -200,18 +203,29 @@ class ItemLoop:
         except NoEngine as error:
             claims.give_back(claim, error=str(error))
             raise
+        except StorageAway:
+            claims.give_back(claim)
+            raise
         except Exception as error:  # noqa: BLE001 (another item may well succeed; see MOST_FAILURES)
-            self._fail(claim, error)
+            fault = fault_of(error, self._context.run.path)
+            if fault is None or self._spared >= MOST_FAILURES:
+                self._fail(claim, error)
+                return
+            self._spared += 1  # though it may be one file of the run that cannot be read, and for good
+            claims.give_back(claim, error=str(error))
+            self._close()
+            claims.storage.wait(fault)
         except BaseException:
             claims.end(claim, self._context.leases.fail)
             raise
         finally:
-            remove(self._place(claim))
+            with suppress(OSError):  # the next attempt does it
+                remove(self._place(claim))
 
     def _do(self, claim: Claim) -> None:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)
         kept = appending.kept_folder(context.run, claim.shard)
-        kept.mkdir(exist_ok=True)
+        make_folders(kept)
         self._progress(claim, "")
         if self._work is None:
             self._work = self._task.open(context.run, context.plan)
@@ -230,6 +244,7 @@ class ItemLoop:
             self._busy, self._since = self._busy_seconds(), 0.0
         self._source = shard.source
         self._failing.clear()
+        self._spared = 0
         self._pause = FIRST_PAUSE
         self._claims.reached(claim)
         self._claims.publish(claim, place, began, **numbers)

@@ -23,6 +23,7 @@ from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.worker import processes, registry, tracking
+from hala_hpc.worker.storage import fault_of, refusal
 from hala_hpc.worker.task import Context, Outcome, say
 from hala_hpc.worker.tracking import Reporter
 
@@ -174,6 +175,12 @@ def main(arguments: Sequence[str]) -> int:
         stop.ignore()
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
+        return 2
+    except OSError as error:
+        path = Path(arguments[0]).resolve()
+        if (fault := fault_of(error, path)) is None:
+            raise
+        sys.stderr.write(f"hala: error: {refusal(path, fault)}\n")
         return 2
     if not is_part:
         linger(stop, outcome)

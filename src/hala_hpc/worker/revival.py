@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable, Message, Request
+from hala_hpc.engines.base import Engine, EngineDied, EngineUnreachable, Message, Request
 from hala_hpc.worker.task import REST_SECONDS, Context, say
 
 MOST_DEATHS = 5
@@ -46,22 +46,6 @@ class StallWatch:
     def end(self) -> None:
         """No more is awaited."""
         faulthandler.cancel_dump_traceback_later()
-
-
-class Unasked:
-    """In the place of an engine, where no row asks one."""
-
-    capacity = 1
-
-    def add(self, id: str, request: Request) -> None:
-        raise RuntimeError(f"{id}: a task that asks for nothing asked for {request.last[:200]!r}")
-
-    def poll(self, seconds: float) -> list[Completion]:
-        del seconds
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class Revival:

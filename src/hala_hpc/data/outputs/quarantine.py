@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, shards
 from hala_hpc.data.shards import ERROR, ROW, Progress
-from hala_hpc.run import appending, digests, layout, lease, manifest
+from hala_hpc.run import appending, digests, lease, manifest
 from hala_hpc.run.appending import PartialFile
-from hala_hpc.run.files import fsync
+from hala_hpc.run.files import fsync, make_again
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 
@@ -83,10 +83,9 @@ def _reopen(run: RunDirectory, shard: Shard, facts: Facts, reason: str) -> None:
             kept.add({appending.ROW: number, "new": new})
         elif reason and shards.reason_of(error) != reason:
             kept.add({appending.ROW: number, "error": error})
-    layout.make_again(run.partial_folder(shard.id))
+    make_again(run.partial_folder(shard.id))
     kept.flush()
     kept.close()
-    fsync(run.partial_folder(shard.id))
     output = run.shard_output(shard.id)
     output.rename(run.partial_folder(shard.id) / f"{shard.id:06d}.{name}{run.suffix}")
     fsync(output.parent)

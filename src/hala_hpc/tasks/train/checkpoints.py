@@ -18,7 +18,7 @@ from typing import Final, TypedDict
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.run import digests
-from hala_hpc.run.files import fsync_tree, remove_tree, write_durably
+from hala_hpc.run.files import fsync, fsync_tree, remove_tree, write_durably
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
@@ -196,6 +196,8 @@ class Checkpoints:
         digests.write(path, known)
         fsync_tree(path)
         write_durably(path / MARKER, json.dumps(saved.marker | {"seal": _seal(saved.marker)}).encode())
+        for folder in (self.folder, *self.folder.parents[:2]):  # whoever made them: the folders in the run, too
+            fsync(folder)
         for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts
             remove_tree(old.path)

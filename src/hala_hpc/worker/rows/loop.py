@@ -10,6 +10,7 @@ import random
 import time
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 from hala_hpc.config.errors import HalaError
@@ -18,8 +19,8 @@ from hala_hpc.data.schema import Row
 from hala_hpc.engines.base import Completion, Engine, EngineDied, EngineUnreachable, Request
 from hala_hpc.run import appending
 from hala_hpc.worker.claims import Claims
-from hala_hpc.worker.revival import Gone, Revival, StallWatch, Unasked
-from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent
+from hala_hpc.worker.revival import Gone, Revival, StallWatch
+from hala_hpc.worker.rows.shard import InFlight, OpenShard, Reading, RowInHand, Sent, Unasked
 from hala_hpc.worker.rows.task import RowError, RowTask
 from hala_hpc.worker.task import Context, Counters, Outcome, say
 
@@ -164,6 +165,7 @@ class RowLoop:
         hand = RowInHand(number, row, self._work.do(row))
         if shard.careful:
             shard.begin(number)
+            self._claims.storage(shard.flush)
         if not self._in_flight:
             self._stall.begin()  # the engine may hang even before its first completion
         self._go_on(engine, shard, hand, None)
@@ -238,17 +240,20 @@ class RowLoop:
         self._writing.append(self._disk.submit(self._write, shard))
 
     def _write(self, shard: OpenShard) -> None:
-        """In the disk thread: write and publish, or (a full disk) give the shard back for another to try."""
+        """In the disk thread: write and publish, or give the shard back for another to try."""
         context, began = self._context, time.monotonic()
         try:
-            shard.flush()
+            self._claims.storage(shard.flush)
             shard.close()
-            temporary = appending.temporary_output(context.run, shard.id, self._worker)
+            temporary = self._claims.storage(lambda: appending.temporary_output(context.run, shard.id, self._worker))
             made_by = json.dumps(context.plan.facts.made_by | {"worker": self._worker, "shard": shard.id}).encode()
-            shards.write_output(temporary, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+
+            def write(place: Path) -> None:
+                shards.write_output(place, shard.given, self._work.fields, shard.results, shard.errors, made_by)
+
             errors = len(shard.errors) + (shard.given.kept.quarantined if shard.given.kept else 0)
             done = len(shard.given.rows) - errors
-            if self._claims.publish(shard.claim, temporary, began, done=done, errors=errors):
+            if self._claims.publish(shard.claim, temporary, began, write, done=done, errors=errors):
                 self._revival.published()
         except BaseException:
             self._claims.give_back(shard.claim, done=shard.done)
@@ -266,7 +271,7 @@ class RowLoop:
             self._claims.give_back(shard.claim, "lost", done=shard.done)
         if now - self._flushed >= self._context.recipe.run.flush_seconds:
             self._flushed = now
-            self._writing += [self._disk.submit(shard.flush) for shard in self._open]
+            self._writing += [self._disk.submit(self._claims.storage, shard.flush) for shard in self._open]
         if now - self._noted >= PROGRESS_SECONDS:
             self._progress()
 
@@ -298,6 +303,8 @@ class RowLoop:
         for shard in [shard for shard in self._open if died and shard.id not in suspects]:
             self._give_back(shard)
         alone = {shard.id: shard.withdraw() for shard in self._open}
+        for shard in self._open:
+            self._claims.storage(shard.flush)
         self._close_engine()
         self._feeding = None
         sample = out[0].request if out else None
@@ -349,7 +356,7 @@ class RowLoop:
         try:
             if event != "abandoned":
                 shard.withdraw()
-            shard.flush()
+            self._claims.storage(shard.flush)
             shard.close()
         finally:
             self._claims.give_back(shard.claim, event, done=shard.done)

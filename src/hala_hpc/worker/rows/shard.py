@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
@@ -21,6 +22,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.text import prompts
 from hala_hpc.worker.claims import Claim, Claims
 from hala_hpc.worker.rows.task import RowSteps
+from hala_hpc.worker.storage import StorageAway
 from hala_hpc.worker.task import Context
 
 CAREFUL_FROM = 3
@@ -82,11 +84,10 @@ class OpenShard:
         return self.done == len(self.given.rows)
 
     def begin(self, number: int) -> None:
-        """Put on the disk that this row is tried now."""
+        """Note that this row is tried now; to be flushed before it is."""
         self._begun.add(number)
         with self._lock:
             self._file.add({ROW: number, BEGUN: True})
-            self._file.flush()
 
     def finish(self, number: int, new: Row) -> None:
         self.results[number] = new
@@ -99,13 +100,15 @@ class OpenShard:
             self._file.add({ROW: number, "error": error})
 
     def withdraw(self) -> set[int]:
-        """Take back what ``begin`` said of unfinished rows, and return them: none of them stopped the worker."""
+        """Take back what ``begin`` said of unfinished rows, and return them: none of them stopped the worker.
+
+        To be flushed.
+        """
         withdrawn = self._begun - self.results.keys() - self.errors.keys()
         with self._lock:
             for number in withdrawn:
                 self._file.add({ROW: number, BEGUN: False})
             self._begun.clear()
-            self._file.flush()
         return withdrawn
 
     def send_again(self, hands: Iterable[RowInHand]) -> None:
@@ -151,14 +154,15 @@ class Reading:
 
     def next(self) -> OpenShard | None:
         """The next shard; None when nothing can be claimed. Raises HalaError after too many that cannot be read."""
-        run, plan = self._context.run, self._context.plan
         while (claim := self._claims.find()) is not None:
             try:
-                given = shards.read_input(run.path, plan[claim.shard], plan.facts)
-                shard = OpenShard(run, claim, given, self._context.leases.beacon.name)
+                shard = self._claims.storage(partial(self._opened, claim))
             except shards.SourceAway as error:
                 self._claims.missed(claim, error)
                 continue
+            except StorageAway:
+                self._claims.give_back(claim)
+                raise
             except (HalaError, OSError) as error:
                 self._claims.give_back(claim, "failed", error=str(error))
                 self._unreadable.add(claim.shard)
@@ -170,6 +174,11 @@ class Reading:
             self._claims.note("claimed", claim, taken_up=shard.taken_up)
             return shard
         return None
+
+    def _opened(self, claim: Claim) -> OpenShard:
+        run, plan = self._context.run, self._context.plan
+        given = shards.read_input(run.path, plan[claim.shard], plan.facts)
+        return OpenShard(run, claim, given, self._context.leases.beacon.name)
 
 
 class AnswerCache:
@@ -209,6 +218,22 @@ class Sent:
     id: str
     request: Request
     waiters: list[Waiter]
+
+
+class Unasked:
+    """In the place of an engine, where no row asks one."""
+
+    capacity = 1
+
+    def add(self, id: str, request: Request) -> None:
+        raise RuntimeError(f"{id}: a task that asks for nothing asked for {request.last[:200]!r}")
+
+    def poll(self, seconds: float) -> list[Completion]:
+        del seconds
+        return []
+
+    def close(self) -> None:
+        pass
 
 
 class InFlight:
