@@ -10,8 +10,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import content
-from hala_hpc.run import digests, manifest
-from hala_hpc.run import files as publish
+from hala_hpc.run import digests, manifest, publishing
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.verify import ShardReport, verify
@@ -44,7 +43,7 @@ def published(run: Path) -> Path:
     for shard in range(len(plan)):
         made_by_hand = directory.partial_folder(shard) / f"{shard:06d}.made"
         directory.shard_output(shard).rename(made_by_hand)
-        assert publish.publish(directory, shard, made_by_hand)
+        assert publishing.publish(directory, shard, made_by_hand)
     return run
 
 

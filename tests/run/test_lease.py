@@ -325,4 +325,4 @@ def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "link", link_twice)
     assert ada.claim(0) is not None
-    assert ada.claim_last() is not None
+    assert ada.claim_alone() is not None
