@@ -114,7 +114,7 @@ def test_a_last_step_that_fails_is_told_and_the_next_worker_tries_it_again(tmp_p
 def test_a_last_step_is_left_to_the_worker_that_is_at_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "run", letters("a", "b"))
     other = Leases(RunDirectory(run, ""), "other", TTL, ATTEMPTS)
-    assert other.claim_last() is not None and other.claim_last() is None
+    assert other.claim_alone() is not None and other.claim_alone() is None
     with Heartbeat(other, lambda: None):
         assert work(run, "one", Letters()) is Outcome.FINISHED
     assert state(run).done == 2 and not (run / "final").exists()
@@ -122,7 +122,7 @@ def test_a_last_step_is_left_to_the_worker_that_is_at_it(tmp_path: Path) -> None
 
 def test_a_last_step_is_taken_over_from_a_worker_that_is_silent(tmp_path: Path) -> None:
     run = planned(tmp_path / "run", letters("a", "b"))
-    assert Leases(RunDirectory(run, ""), "dead", TTL, ATTEMPTS).claim_last() is not None
+    assert Leases(RunDirectory(run, ""), "dead", TTL, ATTEMPTS).claim_alone() is not None
     (run / ".final.0123456789ab.tmp").mkdir()
     assert work(run, "one", Letters()) is Outcome.FINISHED
     assert (run / "final" / "letters").read_text() == "ab"
