@@ -9,6 +9,9 @@ Measured twice: texts asked for whole, and with all that keeps their shape (segm
 Then the raw call gets exactly the requests that the ladder sent. The model's weights are random, so nearly every answer
 fails a check and climbs to the top: the most work that there can be. A row's rounds follow each other, so rows must be
 many more than the engine holds at once (512), as in any real run: else it runs half empty, which is its latency.
+
+The engine computes on a core of its own, as it would on a GPU, and this process, raw or worker, on the others. With
+``--shared`` both have all cores, and whatever this process computes is taken from the engine.
 """
 
 import argparse
@@ -37,10 +40,11 @@ def main() -> None:
     parser.add_argument("--architecture", default="llama")
     parser.add_argument("--eager", action="store_true", help="no compilation: starts sooner, runs slower")
     parser.add_argument("--ladder-rows", type=int, default=1_500, help="rows with the ladder; each is asked for often")
+    parser.add_argument("--shared", action="store_true", help="engine and this process on the same cores")
     parser.add_argument("--inner", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
-        inner(arguments.inner, arguments.times)
+        inner(arguments.inner, arguments.times, arguments.shared)
         return
     title("throughput")
     if not SERVE.is_file():
@@ -61,21 +65,41 @@ def main() -> None:
             for number in range(arguments.times + 1):
                 quiet(*HALA, "plan", recipe, f"name={way}{number}", "--create", cwd=Path(folder))
         environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        environment |= {} if arguments.shared else {"VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0)))}
         command = [SERVE, __file__, "--inner", folder, "--times", str(arguments.times)]
+        command += ["--shared"] * arguments.shared
         subprocess.run(list(map(str, command)), check=True, env=environment)
 
 
-def inner(folder: Path, times: int) -> None:
+def inner(folder: Path, times: int, is_shared: bool) -> None:
     """In the serve environment: one engine, the raw call and the worker in turn."""
     from hala_hpc.config.compose import thaw
     from hala_hpc.engines.vllm import Vllm
     from hala_hpc.worker import registry
 
     engine = Vllm(thaw(folder / "runs" / "whole0" / "recipe.yaml", registry.options_of))
+    if not is_shared:
+        part(engine)
     engine.close_for_good, engine.close = engine.close, lambda: None  # type: ignore[attr-defined, method-assign]
     for way in ("whole", "ladder"):
         compare(engine, folder / "runs", way, times)
     engine.close_for_good()  # type: ignore[attr-defined]
+
+
+def part(engine: Any) -> None:
+    """Give the engine's processes the first core, and this one the others."""
+    manager = getattr(engine._engine.engine_core, "resources", None)
+    theirs = [int(process.pid) for process in manager.engine_manager.processes] if manager else []
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not theirs or not others:
+        return
+    for pid in theirs:  # which grows by their children
+        theirs += [
+            int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()
+        ]
+    for pids, cores in ((theirs, [first]), ([os.getpid()], others)):
+        for task in (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()):
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def compare(engine: Any, runs: Path, way: str, times: int) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from hala_hpc.config.errors import HalaError
@@ -55,7 +55,7 @@ class Request:
 
     def digest(self) -> bytes:
         """Equal for requests that must get the same text."""
-        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=16).digest()
+        return hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
 
 
 def request(
@@ -69,10 +69,10 @@ def request(
 
     So a resumed run, another batch, or a text taken from the worker's memory all give the text of the unbroken run.
     """
-    text = prompt if isinstance(prompt, str) else json.dumps([asdict(message) for message in prompt])
+    text = prompt if isinstance(prompt, str) else json.dumps([vars(message) for message in prompt])
     seeded = hashlib.blake2b(f"{sampling.seed}\n{text}".encode(), digest_size=4)
     seed = int.from_bytes(seeded.digest(), "big") >> 1  # engines take a signed 32-bit seed
-    drawn = asdict(sampling) | {"stop": tuple(sampling.stop), "seed": seed}
+    drawn = vars(sampling) | {"stop": tuple(sampling.stop), "seed": seed}
     return Request(prompt, span=span, choices=choices, schema=schema, **drawn)
 
 

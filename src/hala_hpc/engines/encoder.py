@@ -34,6 +34,10 @@ class Encoder:
         self._kwargs = dict(template_kwargs)
         backend = getattr(tokenizer, "backend_tokenizer", None)  # others have no words for control tokens
         self._words = ControlWords(backend) if backend is not None else None
+        self._backend = backend
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
         special = set(tokenizer.all_special_tokens)
         self.marks = special & {mark for pair in prompts.MARKS for mark in pair}
         """Those of thoughts that are control tokens: they stand in a text only where such tokens are written out."""
@@ -47,7 +51,7 @@ class Encoder:
         # The template writes the special tokens itself: adding them again would give two beginnings of text.
         if words is None or not words.held(request.last[start:end]):
             text = self._rendered(request)
-            ids = list(self._tokenizer.encode(text, **({} if is_bare else {"add_special_tokens": False})))
+            ids = self._ids(text, add_special_tokens=is_bare)
             return Prompt(ids, False, prompts.is_opened(text), self._choices(text[-TAIL:], request.choices))
         hidden = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
         text = self._rendered(hidden)
@@ -76,8 +80,10 @@ class Encoder:
             firsts[first] = choice
         return firsts
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        if self._backend is not None:  # five times as quick as through transformers, which does the same
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def _rendered(self, request: Request) -> str:
         if isinstance(request.prompt, str):
