@@ -17,6 +17,7 @@ from hala_hpc.data.outputs.quarantine import reopen
 from hala_hpc.pipeline import lookup, starting, steward, submitting
 from hala_hpc.pipeline.steward import Started
 from hala_hpc.run import decisions, ledger, manifest
+from hala_hpc.run.files import share
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm import record as records
@@ -129,6 +130,8 @@ def cancel_command(run: str, json_: bool) -> None:
     hala cancel translate-openorca
     """
     paths = lookup.members(run)
+    with contextlib.suppress(HalaError, OSError):  # cancelled it is all the same
+        share(lookup.thawed(paths[0], ()).is_shared)
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
     is_finished = _is_finished(paths[0])
