@@ -40,10 +40,6 @@ class Violation(AssertionError):
     """A promise was broken."""
 
 
-class Taken(Violation):
-    """A shard was taken from a worker that lives."""
-
-
 @dataclass
 class Node:
     number: int

@@ -133,6 +133,26 @@ def test_attempts_count_anew_once_a_shard_got_further(tmp_path: Path) -> None:
         silent(leases)
 
 
+def test_a_renewal_whose_answer_was_lost_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tmp_path, [1])
+    first, second = worker(run, "ada"), worker(run, "bo")
+    assert first.claim(0, 1) and (lease := second.claim(0, 2))
+    unlink = Path.unlink
+
+    def done_and_lost(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path == lease.path:
+            raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", done_and_lost)
+        with pytest.raises(TimeoutError):
+            second.renew(lease)
+    renewed = second.renew(lease)
+    assert renewed.attempt == 1 and second.holds(renewed)
+    assert [path.name for path in run.lease_folder(0).iterdir()] == ["000000.1"]
+
+
 def test_a_lease_that_was_lost_is_not_renewed(tmp_path: Path) -> None:
     run = planned_run(tmp_path, [1])
     first, second, third = (worker(run, name) for name in ("ada", "bo", "cy"))

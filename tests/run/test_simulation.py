@@ -22,11 +22,11 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import BEATS, FAILED, Heartbeat, Leases
 from hala_hpc.worker import claims, storage
 from hala_hpc.worker.claims import Claim, Claims
-from tests.run.simulation import ROOT, Node, Simulation, Taken, Violation, Weather, Worker
+from tests.run.simulation import ROOT, Node, Simulation, Violation, Weather, Worker
 
 SCHEDULES = int(os.environ.get("HALA_SCHEDULES", "10000"))
 TTL, ATTEMPTS = 6.0, 3
-CACHED = 2.0
+CACHED = 4.0
 """Seconds for which a client may believe old attributes; less than a lease, as a site has to see to."""
 
 
@@ -47,6 +47,20 @@ class OneBeat(Heartbeat):
 
     def __exit__(self, *_: object) -> None:
         simulation.worker.beat = None
+
+
+class Turn:
+    """In place of the lock between a worker and its heartbeat, which are one thread here: whoever has it is alone."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._is_beating = False
+
+    def __enter__(self) -> None:
+        self._is_beating, self._worker.beating = self._worker.beating, True
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.beating = self._is_beating
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,7 @@ class Schedule:
             # A renewed lease has a name that was a dead worker's, whose attributes may be cached: an attempt too many.
             is_mistaken = bool(self.weather.cached) and shard in self.renewed
             if not (is_late or is_mistaken):
-                raise Taken(f"shard {shard} is taken from {holder.name}, to whom nothing had happened")
+                raise Violation(f"shard {shard} is taken from {holder.name}, to whom nothing had happened")
         self.holders[shard, attempt] = self.worker
 
     def published(self, claim: Claim, content: str, won: bool) -> None:
@@ -178,7 +192,9 @@ class Schedule:
         plan, ledger = Plan(self.shards), Ledger()
         context: Any = SimpleNamespace(run=self.run, leases=leases, plan=plan, ledger=ledger, should_stop=lambda: False)
         context.rest = lambda seconds: self.simulation.sleep(seconds) or True
-        with Claims(context) as held:
+        claims_of_worker = Claims(context)
+        claims_of_worker._lock = Turn(worker)  # type: ignore[assignment]
+        with claims_of_worker as held:
             for claim in held.each():
                 claimed = claim.shard, claim.lease.attempt
                 self.at_work.add(claimed)
@@ -195,10 +211,8 @@ class Schedule:
                 held.give_back(claim, "lost")
                 return
             if chance.random() < 0.1:
-                worker.beating = True  # the heartbeat would wait for it
                 self.renewed.add(claim.shard)
                 held.renew(claim)
-                worker.beating = False
         drawn = 1.0 if is_calm else chance.random()
         if drawn < 0.1:
             held.give_back(claim)
@@ -274,16 +288,8 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-RARELY = 5
-"""Of all schedules, those that take a shard from a worker that lives: an attempt too many, and work done twice. Why it
-happens in about one of ten thousand is not known yet."""
-
-
-def broken(seeds: range, rare: int = 0) -> str:
-    """The first promise that is broken by one of the schedules; '' where all are kept.
-
-    So many times a shard may be taken from a worker that lives.
-    """
+def broken(seeds: range) -> str:
+    """The first promise that is broken by one of the schedules; '' where all are kept."""
     global simulation
     for seed in seeds:
         simulation = Schedule(seed)
@@ -291,15 +297,12 @@ def broken(seeds: range, rare: int = 0) -> str:
         try:
             simulation.play()
         except Violation as violation:
-            if isinstance(violation, Taken) and rare:
-                rare -= 1
-                continue
             return f"schedule {seed}: {violation}"
     return ""
 
 
 def test_promises_are_kept_in_every_schedule() -> None:
-    assert broken(range(SCHEDULES), RARELY) == ""
+    assert broken(range(SCHEDULES)) == ""
 
 
 # --- and the schedules see what would break them ----------------------------------------------------------------------

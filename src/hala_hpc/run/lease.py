@@ -133,15 +133,18 @@ class Leases:
 
         At every moment one of our two links is the highest attempt, so nobody else can take the shard meanwhile.
         """
-        if lease.attempt == 1 or not self.holds(lease):
-            return lease
         first = lease.path.with_name(f"{lease.shard:06d}.1")
-        for held in listed(self.run, layout.folder_of(lease.shard)).get(lease.shard, []):
-            if held.attempt < lease.attempt:
-                held.path.unlink(missing_ok=True)
-        if not self._link(first):  # of a worker with an old listing, which sees our higher attempt and takes it back
+        if lease.attempt == 1:
             return lease
-        lease.path.unlink(missing_ok=True)
+        if not self._is_ours(first):  # else it is by a try whose answer was lost
+            if not self.holds(lease):
+                return lease
+            for held in listed(self.run, layout.folder_of(lease.shard)).get(lease.shard, []):
+                if held.attempt < lease.attempt:
+                    held.path.unlink(missing_ok=True)
+            if not self._link(first):  # of a worker with an old listing, which sees our attempt and takes it back
+                return lease
+        self.release(lease)
         return Lease(lease.shard, 1, first)
 
     def claim_alone(self, what: str = LAST) -> Lease | None:
@@ -199,10 +202,10 @@ class Leases:
     def until_stale(self, age: float, now: float) -> float:
         """Seconds until a holder whose heartbeat has this age is dead to us; below 0 where it is already.
 
-        If we had no heartbeat ourselves, a file server that hung may have kept everybody from it: others get the time
-        for one before they are judged.
+        If we had no heartbeat ourselves, a file server that hung may have kept everybody from it: others get the lease
+        time anew before they are judged, for until then our client may believe what it has cached of them.
         """
-        return max(self.ttl - age, self._back + 2 * self.ttl / BEATS - now)
+        return max(self.ttl - age, self._back + self.ttl - now)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # one that stays grows old

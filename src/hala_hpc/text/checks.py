@@ -12,8 +12,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from functools import cache, cached_property
+from typing import Final, NamedTuple
 
 from hala_hpc.text.glossary import Glossary
 from hala_hpc.text.languages import Language, is_in
@@ -55,14 +55,13 @@ class Pair:
     source: Language
     target: Language
 
-    @property
+    @cached_property
     def length(self) -> Length:
         """How long translations of this pair are."""
         return LENGTHS.get((self.source.code, self.target.code), Length())
 
 
-@dataclass(frozen=True)
-class Checks:
+class Checks(NamedTuple):
     """The numbers of one translated text. None where a text is too short, or of a kind, for which a check says nothing.
 
     Parameters
@@ -128,8 +127,9 @@ _LEFTOVER: Final = re.compile(
 _LEFTOVER_SIGNS: Final = ("<", "[", "#", "Human:", "Assistant:", "User:", *"⟦⟧⟪⟫⁅⁆⦃⦄")
 """A text without any of them has no leftover, which is quicker to see."""
 _WORD: Final = re.compile(r"[^\W\d_]+")
-_ENDS: Final = (re.compile(r"[?؟？][\"'”’»)\]*_\s]*$"), re.compile(r"[:：]\s*$"))
-"""How a text ends that asks, or that lets something follow."""
+_SPACES: Final = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
+_ENDS: Final = ((_SPACES + "\"'”’»)]*_", ("?", "؟", "？")), (_SPACES, (":", "：")))
+"""How a text ends that asks, or that lets something follow: what may come after the sign, and the signs."""
 
 
 def checks(
@@ -139,7 +139,7 @@ def checks(
     written = _WORD.findall(target)
     letters = sum(map(len, written))
     is_long = letters >= LANGUAGE_LETTERS
-    script = sum(map(len, _letters_of(pair.target.script).findall(target))) / letters if is_long else None
+    script = _letters_in(target, pair.target.script, letters) / letters if is_long else None
     language = is_in(target, pair.target.code) if is_long else None
     return Checks(
         changed_numbers(source, target),
@@ -148,12 +148,23 @@ def checks(
         pair.length.deviation(len(source), len(target)),
         loops if (loops := repeats(target)) > 2 and loops > 2 * repeats(source) else 1,
         _copied(source, written) if pair.source.code != pair.target.code else None,
-        float(all((end.search(source) is None) == (end.search(target) is None) for end in _ENDS)),
+        float(all(_ends(source, *end) == _ends(target, *end) for end in _ENDS)),
         squeezed if (squeezed := shrinkage(target)) > 2 and squeezed > 2 * shrinkage(source) else 1.0,
         int(_CHATTER.match(target) is not None and _CHATTER.match(source) is None),
         leftovers(source, target, phrases),
         glossary.missing(source, target) if glossary else None,
     )
+
+
+def _ends(text: str, after: str, signs: tuple[str, ...]) -> bool:
+    return text.rstrip(after).endswith(signs)
+
+
+def _letters_in(text: str, script: str, letters: int) -> int:
+    """How many of a text's ``letters`` are of a script."""
+    if text.isascii():  # which is quicker to see
+        return letters if script == "LATIN" else 0
+    return sum(map(len, _letters_of(script).findall(text)))
 
 
 def _copied(source: str, written: Iterable[str]) -> float | None:
@@ -213,12 +224,13 @@ def _letters_of(script: str) -> re.Pattern[str]:
 _DIGITS: Final = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬", "01234567890123456789.,")
 _DIGIT: Final = re.compile(r"\d")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/]\d+)*")
+_BETWEEN: Final = dict.fromkeys(map(ord, ".,:/"))
 
 
 def numbers(text: str) -> Counter[str]:
     """The numbers of a text by their digits, whichever script and separators they have; leading zeros do not count."""
-    written = _NUMBER.findall(text.translate(_DIGITS))
-    return Counter(re.sub(r"\D", "", number).lstrip("0") or "0" for number in written)
+    written = _NUMBER.findall(text if text.isascii() else text.translate(_DIGITS))
+    return Counter(number.translate(_BETWEEN).lstrip("0") or "0" for number in written)
 
 
 def changed_numbers(source: str, target: str) -> int:

@@ -97,7 +97,7 @@ Range = tuple[int, int, Kind]
 
 def patterns_in(text: str, own: Sequence[re.Pattern[str]] = ()) -> list[Pattern]:
     """The patterns that a text may match, one's own first."""
-    may_match = _with_signs(SIGNS.intersection(text))
+    may_match = _with_signs(frozenset([sign for sign in SIGNS if sign in text]))
     held = [pattern for pattern in may_match if pattern.trigger.search(text)]
     return [*(Pattern(Kind.OWN, (), regex) for regex in own), *held]
 

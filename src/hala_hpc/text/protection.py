@@ -67,17 +67,20 @@ def masked(source: Skeleton, segment: Segment) -> Masked:
             words.append(text)
         return "".join(words)
 
+    units = source.units
     parts: list[str] = []
     between: list[str] = []
     spaces, at = "", segment.start  # those that end the part before
     for part in segment.parts:
-        gap, text = text_of(at, part.start) if at < part.start else "", text_of(part.start, part.end)
+        gap = text_of(at, part.start) if at < part.start else ""
+        is_prose = len(units[part.unit].spans) == 1
+        text = source.text[part.start : part.end] if is_prose else text_of(part.start, part.end)
         begun, ended = text.lstrip(), text.rstrip()
         if parts:
             between.append(spaces + gap + text[: len(text) - len(begun)])
         parts.append(text.strip())
         spaces, at = text[len(ended) :], part.end
-    quoted = tuple(source.units[part.unit].is_quoted for part in segment.parts)
+    quoted = tuple(units[part.unit].is_quoted for part in segment.parts)
     request = Masked(tuple(parts), tuple(between), spans, brackets, quoted)
     if between and _aligned(request, request.text) != parts:
         raise Damage("parts: what stands between the segment's parts stands in them, too")
