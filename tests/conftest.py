@@ -50,6 +50,7 @@ SLOW = (
 
 CLUSTERS = {
     "jobs": ("tests/slurm/test_training", "tests/slurm/test_models.py", "tests/slurm/test_vllm_cluster.py"),
+    "ends": ("tests/faults/", "tests/slurm/test_steward.py", "tests/slurm/test_sites.py", "tests/slurm/test_init.py"),
     "cluster": (
         "tests/slurm/",
         "tests/test_minislurm.py",

@@ -121,6 +121,15 @@ def test_all_workers_killed(site: Site) -> None:
     assert "submit: " in site.hala("logs", "killed").stdout
 
 
+def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
+    """Slurm says that their jobs are over."""
+    site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600")
+    site.wait_for_rows("leases", 30)
+    site.kill_workers(site.run("leases"))
+    assert site.end("leases")["action"] == "done"
+    assert texts(site.hala, "leases") == expected(200)
+
+
 def test_a_time_limit_that_is_too_short(site: Site) -> None:
     """Nothing got done in a minute, so the next workers have two; here the model then loads at once."""
     wait_for(lambda: any(event["changes"] for event in site.decided("slow")), SECONDS)

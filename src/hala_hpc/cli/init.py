@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -46,6 +47,18 @@ class Asking:
         return str(click.prompt(what, default=likely, err=True))
 
 
+@dataclass(frozen=True)
+class Wished:
+    """What was given by an option; the rest is asked for, or the likeliest."""
+
+    partition: str | None
+    cpu_partition: str | None
+    account: str | None
+    root: Path | None
+    serve: Path | None
+    work: Path | None
+
+
 @click.command()
 @click.argument("name", required=False)
 @click.option("--partition", help="Where workers go. [Slurm's default, or the one with the most GPUs]")
@@ -61,19 +74,7 @@ class Asking:
 @common.wait_option
 @common.as_json
 def init_command(
-    name: str | None,
-    partition: str | None,
-    cpu_partition: str | None,
-    account: str | None,
-    root: Path | None,
-    serve: Path | None,
-    work: Path | None,
-    to: Path | None,
-    yes: bool,
-    force: bool,
-    no_job: bool,
-    wait: int,
-    json_: bool,
+    name: str | None, to: Path | None, yes: bool, force: bool, no_job: bool, wait: int, json_: bool, **wishes: Any
 ) -> None:
     r"""Write a site profile for this cluster, from what Slurm says, and try it by a job of less than a minute.
 
@@ -86,9 +87,11 @@ def init_command(
     """
     if name is not None:
         _refuse_name(name)
-    if account is not None and (not account.isprintable() or not account.strip()):
-        raise HalaError(f"--account: {account!r} cannot be an account")
-    for option, folder in (("--root", root), ("--serve", serve), ("--work", work), ("--to", to and to.parent)):
+    wished = Wished(**wishes)
+    if wished.account is not None and (not wished.account.isprintable() or not wished.account.strip()):
+        raise HalaError(f"--account: {wished.account!r} cannot be an account")
+    folders = {"--root": wished.root, "--serve": wished.serve, "--work": wished.work, "--to": to and to.parent}
+    for option, folder in folders.items():
         _refuse_file(option, folder)
     cluster = survey.look()
     name = cluster.name if name is None else name
@@ -97,7 +100,7 @@ def init_command(
     if target.exists() and (not force or not target.is_file()):
         raise HalaError(f"{target} exists", "--force replaces a profile; or give another NAME, or a file with --to")
     asking = Asking(sys.stdin.isatty() and not json_, yes)
-    choice = _chosen(cluster, asking, name, partition, cpu_partition, account, root, serve, work)
+    choice = _chosen(cluster, asking, name, wished)
     _write(target, profile.text(choice, cluster, (), "not yet"), force)
     choice = _accepted(choice, target)
     recipe = _recipe(target)
@@ -142,36 +145,28 @@ def _sites() -> Path:
     return root / "sites"
 
 
-def _chosen(
-    cluster: Cluster,
-    asking: Asking,
-    name: str,
-    partition: str | None,
-    cpu_partition: str | None,
-    account: str | None,
-    root: Path | None,
-    serve: Path | None,
-    work: Path | None,
-) -> Choice:
-    by_name = {each.name: each for each in cluster.partitions}
+def _chosen(cluster: Cluster, asking: Asking, name: str, wished: Wished) -> Choice:
+    by_name = {partition.name: partition for partition in cluster.partitions}
     likely = cluster.of_gpus() or cluster.of_cpus()
-    others = [each for each in cluster.partitions if each not in likely]
-    gpus = by_name[asking.one_of("partition", "--partition", partition, _names([*likely, *others]))]
-    cpus = by_name[asking.one_of("partition without GPUs", "--cpu-partition", cpu_partition, _names(cluster.of_cpus()))]
+    others = [partition for partition in cluster.partitions if partition not in likely]
+    gpus = by_name[asking.one_of("partition", "--partition", wished.partition, _names([*likely, *others]))]
+    without = asking.one_of(
+        "partition without GPUs", "--cpu-partition", wished.cpu_partition, _names(cluster.of_cpus())
+    )
+    account = wished.account
     if account is None and cluster.accounts:
         first = [cluster.default_account] if cluster.default_account else []
         account = asking.one_of("account", "--account", None, list(dict.fromkeys([*first, *cluster.accounts])))
     elif account is not None and cluster.accounts:
         asking.one_of("account", "--account", account, cluster.accounts)
-    place = asking.text("folder of runs", None if root is None else _absolute(root), _likely_root())
+    place = asking.text("folder of runs", None if wished.root is None else _absolute(wished.root), _likely_root())
     device = "cuda" if gpus.shape(with_gpus=True) else "cpu"
-    environments = [
-        _absolute(given) if given is not None else _environment(stage, device)
-        for stage, given in (("serve", serve), ("work", work))
-    ]
+    serve, work = (
+        _absolute(folder) if folder is not None else _environment(stage, device)
+        for stage, folder in (("serve", wished.serve), ("work", wished.work))
+    )
     cache = _absolute(Path(os.environ["HF_HOME"])) if os.environ.get("HF_HOME") else None
-    serve_venv, work_venv = environments
-    return Choice(name, place, gpus, cpus, account, serve_venv, work_venv, cache)
+    return Choice(name, place, gpus, by_name[without], account, serve, work, cache)
 
 
 def _names(partitions: Sequence[Partition]) -> list[str]:

@@ -70,11 +70,12 @@ def resume_command(
         _reopen(path, quarantine)
     started = Started(path, [])
     with steward.alone(path):
+        busy = starting.at_work(path) if workers is None else 0
         state, retried = starting.retry(planned)
         missing = state.shards - state.done or int(state.unassembled)
         if workers is None:
             most = min(planned.recipe.run.workers, missing)
-            workers = most - max(state.alive, starting.at_work(path)) if missing else 0
+            workers = most - max(state.alive, busy) if missing else 0
         workers = max(0, min(workers, missing))
         if workers:
             prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]

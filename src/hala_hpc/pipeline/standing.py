@@ -169,16 +169,13 @@ def _busy(path: Path, state: Status, tasks: Queue) -> int:
 
     Of this machine's own workers its processes say more than their heartbeats.
     """
-    known = {job.partition("_")[0] for job in record.slurm_jobs(path)}
-    live = {task.job for task in tasks.tasks if task.may_work}
+    ended = queue.ended_workers(path, tasks)
     executors = {file.stem: worker.get("executor", "") for file, worker in ledger.openings(path / "ledger")}
     here = local.workers(path)
     others = 0
     for worker in state.workers:
-        executor = executors.get(worker.worker, "")
-        is_over = executor == "slurm" and worker.job.partition("_")[0] in known and worker.job not in live
-        is_ours = executor == "local" and worker.host == os.uname().nodename
-        others += worker.alive and not worker.part_of and not is_over and not is_ours
+        is_ours = executors.get(worker.worker) == "local" and worker.host == os.uname().nodename
+        others += worker.alive and not worker.part_of and worker.worker not in ended and not is_ours
     return others + len(here)
 
 

@@ -5,15 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data.files import sources
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.planning import PlannedRun, on_its_nodes
-from hala_hpc.run import manifest, status
+from hala_hpc.run import lease, manifest, status
 from hala_hpc.run.files import share
+from hala_hpc.run.layout import GRID, RunDirectory
 from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, local, queue, record
+from hala_hpc.slurm.queue import Queue
 from hala_hpc.slurm.record import Submission
 from hala_hpc.slurm.script import require_environment
 from hala_hpc.slurm.submit import submit_each, without_gpus
@@ -106,10 +109,18 @@ def note_moved(run: PlannedRun, overrides: tuple[str, ...]) -> None:
     sources.note(run.path, facts, run.recipe.data)
 
 
+def free_shards_of_dead(runs: Iterable[Path], tasks: Queue) -> None:
+    """Have nobody wait until leases of workers are stale whose jobs are over by Slurm's word."""
+    for run in runs:
+        for worker in queue.ended_workers(run, tasks):
+            lease.outdate(RunDirectory(run), worker, frozen.settings(run).lease_seconds)
+
+
 def at_work(*paths: Path) -> int:
     """How many workers of some runs are at work or will be, as far as Slurm and this machine know.
 
-    Raises HalaError where Slurm does not answer: nobody's work is to be doubled.
+    Shards of those whose jobs are over are free from then on. Raises HalaError where Slurm does not answer: nobody's
+    work is to be doubled.
     """
     for path in paths:
         record.settle(path, ArrayWorker)
@@ -119,4 +130,6 @@ def at_work(*paths: Path) -> int:
             f"Slurm does not answer ({tasks.silence}), so it is not known which workers run",
             "try again later; --workers N starts N all the same",
         )
+    runs = [run for path in paths for run in (lookup.runs_in(path) if (path / GRID).is_file() else [path])]
+    free_shards_of_dead(runs, tasks)
     return tasks.live + sum(len(local.workers(path)) for path in paths)

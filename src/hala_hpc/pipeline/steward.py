@@ -299,6 +299,7 @@ def _started(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
         if shards := standing.left(state) - (0 if decision.retries else state.failed):
             planned.append(starting.thawed(path, decision.changes))
             workable += shards
+    starting.free_shards_of_dead(runs.paths, queue.ask(runs.folder, *runs.paths))
     workers = min(planned[0].recipe.run.workers, workable) if runs.paths == [runs.folder] else None
     before = [data for run in planned for data in run.path.glob("prepare/*") if not data.is_symlink()]
     with lookup.changed([*(run.path for run in planned), *before], decision.changes):

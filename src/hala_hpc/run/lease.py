@@ -285,6 +285,17 @@ def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterat
         leases.close()
 
 
+def outdate(run: RunDirectory, worker: str, ttl: float) -> None:
+    """Have a worker's leases be stale at once, for it is known to be dead. If it lives, its next heartbeat undoes that.
+
+    Another user's beacon stays as it is, and grows old.
+    """
+    beacon = run.workers / worker
+    with contextlib.suppress(OSError):
+        last = beacon.stat().st_mtime
+        os.utime(beacon, (last - ttl, last - ttl))
+
+
 def reopen(run: RunDirectory) -> None:
     """Have workers forget which folders are finished, since outputs in them are taken away."""
     make_again(run.workers)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.run import ledger
 from hala_hpc.slurm import accounting, commands, record
 from hala_hpc.slurm.commands import JobState
 
@@ -128,6 +129,23 @@ def ask(*runs: Path) -> Queue:
     workers = [task for task in tasks if task.job.partition("_")[0] not in of_stewards]
     stewards = [task for task in tasks if task.job.partition("_")[0] in of_stewards and task.may_work]
     return Queue(workers, unanswered=unanswered, stewards=stewards)
+
+
+def ended_workers(run: Path, queue: Queue) -> set[str]:
+    """The workers of a run, and their processes, whose jobs are over by Slurm's word, however fresh their heartbeat."""
+    if queue.silence:
+        return set()
+    known = {job.partition("_")[0] for job in record.slurm_jobs(run)}
+    live = {task.job for task in queue.tasks if task.may_work}
+    openings = {file.stem: opening for file, opening in ledger.openings(run / "ledger")}
+    ended = {
+        worker
+        for worker, opening in openings.items()
+        if opening.get("executor") == "slurm"
+        and (job := str(opening.get("job", ""))).partition("_")[0] in known
+        and job not in live
+    }
+    return ended | {worker for worker, opening in openings.items() if opening.get("part_of") in ended}
 
 
 def with_ends(queue: Queue, runs: Sequence[Path]) -> Queue:

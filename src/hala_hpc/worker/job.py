@@ -23,7 +23,7 @@ from hala_hpc.run.lease import Leases
 from hala_hpc.slurm import allocation
 from hala_hpc.slurm.allocation import StopFlag
 from hala_hpc.worker import processes, registry, tracking
-from hala_hpc.worker.storage import fault_of, refusal
+from hala_hpc.worker.storage import StorageAway, fault_of, refusal
 from hala_hpc.worker.task import Context, Outcome, say
 from hala_hpc.worker.tracking import Reporter
 
@@ -35,7 +35,8 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     """Work on the run at ``path`` until nothing is left to claim or ``should_stop``.
 
     ``name`` is that of one of a worker's processes. Raises HalaError for a run that this code cannot do; whatever else
-    it raises is a bug or a broken node. In every case finished rows are kept and shards given back.
+    it raises is a bug or a broken node. Finished rows are kept and shards given back, but where the storage
+    is away: at a stop that is no error, the job is to be requeued, and rows since the last flush are done again.
     """
     recipe = thaw(path / "recipe.yaml", registry.options_of)
     run, plan = manifest.open_run(path)
@@ -57,6 +58,12 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
         if outcome is Outcome.FINISHED and leases.given_up:
             outcome = Outcome.GAVE_UP
         history.write("ended", outcome=outcome.value)
+    except StorageAway as error:
+        history.write("failed", error=str(error))
+        if not should_stop():
+            raise
+        say(str(error))
+        outcome = Outcome.STOPPED
     except BaseException as error:
         history.write("failed", error=f"{type(error).__name__}: {error}"[:2_000])
         raise
@@ -110,7 +117,10 @@ def is_too_slow(path: Path) -> bool:
 
     Only for rows: a training and an item keep what they did in their own ways, which ledgers do not count.
     """
-    facts = manifest.read(path / "manifest.parquet").facts
+    try:
+        facts = manifest.read(path / "manifest.parquet").facts
+    except (OSError, HalaError):  # the storage is away, which may be why nothing got done
+        return False
     if facts.unit != "rows" or facts.items:
         return False
     slurm = frozen.now(path).get("site", {}).get("slurm", {})
