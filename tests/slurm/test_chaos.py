@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ def site(cluster: Cluster, tmp_path: Path) -> Site:
     return Site(cluster, tmp_path)
 
 
-def submit(site: Site, name: str, workers: int, seconds: float) -> Path:
+def submit(site: Site, name: str, workers: int, seconds: float, lease: float = 4) -> Path:
     """A run that takes so many workers so many seconds; returns the file with all answers of its engines."""
     answered = site.folder / f"{name}.answered"
     rows = round(workers * RATE * seconds)
@@ -41,7 +40,7 @@ def submit(site: Site, name: str, workers: int, seconds: float) -> Path:
     site.submit(
         name,
         engine={"kind": "echo", "seconds": 1 / RATE, "capacity": 1, "answered": str(answered)},
-        run={"workers": workers, "shard_rows": 10, "lease_seconds": 4, "flush_seconds": FLUSH},
+        run={"workers": workers, "shard_rows": 10, "lease_seconds": lease, "flush_seconds": FLUSH},
     )
     return answered
 
@@ -67,7 +66,6 @@ def test_a_minute_of_faults(site: Site, cluster: Cluster) -> None:
     assert harm["finished"] and harm["proven"] and harm["well"] and not harm["unfinished"]
     assert harm["faults"].keys() == chaos.KINDS.keys(), "of each kind there was one"
     twice = len(answered.read_text().splitlines()) - harm["rows"]
-    print(harm, twice)
     shares = harm["faults"]["kill"] + harm["faults"]["stop"]
     assert harm["computed_twice"] <= twice <= shares * (RATE * 2 * FLUSH + 2), "of each what was not kept, or in hand"
     assert 0 < harm["goodput"]["output"] <= 1
@@ -79,24 +77,29 @@ def test_a_minute_of_faults(site: Site, cluster: Cluster) -> None:
 
 def test_what_is_refused_and_what_is_undone(site: Site, cluster: Cluster) -> None:
     """Nobody is hurt unasked, who may not drain requeues, and whatever ends it, nothing stays stopped or drained."""
-    submit(site, "left", workers=2, seconds=60)
+    submit(site, "left", workers=2, seconds=60, lease=20)
     assert "nobody is here to ask (--yes)" in site.hala("chaos", "left", code=2).stderr
     site.wait_for_rows("left", 1)
+    interrupted(site, cluster)
     with_drains_refused(site, cluster)
-
-    words = ["chaos", "left", "--fault", "stop", "--fault", "drain", "--every", "1", "--yes", "--json"]
-    command = [sys.executable, "-m", "hala_hpc.cli", *words]
-    hurting = subprocess.Popen(command, cwd=site.folder, env=cluster.env, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: stopped(site, "left") and drained(cluster), 40)
-    hurting.send_signal(signal.SIGTERM)
-    out, _ = hurting.communicate(timeout=60)
-    said = json.loads(out)
-    assert hurting.returncode == 1 and said["lost"] is None and not said["finished"]
-    wait_for(lambda: not stopped(site, "left") and not drained(cluster), 5)
-
     site.hala("cancel", "left")
     wait_for(lambda: not in_queue(cluster), 20)
     assert "none of its workers is in Slurm's queue" in site.hala("chaos", "left", code=2).stderr
+
+
+def interrupted(site: Site, cluster: Cluster) -> None:
+    """It is ended by a signal while a worker is stopped and a node drained."""
+    words = ["chaos", "left", "--fault", "stop", "--fault", "drain", "--every", "1", "--yes", "--json"]
+    command = [sys.executable, "-m", "hala_hpc.cli", *words]
+    with subprocess.Popen(command, cwd=site.folder, env=cluster.env, stdout=subprocess.PIPE, text=True) as hurting:
+        try:
+            wait_for(lambda: stopped(site, "left") and drained(cluster))
+        finally:
+            hurting.terminate()
+        out, _ = hurting.communicate(timeout=60)
+    said = json.loads(out)
+    assert hurting.returncode == 1 and said["lost"] is None and not said["finished"]
+    wait_for(lambda: not stopped(site, "left") and not drained(cluster), 5)
 
 
 def with_drains_refused(site: Site, cluster: Cluster) -> None:
@@ -105,7 +108,7 @@ def with_drains_refused(site: Site, cluster: Cluster) -> None:
     scontrol.write_text(MAY_NOT.format(scontrol=shutil.which("scontrol", path=cluster.env["PATH"])))
     scontrol.chmod(0o755)
     site.hala.env["PATH"] = f"{scontrol.parent}:{cluster.env['PATH']}"
-    words = ("--fault", "drain", "--every", 1, "--minutes", 0.05, "--patience", 0, "--yes", "--json")
+    words = ("--fault", "drain", "--every", 1, "--minutes", 0.1, "--patience", 0, "--yes", "--json")
     harm = json.loads(site.hala("chaos", "left", *words, code=1).stdout)
     assert harm["faults"].keys() == {"requeue"} and not drained(cluster)
 

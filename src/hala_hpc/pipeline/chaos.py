@@ -30,6 +30,8 @@ KINDS: Final = {
 LEASES: Final = 1.5
 """For so many leases a worker is stopped, or a node drained: by then another must have taken over."""
 LOOK_SECONDS: Final = 0.5
+AGAIN_SECONDS, TRIES = 5.0, 6
+"""Until what could not be undone is tried again, and how often in the end."""
 REASON: Final = "hala-chaos"
 """Of our drains, by which we know them again."""
 AT_WORK: Final = ("IDLE", "MIXED", "ALLOCATED")
@@ -126,7 +128,7 @@ class Injector:
         return True
 
     def undo(self, *, all_: bool = False) -> list[str]:
-        """Undo what has lasted long enough, or all; what could not be undone, in words for a person."""
+        """Undo what has lasted long enough, or all; what could not be undone stays listed, and is told a person."""
         problems = []
         for until, fault in list(self.lasting):
             if not all_ and until > time.monotonic():
@@ -135,9 +137,18 @@ class Injector:
             try:
                 _undo(fault)
             except HalaError as error:
+                self.lasting.append((time.monotonic() + AGAIN_SECONDS, fault))
                 words = f"scontrol update NodeName={fault.node} State=RESUME"
                 by_hand = words if fault.kind == DRAIN else f"scancel --signal=CONT {fault.job}"
                 problems.append(f"not undone: {fault.kind} of {fault.job}: {error.message}; do: {by_hand}")
+        return problems
+
+    def undo_all(self) -> list[str]:
+        """Undo all, and try for a while: a controller may be away. What could not be undone."""
+        for _ in range(TRIES):
+            if not (problems := self.undo(all_=True)):
+                break
+            time.sleep(AGAIN_SECONDS)
         return problems
 
 
@@ -214,7 +225,7 @@ def unleash(
     until, due = injector.began + seconds, injector.began + every
     try:
         while not should_stop() and time.monotonic() < until:
-            yield from injector.undo()
+            injector.undo()
             if time.monotonic() >= due:
                 due += every
                 if lookup.state_of(run).finished:
@@ -229,7 +240,7 @@ def unleash(
                     yield fault
             time.sleep(LOOK_SECONDS)
     finally:
-        problems = injector.undo(all_=True)
+        problems = injector.undo_all()
         noted.write("undone", problems=problems)
         noted.close()
     yield from problems
