@@ -4,6 +4,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
@@ -54,7 +55,7 @@ def chaos_command(
     chaos.check(path)
     kinds = tuple(dict.fromkeys(kinds)) or tuple(chaos.KINDS)
     if not yes:
-        _ask(path.name, minutes, every, kinds)
+        _ask(path, minutes, every, kinds)
     if not steward.follows(lookup.thawed(path)):
         click.echo(f"no steward follows this run: have `hala steward {path} --watch` look after it", err=True)
     seed = random.randrange(1_000_000) if seed is None else seed
@@ -70,16 +71,16 @@ def chaos_command(
     counts = dict(Counter(fault.kind for fault in done if not fault.refused))
     record: dict[str, object] = {"seed": seed, "faults": counts, "refused": sum(bool(fault.refused) for fault in done)}
     record |= {**result.as_json(), "unfinished": unfinished}
-    common.show(record, json_, _lines(result, counts, unfinished), result.is_well)
+    common.show(record, json_, _lines(path, result, counts, unfinished), result.is_well)
 
 
-def _ask(name: str, minutes: float, every: float, kinds: tuple[str, ...]) -> None:
+def _ask(run: Path, minutes: float, every: float, kinds: tuple[str, ...]) -> None:
     """Raises HalaError where nobody can be asked."""
     if not sys.stdin.isatty():
         raise HalaError("this hurts a run, and nobody is here to ask", "--yes")
     often = f"every {every:g} s for {common.human_seconds(60 * minutes)}"
     listed = "\n".join(f"  {kind}: {chaos.KINDS[kind]}" for kind in kinds)
-    click.echo(f"Your workers of {name} are hurt {often}, one at a time, by\n{listed}", err=True)
+    click.echo(f"Your workers of {run} are hurt {often}, one at a time, by\n{listed}", err=True)
     click.confirm("Go on?", abort=True, err=True)
 
 
@@ -90,9 +91,9 @@ def _line(fault: Fault, seconds: float) -> str:
     return f"{fault.seconds:6.0f} s: {fault.kind} {fault.job} on {fault.node}{lasts}{refused} ({left} left)"
 
 
-def _lines(result: Harm, counts: dict[str, int], unfinished: str) -> Iterator[object]:
+def _lines(run: Path, result: Harm, counts: dict[str, int], unfinished: str) -> Iterator[object]:
     if unfinished:
-        yield common.Problem(f"not finished: {unfinished} (hala status {result.run})")
+        yield common.Problem(f"not finished: {unfinished} (hala status {run})")
     yield from (common.Problem(problem) for problem in result.problems)
     faults = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     unknown = f" (and about {result.unknown:,} in the last seconds of killed workers)" if result.unknown else ""
