@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "logs of a shard": ("logs", "RUN", "0"),
     "cancel": ("cancel", "RUN"),
     "steward": ("steward", "RUN"),
+    "chaos": ("chaos", "RUN", "--yes"),
     "best": ("best", "RUN"),
     "runs": ("runs", "--root", "ROOT"),
     "runs --json": ("runs", "--root", "ROOT", "--json"),

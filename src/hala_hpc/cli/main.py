@@ -19,6 +19,7 @@ COMMANDS = {
     "cost": ("cost", "Show what a run cost, and how much of it came to be output."),
     "resume": ("workers", "Start workers for what is missing."),
     "steward": ("steward", "Decide what a run needs: wait, more workers, or stop and say why."),
+    "chaos": ("chaos", "Hurt a run's own workers on purpose, and show what that cost."),
     "verify": ("results", "Prove that every row is accounted for, once."),
     "collect": ("results", "Write the finished dataset as Parquet."),
     "publish": ("publish", "Put the finished model or dataset on the hub, with its card."),

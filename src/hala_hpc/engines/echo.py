@@ -41,6 +41,7 @@ class Options(EngineOptions):
     broken: str | None = field(default=None, metadata=PATH)  # while there is such a file, no engine starts
     patience_seconds: float = 1800.0  # that an engine out of reach is waited for
     log: str | None = field(default=None, metadata=PATH)  # every prompt is appended to this file
+    answered: str | None = field(default=None, metadata=PATH)  # … once it is answered, to this one
 
 
 class Echo:
@@ -55,9 +56,7 @@ class Echo:
         self._held: deque[tuple[float, str, Request]] = deque()
 
     def add(self, id: str, request: Request) -> None:
-        if self._options.log:
-            with Path(self._options.log).open("a") as log:
-                log.write(f"{request.last!r}\n")
+        _note(self._options.log, request)
         self._held.append((time.monotonic() + self._options.seconds, id, request))
 
     def poll(self, seconds: float) -> list[Completion]:
@@ -69,6 +68,7 @@ class Echo:
         while self._held and self._held[0][0] <= time.monotonic():
             _, id, request = self._held.popleft()
             done.append(self._answer(id, request))
+            _note(self._options.answered, request)
         return done
 
     def close(self) -> None:
@@ -95,6 +95,12 @@ class Echo:
             whole = json.loads(request.schema)
             return Completion(id, json.dumps(_least(whole, whole, text), ensure_ascii=False), finish, tokens, tokens)
         return Completion(id, f"«{text}»", finish, tokens, tokens)
+
+
+def _note(file: str | None, request: Request) -> None:
+    if file:
+        with Path(file).open("a") as log:
+            log.write(f"{request.last!r}\n")
 
 
 def _weights(text: str, choices: tuple[str, ...]) -> tuple[float, ...]:
