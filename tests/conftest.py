@@ -52,6 +52,7 @@ CLUSTERS = {
     "jobs": ("tests/slurm/test_training", "tests/slurm/test_models.py", "tests/slurm/test_vllm_cluster.py"),
     "cluster": (
         "tests/slurm/",
+        "tests/faults/",
         "tests/test_minislurm.py",
         "tests/pipeline/test_grid.py::test_cells_are_one_array_on_slurm",
         "tests/test_benchmarks.py::test_submit",

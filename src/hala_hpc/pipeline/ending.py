@@ -1,16 +1,22 @@
-"""What happens when a run has come to its end: a program that the site wants started, and a mail by Slurm."""
+"""What happens when a run has come to its end: its outputs are read once more, and whoever wants to know is told.
+
+A site may want a program started then, and a mail by Slurm.
+"""
 
 import os
 import subprocess
 from pathlib import Path
 from typing import Final
 
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe
+from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.decision import Decision
-from hala_hpc.run import decisions
+from hala_hpc.pipeline.standing import Runs
+from hala_hpc.run import decisions, manifest, verify
 from hala_hpc.slurm import commands
 from hala_hpc.slurm.submit import without_gpus
+from hala_hpc.worker import registry
 
 SECONDS: Final = 600.0
 """For the site's program (ours)."""
@@ -18,6 +24,25 @@ MOST_CHARACTERS: Final = 500
 """Of what it said when it failed."""
 OUTCOMES: Final = {"done": "finished", "stop": "stopped"}
 """In the words that programs and mails get."""
+
+
+def set_aside_damaged(runs: Runs) -> str:
+    """Before finished runs are first said to be done, have what `hala verify` refuses done again.
+
+    What was set aside, in words; empty where nothing was, or it was looked at before. Raises HalaError, OSError.
+    """
+    last = decisions.last_decision(runs.noted)
+    if not all(state.finished for state in runs.states) or (last is not None and last.event["action"] == "done"):
+        return ""
+    shards = finals = 0
+    for path in runs.paths:
+        facts = manifest.read(path / "manifest.parquet").facts
+        verdict = verify.set_aside_damaged(path, registry.create(lookup.thawed(path)).checker(facts))
+        shards += len(verdict.damaged)
+        finals += verdict.damaged_final
+    counts = {"damaged shard": shards, "damaged result": 0 if shards else finals}
+    words = ", ".join(plural(count, noun) for noun, count in counts.items() if count)
+    return f"{words} set aside, to be done again" if words else ""
 
 
 def announce(folder: Path, recipe: Recipe, decision: Decision) -> None:
