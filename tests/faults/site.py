@@ -21,6 +21,8 @@ ROWS: Final = 240
 SHARD_ROWS: Final = 20
 KEPT: Final = 40
 """Rows that a run has kept when its fault comes."""
+CRASHES: Final = "n4"
+"""A node."""
 STARTED: Final = 120.0
 """Seconds for all runs to come so far."""
 
@@ -34,6 +36,11 @@ class Recovery:
 
     def __str__(self) -> str:
         return f"next shard after {self.next:.1f} s, the last after {self.end:.1f} s"
+
+
+def slurm(**keys: Any) -> dict[str, Any]:
+    """Nobody is on the node that will crash, unless ``keys`` say so."""
+    return {"executor": "slurm", "slurm": {"cpus_per_worker": 1, "minutes": 5, "extra": {"exclude": CRASHES}} | keys}
 
 
 class FaultSite(Site):
@@ -56,7 +63,7 @@ class FaultSite(Site):
             "data": {"path": str(source)},
             "engine": {"kind": "echo", "seconds": 0.5, "capacity": 2},
             "run": {"workers": 2, "shard_rows": SHARD_ROWS, "lease_seconds": 6, "flush_seconds": 0.5},
-            "site": {"executor": "slurm", "slurm": {"cpus_per_worker": 1, "minutes": 5}},
+            "site": slurm(),
         }
         for section, keys in sections.items():
             whole[section] = {**whole[section], **keys}

@@ -21,7 +21,7 @@ from hala_hpc.pipeline import lookup
 from hala_hpc.slurm import record
 from tests.conftest import ROOT
 from tests.damaged import flipped
-from tests.faults.site import KEPT, ROWS, STARTED, FaultSite, crash
+from tests.faults.site import CRASHES, KEPT, ROWS, STARTED, FaultSite, crash, slurm
 from tests.minislurm.cluster import Cluster, missing
 from tests.slurm.test_cluster import expected, nodes_of, wait_for
 
@@ -45,10 +45,6 @@ class Fault:
     is_ready: Callable[[FaultSite, str], bool] = FaultSite.is_ready
 
 
-def slurm(**keys: Any) -> dict[str, Any]:
-    return {"site": {"executor": "slurm", "slurm": {"cpus_per_worker": 1, "minutes": 5} | keys}}
-
-
 def nothing(site: FaultSite, name: str) -> None:
     """An unbroken run, to compare with."""
 
@@ -69,8 +65,8 @@ def requeue_one(site: FaultSite, name: str) -> None:
 
 
 def crash_a_node(site: FaultSite, name: str) -> None:
-    """It stays away until Slurm gave it up and the run is done without it."""
-    crash(site.cluster, nodes_of(site.cluster, site.job(name))[f"{site.job(name)}_1"])
+    """It stays away: Slurm gives it up, and the run is done without it."""
+    crash(site.cluster, CRASHES)
 
 
 def drain_a_node(site: FaultSite, name: str) -> None:
@@ -167,8 +163,8 @@ def at_once(site: FaultSite, name: str) -> bool:
 
 FAULTS = (
     Fault("unbroken", nothing),
-    Fault("node-crashed", crash_a_node, sections=slurm(cpus_per_worker=9, extra={"exclude": "n1,n2"})),
-    Fault("no-memory", nothing, arrays=2, sections=slurm(mem_gb=0.05), is_ready=at_once),
+    Fault("node-crashed", crash_a_node, sections={"site": slurm(cpus_per_worker=9, extra={"exclude": "n1,n2"})}),
+    Fault("no-memory", nothing, arrays=2, sections={"site": slurm(mem_gb=0.05)}, is_ready=at_once),
     Fault("damaged-partials", damage_partials, arrays=2, sections={"run": {"shard_rows": ROWS // 2}}),
     Fault("damaged-outputs", damage_outputs, arrays=2, is_ready=is_published),
     Fault("no-ledger", remove_ledger, arrays=1),  # that of the first went with it
@@ -270,14 +266,16 @@ def test_a_controller_that_is_away_for_40_seconds(
     site.injured["away"] = time.time()
     os.kill(site.pids("away")[0], signal.SIGUSR2)  # what Slurm sends before the end of the job's time
     site.later(OUTAGE_SECONDS, lambda: site.cluster.start_daemon("slurmctld"))
+    command = [sys.executable, "-m", "hala_hpc.cli", "submit", str(site.recipe("submitted", {}))]
+    submission = subprocess.Popen(command, cwd=site.folder, stderr=subprocess.PIPE, text=True)
     told = site.command("status", "away")
     assert "Slurm does not answer" in told and "nobody works on it" not in told
     assert time.time() - site.injured["away"] < 20, "squeue itself would try for a minute and more"
     assert "Slurm does not answer" in site.command("resume", "away", code=2)
     assert "not cancelled" in site.command("cancel", "away", code=2)
-    said = site.command("submit", site.recipe("submitted", {}), code=2)
-    assert "Unable to contact slurm controller" in said and len(said.splitlines()) == 1
-    assert not site.run("submitted").exists()
+    _, said = submission.communicate(timeout=60)
+    assert submission.returncode == 2 and "Unable to contact slurm controller" in said
+    assert len(said.splitlines()) == 1 and not site.run("submitted").exists()
     log = next(site.run("away").glob("logs/*_0_log.out"))
     wait_for(lambda: "trying again" in log.read_text())
     assert site.end("away")["action"] == "done"
