@@ -260,7 +260,7 @@ def test_a_controller_that_is_away_for_40_seconds(
     site: FaultSite, record_property: Callable[[str, object], None]
 ) -> None:
     """A worker's requeue waits for it, and commands say within seconds that there is no answer."""
-    site.begin("away", run={"workers": 1})
+    site.begin("away", run={"workers": 1}, engine={"capacity": 6})
     wait_for(lambda: site.kept("away") >= KEPT)
     site.cluster.daemons.end(["slurmctld"], patience=5)
     site.injured["away"] = time.time()
