@@ -267,7 +267,7 @@ def keep_followed(folder: Path, runs: Sequence[PlannedRun]) -> Started:
 
     ``Started`` without workers; one without ``runs`` where none is wanted.
     """
-    if not runs or not follows(runs[0].recipe):
+    if not runs or not follows(standing.read_runs(folder).recipe):
         return Started(folder, ())
     try:
         decision = look(folder)[2]
