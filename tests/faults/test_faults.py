@@ -170,7 +170,8 @@ FAULTS = (
     Fault("no-ledger", remove_ledger, arrays=1),  # that of the first went with it
     Fault("frozen-one", freeze_one),
     Fault("requeued-one", requeue_one),
-    Fault("drained-node", drain_a_node),
+    # Not on the node that the other one's task goes to, or has to wait for.
+    Fault("drained-node", drain_a_node, sections={"site": slurm(extra={"exclude": f"n3,{CRASHES}"})}),
     Fault("full-disk", fill_the_disk),
     Fault("killed-one", kill_one),
     Fault("no-leases", remove_leases),
