@@ -60,6 +60,12 @@ def test_runstate() -> None:
     assert "hala status of 2,000 shards, 20 workers" in out and "listings beyond unfinished folders" in out
 
 
+def test_tail() -> None:
+    assert "end of the run / bound, shards of 45 % of the slowest's time" in bench(
+        "tail", "--rows", "200", "--shard-rows", "5"
+    )
+
+
 @pytest.mark.slurm
 @pytest.mark.usefixtures("cluster")
 def test_submit() -> None:

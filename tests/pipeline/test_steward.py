@@ -14,12 +14,14 @@ from click.testing import CliRunner, Result
 
 from hala_hpc.cli.main import hala as program
 from hala_hpc.config.errors import HalaError
-from hala_hpc.pipeline import steward
+from hala_hpc.pipeline import ending, standing, steward
+from hala_hpc.pipeline.decision import decide
 from hala_hpc.run import decisions, lease
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import local, record
-from hala_hpc.worker.job import TOO_SLOW, is_too_slow
+from hala_hpc.worker.job import TOO_SLOW, is_too_slow, work_until
+from hala_hpc.worker.task import Outcome
 from tests.conftest import Hala
 from tests.tasks.mix import mixes
 
@@ -53,6 +55,23 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < ends, "waited in vain"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("damaged", "action"), [(1, "submit"), (3, "submit"), (4, "stop")])
+def test_damaged_outputs_are_done_again_where_they_are_few(
+    planned: Callable[..., Path], damaged: int, action: str
+) -> None:
+    """Of six shards half may be; more were rather written by another code than damaged."""
+    run = planned()
+    assert work_until(run, lambda: False) is Outcome.FINISHED
+    outputs = sorted((run / "shards").glob("*/*.parquet"))
+    for output in outputs[:damaged]:
+        output.write_bytes(b"")
+    reading = ending.read_again(standing.read_runs(run))
+    decision = reading.applied(decide(steward.look(run)[1]), run.name)
+    assert decision.action == action
+    assert sum(output.exists() for output in outputs) == (6 if action == "stop" else 6 - damaged)
+    assert ("refused by verify" if action == "stop" else "set aside, to be done again") in decision.reason
 
 
 def test_killed_local_workers_are_replaced_to_the_end(

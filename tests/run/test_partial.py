@@ -45,8 +45,25 @@ def test_garbage_and_a_torn_end_cost_only_themselves(tmp_path: Path) -> None:
     file.flush()
     assert sorted(appending.read(run, 0)) == [1, 2, 4]
     data = file.path.read_bytes()
-    file.path.write_bytes(data[:-4])
+    file.path.write_bytes(data[:-14])
     assert sorted(appending.read(run, 0)) == [1, 2]
+
+
+def test_a_flipped_bit_anywhere_costs_rows_and_changes_none(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    file = keep(run, "ada", 1, 2, 3)
+    file.close()
+    whole, data = appending.read(run, 0), file.path.read_bytes()
+    for bit in range(8 * len(data)):
+        file.path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        kept = appending.read(run, 0)
+        assert len(kept) >= 1 and kept.items() <= whole.items(), bit
+
+
+def test_lines_without_a_checksum_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    run = bare_run(tmp_path, 1)
+    (run.partial_folder(0) / "000000.ada.jsonl").write_text('{"row": 1, "new": {"text": "«1»"}}\n')
+    assert appending.read(run, 0) == {1: [{"row": 1, "new": {"text": "«1»"}}]}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

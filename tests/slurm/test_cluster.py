@@ -1,7 +1,6 @@
 """The main job on a real Slurm, with the echo engine: what Slurm does to workers, and that no row minds."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -173,38 +172,6 @@ def test_an_array_whose_submitter_died_is_found_by_its_comment(
     assert record.slurm_jobs(run) == [job]
     wait_for(finished(slurm_hala, "orphan"))
     assert texts(slurm_hala, "orphan") == expected(60)
-
-
-def test_a_controller_that_is_away_at_the_requeue_and_while_people_ask(
-    slow_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Numbers are of now, cancel and resume say that there is no answer, and the worker is back afterwards."""
-    away = Cluster(accounting=False).start()
-    try:
-        away.guard()
-        hala = Hala(tmp_path)
-        hala.env = dict(away.env)
-        job = hala.json("submit", slow_recipe("away"), "run.workers=1", "data.limit=600")["jobs"][0]
-        wait_for(rows_done(hala, "away", 60))
-        worker = hala.json("status", "away")["workers"][0]["worker"]
-        away.daemons.end(["slurmctld"], patience=5)
-        os.kill(pid_of(hala, "away", worker), signal.SIGUSR2)  # what Slurm sends before the end of the job's time
-        began = time.monotonic()
-        told = hala("status", "away").stdout
-        assert "Slurm does not answer" in told and "nobody works on it" not in told
-        assert time.monotonic() - began < 60, "squeue itself would try for a minute and more"
-        assert "not cancelled" in hala("cancel", "away", code=2).stderr
-        assert "Slurm does not answer" in hala("resume", "away", code=2).stderr
-        log = tmp_path / "runs" / "away" / "logs" / f"{job}_0_log.out"
-        wait_for(lambda: "trying again" in log.read_text(), 90)
-        away.start_daemon("slurmctld")
-        wait_for(lambda: "BeginTime" in str(hala.json("status", "away")["jobs"]), 90)
-        away.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-        wait_for(finished(hala, "away"), 90)
-        assert texts(hala, "away") == expected(600)
-        assert len(hala.json("status", "away")["workers"]) == 2
-    finally:
-        away.stop()
 
 
 def test_cancelled_is_said_of_jobs_that_end(

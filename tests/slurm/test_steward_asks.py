@@ -64,6 +64,18 @@ def test_while_workers_live_another_steward_waits_for_them(slurm: Path, run: Pat
     assert steward.follow(run, decision) == "9" and "--dependency=afterany:7" in (slurm / "9.sbatch").read_text()
 
 
+def test_resume_hands_in_a_steward_where_workers_have_none(slurm: Path, run: Path) -> None:
+    """As after a submission that was killed between the two."""
+    for file in (run / "ledger").glob("steward-*.jsonl"):
+        file.unlink()
+    [workers, _] = (slurm / "queue").read_text().splitlines()
+    (slurm / "queue").write_text(f"{workers}\n")
+    (slurm / "state").write_text("PENDING")
+    assert "a steward follows them, and hands in what is missing then (slurm 9)" in call("resume", "lost").output
+    assert "--dependency=afterany:7" in (slurm / "9.sbatch").read_text()
+    assert "slurm 9" in call("resume", "lost").output and asked(slurm) == 3, "it is in the queue already"
+
+
 def test_a_silent_slurm_is_waited_for_and_nothing_is_handed_in(slurm: Path, run: Path) -> None:
     (slurm / "silent").touch()
     decision, _ = steward.once(run)

@@ -81,6 +81,8 @@ def resume_command(
             prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
             with lookup.changed([path, *prepare], overrides):
                 started = steward.start(path, [planned], workers)
+    if missing and not workers:
+        started = steward.keep_followed(path, [planned])
     shards = plural(missing, "missing shard")
     line = f"{plural(workers, 'worker')} for {shards} ({retried} had failed): {', '.join(started.jobs)}"
     if not missing:

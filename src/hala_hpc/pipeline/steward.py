@@ -211,9 +211,11 @@ def once(folder: Path) -> tuple[Decision, bool]:
 
     Where nothing got done for no known reason, whatever was away for a moment may be back a moment later.
     """
-    share(standing.read_runs(folder).recipe.is_shared)
+    share((before := standing.read_runs(folder)).recipe.is_shared)
+    reading = ending.read_again(before)
     with alone(folder) as is_ours:
         runs, now, decision = look(folder)
+        decision = reading.applied(decision, folder.name)
         is_later = decision.action == "submit" and now.idle > 0 and not decision.changes
         if not is_later:
             decision, is_new = _act(runs, decision, is_ours)
@@ -257,6 +259,20 @@ def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
         # One that is at work may be about to end, because it takes us for the next one.
         waiting = [task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"]
         return waiting[0] if waiting else hand_in(folder, recipe, decision.after, in_seconds)
+
+
+def keep_followed(folder: Path, runs: Sequence[PlannedRun]) -> Started:
+    """Hand in a steward where workers are at some runs and none follows, as after a submission that was killed.
+
+    ``Started`` without workers; one without ``runs`` where none is wanted.
+    """
+    if not runs or not follows(standing.read_runs(folder).recipe):
+        return Started(folder, ())
+    try:
+        decision = look(folder)[2]
+        return Started(folder, () if decision.is_end else runs, steward=follow(folder, decision))
+    except HalaError as error:
+        return Started(folder, runs, problem=error.message)
 
 
 def _is_followed(folder: Path, decision: Decision, is_new: bool, waited: float) -> bool:

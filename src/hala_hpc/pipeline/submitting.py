@@ -1,5 +1,6 @@
 """What people ask for: runs planned and started, and started again, each with the steward that follows the workers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hala_hpc.pipeline import lookup, starting, steward
@@ -18,12 +19,15 @@ def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
     """Start what is missing of a grid's runs that nobody works on. Raises HalaError."""
     with steward.alone(grid):
         busy = starting.at_work(grid)
-        left = []
+        runs, left = [], []
         for path in lookup.runs_in(grid):
             run = starting.thawed(path, overrides)
             starting.note_moved(run, overrides)
             state, _ = starting.retry(run)
+            runs += [] if state.finished else [run]
             if not state.finished and not busy and not state.alive:
                 left.append(run)
         with lookup.changed([run.path for run in left], overrides):
-            return steward.start(grid, left) if left else Started(grid, left)
+            if left:
+                return steward.start(grid, left)
+    return replace(steward.keep_followed(grid, runs), runs=left)

@@ -1,6 +1,8 @@
 """Files of JSON lines that one writer appends to, so that a worker killed in the middle loses seconds.
 
-A torn last line is a record to be made again, nothing more. The rows of an unfinished shard stand in
+A torn last line is a record to be made again, nothing more, and so is one whose checksum says that a disk changed it:
+after the JSON, which has no tab of its own, come a tab and the CRC-32 of what is before it, eight hexadecimal digits.
+Lines that were written before there were checksums have none. The rows of an unfinished shard stand in
 ``partial/<folder>/<shard>.<worker>.jsonl``, a file for each worker, so that there is never a second writer; whoever
 takes the shard up reads all of them.
 """
@@ -11,6 +13,7 @@ import json
 import os
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from datetime import time as time_of_day
@@ -32,8 +35,9 @@ class Appender:
         self._descriptor: int | None = None
 
     def add_line(self, line: str) -> None:
-        """Keep a line for the next flush."""
-        self._pending.append(line.encode() + b"\n")
+        """Keep a line of JSON for the next flush."""
+        data = line.encode()
+        self._pending.append(b"%b\t%08x\n" % (data, zlib.crc32(data)))
 
     def flush(self) -> None:
         """Append what is pending and wait for the disk. Raises OSError; then the lines stay pending.
@@ -129,8 +133,11 @@ def read_lines(path: Path, decode: Callable[[dict[str, Any]], Any] | None = None
     except (FileNotFoundError, IsADirectoryError):  # published this moment by another worker, or not a file of ours
         return
     for line in lines:
+        data, tab, checksum = line.partition(b"\t")
+        if tab and checksum != b"%08x" % zlib.crc32(data):
+            continue
         with contextlib.suppress(ValueError, TypeError, KeyError, ArithmeticError):  # torn, or with a mark not ours
-            yield json.loads(line, object_hook=decode)
+            yield json.loads(data, object_hook=decode)
 
 
 ROW: Final = "row"

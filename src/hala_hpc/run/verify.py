@@ -148,6 +148,12 @@ def set_aside_damaged(
     What was made of all shards goes with them. Returns what ``verify`` said before.
     """
     verdict = verify(path, check, progress)
+    set_aside(path, verdict)
+    return verdict
+
+
+def set_aside(path: Path, verdict: Verdict) -> None:
+    """Move what ``verdict`` says is damaged to RUN/damaged."""
     run, plan = manifest.open_run(path)
     for shard in verdict.damaged:
         _set_aside(run, run.shard_output(shard), f"{shard:06d}", run.suffix)
@@ -158,7 +164,6 @@ def set_aside_damaged(
         history = Ledger(run.ledger / f"resume-{secrets.token_hex(3)}.jsonl", pid=os.getpid())
         history.write("set aside", shards=verdict.damaged)
         history.close()
-    return verdict
 
 
 def _set_aside(run: RunDirectory, output: Path, name: str, suffix: str) -> None:

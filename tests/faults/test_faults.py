@@ -1,0 +1,285 @@
+"""Faults on a real Slurm, one a run and all at the same time: each run ends proven, by itself, with the rows of an
+unbroken one. docs/operations.md has the seconds that they took.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hala_hpc.pipeline import lookup
+from hala_hpc.slurm import record
+from tests.conftest import ROOT
+from tests.damaged import flipped
+from tests.faults.site import CRASHES, KEPT, ROWS, STARTED, FaultSite, crash, slurm
+from tests.minislurm.cluster import Cluster, missing
+from tests.slurm.test_cluster import expected, nodes_of, wait_for
+
+pytestmark = pytest.mark.slurm
+
+SETTINGS = {"SlurmdTimeout": "20", "JobAcctGatherParams": "OverMemoryKill"}
+"""A node that is silent for so long has failed; without cgroups it is accounting that kills for memory."""
+DISK_MB = 4
+OUTAGE_SECONDS = 40.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``injure`` is called when both workers are at the run. ``arrays``: handed in by the end, one by a person."""
+
+    name: str
+    injure: Callable[[FaultSite, str], None]
+    arrays: int = 1
+    sections: dict[str, Any] = field(default_factory=dict)
+    begin: Callable[[FaultSite, str], None] | None = None
+    is_ready: Callable[[FaultSite, str], bool] = FaultSite.is_ready
+
+
+def nothing(site: FaultSite, name: str) -> None:
+    """An unbroken run, to compare with."""
+
+
+def kill_one(site: FaultSite, name: str) -> None:
+    os.kill(site.pids(name)[0], signal.SIGKILL)
+
+
+def freeze_one(site: FaultSite, name: str) -> None:
+    """For more than twice its lease."""
+    pid = site.pids(name)[0]
+    os.kill(pid, signal.SIGSTOP)
+    site.later(15, lambda: os.kill(pid, signal.SIGCONT))
+
+
+def requeue_one(site: FaultSite, name: str) -> None:
+    site.cluster.run("scontrol", "requeue", f"{site.job(name)}_0")
+
+
+def crash_a_node(site: FaultSite, name: str) -> None:
+    """It stays away: Slurm gives it up, and the run is done without it."""
+    crash(site.cluster, CRASHES)
+
+
+def drain_a_node(site: FaultSite, name: str) -> None:
+    """And the worker there has to go: it comes back on another one."""
+    job = f"{site.job(name)}_0"
+    node = nodes_of(site.cluster, site.job(name))[job]
+    site.cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    site.cluster.run("scontrol", "requeue", job)
+
+
+def fill_the_disk(site: FaultSite, name: str) -> None:
+    filler = site.run(name).parent / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    site.later(8, filler.unlink)
+
+
+def damage_partials(site: FaultSite, name: str) -> None:
+    """What the killed workers left of two shards: one is cut in the middle of a row, of one a byte is flipped."""
+    site.kill_all(name)
+    first, second, *_ = sorted(site.run(name).glob("partial/*/*.jsonl"), key=lambda path: -path.stat().st_size)
+    with first.open("r+b") as file:
+        file.truncate(first.stat().st_size // 2)
+    data = bytearray(second.read_bytes())
+    data[len(data) // 2] ^= 1
+    second.write_bytes(data)
+
+
+def is_published(site: FaultSite, name: str) -> bool:
+    return len(list(site.run(name).glob("shards/*/*.parquet"))) >= 3
+
+
+def damage_outputs(site: FaultSite, name: str) -> None:
+    """Of published shards: a bit is flipped in one, one is cut short, one is emptied."""
+    first, second, third, *_ = sorted(site.run(name).glob("shards/*/*.parquet"))
+    flipped(first, 8 * 200)
+    second.write_bytes(second.read_bytes()[:-100])
+    third.write_bytes(b"")
+
+
+def remove_leases(site: FaultSite, name: str) -> None:
+    shutil.rmtree(site.run(name) / "leases", ignore_errors=True)
+
+
+def remove_ledger(site: FaultSite, name: str) -> None:
+    """And the workers die: how many there were and what they did, nobody knows."""
+    site.kill_all(name)
+    shutil.rmtree(site.run(name) / "ledger", ignore_errors=True)
+
+
+def move_the_run(site: FaultSite, name: str) -> None:
+    """To another place, with a link where it was."""
+    run = site.run(name)
+    run.rename(site.folder / "elsewhere")
+    run.symlink_to(site.folder / "elsewhere")
+
+
+def take_the_source_away(site: FaultSite, name: str) -> None:
+    source = site.folder / f"{name}.jsonl"
+    source.rename(site.folder / "moved.jsonl")
+    site.later(8, lambda: source.symlink_to(site.folder / "moved.jsonl"))
+
+
+def kill_the_submit(site: FaultSite, name: str) -> None:
+    """Between the answer of sbatch and its record: a program in front of the real one ends who called it."""
+    folder = site.folder / "bin"
+    folder.mkdir()
+    real = shutil.which("sbatch", path=site.cluster.env["PATH"])
+    (folder / "sbatch").write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nkill -9 $PPID\n')
+    (folder / "sbatch").chmod(0o755)
+    env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "hala_hpc.cli", "submit", str(site.recipe(name, {}))]
+    done = subprocess.run(command, env=env, cwd=site.folder, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL and len(record.unanswered(site.run(name))) == 1
+    site.injured[name] = time.time()
+    said = site.command("resume", name)
+    assert "workers are at it or will be" in said
+
+
+def resume_twice(site: FaultSite, name: str) -> None:
+    """Two people at the same time."""
+    site.command("plan", site.recipe(name, {}), "--create")
+    command = [sys.executable, "-m", "hala_hpc.cli", "resume", name]
+    site.injured[name] = time.time()
+    people = [subprocess.Popen(command, cwd=site.folder, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [person.wait(60) for person in people] == [0, 0]
+
+
+def at_once(site: FaultSite, name: str) -> bool:
+    """As soon as there is such a run."""
+    return (site.run(name) / "manifest.parquet").exists()
+
+
+FAULTS = (
+    Fault("unbroken", nothing),
+    Fault("node-crashed", crash_a_node, sections={"site": slurm(cpus_per_worker=9, extra={"exclude": "n1,n2"})}),
+    Fault("no-memory", nothing, arrays=2, sections={"site": slurm(mem_gb=0.05)}, is_ready=at_once),
+    Fault("damaged-partials", damage_partials, arrays=2, sections={"run": {"shard_rows": ROWS // 2}}),
+    Fault("damaged-outputs", damage_outputs, arrays=2, is_ready=is_published),
+    Fault("no-ledger", remove_ledger, arrays=1),  # that of the first went with it
+    Fault("frozen-one", freeze_one),
+    Fault("requeued-one", requeue_one),
+    # Not on the node that the other one's task goes to, or has to wait for.
+    Fault("drained-node", drain_a_node, sections={"site": slurm(extra={"exclude": f"n3,{CRASHES}"})}),
+    Fault("full-disk", fill_the_disk),
+    Fault("killed-one", kill_one),
+    Fault("no-leases", remove_leases),
+    Fault("moved-run", move_the_run),
+    Fault("moved-source", take_the_source_away),
+    Fault("killed-submit", nothing, begin=kill_the_submit, is_ready=at_once),
+    Fault("two-resumes", nothing, begin=resume_twice, is_ready=at_once),
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSite]:
+    """All runs begin one after the other, and each has its fault as soon as it is far enough."""
+    if reason := missing():
+        pytest.skip(f"no Slurm: {reason}")
+    cluster = Cluster(settings=SETTINGS).start()
+    folder = tmp_path_factory.mktemp("faults")
+    disk = folder / "disk"
+    here = FaultSite(cluster, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            cluster.guard()
+            for name in set(os.environ) - cluster.env.keys():
+                patch.delenv(name)
+            for name, value in (cluster.env | {"PYTHONPATH": f"{ROOT / 'src'}"}).items():
+                patch.setenv(name, value)
+            patch.chdir(folder)
+            disk.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", disk], check=True)
+            _begin(here, disk)
+            yield here
+        finally:
+            here.close()
+            cluster.stop()
+            subprocess.run(["umount", "--lazy", disk], check=False)
+            shutil.rmtree(cluster.dir)
+
+
+def _begin(site: FaultSite, disk: Path) -> None:
+    """The faults come beside this, for a submission takes seconds where all the cores are busy."""
+    watcher = threading.Thread(target=_injure, args=(site,))
+    watcher.start()
+    try:
+        for fault in FAULTS:
+            if fault.begin is not None:
+                fault.begin(site, fault.name)
+            else:
+                sections = fault.sections | ({"run": {"root": str(disk)}} if fault.name == "full-disk" else {})
+                site.begin(fault.name, **sections)
+    finally:
+        watcher.join()
+
+
+def _injure(site: FaultSite) -> None:
+    """What goes wrong with it is told by the test of that fault."""
+    left, until = {fault.name: fault for fault in FAULTS}, time.monotonic() + STARTED
+    while left and time.monotonic() < until:
+        for name, fault in list(left.items()):
+            try:
+                if not fault.is_ready(site, name):
+                    continue
+                site.injured.setdefault(name, time.time())
+                fault.injure(site, name)
+            except (OSError, subprocess.SubprocessError, LookupError, ValueError) as error:
+                site.problems[name] = repr(error)
+            del left[name]
+        time.sleep(0.2)
+    site.problems.update(dict.fromkeys(left, f"not so far within {STARTED:g} s"))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_run_with_a_fault_ends_by_itself_as_an_unbroken_one(
+    site: FaultSite, fault: Fault, record_property: Callable[[str, object], None]
+) -> None:
+    assert fault.name not in site.problems, site.problems[fault.name]
+    end = site.end(fault.name)
+    assert end["action"] == "done", end
+    assert site.proven_rows(fault.name) == expected(ROWS)
+    errors = [error["error"] for error in lookup.state_of(site.run(fault.name)).errors]
+    assert site.arrays(fault.name) == fault.arrays, errors
+    recovery = site.recovery(fault.name)
+    record_property("recovery", str(recovery))
+    print(f"{fault.name}: {recovery}")
+
+
+def test_a_controller_that_is_away_for_40_seconds(
+    site: FaultSite, record_property: Callable[[str, object], None]
+) -> None:
+    """A worker's requeue waits for it, and commands say within seconds that there is no answer."""
+    site.begin("away", run={"workers": 1}, engine={"capacity": 6})
+    wait_for(lambda: site.kept("away") >= KEPT)
+    site.cluster.daemons.end(["slurmctld"], patience=5)
+    site.injured["away"] = time.time()
+    os.kill(site.pids("away")[0], signal.SIGUSR2)  # what Slurm sends before the end of the job's time
+    site.later(OUTAGE_SECONDS, lambda: site.cluster.start_daemon("slurmctld"))
+    command = [sys.executable, "-m", "hala_hpc.cli", "submit", str(site.recipe("submitted", {}))]
+    submission = subprocess.Popen(command, cwd=site.folder, stderr=subprocess.PIPE, text=True)
+    told = site.command("status", "away")
+    assert "Slurm does not answer" in told and "nobody works on it" not in told
+    assert time.time() - site.injured["away"] < 20, "squeue itself would try for a minute and more"
+    assert "Slurm does not answer" in site.command("resume", "away", code=2)
+    assert "not cancelled" in site.command("cancel", "away", code=2)
+    _, said = submission.communicate(timeout=60)
+    assert submission.returncode == 2 and "Unable to contact slurm controller" in said
+    assert len(said.splitlines()) == 1 and not site.run("submitted").exists()
+    log = next(site.run("away").glob("logs/*_0_log.out"))
+    wait_for(lambda: "trying again" in log.read_text())
+    assert site.end("away")["action"] == "done"
+    assert site.proven_rows("away") == expected(ROWS) and site.arrays("away") == 1
+    record_property("recovery", str(site.recovery("away")))
+    print(f"away: {site.recovery('away')}")
