@@ -50,6 +50,8 @@ class FaultSite(Site):
         super().__init__(cluster, folder)
         self.injured: dict[str, float] = {}
         self.problems: dict[str, str] = {}
+        self.no_disk = ""
+        """Why none can be mounted here."""
         self._timers: list[threading.Timer] = []
         self._folders: dict[str, Path] = {}
 
