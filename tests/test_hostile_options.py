@@ -27,6 +27,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "plan": RECIPE,
     "submit": RECIPE,
     "status": RUN,
+    "chaos": RUN,
     "cost": RUN,
     "resume": RUN,
     "verify": RUN,

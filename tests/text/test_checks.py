@@ -1,6 +1,5 @@
 """What is seen of a translation without a model: human translations pass, damaged ones do not."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def test_repeats(text: str, times: int) -> None:
 
 def test_the_worst_of_several_texts() -> None:
     good = checks("Is it five o'clock already, my dear friend?", "هل الساعة الخامسة الآن يا صديقي العزيز؟", ARABIC)
-    bad = replace(good, numbers=2, script=0.9, length=-3.0, ending=0.0, copied=None, chatter=1)
+    bad = good._replace(numbers=2, script=0.9, length=-3.0, ending=0.0, copied=None, chatter=1)
     assert not flags(good)
     together = worst([good, bad])
     assert together == dict(bad.named()) | {"copied": good.copied}

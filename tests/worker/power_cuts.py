@@ -100,7 +100,7 @@ def noting(disk: Mounted) -> Iterator[None]:
     flush, publish = appending.Appender.flush, publishing.publish
 
     def flush_and_note(self: appending.Appender) -> None:
-        numbers = [json.loads(line)["row"] for line in self._pending]
+        numbers = [json.loads(line.partition(b"\t")[0])["row"] for line in self._pending]
         flush(self)
         if numbers and isinstance(self, appending.PartialFile):
             disk.mark(kept=[int(self.path.name[:6]), numbers])
