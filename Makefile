@@ -6,8 +6,8 @@ CORE := .venv/.made-from-locks
 SERVE := .envs/serve-cpu/hala-env.json
 WORK := .envs/work-cpu/hala-env.json
 FAST := not slow and not slurm and not vllm and not train and not exhaustive
-# Three processes mostly wait for Slurm, one computes.
-PYTEST := $(VENV)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# More processes only take each other the cores: with four the tests took as long, and jobs ran out of time.
+PYTEST := $(VENV)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 BENCHMARKS := startup plan runstate tail text judge shape mix score submit chaos throughput train models
 
 # Where nothing may write bytecode, as in many containers, each process compiles all that it imports.
