@@ -74,6 +74,18 @@ def test_damaged_outputs_are_done_again_where_they_are_few(
     assert ("refused by verify" if action == "stop" else "set aside, to be done again") in decision.reason
 
 
+def test_an_output_that_is_damaged_again_is_a_persons_business(planned: Callable[..., Path]) -> None:
+    """Else it would be done again until all submissions are used up."""
+    run = planned()
+    for action in ("submit", "stop"):
+        assert work_until(run, lambda: False) is Outcome.FINISHED
+        output = min((run / "shards").glob("*/*.parquet"))
+        output.write_bytes(b"")
+        reading = ending.read_again(standing.read_runs(run))
+        assert reading.applied(decide(steward.look(run)[1]), run.name).action == action
+    assert output.exists()
+
+
 def test_killed_local_workers_are_replaced_to_the_end(
     planned: Callable[..., Path], hala: Hala, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def chaos_command(
         if isinstance(fault, Fault):
             done.append(fault)
         click.echo(_line(fault, 60 * minutes) if isinstance(fault, Fault) else fault, err=json_)
+    click.echo(f"waiting for its end, {patience:g} min at most: hala status {path} --watch", err=True)
     unfinished = harm.wait(path, 60 * patience, should_stop)
     result = harm.judge(path, since)
     counts = dict(Counter(fault.kind for fault in done if not fault.refused))

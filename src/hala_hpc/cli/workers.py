@@ -70,7 +70,8 @@ def resume_command(
         _reopen(path, quarantine)
     started = Started(path, [])
     with steward.alone(path):
-        busy = starting.at_work(path) if workers is None else 0
+        # Slurm need not answer where nothing is left, or who asks says how many.
+        busy = starting.at_work(path) if workers is None and not lookup.state_of(path).finished else 0
         state, retried = starting.retry(planned)
         missing = state.shards - state.done or int(state.unassembled)
         if workers is None:

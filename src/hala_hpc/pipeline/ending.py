@@ -48,7 +48,7 @@ class Reading:
         if self.refused:
             return Decision(
                 "stop",
-                f"{plural(self.refused, 'output')} refused by verify: too many for a bad disk, so none was touched",
+                f"{plural(self.refused, 'output')} refused by verify, too many for a bad disk or once more",
                 f"hala verify {run}; `hala resume {run} --damaged` has them done again",
             )
         said = [f"{plural(self.set_aside, 'damaged output')} set aside, to be done again"] if self.set_aside else []
@@ -79,7 +79,8 @@ def read_again(runs: Runs) -> Reading:
         facts = manifest.read(path / "manifest.parquet").facts
         verdict = verify.verify(path, registry.create(lookup.thawed(path)).checker(facts), in_time)
         damaged = len(verdict.damaged) or int(verdict.damaged_final)
-        if damaged > 1 and damaged > min(max(MOST_DAMAGED, verdict.shards // 100), verdict.shards // 2):
+        is_much = damaged > 1 and damaged > min(max(MOST_DAMAGED, verdict.shards // 100), verdict.shards // 2)
+        if is_much or verify.was_set_aside(path, verdict):
             reading = replace(reading, refused=reading.refused + damaged)
         elif damaged:
             verify.set_aside(path, verdict)

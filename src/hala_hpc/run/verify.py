@@ -166,6 +166,14 @@ def set_aside(path: Path, verdict: Verdict) -> None:
         history.close()
 
 
+def was_set_aside(path: Path, verdict: Verdict) -> bool:
+    """Whether something that ``verdict`` says is damaged was so before: doing it again did not help."""
+    run, _ = manifest.open_run(path)
+    names = [f"{shard:06d}.1{run.suffix}" for shard in verdict.damaged]
+    names += [f"{run.final.name}.1"] if verdict.damaged_final and not names else []
+    return any((run.damaged / name).exists() for name in names)
+
+
 def _set_aside(run: RunDirectory, output: Path, name: str, suffix: str) -> None:
     make_folders(run.damaged)
     free = (run.damaged / f"{name}.{number}{suffix}" for number in itertools.count(1))
