@@ -48,7 +48,8 @@ class Reading:
         if self.refused:
             return Decision(
                 "stop",
-                f"{plural(self.refused, 'output')} refused by verify, too many for a bad disk or once more",
+                f"{plural(self.refused, 'output')} refused by verify: too many for a bad disk, or for the second time; "
+                "none was touched",
                 f"hala verify {run}; `hala resume {run} --damaged` has them done again",
             )
         said = [f"{plural(self.set_aside, 'damaged output')} set aside, to be done again"] if self.set_aside else []
