@@ -35,6 +35,12 @@ def done() -> int:
     return max((int(path.parent.name[11:]) for path in checkpoints.glob("checkpoint-*/complete.json")), default=0)
 
 
+def all_are_at(step: int) -> bool:
+    """A checkpoint is made together: there is none of a step that another rank has not done."""
+    files = [run / paths.RANKS / launch / f"{number}.json" for number in range(world)]
+    return all(file.exists() and json.loads(file.read_text())["step"] >= step for file in files)
+
+
 def save(step: int) -> None:
     if rank == 0:
         folder = checkpoints / f"checkpoint-{step}"
@@ -68,7 +74,10 @@ for step in range(done() + 1, orders["steps"] + 1):
         time.sleep(0.3 * rank)  # ranks do not end at the same moment
         sys.exit(85)
     if step % orders.get("save", 10**9) == 0:
-        save(step)
+        while rank == 0 and not asked and not all_are_at(step):
+            time.sleep(0.05)
+        if not asked:
+            save(step)
 if rank == 0:
     (run / paths.EXPORTED).mkdir(parents=True)
     (run / paths.EXPORTED / "config.json").write_text("{}")
