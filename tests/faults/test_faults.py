@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from hala_hpc.pipeline import lookup
-from hala_hpc.slurm import record
+from hala_hpc.slurm import commands, record
 from tests.conftest import ROOT
 from tests.damaged import flipped
 from tests.faults.site import CRASHES, KEPT, ROWS, STARTED, FaultSite, crash, slurm
 from tests.minislurm.cluster import Cluster, missing
+from tests.minislurm.daemon import processes_with
 from tests.slurm.test_cluster import expected, nodes_of, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -36,7 +37,7 @@ FULL_DISK = "full-disk"
 
 @dataclass(frozen=True)
 class Fault:
-    """``injure`` is called when both workers are at the run. ``arrays``: handed in by the end, one by a person."""
+    """``injure`` is called when both workers are at the run. ``arrays``: of workers, handed in by the end."""
 
     name: str
     injure: Callable[[FaultSite, str], None]
@@ -132,20 +133,55 @@ def take_the_source_away(site: FaultSite, name: str) -> None:
     site.later(8, lambda: source.symlink_to(site.folder / "moved.jsonl"))
 
 
-def kill_the_submit(site: FaultSite, name: str) -> None:
-    """Between the answer of sbatch and its record: a program in front of the real one ends who called it."""
-    folder = site.folder / "bin"
+def _killed_at(site: FaultSite, name: str, submission: int) -> None:
+    """Kill `hala submit` when Slurm has taken one of its jobs, before that is on record.
+
+    A program in front of the real one ends who called it.
+    """
+    folder = site.folder / f"bin-{name}"
     folder.mkdir()
     real = shutil.which("sbatch", path=site.cluster.env["PATH"])
-    (folder / "sbatch").write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nkill -9 $PPID\n')
+    count = f"echo >>{folder}/asked; [ $(wc -l <{folder}/asked) -eq {submission} ]"
+    (folder / "sbatch").write_text(
+        f'#!/bin/bash\nif {count}; then {real} "$@" >/dev/null; kill -9 $PPID; else exec {real} "$@"; fi\n'
+    )
     (folder / "sbatch").chmod(0o755)
     env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "hala_hpc.cli", "submit", str(site.recipe(name, {}))]
     done = subprocess.run(command, env=env, cwd=site.folder, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL and len(record.unanswered(site.run(name))) == 1
     site.injured[name] = time.time()
-    said = site.command("resume", name)
-    assert "workers are at it or will be" in said
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kind = (record.STEWARD, record.WORKERS)[submission - 1]
+    assert len(record.unanswered(site.run(name), kind)) == 1
+
+
+def kill_the_submit(site: FaultSite, name: str) -> None:
+    """It has handed in a steward, and no workers."""
+    _killed_at(site, name, 1)
+
+
+def kill_the_submit_late(site: FaultSite, name: str) -> None:
+    """It has handed in workers, and told the steward nothing of it."""
+    _killed_at(site, name, 2)
+
+
+def kill_the_steward(site: FaultSite, name: str) -> None:
+    """The workers die, and the steward as soon as it decides what to do: the next one does it."""
+    site.kill_all(name)
+    [(_, steward)] = wait_for(lambda: _stewards(site, name), 60)
+    for pid in steward:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _stewards(site: FaultSite, name: str) -> list[tuple[str, list[int]]]:
+    """Their jobs that are at work and have a successor in the queue, each with its processes."""
+    jobs = record.steward_jobs(site.run(name))
+    states = {task.job: task.state for task in commands.states(jobs)}
+    if "PENDING" not in states.values():
+        return []
+    at_work = [job for job in jobs if states.get(job) == "RUNNING"]
+    return [(job, [pid for pid, _ in processes_with(f"SLURM_JOB_ID={job}")]) for job in at_work]
 
 
 def resume_twice(site: FaultSite, name: str) -> None:
@@ -178,7 +214,9 @@ FAULTS = (
     Fault("no-leases", remove_leases),
     Fault("moved-run", move_the_run),
     Fault("moved-source", take_the_source_away),
+    Fault("killed-steward", kill_the_steward, arrays=2),
     Fault("killed-submit", nothing, begin=kill_the_submit, is_ready=at_once),
+    Fault("killed-submit-late", nothing, begin=kill_the_submit_late, is_ready=at_once),
     Fault("two-resumes", nothing, begin=resume_twice, is_ready=at_once),
 )
 

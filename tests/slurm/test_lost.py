@@ -23,7 +23,8 @@ from tests.conftest import ROOT
 from tests.data.tokenizer_kinds import KINDS, save
 
 PROGRAMS = {
-    "scontrol": """case "$1" in show) printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n' ;; *) exit 0 ;; esac""",
+    "scontrol": """[ "$1" = show ] || { echo "$*" >>"$HERE/told"; exit 0; }
+printf 'MaxArraySize = 1001\\nMaxJobCount = 10000\\n'""",
     # A queue of the arrays that sbatch took, of two tasks each, unless it is to be silent.
     "squeue": """echo "$*" >>"$HERE/squeue.asked"
 [ ! -e "$HERE/silent" ] || { echo 'error: Unable to contact slurm controller' >&2; exit 1; }
@@ -37,7 +38,7 @@ esac""",
 echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1""",
     "srun": "exit 0",
     "sacct": """echo "$*" >>"$HERE/sacct.asked"; [ -e "$HERE/sacct.says" ] || exit 1; cat "$HERE/sacct.says" """,
-    "scancel": """echo "$*" >>"$HERE/cancelled"; echo CANCELLED >"$HERE/state" """,
+    "scancel": """echo "$*" >>"$HERE/cancelled"; [ "$1" = --state=PENDING ] || echo CANCELLED >"$HERE/state" """,
 }
 
 

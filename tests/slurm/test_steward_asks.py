@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.pipeline import standing, steward
+from hala_hpc.pipeline import standing, steward, succession
 from hala_hpc.run import decisions
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import commands, record
@@ -22,7 +22,7 @@ sed -n "s/^#SBATCH --comment=/$job|/p" "$1" | tr -d "'" >>"$HERE/queue"; echo "S
 
 @pytest.fixture
 def run(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of two workers whose jobs 7 (they) and 8 (the steward) Slurm has taken; nobody works yet."""
+    """A run of two workers whose jobs 8 (they) and 7 (the steward) Slurm has taken; nobody works yet."""
     (slurm / "bin" / "sbatch").write_text(f"#!/bin/bash\n{TAKES}\n")
     recipe = json.loads((slurm / "lost.yaml").read_text())
     recipe["run"] |= {"steward": True, "lease_seconds": 0.2}
@@ -39,40 +39,86 @@ def ended(slurm: Path, state: str, task_states: str = "") -> None:
     """All tasks have ended so, by squeue; by sacct where ``task_states`` says more."""
     (slurm / "state").write_text(state)
     later = int(time.time()) + 5
-    lines = [f"7_{task}|{task_states}|{later}" for task in range(2)] if task_states else []
+    lines = [f"8_{task}|{task_states}|{later}" for task in range(2)] if task_states else []
     (slurm / "sacct.says").write_text("\n".join(lines) + "\n")
 
 
-def test_the_steward_is_a_small_job_after_the_workers(slurm: Path, run: Path) -> None:
-    text = (slurm / "8.sbatch").read_text()
-    for line in ("--dependency=afterany:7", "--job-name=hala-lost-steward", "--cpus-per-task=1", "--time=30"):
+def told(slurm: Path) -> list[str]:
+    """What Slurm was asked to change, oldest first."""
+    return (slurm / "told").read_text().splitlines()
+
+
+def test_the_steward_is_a_small_job_handed_in_first_and_then_told_what_to_wait_for(slurm: Path, run: Path) -> None:
+    text = (slurm / "7.sbatch").read_text()
+    for line in ("--begin=now+120", "--job-name=hala-lost-steward", "--cpus-per-task=1", "--time=30"):
         assert line in text, text
     assert "--requeue" in text and "--gres" not in text and "--mem" not in text
-    assert pickled(run, "8") == steward.Steward(str(run))
-    assert record.slurm_jobs(run) == ["7"] and record.steward_jobs(run) == ["8"]
+    assert told(slurm) == ["update JobId=7 StartTime=now Dependency=afterany:8_0?afterany:8_1"], "four shards for two"
+    assert pickled(run, "7") == succession.Steward(str(run))
+    assert record.slurm_jobs(run) == ["8"] and record.steward_jobs(run) == ["7"]
     shown = json.loads(call("status", "lost", "--json").output)
-    assert shown["jobs"] == {"RUNNING": 2} and shown["steward"]["jobs"] == {"8": "RUNNING"}
+    assert shown["jobs"] == {"RUNNING": 2} and shown["steward"]["jobs"] == {"7": "RUNNING"}
 
 
 def test_while_workers_live_another_steward_waits_for_them(slurm: Path, run: Path) -> None:
     decision, is_new = steward.once(run)
-    assert decision.action == "wait" and decision.after == ("7",) and is_new
+    assert decision.action == "wait" and decision.after == ("8",) and is_new
+    assert decision.watched == ("8_0", "8_1") and decision.seconds == 0
     assert steward.once(run) == (decision, False), "the same is noted once"
     (slurm / "state").write_text("PENDING")
-    assert steward.follow(run, decision) == "8", "one is in the queue already"
+    assert steward.follow(run, decision) == "7", "one is in the queue already"
     (slurm / "state").write_text("RUNNING")  # as the steward itself is by then
-    assert steward.follow(run, decision) == "9" and "--dependency=afterany:7" in (slurm / "9.sbatch").read_text()
+    assert steward.follow(run, decision) == "9" and "--begin=now+120" in (slurm / "9.sbatch").read_text()
+    assert told(slurm)[-1] == "update JobId=9 StartTime=now Dependency=afterany:8_0?afterany:8_1"
+
+
+def test_a_steward_has_a_successor_before_it_looks_and_none_after_the_end(slurm: Path, run: Path) -> None:
+    assert steward.guard(run) == "" and asked(slurm) == 3
+    (slurm / "state").write_text("PENDING")
+    assert steward.guard(run) == "" and asked(slurm) == 3, "one is enough"
+    call("cancel", "lost")
+    (slurm / "state").write_text("PENDING")
+    assert steward.once(run)[0].action == "stop"
+    assert (slurm / "cancelled").read_text().splitlines()[-1] == "--state=PENDING 7 9"
+
+
+def test_a_worker_that_is_gone_is_replaced_while_others_work(slurm: Path, run: Path) -> None:
+    """By one, once; each time the next look is later. Whom a person cancelled stays away."""
+    squeue = slurm / "bin" / "squeue"
+    text = squeue.read_text()
+
+    def lose(*tasks: str) -> None:
+        """And job 10 has a single task."""
+        words = [f"s/^{task}|[A-Z]*/{task}|NODE_FAIL/" for task in tasks]
+        changes = ";".join((*words, "s/^10_0|/10|/", "/^10_1|/d"))
+        squeue.write_text(f"{text.rstrip()} | sed '{changes}'\n")
+
+    lose("8_0")
+    decision, _ = steward.once(run)
+    assert decision.action == "submit" and decision.instead_of == ("8_0",), decision
+    assert "4 shards missing, 1 worker gone while others work" in decision.reason
+    assert "array" not in (slurm / "10.sbatch").read_text(), "one worker"
+    assert told(slurm)[-1] == "update JobId=9 StartTime=now+60 Dependency=afterany:10?afterany:8_1"
+    decision, _ = steward.once(run)
+    assert decision.action == "wait" and decision.seconds == 60, "it is replaced once"
+    (slurm / "sacct.says").write_text(f"8_1|CANCELLED by 0|0:0|{int(time.time())}\n")
+    lose("8_0", "8_1")
+    assert steward.once(run)[0].action == "wait"
+    (slurm / "sacct.says").write_text("")
+    decision, _ = steward.once(run)
+    assert decision.action == "submit" and decision.instead_of == ("8_1",) and decision.seconds == 120
 
 
 def test_resume_hands_in_a_steward_where_workers_have_none(slurm: Path, run: Path) -> None:
-    """As after a submission that was killed between the two."""
+    """As where the steward was refused."""
     for file in (run / "ledger").glob("steward-*.jsonl"):
-        file.unlink()
-    [workers, _] = (slurm / "queue").read_text().splitlines()
+        if "intended" in file.read_text():
+            file.unlink()
+    [_, workers] = (slurm / "queue").read_text().splitlines()
     (slurm / "queue").write_text(f"{workers}\n")
     (slurm / "state").write_text("PENDING")
     assert "a steward follows them, and hands in what is missing then (slurm 9)" in call("resume", "lost").output
-    assert "--dependency=afterany:7" in (slurm / "9.sbatch").read_text()
+    assert told(slurm)[-1] == "update JobId=9 StartTime=now Dependency=afterany:8_0?afterany:8_1"
     assert "slurm 9" in call("resume", "lost").output and asked(slurm) == 3, "it is in the queue already"
 
 
@@ -86,11 +132,11 @@ def test_more_memory_after_a_memory_kill_is_on_record_and_asked_for(slurm: Path,
     ended(slurm, "OUT_OF_MEMORY", "OUT_OF_MEMORY|0:125")
     decision, _ = steward.once(run)
     assert decision.action == "submit" and decision.changes == ("site.slurm.mem_gb=12",), decision
-    assert "--mem=12288M" in (slurm / "9.sbatch").read_text()
-    assert "--dependency=afterany:9" in (slurm / "10.sbatch").read_text(), "the next steward"
+    assert "--mem=12288M" in (slurm / "10.sbatch").read_text()
+    assert told(slurm)[-1] == "update JobId=9 StartTime=now Dependency=afterany:10_0?afterany:10_1", "the next steward"
     said = call("status", "lost").output
     assert "site.slurm.mem_gb=12.0 (was 8" in said and "submit: 4 shards missing" in " ".join(said.split())
-    assert "[site.slurm.mem_gb=12], job 9" in call("logs", "lost").output
+    assert "[site.slurm.mem_gb=12], job 10" in call("logs", "lost").output
 
 
 def test_memory_that_slurm_refuses_stops_a_run_that_gets_nothing_done(slurm: Path, run: Path) -> None:
@@ -100,7 +146,7 @@ def test_memory_that_slurm_refuses_stops_a_run_that_gets_nothing_done(slurm: Pat
     decision, _ = steward.once(run)
     assert decision.action == "stop" and "Memory specification can not be satisfied" in decision.reason
     assert json.loads(call("status", "lost", "--json").output)["changed"] == {}, "what was refused is taken back"
-    history = Ledger(run / "ledger" / "n1-7_0.jsonl", host="n1", executor="slurm", job="7_0")
+    history = Ledger(run / "ledger" / "n1-8_0.jsonl", host="n1", executor="slurm", job="8_0")
     history.write("progress", rows=1, working_on={"0": 1}, output_tokens=0)
     history.close()
     decision, _ = steward.once(run)
@@ -115,7 +161,7 @@ def test_a_full_queue_is_waited_for(slurm: Path, run: Path) -> None:
     )
     for _ in range(3):
         decision, _ = steward.once(run)
-        assert decision.action == "wait" and "Slurm takes no more jobs for now" in decision.reason
+        assert decision.action == "wait" and "Slurm takes no more jobs for now" in decision.reason, decision
     (slurm / "refuses").unlink()
     assert steward.once(run)[0].action == "submit", "what was refused is no submission that got nothing done"
 
@@ -124,15 +170,15 @@ def test_all_tasks_cancelled_by_a_person_or_by_one_of_them(slurm: Path, run: Pat
     ended(slurm, "CANCELLED", "CANCELLED by 0|0:0")
     assert steward.look(run)[2].reason == "root cancelled all of its jobs with scancel"
     later = int(time.time()) + 5
-    (slurm / "sacct.says").write_text(f"7_0|CANCELLED by 0|0:0|{later}\n7_1|FAILED|1:0|{later}\n")
+    (slurm / "sacct.says").write_text(f"8_0|CANCELLED by 0|0:0|{later}\n8_1|FAILED|1:0|{later}\n")
     assert steward.look(run)[2].action == "submit"
     (slurm / "sacct.says").unlink()  # without accounting the queue says that much
     assert steward.look(run)[2].reason == "somebody cancelled all of its jobs with scancel"
 
 
 def test_a_worker_of_a_dead_job_is_not_waited_for_however_fresh_its_heartbeat(slurm: Path, run: Path) -> None:
-    beacon = run / "leases" / "workers" / "n1-7_0"
-    history = Ledger(run / "ledger" / "n1-7_0.jsonl", host="n1", executor="slurm", job="7_0")
+    beacon = run / "leases" / "workers" / "n1-8_0"
+    history = Ledger(run / "ledger" / "n1-8_0.jsonl", host="n1", executor="slurm", job="8_0")
     history.close()
     beacon.touch()
     ended(slurm, "NODE_FAIL", "NODE_FAIL|0:0")
@@ -145,7 +191,7 @@ def test_a_worker_of_a_dead_job_is_not_waited_for_however_fresh_its_heartbeat(sl
 
 def test_cancel_ends_the_steward_and_what_it_would_do(slurm: Path, run: Path) -> None:
     done = json.loads(call("cancel", "lost", "--json").output)
-    assert done["arrays"] == ["7"] and (slurm / "cancelled").read_text() == "8 7\n"
+    assert done["arrays"] == ["8"] and (slurm / "cancelled").read_text() == "7 8\n"
     decision, _ = steward.once(run)
     assert decision.action == "stop" and decision.reason == "a person cancelled it" and asked(slurm) == 2
     assert [item.kind for item in decisions.read(run)] == ["starting", "cancelled", "decided"]

@@ -10,7 +10,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.config.errors import HalaError, few, plural
-from hala_hpc.pipeline import chaos, harm, lookup, steward
+from hala_hpc.pipeline import chaos, harm, lookup, succession
 from hala_hpc.pipeline.chaos import Fault
 from hala_hpc.pipeline.harm import Harm
 from hala_hpc.run.files import now_in
@@ -56,7 +56,7 @@ def chaos_command(
     kinds = tuple(dict.fromkeys(kinds)) or tuple(chaos.KINDS)
     if not yes:
         _ask(path, minutes, every, kinds)
-    if not steward.follows(lookup.thawed(path)):
+    if not succession.follows(lookup.thawed(path)):
         click.echo(f"no steward follows this run: have `hala steward {path} --watch` look after it", err=True)
     seed = random.randrange(1_000_000) if seed is None else seed
     since, should_stop = now_in(RunDirectory(path).leases), StopFlag(is_silent=True)

@@ -13,7 +13,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.outputs import chosen
 from hala_hpc.data.outputs.chosen import Choice
 from hala_hpc.models import location
-from hala_hpc.pipeline import explain, lookup, redo, steward
+from hala_hpc.pipeline import explain, lookup, redo, submitting
 from hala_hpc.pipeline.redo import PlannedRedo
 from hala_hpc.run import lineage
 
@@ -126,7 +126,7 @@ def redo_command(
         common.show(record, json_, lines)
         return
     planned.make()
-    started = steward.start(planned.planned.path, [planned.planned])
+    started = submitting.start(planned.planned.path, [planned.planned])
     (submission,) = started.submissions
     lines += [common.handed_in(submission, f"for {planned.planned.path}"), *follower(started)]
     record |= {"jobs": submission.jobs, "workers": submission.workers}

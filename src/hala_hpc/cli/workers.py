@@ -81,7 +81,7 @@ def resume_command(
         if workers:
             prepare = [data for data in path.glob("prepare/*") if not data.is_symlink()]
             with lookup.changed([path, *prepare], overrides):
-                started = steward.start(path, [planned], workers)
+                started = steward.start(path, [planned], {path: workers})
     if missing and not workers:
         started = steward.keep_followed(path, [planned])
     shards = plural(missing, "missing shard")

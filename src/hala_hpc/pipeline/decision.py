@@ -5,7 +5,7 @@ A pure function of what the run's folder and Slurm say (see ``standing``).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from hala_hpc.config.errors import few, plural
@@ -19,6 +19,8 @@ MOST_IDLE: Final = 2
 UNSET_SEQUENCES: Final = 256
 """What vLLM is taken to do at once where ``engine.max_num_seqs`` is not set (ours: its defaults differ by GPU)."""
 MOST_NAMED: Final = 6
+FIRST_PAUSE, LONGEST_PAUSE = 60, 3_600
+"""Seconds between two times that workers are replaced while others work (ours)."""
 
 Action = Literal["done", "wait", "submit", "stop"]
 
@@ -71,6 +73,9 @@ class Situation:
     gpu_memory : a worker said that the memory of its GPU did not suffice.
     bad_nodes : those that failed, or that a preflight refused.
     errors : what workers last said, newest last.
+    gone : tasks of workers that ended without a word while others live, whose place nobody took and somebody could.
+    watched : live tasks of which one's end would leave work to somebody else; empty where each has all that is left.
+    replaced : how often workers took the place of some since all were last handed in.
     """
 
     run: str
@@ -93,6 +98,9 @@ class Situation:
     gpu_memory: bool = False
     bad_nodes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
+    replaced: int = 0
     resources: Resources = Resources()
 
 
@@ -103,7 +111,9 @@ class Decision:
     Parameters
     ----------
     changes : ``key=value`` words for the workers that are handed in. ``optional``: without them, should Slurm refuse.
-    after : of a wait, the jobs that must end first.
+    after : of a wait, the jobs that must end first. ``watched``: their tasks where the end of any is enough.
+    seconds : before which the next steward does not look.
+    instead_of : tasks whose place new workers take while others work on; empty where nobody does.
     retries : shards that failed too often are tried again, for the cause is cured.
     """
 
@@ -113,6 +123,9 @@ class Decision:
     changes: tuple[str, ...] = ()
     optional: bool = False
     after: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
+    seconds: int = 0
+    instead_of: tuple[str, ...] = ()
     retries: bool = False
 
     @property
@@ -151,7 +164,7 @@ def decide(now: Situation) -> Decision:
     if now.unclear:
         return Decision("wait", now.unclear)
     if now.live:
-        return Decision("wait", f"workers are in the queue or at work ({few(now.live, MOST_NAMED)})", after=now.live)
+        return _beside(now)
     if now.busy:
         return Decision("wait", f"{plural(now.busy, 'worker')} outside of Slurm's queue at work")
     if now.by:
@@ -159,6 +172,21 @@ def decide(now: Situation) -> Decision:
     if (limit := _limit(now)) is not None:
         return limit
     return _go_on(now)
+
+
+def _beside(now: Situation) -> Decision:
+    """While workers live: wait for them, and have new ones take the place of some that are gone."""
+    if now.gone and (decision := _go_on(now)).action == "submit":
+        pause = _pause(now.replaced + 1)
+        return replace(decision, after=now.live, watched=now.watched, seconds=pause, instead_of=now.gone)
+    reason = f"workers are in the queue or at work ({few(now.live, MOST_NAMED)})"
+    pause = _pause(now.replaced) if now.watched else 0
+    return Decision("wait", reason, after=now.live, watched=now.watched, seconds=pause)
+
+
+def _pause(replaced: int) -> int:
+    """Seconds before workers are replaced again, while others work: each time twice as long."""
+    return min(FIRST_PAUSE << min(replaced - 1, 16), LONGEST_PAUSE) if replaced else 0
 
 
 def _limit(now: Situation) -> Decision | None:
@@ -188,7 +216,8 @@ def _go_on(now: Situation) -> Decision:
     if now.idle >= MOST_IDLE and not changes:
         nothing = f"{plural(now.idle, 'submission')} in a row got nothing done"
         return Decision("stop", f"{'; '.join(filter(None, (nothing, reasons)))}{_last(now)}", _look(now))
-    reason = "; ".join(filter(None, (f"{plural(now.missing, 'shard')} missing, no worker left", reasons)))
+    who = f"{plural(len(now.gone), 'worker')} gone while others work" if now.gone else "no worker left"
+    reason = "; ".join(filter(None, (f"{plural(now.missing, 'shard')} missing, {who}", reasons)))
     is_optional = now.has_progress or (not sure and now.idle < MOST_IDLE)
     return Decision("submit", reason, changes=changes, optional=is_optional, retries=sure)
 

@@ -5,11 +5,11 @@ import pwd
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
@@ -107,15 +107,19 @@ def situation(runs: Runs) -> Situation:
         return Situation(name, cancelled=True)
     members = list(dict.fromkeys((folder, *runs.paths, *(path for run in runs.paths for path in prepared(run)))))
     unclear = _settled(members)
-    tasks = _queue(members) if not unclear else Queue()
     recipe, settings = runs.recipe, frozen.settings(runs.unfinished[0][0])
     started = _started(runs)
+    whole = [item for item in started if not _instead_of(item)]
+    since_whole = started[started.index(whole[-1]) :] if whole else []
+    last_tasks = _last_tasks(members, since_whole)
+    tasks = _queue(members, last_tasks) if not unclear else Queue()
     errors = _errors([path for path, _ in runs.unfinished] + members, started[-1].at if started else 0.0)
-    last = max((n for n, item in enumerate(started) if item.event.get("by") == decisions.PERSON), default=0)
-    alone = started[last:]  # since a person did something
+    last = max((n for n, item in enumerate(whole) if item.event.get("by") == decisions.PERSON), default=0)
+    alone = whole[last:]  # since a person did something
     since = alone[0].at if alone else None
     idle = _idle(alone, standing(runs))
     ends = Counter(end.state for end in tasks.ends)
+    gone, watched = _gone(runs, since_whole, tasks)
     if any(MAIN_MEMORY.search(error) for error in errors):
         ends[OUT_OF_MEMORY] += 1
     return Situation(
@@ -125,7 +129,7 @@ def situation(runs: Runs) -> Situation:
         live=tuple(dict.fromkeys(task.job.partition("_")[0] for task in tasks.tasks if task.may_work)),
         busy=sum(_busy(path, state, tasks) for path, state in zip(runs.paths, runs.states, strict=True)),
         unclear=unclear or (f"Slurm does not answer ({tasks.silence})" if tasks.silence else ""),
-        by=_canceller(tasks.ends, members),
+        by=_canceller(tasks.ends, last_tasks),
         has_progress=idle == 0,
         idle=idle,
         submissions=sum(item.event.get("by") == decisions.STEWARD for item in alone),
@@ -137,8 +141,49 @@ def situation(runs: Runs) -> Situation:
         gpu_memory=any(GPU_MEMORY.search(error) for error in errors),
         bad_nodes=tuple(dict.fromkeys((*_failed_nodes(tasks.ends), *_refused_nodes(runs, recipe, since or 0.0)))),
         errors=tuple(errors[-MOST_ERRORS:]),
+        gone=gone,
+        watched=watched,
+        replaced=max(0, len(since_whole) - 1),
         resources=_resources(recipe),
     )
+
+
+def is_shared_out(recipe: Recipe) -> bool:
+    """Whether any worker of a run can do any of its shards; a training is all of its own launcher's."""
+    return bool(recipe.task.kind != "train")
+
+
+def runs_of(folder: Path, tasks: Collection[str]) -> list[Path]:
+    """The run of each of some tasks that were handed in for a run or a grid, as it was called then."""
+    known = {task: path for entry in record.submitted(folder) for task, path in entry.tasks.items()}
+    return [known[task] for task in tasks if task in known]
+
+
+def _gone(runs: Runs, started: Sequence[Noted], tasks: Queue) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tasks whose place is free while others live, and those to be watched (see ``Situation``).
+
+    ``started``: since all workers were last handed in. What somebody cancelled by Slurm's own means stays away, as
+    long as others work.
+    """
+    if not tasks.live or not started or not is_shared_out(runs.recipe):
+        return (), ()
+    submitted = record.submitted(runs.folder)
+    known = {task: path.name for entry in submitted for task, path in entry.tasks.items()}
+    ours = [task for entry in submitted[started[0].event["arrays"] :] for task in entry.tasks]
+    live = {task.job for task in tasks.tasks if task.may_work}
+    open_ = {task for run in (runs.folder, *runs.paths) for task in record.open_tasks(run)}
+    silent = [task for task in ours if task in open_ - live - _replaced(started)]
+    ends = [*(queue.ends(silent, 0.0) or ()), *map(queue.end_of, tasks.tasks)]
+    cancelled = {end.job for end in ends if end is not None and end.state == "CANCELLED"}
+    gone: list[str] = []
+    watched: list[str] = []
+    for path, state in runs.unfinished:
+        at_it = [task for task in live if known.get(task) == path.name]
+        free = left(state) - state.failed - len(at_it)
+        places = [task for task in silent if known[task] == path.name and task not in cancelled][: max(0, free)]
+        gone += places
+        watched += sorted(at_it) if free > len(places) else []
+    return tuple(gone), tuple(watched)
 
 
 def _settled(members: Sequence[Path]) -> str:
@@ -151,13 +196,13 @@ def _settled(members: Sequence[Path]) -> str:
     return ""
 
 
-def _queue(members: Sequence[Path]) -> Queue:
+def _queue(members: Sequence[Path], last_tasks: Collection[str]) -> Queue:
     """What Slurm says. Accounting may be some seconds late with the ends of tasks, of which the queue knows less."""
-    silent = _last_tasks(members) & {task for run in members for task in record.open_tasks(run)}
+    silent = set(last_tasks) & {task for run in members for task in record.open_tasks(run)}
     for late in (*LATE_SECONDS, 0.0):
         tasks = queue.with_ends(queue.ask(*members), members)
         known = {end.job for end in tasks.ends} | {task.job for task in tasks.tasks if task.may_work}
-        if tasks.silence or tasks.live or not late or silent <= known:
+        if tasks.silence or not late or silent <= known:
             break
         time.sleep(late)
     late_ends = [queue.end_of(task) for task in tasks.tasks if task.job in silent - known]
@@ -208,11 +253,10 @@ def _errors(runs: Sequence[Path], since: float) -> list[str]:
     return list(dict.fromkeys(text[:ERROR_CHARACTERS] for text in words if text))
 
 
-def _canceller(ends: Sequence[TaskEnd], runs: Sequence[Path]) -> str:
+def _canceller(ends: Sequence[TaskEnd], tasks: Collection[str]) -> str:
     """Who cancelled all tasks of the last submissions by scancel; empty where nobody did, or not all."""
-    tasks = _last_tasks(runs)
     cancelled = {end.job: end.by for end in ends if end.state == "CANCELLED"}
-    if not tasks or not tasks <= cancelled.keys():
+    if not tasks or not cancelled.keys() >= set(tasks):
         return ""
     user = next(number for job, number in cancelled.items() if job in tasks)
     if user is None:
@@ -223,11 +267,22 @@ def _canceller(ends: Sequence[TaskEnd], runs: Sequence[Path]) -> str:
         return f"user {user}"
 
 
-def _last_tasks(runs: Sequence[Path]) -> set[str]:
-    """The tasks of the array that was handed in last."""
+def _last_tasks(runs: Sequence[Path], started: Sequence[Noted]) -> set[str]:
+    """The tasks of the array that was handed in last for all, and those that took the place of some of them."""
     of_slurm = [entry for run in runs for entry in record.submitted(run) if entry.executor == "slurm" and entry.jobs]
-    last = max(of_slurm, key=lambda entry: int(entry.jobs[0]), default=None)
-    return set(last.tasks) if last is not None else set()
+    last = sorted(of_slurm, key=lambda entry: int(entry.jobs[0]))[-max(1, len(started)) :]
+    return {task for entry in last for task in entry.tasks} - _replaced(started)
+
+
+def _replaced(started: Sequence[Noted]) -> set[str]:
+    """Tasks whose place others took."""
+    return {task for item in started for task in _instead_of(item)}
+
+
+def _instead_of(item: Noted) -> list[str]:
+    """Tasks whose place the workers took that were started then; none where they were all that there are."""
+    tasks: Any = item.event.get("instead_of", ())
+    return list(tasks)
 
 
 def _failed_nodes(ends: Sequence[TaskEnd]) -> list[str]:

@@ -1,7 +1,7 @@
 """From planned runs to their jobs, and to more of them when they go on."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,12 @@ CHANGEABLE = (
 """What may differ from the frozen recipe when a run goes on: where it and its data are, never what is asked."""
 
 
-def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) -> list[Submission]:
+def start(folder: Path, runs: Sequence[PlannedRun], workers: Mapping[Path, int] | None = None) -> list[Submission]:
     """Hand in one array of workers for all runs, and before it, of trainings, one that prepares their data.
 
-    ``folder``, where the arrays are written down, is the run's own or that of its grid. Raises HalaError where Slurm
-    refuses; what was handed in until then is cancelled, if Slurm lets us.
+    ``folder``, where the arrays are written down, is the run's own or that of its grid. ``workers``: how many for each
+    run, where not as many as its recipe wants. Raises HalaError where Slurm refuses; what was handed in until then is
+    cancelled, if Slurm lets us.
     """
     recipe, stage = runs[0].recipe, runs[0].task.stage
     if any(run.recipe.site != recipe.site for run in runs):
@@ -43,7 +44,8 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None) 
     jobs = []
     for run in runs:
         most = max(1, len(status.missing(run.path)))  # 1: the last step
-        jobs += [ArrayWorker(str(run.path))] * (workers or min(run.recipe.run.workers, most))
+        count = workers[run.path] if workers else min(run.recipe.run.workers, most)
+        jobs += [ArrayWorker(str(run.path))] * count
     whole = recipe
     if folder != runs[0].path:
         recipe = replace(recipe, name=folder.name)

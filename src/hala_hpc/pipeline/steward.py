@@ -8,74 +8,42 @@ import os
 import re
 import secrets
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Environment, Recipe
-from hala_hpc.pipeline import ending, lookup, standing, starting
+from hala_hpc.pipeline import ending, lookup, standing, starting, succession
 from hala_hpc.pipeline.decision import Decision, Situation, decide
 from hala_hpc.pipeline.planning import PlannedRun
 from hala_hpc.pipeline.standing import Runs
+from hala_hpc.pipeline.succession import MINUTES, Wait, follows
 from hala_hpc.run import decisions, lease, status
 from hala_hpc.run.decisions import Noted
 from hala_hpc.run.files import share
 from hala_hpc.run.layout import GRID
 from hala_hpc.slurm import commands, queue, record
 from hala_hpc.slurm.record import Submission
-from hala_hpc.slurm.submit import submit_each, without_gpus
-from hala_hpc.worker import registry
 
-MINUTES: Final = 30
-"""Of the steward's job, which mostly takes seconds: Slurm may be silent for a while (ours)."""
-MEMORY_GB: Final = 4.0
-"""At most, of its job (ours)."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0
 """Seconds before a steward looks again; each time twice as long."""
 BUSY_SECONDS: Final = 600
 """After which a steward looks again where workers are not in Slurm's queue, so that it can wait for none."""
 AGAIN_SECONDS: Final = 60
-"""The same, where jobs that it waited for have ended and yet are there."""
+"""The same, where a task that it waited for has ended, and yet nothing is to be done."""
+TAIL_SECONDS: Final = 60.0
+"""So long a steward stays where nobody need be replaced: the last workers mostly end soon after the first (ours)."""
 PATIENCE_SECONDS: Final = 60.0
 """For another one that starts or cancels workers, and for what was away for a moment when nothing got done."""
 MOST_PROBLEMS: Final = 6
 """Looks in a row at a run that cannot be read; then a steward ends."""
 _FULL: Final = re.compile(r"submit limit|MaxSubmit|this user may have|JobCount", re.IGNORECASE)
 """Refusals that pass: the user's or the cluster's queue is full."""
-
-
-@dataclass(frozen=True)
-class Steward:
-    """As submitit's job; ``run`` is the folder of a run or a grid."""
-
-    run: str
-
-    def __call__(self) -> str:
-        from hala_hpc.slurm.allocation import StopFlag, requeue
-        from hala_hpc.worker.job import job_name, linger
-        from hala_hpc.worker.task import Outcome, say
-
-        stop, action = StopFlag(), "stopped"
-        for decision in tend(Path(self.run), stop):
-            action = decision.action
-            say(f"{action}: {decision}")
-        if stop.signal == signal.SIGUSR2:  # its time is over, and it still waits
-            requeue(job_name())
-            time.sleep(PATIENCE_SECONDS)
-        linger(stop, Outcome.STOPPED)
-        return action
-
-    def checkpoint(self) -> object:
-        """As for workers: the folder knows the rest."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 @dataclass(frozen=True)
@@ -96,58 +64,52 @@ class Started:
         return [job for submission in self.submissions for job in submission.jobs]
 
 
-def start(folder: Path, runs: Sequence[PlannedRun], workers: int | None = None, by: str = decisions.PERSON) -> Started:
+def start(
+    folder: Path,
+    runs: Sequence[PlannedRun],
+    workers: Mapping[Path, int] | None = None,
+    by: str = decisions.PERSON,
+    besides: Decision | None = None,
+) -> Started:
     """Start workers (see ``starting.start``) and, where the site allows it, a steward that follows them.
 
-    How far the runs are is written down before. Raises HalaError where Slurm refuses the workers.
+    The steward comes first, so that one follows whatever becomes of us. How far the runs are is written down before.
+    ``besides``: what was decided where the new workers take the place of some, while others work on. Raises HalaError
+    where Slurm refuses the workers.
     """
-    now = standing.standing(standing.read_runs(folder))
-    arrays = len(record.submitted(folder))
-    decisions.note(folder, decisions.STARTING, by=by, standing=asdict(now), arrays=arrays)
-    submissions = starting.start(folder, runs, workers)
-    jobs = [job for submission in submissions for job in submission.jobs]
+    now = standing.read_runs(folder)
+    arrays, known = len(record.submitted(folder)), record.steward_jobs(folder)
+    extra = {"instead_of": list(besides.instead_of)} if besides else {}
+    far = asdict(standing.standing(now))
+    decisions.note(folder, decisions.STARTING, by=by, standing=far, arrays=arrays, **extra)
     steward, problem = "", ""
     try:
-        steward = hand_in(folder, runs[0].recipe, jobs)
+        steward = succession.hand_in(folder, runs[0].recipe)
     except HalaError as error:
         problem = error.message
+    try:
+        submissions = starting.start(folder, runs, workers)
+    except BaseException as error:
+        # Without an answer it is not known whether there are workers: the steward will see.
+        if steward and steward not in known and not commands.is_silence(str(error)):
+            succession.withdraw([steward])
+        raise
+    if steward:
+        tasks = [task for entry in record.submitted(folder)[arrays:] for task in entry.tasks]
+        others = queue.ask(folder, *now.paths).tasks if arrays else ()
+        tasks = list(dict.fromkeys([*tasks, *(task.job for task in others if task.may_work)]))
+        is_any = standing.is_shared_out(runs[0].recipe) and sum(map(standing.left, now.states)) > len(tasks)
+        succession.tell(steward, Wait(tasks, is_any, besides.seconds if besides else 0))
     return Started(folder, runs, submissions, steward, problem)
 
 
-def follows(recipe: Recipe) -> bool:
-    """Whether stewards are handed in for a run, by its recipe and its site."""
-    return recipe.site.executor == "slurm" and recipe.run.steward and recipe.site.jobs_submit
-
-
-def hand_in(folder: Path, recipe: Recipe, after: Sequence[str], in_seconds: int = 0) -> str:
-    """The job of a steward that follows the jobs ``after``; empty where none does. Raises HalaError."""
-    if not follows(recipe):
-        return ""
-    record.settle(folder, Steward, record.STEWARD)
+def guard(folder: Path) -> str:
+    """Have a steward follow the one that we are, should we be killed. Why there is none; empty where there is."""
     try:
-        return _hand_in(folder, recipe, after, in_seconds)
-    except HalaError as error:
-        if not after or "dependency" not in error.message.lower():
-            raise
-        return _hand_in(folder, recipe, (), AGAIN_SECONDS)  # Slurm has forgotten them, so they ended long ago
-
-
-def _hand_in(folder: Path, recipe: Recipe, after: Sequence[str], in_seconds: int) -> str:
-    site, stage = without_gpus(recipe.site), registry.create(recipe).stage
-    slurm = replace(
-        site.slurm,
-        cpus_per_worker=1,
-        mem_gb=min(site.slurm.mem_gb, MEMORY_GB) if site.slurm.mem_gb else site.slurm.mem_gb,
-        minutes=min(MINUTES, site.slurm.minutes),
-        max_running=None,
-        extra=site.slurm.extra | ({"begin": f"now+{in_seconds}"} if in_seconds else {}),
-    )
-    environments = dict(site.environments)
-    if (own := environments.get(stage)) is not None and own.container is not None:
-        environments[stage] = Environment()  # a container may have no sbatch: in the Python that we run in
-    site = replace(site, slurm=slurm, environments=environments)
-    ours = replace(recipe, name=f"{folder.name}-steward", run=replace(recipe.run, workers=1), site=site)
-    return submit_each(ours, folder, stage, [Steward(str(folder))], after=after, kind=record.STEWARD).jobs[0]
+        succession.hand_in(folder, standing.read_runs(folder).recipe)
+    except (HalaError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def scrontab(folder: Path) -> list[str]:
@@ -241,6 +203,9 @@ def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[D
     is_new = decision.action == "submit" or not _is_last(runs.noted, decision)
     if is_new:
         decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
+    if decision.is_end:
+        with contextlib.suppress(HalaError):  # a silent Slurm: the next one comes to the same end
+            succession.withdraw(succession.waiting(runs.folder))
     return decision, is_new
 
 
@@ -253,12 +218,12 @@ def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
     if decision.is_end or not follows(recipe):
         return ""
     with alone(folder):
-        tasks = queue.ask(folder)
-        if tasks.silence:
-            raise HalaError(f"Slurm does not answer ({tasks.silence})", "try again later")
-        # One that is at work may be about to end, because it takes us for the next one.
-        waiting = [task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"]
-        return waiting[0] if waiting else hand_in(folder, recipe, decision.after, in_seconds)
+        if decision.action == "submit" and (jobs := succession.waiting(folder)):
+            return jobs[0]  # whoever started the workers told it what to wait for
+        job = succession.hand_in(folder, recipe)
+        tasks = decision.watched or decision.after
+        succession.tell(job, Wait(tasks, bool(decision.watched), max(in_seconds, decision.seconds)))
+        return job
 
 
 def keep_followed(folder: Path, runs: Sequence[PlannedRun]) -> Started:
@@ -277,9 +242,12 @@ def keep_followed(folder: Path, runs: Sequence[PlannedRun]) -> Started:
 
 def _is_followed(folder: Path, decision: Decision, is_new: bool, waited: float) -> bool:
     """Whether this steward may end, for another one is in the queue or none is wanted."""
-    if not decision.after and decision.action == "wait" and waited < BUSY_SECONDS:
+    patience = (
+        0.0 if decision.action == "submit" or decision.watched else TAIL_SECONDS if decision.after else BUSY_SECONDS
+    )
+    if waited < patience:
         return False
-    seconds = BUSY_SECONDS if not decision.after else 0 if is_new else AGAIN_SECONDS
+    seconds = BUSY_SECONDS if not decision.after else AGAIN_SECONDS if decision.watched and not is_new else 0
     try:
         return bool(follow(folder, decision, seconds)) or not follows(standing.read_runs(folder).recipe)
     except HalaError:
@@ -296,6 +264,9 @@ def _submit(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
     try:
         return _started(runs, decision)
     except HalaError as error:
+        if decision.instead_of:
+            reason = f"{decision.reason}; refused: {error.message}"
+            return replace(decision, action="wait", reason=reason, changes=(), instead_of=()), []
         if commands.is_silence(error) or any(record.unanswered(path) for path in (runs.folder, *runs.paths)):
             return Decision("wait", f"Slurm did not say whether it takes new workers: {error.message}"), []
         if _FULL.search(error.message):
@@ -308,18 +279,21 @@ def _submit(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
 
 
 def _started(runs: Runs, decision: Decision) -> tuple[Decision, list[str]]:
-    planned, settings, workable = [], frozen.settings(runs.paths[0]), 0
+    planned, settings, workers = [], frozen.settings(runs.paths[0]), {}
+    gone = Counter(path.name for path in standing.runs_of(runs.folder, decision.instead_of))
     for path, state in runs.unfinished:
         if decision.retries:
             status.retry_failed(path, settings.attempts, settings.lease_seconds)
-        if shards := standing.left(state) - (0 if decision.retries else state.failed):
-            planned.append(starting.thawed(path, decision.changes))
-            workable += shards
+        shards = standing.left(state) - (0 if decision.retries else state.failed)
+        if shards and (gone[path.name] or not decision.instead_of):
+            run = starting.thawed(path, decision.changes)
+            planned.append(run)
+            workers[path] = min(shards, gone[path.name] or run.recipe.run.workers)
     starting.free_shards_of_dead(runs.paths, queue.ask(runs.folder, *runs.paths))
-    workers = min(planned[0].recipe.run.workers, workable) if runs.paths == [runs.folder] else None
     before = [data for run in planned for data in run.path.glob("prepare/*") if not data.is_symlink()]
     with lookup.changed([*(run.path for run in planned), *before], decision.changes):
-        started = start(runs.folder, planned, workers, decisions.STEWARD)
+        besides = decision if decision.instead_of else None
+        started = start(runs.folder, planned, workers, decisions.STEWARD, besides)
     if started.problem:
         decision = replace(decision, reason=f"{decision.reason}; no steward follows: {started.problem}")
     return decision, started.jobs

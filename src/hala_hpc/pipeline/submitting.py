@@ -1,10 +1,11 @@
 """What people ask for: runs planned and started, and started again, each with the steward that follows the workers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hala_hpc.pipeline import lookup, starting, steward
-from hala_hpc.pipeline.planning import RunList, plan
+from hala_hpc.pipeline.planning import PlannedRun, RunList, plan
 from hala_hpc.pipeline.steward import Started
 
 
@@ -12,7 +13,13 @@ def submit(runs: RunList, site: str) -> Started:
     """Plan all runs and start their workers. Raises HalaError; where Slurm refuses, the planned runs stay."""
     lookup.refuse_forgotten_site(site, runs.recipes[0].site.executor)
     planned = plan(runs, runs.folder, to_start=True)
-    return steward.start(runs.folder, planned)
+    return start(runs.folder, planned)
+
+
+def start(folder: Path, planned: Sequence[PlannedRun]) -> Started:
+    """Start the workers of new runs. Raises HalaError where Slurm refuses."""
+    with steward.alone(folder):  # the steward that follows, whatever becomes of us, must not see half of it
+        return steward.start(folder, planned)
 
 
 def resume(grid: Path, overrides: tuple[str, ...]) -> Started:
