@@ -14,6 +14,7 @@ from hala_hpc.run import decisions, ledger
 from hala_hpc.slurm import record
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster
+from tests.minislurm.daemon import processes_with, send
 from tests.slurm.test_cluster import expected, nodes_of, texts, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -128,6 +129,22 @@ def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     site.kill_workers(site.run("leases"))
     assert site.end("leases")["action"] == "done"
     assert texts(site.hala, "leases") == expected(200)
+
+
+def test_a_worker_that_is_gone_is_replaced_while_others_work(site: Site) -> None:
+    """Its whole job is killed, batch script and all."""
+    site.submit("replaced", "data.limit=400", "engine.seconds=2", "engine.capacity=5", "run.shard_rows=20")
+    site.wait_for_rows("replaced", 30)
+    array = site.jobs["replaced"]
+    for process in processes_with(f"SLURM_ARRAY_JOB_ID={array}", "SLURM_ARRAY_TASK_ID=0"):
+        send(process, signal.SIGKILL)
+    wait_for(lambda: site.arrays("replaced") == 2, 60)
+    states = site.cluster.run("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").stdout.split("\n")
+    assert f"{array}_1 RUNNING" in states, "it is not waited for"
+    again = next(event for event in site.decided("replaced") if event["action"] == "submit")
+    assert "1 worker gone while others work" in again["reason"] and len(again["jobs"]) == 1
+    assert site.end("replaced")["action"] == "done"
+    assert texts(site.hala, "replaced") == expected(400) and site.arrays("replaced") == 2
 
 
 def test_a_time_limit_that_is_too_short(site: Site) -> None:
