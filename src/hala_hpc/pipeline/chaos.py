@@ -1,6 +1,6 @@
 """Faults on purpose: a run's own workers in Slurm are killed, stopped, drained and requeued, by a seed.
 
-Only tasks are hurt that are on the run's record and this user's; stewards are not, for a killed one has no successor.
+Only workers' tasks are hurt that are on the run's record and this user's; stewards are not.
 What lasts (a stopped worker, a drained node) is undone a while later, and in any case at the end.
 """
 
