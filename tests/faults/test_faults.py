@@ -210,7 +210,7 @@ FAULTS = (
     # Not on the node that the other one's task goes to, or has to wait for.
     Fault("drained-node", drain_a_node, sections={"site": slurm(extra={"exclude": f"n3,{CRASHES}"})}),
     Fault(FULL_DISK, fill_the_disk),
-    Fault("killed-one", kill_one),
+    Fault("killed-one", kill_one, arrays=2),
     Fault("no-leases", remove_leases),
     Fault("moved-run", move_the_run),
     Fault("moved-source", take_the_source_away),

@@ -1,7 +1,7 @@
 """The steward of a run or a grid: a small job that Slurm starts when a worker's job has ended, however it ended.
 
-It reads how far the run is, decides (``decision``), does what it decided, writes it down, and tells the next one what to
-wait for (``succession``).
+It reads how far the run is, decides (``decision``), does what it decided, writes it down, and tells the next one what
+to wait for (``succession``).
 """
 
 import contextlib

@@ -8,7 +8,7 @@ controller that did not answer in time), the queue is asked for the token.
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,8 +108,7 @@ def submitted(run: Path, kind: str = WORKERS) -> list[Submission]:
                 runs=runs,
                 time=float((intents or [event])[0]["time"]),
             )
-            for event in events
-            if event["event"] == "submitted"
+            for event in [event for event in events if event["event"] == "submitted"][:1]
         ]
     return submissions
 
@@ -232,8 +231,18 @@ def adopt(run: Path, intent: Intent, job: str, work: Sequence[Job]) -> None:
         if not pickle.exists():
             delayed = DelayedSubmission(call)
             delayed.set_timeout(intent.minutes or 60, MOST_REQUEUES)
-            delayed.dump(pickle)
+            whole = pickle.with_name(f".{pickle.name}.{secrets.token_hex(6)}")
+            delayed.dump(whole)  # tasks of the array may do so at the same time
+            whole.rename(pickle)
     intent.took(job)
+
+
+def take_up(run: Path, token: str, job: str, work: Mapping[str, Callable[[str], Job]]) -> None:
+    """The same by one of the array's own tasks, whose submitter was killed. ``work`` is by kind of submission."""
+    for kind, job_of in work.items():
+        for intent in unanswered(run, kind):
+            if intent.token == token and intent.file.stat().st_uid == os.getuid():
+                adopt(run, intent, job.partition("_")[0], [job_of(path) for path in intent.runs])
 
 
 def _files(run: Path, kind: str = WORKERS) -> Iterator[tuple[Path, list[ledger.Event]]]:

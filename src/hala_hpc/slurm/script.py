@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ RANKS, CPUS, GPUS = "HALA_RANKS_PER_NODE", "HALA_CPUS_PER_RANK", "HALA_GPUS_PER_
 """Variables with what a training's job has on each node, for its launcher. The number of nodes is Slurm's to say."""
 PYTHON, SRUN = "HALA_PYTHON", "HALA_SRUN"
 """And how a rank's Python is started there: words of a shell command, further options of srun."""
+TOKEN: Final = "HALA_SUBMISSION"
+"""And the token of what a job was submitted by (see ``record``)."""
 FORGET: Final = "unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK"
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 OURS: Final = ("array", "error", "output", "open-mode", "parsable", "wait", "wrap")
@@ -61,10 +63,12 @@ class SbatchRequest:
         names = (key.replace("_", "-") for key, value in self.parameters.items() if value is not None)
         return [*names, *self.further, "array", "signal", "output", "open-mode"]
 
-    def commented(self, word: str) -> "SbatchRequest":
-        """The same with a word more in the job's comment."""
-        comment = f"{self.further.get('comment', '')} {word}".strip()
-        return replace(self, further={**self.further, "comment": comment})
+    def known_as(self, token: str) -> "SbatchRequest":
+        """The same with a token in the job's comment, by which we find it, and in its environment, by which it does."""
+        comment = f"{self.further.get('comment', '')} {token}".strip()
+        setup: Any = self.parameters.get("setup") or ()
+        parameters = {**self.parameters, "setup": [*_exports({TOKEN: token}), *setup]}
+        return SbatchRequest(parameters, {**self.further, "comment": comment})
 
 
 def launch(site: Site, stage: str) -> Launch:

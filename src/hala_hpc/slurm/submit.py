@@ -116,7 +116,7 @@ def _submit_array(run: Path, request: SbatchRequest, python: str, jobs: Sequence
     with commands.outside_any_job(request.options), contextlib.redirect_stderr(io.StringIO()):
         try:
             executor = _executor(submitit.SlurmExecutor)(run / "logs", max_num_timeout=MOST_REQUEUES, python=python)
-            executor.update_parameters(**request.commented(intent.token).for_submitit)
+            executor.update_parameters(**request.known_as(intent.token).for_submitit)
             job = str(executor.submit_array(jobs)[0].job_id).partition("_")[0]
         except (FailedJobError, FailedSubmissionError) as error:
             return _after_failure(run, intent, jobs, f"sbatch: {_words(error)}", error)

@@ -1,10 +1,18 @@
 """``python -m hala_hpc.worker.unpickle LOGS``: an array task of submitit's, which loads no pickle that others wrote."""
 
+import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.slurm import pickles
+from hala_hpc.slurm import pickles, record
+from hala_hpc.slurm.script import TOKEN
+
+LATE_SECONDS: Final = 15.0
+"""For the pickle, which whoever submits a job writes as soon as sbatch has answered (ours)."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -12,12 +20,32 @@ def main(arguments: Sequence[str]) -> int:
     from submitit.core.submission import process_job
 
     pickles.guard()
+    _take_up(Path(arguments[0]))
     try:
         process_job(arguments[0])
     except HalaError as error:  # a worker's own end it by themselves
         sys.stderr.write(f"hala: error: {error}\n")
         return 2
     return 0
+
+
+def _take_up(logs: Path) -> None:
+    """Write our own pickle where who submitted us did not live to, by what was intended."""
+    from submitit.core.utils import JobPaths
+
+    from hala_hpc.worker.job import job_name
+
+    if not (token := os.environ.get(TOKEN)) or not (job := job_name()):
+        return
+    until = time.monotonic() + LATE_SECONDS
+    while not JobPaths(logs, job_id=job).submitted_pickle.exists():
+        if time.monotonic() > until:
+            from hala_hpc.pipeline.succession import Steward
+            from hala_hpc.worker.array import ArrayWorker
+
+            record.take_up(logs.parent, token, job, {record.WORKERS: ArrayWorker, record.STEWARD: Steward})
+            return
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
