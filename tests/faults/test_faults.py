@@ -166,9 +166,9 @@ FAULTS = (
     Fault("unbroken", nothing),
     Fault("node-crashed", crash_a_node, sections={"site": slurm(cpus_per_worker=9, extra={"exclude": "n1,n2"})}),
     Fault("no-memory", nothing, arrays=2, sections={"site": slurm(mem_gb=0.05)}, is_ready=at_once),
-    Fault("damaged-partials", damage_partials, arrays=2, sections={"run": {"shard_rows": ROWS // 2}}),
+    Fault("damaged-partials", damage_partials, sections={"run": {"shard_rows": ROWS // 2}}),
     Fault("damaged-outputs", damage_outputs, arrays=2, is_ready=is_published),
-    Fault("no-ledger", remove_ledger, arrays=1),  # that of the first went with it
+    Fault("no-ledger", remove_ledger, arrays=0),  # that of the only one went with it
     Fault("frozen-one", freeze_one),
     Fault("requeued-one", requeue_one),
     # Not on the node that the other one's task goes to, or has to wait for.

@@ -11,7 +11,7 @@ import pytest
 
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import decisions, ledger
-from hala_hpc.slurm import record
+from hala_hpc.slurm import again, record
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster
 from tests.slurm.test_cluster import expected, nodes_of, texts, wait_for
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slurm
 
 ROWS = 600
 SECONDS = 150.0
+LONG = "site.slurm.minutes=20"
+"""A worker that is killed starts again only where its job has some minutes left."""
 AXES = {"language": {"fr": {"task": {"target": "French"}}, "eu": {"task": {"target": "Basque"}}}}
 
 
@@ -77,10 +79,19 @@ class Site:
     def arrays(self, name: str) -> int:
         return len(record.submitted(self.run(name)))
 
-    def kill_workers(self, run: Path) -> None:
-        """``kill -9`` of all that have started."""
-        for _, opening in ledger.openings(run / "ledger"):
-            os.kill(opening["pid"], signal.SIGKILL)
+    def kill_workers_each_time(self, run: Path) -> None:
+        """``kill -9`` of all that have started, and of those that start in their place, until their jobs end."""
+        killed: dict[str, set[int]] = {}
+
+        def are_over() -> bool:
+            for _, opening in ledger.openings(run / "ledger"):
+                pids = killed.setdefault(opening["job"], set())
+                if opening["pid"] not in pids:
+                    pids.add(opening["pid"])
+                    os.kill(opening["pid"], signal.SIGKILL)
+            return bool(killed) and all(len(pids) == 1 + again.MOST for pids in killed.values())
+
+        wait_for(are_over, SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +111,14 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_all_workers_killed(site: Site) -> None:
     """The run ends as an unbroken one; a site's program and Slurm's mail say so once."""
     program = ["/bin/sh", "-c", f'echo "$$HALA_OUTCOME" >>{site.folder}/told']
-    words = (f"site.at_end={json.dumps(program)}", "site.mail=me@example.org", "site.slurm.mem_gb=1")
+    words = (f"site.at_end={json.dumps(program)}", "site.mail=me@example.org", "site.slurm.mem_gb=1", LONG)
     started = site.submit("killed", *words)
     assert started["steward"]
     status = site.hala.json("status", "killed")
     assert status["steward"]["jobs"] == {started["steward"]: "PENDING"}
     assert sum(status["jobs"].values()) == 2, "it is no worker"
     site.wait_for_rows("killed", 100)
-    site.kill_workers(site.run("killed"))
+    site.kill_workers_each_time(site.run("killed"))
     assert site.end("killed")["action"] == "done"
     assert texts(site.hala, "killed") == expected(ROWS)
     again, *_ = site.decided("killed")
@@ -123,9 +134,9 @@ def test_all_workers_killed(site: Site) -> None:
 
 def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     """Slurm says that their jobs are over."""
-    site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600")
+    site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600", LONG)
     site.wait_for_rows("leases", 30)
-    site.kill_workers(site.run("leases"))
+    site.kill_workers_each_time(site.run("leases"))
     assert site.end("leases")["action"] == "done"
     assert texts(site.hala, "leases") == expected(200)
 
@@ -172,11 +183,11 @@ def test_what_a_person_cancelled_stays_cancelled(site: Site) -> None:
 
 
 def test_a_grid_has_one_steward(site: Site) -> None:
-    site.submit("many", "data.limit=150", grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
+    site.submit("many", "data.limit=150", LONG, grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
     cells = [site.run("many") / cell for cell in ("fr", "eu")]
     wait_for(lambda: all(list(ledger.openings(cell / "ledger")) for cell in cells))
     for cell in cells:
-        site.kill_workers(cell)
+        site.kill_workers_each_time(cell)
     assert site.end("many")["action"] == "done"
     assert len(record.steward_jobs(site.run("many"))) == site.arrays("many") == 2
     for cell in cells:
