@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.damaged import flipped
 from tests.faults.site import CRASHES, KEPT, ROWS, STARTED, FaultSite, crash, slurm
 from tests.minislurm.cluster import Cluster, missing
-from tests.minislurm.daemon import processes_with
+from tests.minislurm.daemon import processes_with, send
 from tests.slurm.test_cluster import expected, nodes_of, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -166,8 +166,9 @@ def kill_the_submit_late(site: FaultSite, name: str) -> None:
 
 
 def kill_the_steward(site: FaultSite, name: str) -> None:
-    """The workers die, and the steward as soon as it decides what to do: the next one does it."""
-    site.kill_all(name)
+    """The workers' jobs die, batch scripts and all, and the steward as soon as it looks: the next one does it."""
+    for process in processes_with(f"SLURM_ARRAY_JOB_ID={site.job(name)}"):
+        send(process, signal.SIGKILL)
     [(_, steward)] = wait_for(lambda: _stewards(site, name), 60)
     for pid in steward:
         with contextlib.suppress(ProcessLookupError):
@@ -202,15 +203,15 @@ FAULTS = (
     Fault("unbroken", nothing),
     Fault("node-crashed", crash_a_node, sections={"site": slurm(cpus_per_worker=9, extra={"exclude": "n1,n2"})}),
     Fault("no-memory", nothing, arrays=2, sections={"site": slurm(mem_gb=0.05)}, is_ready=at_once),
-    Fault("damaged-partials", damage_partials, arrays=2, sections={"run": {"shard_rows": ROWS // 2}}),
+    Fault("damaged-partials", damage_partials, sections={"run": {"shard_rows": ROWS // 2}}),
     Fault("damaged-outputs", damage_outputs, arrays=2, is_ready=is_published),
-    Fault("no-ledger", remove_ledger, arrays=1),  # that of the first went with it
+    Fault("no-ledger", remove_ledger, arrays=0),  # that of the only one went with it
     Fault("frozen-one", freeze_one),
     Fault("requeued-one", requeue_one),
     # Not on the node that the other one's task goes to, or has to wait for.
     Fault("drained-node", drain_a_node, sections={"site": slurm(extra={"exclude": f"n3,{CRASHES}"})}),
     Fault(FULL_DISK, fill_the_disk),
-    Fault("killed-one", kill_one, arrays=2),
+    Fault("killed-one", kill_one),
     Fault("no-leases", remove_leases),
     Fault("moved-run", move_the_run),
     Fault("moved-source", take_the_source_away),

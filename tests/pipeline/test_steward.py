@@ -196,8 +196,8 @@ def test_a_worker_that_only_loads_its_model_is_not_put_back_for_ever(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
 
-    def life(name: str, rows: int) -> None:
-        history = Ledger(run / "ledger" / f"{name}.jsonl", host="n1", executor="slurm", job="7")
+    def life(name: str, rows: int, **more: int) -> None:
+        history = Ledger(run / "ledger" / f"{name}.jsonl", host="n1", executor="slurm", job="7", **more)
         history.write("progress", rows=rows, output_tokens=0)
         history.write("ended", outcome="stopped")
         history.close()
@@ -208,6 +208,11 @@ def test_a_worker_that_only_loads_its_model_is_not_put_back_for_ever(
     assert is_too_slow(run) and TOO_SLOW
     life("c", 3)
     assert not is_too_slow(run)
+    life("d", 0)
+    life("e", 0, life=2)
+    assert not is_too_slow(run), "two workers, but the time of one job: the one before got something done"
+    life("f", 0)
+    assert is_too_slow(run)
 
 
 def test_a_run_of_before_there_were_stewards_goes_on(planned: Callable[..., Path]) -> None:

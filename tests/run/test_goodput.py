@@ -146,6 +146,17 @@ def test_without_accounting_workers_stand_for_their_jobs() -> None:
     assert (given.allocated, given.worked) == (115, 100), "of the third it is not known"
 
 
+def test_a_killed_worker_that_starts_again_goes_on_with_its_allocation(run: RunDirectory) -> None:
+    killed = Stay("w", "7_0", 110, 150, executor="slurm", allocated=100, gpus=2, nodes=1)
+    again = Stay("x", "7_0", 155, 200, executor="slurm", allocated=100, gpus=2, nodes=1, life=2)
+    later = Stay("y", "7_0", 310, 350, executor="slurm", allocated=300, gpus=2, nodes=1)
+    given = cost.given_by_ledger([later, again, killed], {"7_0": 40.0}, gpus=8, nodes=1)
+    assert (given.allocations, given.requeues, given.waits, given.waited) == (2, 1, 1, 60)
+    assert given.gpu_seconds == 2 * (100 + 50) and (given.allocated, given.worked) == (150, 40 + 45 + 40)
+    write(run, "a", opening(0.0, life=2), line("ended", 10, outcome="finished"))
+    assert read(run).stays[0].life == 2
+
+
 def test_a_sum_weighs_what_each_run_published_by_its_time(run: RunDirectory) -> None:
     write(run, "a", opening(0.0), shard("claimed", 0, 0, taken_up=0), shard("published", 30, 0, done=100))
     first = cost.of_work("a", read(run), Given(), cost.LEDGER, ("so",))

@@ -117,12 +117,22 @@ ENDS = """2|CANCELLED by 0|0:0|1780000002
 5_1|FAILED|137:0|1780000008
 5_1.batch|FAILED|137:0|1780000008
 5_1.0|OUT_OF_MEMORY|0:125|1780000008
+5_2|FAILED|1:0|1780000008
+5_2.batch|FAILED|1:0|1780000008
+5_2.0|CANCELLED|0:9|1780000007
+5_2.1|FAILED|1:0|1780000008
+5_3|FAILED|9:0|1780000008
+5_3.batch|FAILED|9:0|1780000008
+5_3.0|CANCELLED|0:9|1780000007
 6|NODE_FAIL|1:0|1780000009
 """
 
 
 def test_how_tasks_ended_out_of_accounting() -> None:
-    """Numbers 1 to 4 as our test cluster printed them; 5 as sites with cgroups do, of a batch script and of a step."""
+    """Numbers 1 to 4 as our test cluster printed them; 5 as sites with cgroups do, of a batch script and of a step.
+
+    The workers of the last two of 5 were killed. One started again in its job, and then ended by itself.
+    """
     ends = {one.job: (one.state, one.by) for one in queue.parse(ENDS)}
     assert ends == {
         "2": ("CANCELLED", 0),
@@ -132,6 +142,8 @@ def test_how_tasks_ended_out_of_accounting() -> None:
         "1_3": ("FAILED", None),
         "5_0": ("OUT_OF_MEMORY", None),
         "5_1": ("OUT_OF_MEMORY", None),
+        "5_2": ("FAILED", None),
+        "5_3": ("KILLED", None),
         "6": ("NODE_FAIL", None),
     }
     assert queue.parse("sacct: error: Slurm accounting storage is disabled\n") == []

@@ -11,7 +11,7 @@ import pytest
 
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import decisions, ledger
-from hala_hpc.slurm import record
+from hala_hpc.slurm import again, record
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster
 from tests.minislurm.daemon import processes_with, send
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slurm
 
 ROWS = 600
 SECONDS = 150.0
+LONG = "site.slurm.minutes=20"
+"""A worker that is killed starts again only where its job has some minutes left."""
 AXES = {"language": {"fr": {"task": {"target": "French"}}, "eu": {"task": {"target": "Basque"}}}}
 
 
@@ -78,10 +80,26 @@ class Site:
     def arrays(self, name: str) -> int:
         return len(record.submitted(self.run(name)))
 
-    def kill_workers(self, run: Path) -> None:
-        """``kill -9`` of all that have started."""
-        for _, opening in ledger.openings(run / "ledger"):
-            os.kill(opening["pid"], signal.SIGKILL)
+    def kill_workers_each_time(self, *runs: Path) -> None:
+        """``kill -9`` of all that have started, and of those that start in their place, until their jobs end.
+
+        For the last time all at once, so that nobody takes a place while others work.
+        """
+        killed: set[int] = set()
+
+        def are_over() -> bool:
+            lives: dict[str, set[int]] = {}
+            for run in runs:
+                for _, opening in ledger.openings(run / "ledger"):
+                    lives.setdefault(opening["job"], set()).add(opening["pid"])
+            are_last = bool(lives) and all(len(pids) > again.MOST for pids in lives.values())
+            for pids in lives.values():
+                for pid in pids - killed if are_last or len(pids) <= again.MOST else ():
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+            return are_last
+
+        wait_for(are_over, SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +119,14 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_all_workers_killed(site: Site) -> None:
     """The run ends as an unbroken one; a site's program and Slurm's mail say so once."""
     program = ["/bin/sh", "-c", f'echo "$$HALA_OUTCOME" >>{site.folder}/told']
-    words = (f"site.at_end={json.dumps(program)}", "site.mail=me@example.org", "site.slurm.mem_gb=1")
+    words = (f"site.at_end={json.dumps(program)}", "site.mail=me@example.org", "site.slurm.mem_gb=1", LONG)
     started = site.submit("killed", *words)
     assert started["steward"]
     status = site.hala.json("status", "killed")
     assert status["steward"]["jobs"] == {started["steward"]: "PENDING"}
     assert sum(status["jobs"].values()) == 2, "it is no worker"
     site.wait_for_rows("killed", 100)
-    site.kill_workers(site.run("killed"))
+    site.kill_workers_each_time(site.run("killed"))
     assert site.end("killed")["action"] == "done"
     assert texts(site.hala, "killed") == expected(ROWS)
     again, *_ = site.decided("killed")
@@ -124,9 +142,9 @@ def test_all_workers_killed(site: Site) -> None:
 
 def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     """Slurm says that their jobs are over."""
-    site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600")
+    site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600", LONG)
     site.wait_for_rows("leases", 30)
-    site.kill_workers(site.run("leases"))
+    site.kill_workers_each_time(site.run("leases"))
     assert site.end("leases")["action"] == "done"
     assert texts(site.hala, "leases") == expected(200)
 
@@ -189,11 +207,10 @@ def test_what_a_person_cancelled_stays_cancelled(site: Site) -> None:
 
 
 def test_a_grid_has_one_steward(site: Site) -> None:
-    site.submit("many", "data.limit=150", grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
+    site.submit("many", "data.limit=150", LONG, grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
     cells = [site.run("many") / cell for cell in ("fr", "eu")]
     wait_for(lambda: all(list(ledger.openings(cell / "ledger")) for cell in cells))
-    for cell in cells:
-        site.kill_workers(cell)
+    site.kill_workers_each_time(*cells)
     assert site.end("many")["action"] == "done"
     assert site.arrays("many") == 2
     assert len(record.steward_jobs(site.run("many"))) == 3, "one after each array, and one that was not needed"

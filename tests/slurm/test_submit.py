@@ -39,6 +39,30 @@ export HF_HUB_OFFLINE=1
 export NOTE='it'"'"'s $HOME'
 export TRANSFORMERS_OFFLINE=1
 ulimit -n 65536
+# A worker that a signal killed starts again here; not where memory did not suffice.
+srun() {
+    local life=0 code size end log=/proc/$$/fd/1
+    end=${SLURM_JOB_END_TIME:-$(($(date +%s) - SECONDS + 86400))}
+    while :; do
+        life=$((life + 1)) code=0 size=0
+        if [ -f "$log" ]; then size=$(stat -L -c %s "$log") || size=0; fi
+        HALA_LIFE=$life command srun "$@" || code=$?
+        case $code in 134 | 135 | 137 | 139) ;; *) return "$code" ;; esac
+        local said="hala: the worker was killed by signal $((code - 128))"
+        if [ -f "$log" ] && tail -c "+$((size + 1))" "$log" | tail -c 65536 |
+            grep -a -i -E '(slurmstepd|srun)[^ ]*: .*(oom.?kill|out of memory|memory limit)' >/dev/null; then
+            echo "$said, for lack of memory: its job ends" >&2
+        elif [ "$life" -gt 3 ]; then
+            echo "$said, after 3 new starts: its job ends" >&2
+        elif [ $((end - $(date +%s))) -lt 180 ]; then
+            echo "$said, and the time of its job is nearly over: it ends" >&2
+        else
+            echo "$said; it starts again ($life of 3)" >&2
+            continue
+        fi
+        return "$code"
+    done
+}
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -18,11 +18,11 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import manifest
 from hala_hpc.run.ledger import Ledger
-from hala_hpc.slurm import allocation, commands, queue, record
+from hala_hpc.slurm import again, allocation, commands, queue, record
 
 KILL, STOP, DRAIN, REQUEUE = "kill", "stop", "drain", "requeue"
 KINDS: Final = {
-    KILL: "kill -9 of a worker, whose job then fails",
+    KILL: f"kill -9 of a worker, which starts again in its job, {again.MOST} times; after that the job fails",
     STOP: "SIGSTOP, and SIGCONT after longer than a lease",
     DRAIN: "its node takes no jobs for as long, and the worker is requeued; only requeued where you may not drain",
     REQUEUE: "scontrol requeue",

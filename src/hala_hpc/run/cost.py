@@ -190,20 +190,22 @@ def given_by_ledger(stays: Sequence[Stay], submitted: Mapping[str, float], gpus:
     """What can be said without accounting: a worker's time for its job's; ``gpus`` and ``nodes`` of the recipe.
 
     ``submitted``: when each job was handed in. How long a job was there before its worker is only known where Slurm
-    told the worker since when (``Stay.allocated``).
+    told the worker since when (``Stay.allocated``). A killed worker that started again in its job goes on with that.
     """
     given = Given()
-    known = set[str]()
+    ended: dict[str, float] = {}
     for stay in sorted(stays, key=lambda stay: stay.start):
         here = stay.nodes or nodes
+        goes_on = stay.life > 1 and stay.job in ended
         start = stay.start if stay.allocated is None else min(stay.allocated, stay.start)
-        seconds = stay.end - start
-        is_again, handed_in = bool(stay.job) and stay.job in known, submitted.get(stay.job)
-        known |= {stay.job}
+        start = ended[stay.job] if goes_on else start
+        seconds = max(0.0, stay.end - start)
+        is_again, handed_in = bool(stay.job) and stay.job in ended, submitted.get(stay.job)
+        ended[stay.job] = max(stay.end, ended.get(stay.job, 0.0))
         wait = max(0.0, start - handed_in) if handed_in is not None and not is_again else None
         addition = Given(
-            allocations=1,
-            requeues=int(is_again and stay.executor == "slurm"),
+            allocations=int(not goes_on),
+            requeues=int(is_again and not goes_on and stay.executor == "slurm"),
             start=start,
             end=stay.end,
             node_seconds=seconds * here,

@@ -36,7 +36,8 @@ class Stay:
 
     ``busy``: seconds of it in which it had work (see ``Event``); None where its ledger does not say. ``allocated``,
     ``gpus`` and ``nodes``: since when and with what on each node Slurm had given the job, where Slurm told the worker.
-    ``has_said_end`` is False for one that is at work, or was killed.
+    ``life``: which worker it is in that allocation, for a killed one starts again. ``has_said_end`` is False for one
+    that is at work, or was killed.
     """
 
     worker: str
@@ -50,6 +51,7 @@ class Stay:
     allocated: float | None = None
     gpus: int | None = None
     nodes: int | None = None
+    life: int = 1
     tokens: tuple[int, int] = (0, 0)  # read and written
 
     @property
@@ -156,6 +158,7 @@ def _stay(worker: str, opening: Event, events: Sequence[Event]) -> Stay:
         allocated=_number(opening, "allocated"),
         gpus=_count(opening, "gpus_given") if "gpus_given" in opening else None,
         nodes=_count(opening, "nodes_given") or None,
+        life=_count(opening, "life", 1),
         tokens=(_count(last, "prompt_tokens"), _count(last, "output_tokens")),
     )
 

@@ -43,6 +43,7 @@ class Event(TypedDict, total=False):
     gpus_given: int  # this and the next two: of an opening, what Slurm gave the job on each node, and since when
     nodes_given: int
     allocated: float
+    life: int  # of an opening: which worker in its job's allocation the writer is, where killed ones start again
     token: str  # this and the next: of a submission
     runs: list[str]
     minutes: int | None

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.slurm import commands
+from hala_hpc.slurm import again, commands
 
 STOP_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Slurm's notice of the time limit (as submitit and our sbatch scripts ask for it), a preemption, a person."""
@@ -68,11 +68,15 @@ def step_environment() -> dict[str, str]:
 
 
 def given() -> dict[str, int]:
-    """What Slurm tells this job of its allocation: GPUs on this node, nodes, and since when (seconds since 1970)."""
+    """What Slurm tells this job of its allocation: GPUs on this node, nodes, and since when (seconds since 1970).
+
+    ``life``: which worker in it this one is, by the job's script (see ``again``).
+    """
     variables = {
         "gpus_given": "SLURM_GPUS_ON_NODE",
         "nodes_given": "SLURM_JOB_NUM_NODES",
         "allocated": "SLURM_JOB_START_TIME",
+        "life": again.LIFE,
     }
     values = {name: os.environ.get(variable, "") for name, variable in variables.items()}
     return {name: int(value) for name, value in values.items() if value.isdigit()}

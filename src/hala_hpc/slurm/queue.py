@@ -18,6 +18,8 @@ FIELDS = "JobID,State,ExitCode,End"
 OUT_OF_MEMORY, KILLED = "OUT_OF_MEMORY", "KILLED"
 """Sites without cgroups kill for memory by a plain signal 9, which is also anybody's."""
 _KILLED = re.compile(r"\d+:9|137:0")
+_OF_SRUN = re.compile(r"(9|137):0|\d+:9")
+"""Exit codes of a job whose last step a signal 9 killed: 137 is 9 to the accounting of Slurm 22.05."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,29 @@ def ends(tasks: Collection[str], since: float) -> list[TaskEnd] | None:
 
 
 def parse(text: str) -> list[TaskEnd]:
-    """Tasks that are over, out of ``sacct --parsable2`` in our format. What killed a step killed its task."""
+    """Tasks that are over, out of ``sacct --parsable2`` in our format.
+
+    What killed a step killed its task, but where a worker was killed, started again (see ``again``), and then ended in
+    another way.
+    """
+    killed: set[str] = set()
     by_job: dict[str, TaskEnd] = {}
     for name, words, code, seconds in commands.rows(text, len(FIELDS.split(","))):
         job, _, step = name.partition(".")
         state, _, by = words.partition(" by ")
         state = KILLED if _KILLED.fullmatch(code) and (step or state == "FAILED") else state
+        if not step and _OF_SRUN.fullmatch(code):
+            killed.add(job)
         if not step and (state in commands.ENDED or state == KILLED):
             by_job[job] = TaskEnd(
                 job, state, int(by) if by.isdigit() else None, float(seconds) if seconds.isdigit() else 0.0
             )
-        elif step and job in by_job and by_job[job].state in ("FAILED", KILLED) and state in (OUT_OF_MEMORY, KILLED):
-            by_job[job] = TaskEnd(job, state, time=by_job[job].time)
+            continue
+        task = by_job.get(job)
+        if task is None or task.state not in ("FAILED", KILLED):
+            continue
+        if step and (state == OUT_OF_MEMORY or (state == KILLED and job in killed)):
+            by_job[job] = replace(task, state=state)
     return list(by_job.values())
 
 

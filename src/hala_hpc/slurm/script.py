@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, did_you_mean
 from hala_hpc.config.schema import Environment, Recipe, Site, Slurm
+from hala_hpc.slurm import again
 
 RANKS, CPUS, GPUS = "HALA_RANKS_PER_NODE", "HALA_CPUS_PER_RANK", "HALA_GPUS_PER_NODE"
 """Variables with what a training's job has on each node, for its launcher. The number of nodes is Slurm's to say."""
@@ -116,8 +117,18 @@ def job_text(request: SbatchRequest, command: str, logs: Path, tasks: int = 1) -
     return str(_make_sbatch_string(command=command, folder=logs, map_count=count, **request.for_submitit))
 
 
-def parameters(recipe: Recipe, started: Launch, ranks: int | None = None, after: Sequence[str] = ()) -> SbatchRequest:
-    """What ``submit_each`` asks for. Raises HalaError for an option that cannot be."""
+def parameters(
+    recipe: Recipe,
+    started: Launch,
+    ranks: int | None = None,
+    after: Sequence[str] = (),
+    *,
+    starts_again: bool = False,
+) -> SbatchRequest:
+    """What ``submit_each`` asks for. Raises HalaError for an option that cannot be.
+
+    ``starts_again``: what is killed (see ``again``).
+    """
     slurm = recipe.site.slurm
     cpus = slurm.cpus_per_worker
     own = _own(slurm.extra)
@@ -136,7 +147,7 @@ def parameters(recipe: Recipe, started: Launch, ranks: int | None = None, after:
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": slurm.max_running or max(1, recipe.run.workers),
         "dependency": f"afterany:{':'.join(after)}" if after else None,
-        "setup": started.setup,
+        "setup": [*started.setup, *(again.function(slurm.minutes, slurm.signal_seconds) if starts_again else [])],
         # srun does not take --cpus-per-task over from sbatch since Slurm 22.05.
         "srun_args": [*([f"--cpus-per-task={for_srun}"] if for_srun else []), *started.srun],
         "stderr_to_stdout": True,

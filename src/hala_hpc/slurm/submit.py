@@ -53,7 +53,8 @@ def submit_each(
     """
     started = launch(recipe.site, stage)
     if recipe.site.executor == "slurm":
-        return _submit_slurm(run, recipe, parameters(recipe, started, ranks, after), started.python, jobs, kind)
+        request = parameters(recipe, started, ranks, after, starts_again=kind == WORKERS and ranks is None)
+        return _submit_slurm(run, recipe, request, started.python, jobs, kind)
     if recipe.site.executor == "local":
         return Submission("local", _submit_local(recipe, run, started, jobs, ranks), len(jobs))
     jobs[0]()  # debug: here and now, where a debugger can follow
@@ -66,7 +67,7 @@ def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | No
     """The sbatch file that ``submit_each`` would hand in."""
     started, logs = launch(recipe.site, stage), run / "logs"
     command = f"{started.python} -u -m {ENTRY} {shlex.quote(str(logs))}"
-    return job_text(parameters(recipe, started, ranks), command, logs, workers)
+    return job_text(parameters(recipe, started, ranks, starts_again=ranks is None), command, logs, workers)
 
 
 def would_take(request: SbatchRequest) -> None:

@@ -20,9 +20,9 @@ from hala_hpc.run import ledger, manifest
 from hala_hpc.run.files import share
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Leases
-from hala_hpc.slurm import allocation
+from hala_hpc.slurm import again, allocation
 from hala_hpc.slurm.allocation import StopFlag
-from hala_hpc.worker import processes, registry, tracking
+from hala_hpc.worker import earlier, processes, registry, tracking
 from hala_hpc.worker.storage import StorageAway, fault_of, refusal
 from hala_hpc.worker.task import Context, Outcome, say
 from hala_hpc.worker.tracking import Reporter
@@ -48,7 +48,9 @@ def work_until(path: Path, should_stop: Callable[[], bool], name: str = "") -> O
     identity = {"host": socket.gethostname(), "executor": executor(), "job": job_name(), "pid": os.getpid()}
     if name:  # what became of a job is for its worker to say
         identity |= {"executor": "", "job": "", "part_of": name.partition("+")[0]}
-    identity |= allocation.given() if identity["executor"] == "slurm" else {}
+    if identity["executor"] == "slurm":
+        identity |= allocation.given()
+        earlier.free_shards(run, worker, job_name(), leases.ttl)
     reporters = tracking.Reporters(_tracked(recipe, run, leases))
     history = ledger.Ledger(run.ledger / f"{worker}.jsonl", tell=reporters.event, **identity, version=__version__)
     loop = processes if task.one_per_core and not name else importlib.import_module(task.loop)
@@ -108,8 +110,6 @@ def requeue(path: Path) -> Outcome:
 
 TOO_SLOW = "nothing got done before the time of its job was over, twice in a row"
 """Words of a worker that does not come back, for it would load its model for ever; a steward asks for more time."""
-EARLY_SECONDS = 60.0
-"""Slurm sends its notice of the time limit up to so much early."""
 
 
 def is_too_slow(path: Path) -> bool:
@@ -124,14 +124,19 @@ def is_too_slow(path: Path) -> bool:
     if facts.unit != "rows" or facts.items:
         return False
     slurm = frozen.now(path).get("site", {}).get("slurm", {})
-    full = 60.0 * slurm.get("minutes", 60) - slurm.get("signal_seconds", 90) - EARLY_SECONDS
+    full = 60.0 * slurm.get("minutes", 60) - slurm.get("signal_seconds", 90) - again.EARLY_SECONDS
     ours = [file for file, opening in ledger.openings(path / "ledger") if opening.get("job") == job_name()]
-    lives = sorted((list(ledger.read(file)) for file in ours), key=lambda events: float(events[0]["time"]))[-2:]
+    lives: list[list[ledger.Event]] = []
+    for events in sorted((list(ledger.read(file)) for file in ours), key=lambda events: float(events[0]["time"])):
+        if lives and events[0].get("life", 1) > 1:
+            lives[-1] += events  # a killed worker started again: it is one time that passes
+        else:
+            lives.append(events)
     idle = [
         events[-1].get("outcome") == Outcome.STOPPED.value
         and events[-1]["time"] - events[0]["time"] >= full
         and not any(event.get("rows") or event["event"] == "published" for event in events)
-        for events in lives
+        for events in lives[-2:]
     ]
     return idle == [True, True]
 
