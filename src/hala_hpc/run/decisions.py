@@ -1,9 +1,9 @@
 """What was decided about a run's workers, by stewards and by people: ``ledger/steward-*.jsonl``, one event a file.
 
 ``starting``: workers are about to be handed in, with how far the run was by then and how many arrays it had had;
-``decided``: what a steward decided, and why; ``cancelled``: a person wants no more workers; ``at end``: what became of
-the program that a site wants started then. The order is that of the file server's clock: stewards and people are on
-different hosts.
+``decided``: what a steward decided, and why; ``cancelled``: a person ended the workers, and wants no more of them;
+``at end``: what became of the program that a site wants started then. The order is that of the file server's clock:
+stewards and people are on different hosts.
 """
 
 import os

@@ -137,11 +137,12 @@ def counted(tasks: Sequence[JobState]) -> dict[str, int]:
     )
 
 
-def cancel(jobs: Sequence[str]) -> list[JobState]:
+def cancel(jobs: Sequence[str]) -> list[JobState] | None:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
-    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``. Raises HalaError
-    where scancel was refused or got no answer, and jobs may still be running.
+    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``; None where it
+    accepted that, and does not answer how far they are. Raises HalaError where scancel was refused or got no answer,
+    and jobs may still be running.
     """
     if not jobs:
         return []
@@ -155,7 +156,9 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
         try:
             left = [task for task in states(jobs) if task.may_work and task.state != ENDING]
         except HalaError as error:
-            raise (refused or HalaError(f"scancel was accepted, but {error.message}", "look again later")) from error
+            if refused is None:
+                return None
+            raise refused from error
         if not left or refused is not None or time.monotonic() > deadline:
             break
         time.sleep(0.3)
