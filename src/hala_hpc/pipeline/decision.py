@@ -20,7 +20,7 @@ UNSET_SEQUENCES: Final = 256
 """What vLLM is taken to do at once where ``engine.max_num_seqs`` is not set (ours: its defaults differ by GPU)."""
 MOST_NAMED: Final = 6
 
-Action = Literal["done", "wait", "submit", "stop"]
+Action = Literal["done", "wait", "release", "submit", "stop"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Situation:
     run : its name, or that of the grid.
     missing, failed : shards, or runs' last steps, that are not done; those of them that failed too often.
     live : Slurm's jobs that work or may yet. ``busy``: workers with a heartbeat that Slurm does not know.
+    unlaunched : tasks of them that Slurm holds after a failed launch, and that may be let go.
+    held : all their tasks, where none works before somebody lets it go.
     unclear : why it is not known whether workers are in the queue; empty where it is.
     cancelled : a person did, and nobody started workers since. ``by``: who cancelled all tasks by Slurm's own means.
     has_progress : since workers were last handed in. ``idle``: submissions in a row without, the last included.
@@ -78,6 +80,8 @@ class Situation:
     missing: int = 0
     failed: int = 0
     live: tuple[str, ...] = ()
+    unlaunched: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     busy: int = 0
     unclear: str = ""
     cancelled: bool = False
@@ -103,7 +107,7 @@ class Decision:
     Parameters
     ----------
     changes : ``key=value`` words for the workers that are handed in. ``optional``: without them, should Slurm refuse.
-    after : of a wait, the jobs that must end first.
+    after : of a wait, the jobs that must end first. ``tasks``: those that are let go.
     retries : shards that failed too often are tried again, for the cause is cured.
     """
 
@@ -113,6 +117,7 @@ class Decision:
     changes: tuple[str, ...] = ()
     optional: bool = False
     after: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     retries: bool = False
 
     @property
@@ -150,6 +155,14 @@ def decide(now: Situation) -> Decision:
         return Decision("stop", "a person cancelled it", resume)
     if now.unclear:
         return Decision("wait", now.unclear)
+    if now.unlaunched:
+        count = plural(len(now.unlaunched), "task")
+        reason = f"{count} held by Slurm after a failed launch, let go without that node"
+        return Decision("release", reason, after=now.live, tasks=now.unlaunched)
+    if now.held and not now.busy:
+        release = " ".join(now.live)
+        reason = f"all that is left in the queue is held by somebody or by the site ({few(now.held, MOST_NAMED)})"
+        return Decision("wait", reason, f"scontrol release {release}, or hala cancel {now.run}", after=now.live)
     if now.live:
         return Decision("wait", f"workers are in the queue or at work ({few(now.live, MOST_NAMED)})", after=now.live)
     if now.busy:

@@ -33,7 +33,8 @@ ENDED: Final = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
 """States of a task that is over. In any other, one new to us too, it works or may come back."""
-_HELD = re.compile(r"held", re.IGNORECASE)
+_HELD = re.compile(r"held|JobHold", re.IGNORECASE)
+_UNLAUNCHED = re.compile(r"launch.?fail", re.IGNORECASE)
 _NO = re.compile(r"not found|may not be run|disabled|invalid|denied|not permitted", re.IGNORECASE)
 _SILENT = re.compile(r"timed? ?out|unable to contact|communicat|connect|zero bytes|no answer|backup controller", re.I)
 
@@ -57,6 +58,11 @@ class JobState:
         return self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or (
             self.state == "PENDING" and _HELD.search(self.reason) is not None
         )
+
+    @property
+    def is_unlaunched(self) -> bool:
+        """Whether Slurm keeps it because a node could not launch it (``launch failed requeued held``)."""
+        return self.is_held and _UNLAUNCHED.search(self.reason) is not None
 
 
 def said(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
