@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from hala_hpc.pipeline import lookup
+from hala_hpc.run import ledger
 from hala_hpc.slurm import commands, record
 from tests.conftest import ROOT
 from tests.damaged import flipped
 from tests.faults.site import CRASHES, KEPT, ROWS, STARTED, FaultSite, crash, slurm
 from tests.minislurm.cluster import Cluster, missing
-from tests.minislurm.daemon import processes_with, send
+from tests.minislurm.daemon import processes_with, send, start_time
 from tests.slurm.test_cluster import expected, nodes_of, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -330,3 +331,27 @@ def test_a_controller_that_is_away_for_40_seconds(
     assert site.proven_rows("away") == expected(ROWS) and site.arrays("away") == 1
     record_property("recovery", str(site.recovery("away")))
     print(f"away: {site.recovery('away')}")
+
+
+def test_a_slurmd_that_is_killed_for_40_seconds(
+    site: FaultSite, record_property: Callable[[str, object], None]
+) -> None:
+    """Its worker lives on under slurmstepd, though Slurm gives the node up and starts the task once more elsewhere."""
+    site.begin("no-slurmd", engine={"capacity": 1})
+    wait_for(lambda: site.is_ready("no-slurmd"))
+    task, worker = f"{site.job('no-slurmd')}_0", site.pids("no-slurmd")[0]
+    node = nodes_of(site.cluster, site.job("no-slurmd"))[task]
+    daemon = site.cluster.daemons.process(node)
+    assert daemon is not None
+    site.injured["no-slurmd"] = time.time()
+    send(daemon, signal.SIGKILL)
+    site.later(OUTAGE_SECONDS, lambda: site.cluster.start_daemon(node))
+    state = ("squeue", "--noheader", "--array", "--format=%T", f"--jobs={task}")
+    wait_for(lambda: site.cluster.run(*state).stdout.strip() == "PENDING", OUTAGE_SECONDS)
+    assert start_time(worker) is not None, "kill -9 of slurmd ends nothing else"
+    assert site.end("no-slurmd")["action"] == "done"
+    assert site.proven_rows("no-slurmd") == expected(ROWS) and site.arrays("no-slurmd") == 1
+    lives = [opening for _, opening in ledger.openings(site.run("no-slurmd") / "ledger") if opening.get("job") == task]
+    assert len(lives) == 2, "the one that lived on, and the one that Slurm started"
+    record_property("recovery", str(site.recovery("no-slurmd")))
+    print(f"no-slurmd: {site.recovery('no-slurmd')}")

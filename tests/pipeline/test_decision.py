@@ -43,6 +43,15 @@ def test_nothing_is_handed_in_while_somebody_works_or_may() -> None:
     assert waits.action == "wait" and waits.after == ("7", "8")
 
 
+def test_what_slurm_holds_after_a_failed_launch_is_let_go_and_what_others_hold_is_said() -> None:
+    released = decide(replace(LEFT, live=("7",), unlaunched=("7_1",), held=("7_0", "7_1")))
+    assert (released.action, released.tasks, released.after) == ("release", ("7_1",), ("7",))
+    for busy, words in ((0, "held by somebody or by the site (7_0)"), (1, "in the queue or at work")):
+        waits = decide(replace(LEFT, live=("7",), held=("7_0",), busy=busy))
+        assert waits.action == "wait" and words in waits.reason and waits.after == ("7",)
+    assert stop(replace(LEFT, cancelled=True, live=("7",), unlaunched=("7_1",)))
+
+
 def test_what_is_missing_is_handed_in_with_the_ends_named() -> None:
     decision = decide(replace(LEFT, ends={"NODE_FAIL": 1, "CANCELLED": 1}))
     assert decision.action == "submit" and decision.changes == () and not decision.retries
@@ -145,6 +154,8 @@ def test_every_situation_ends_in_words_for_a_person() -> None:
         "cancelled": [False, True],
         "unclear": ["", "Slurm does not answer"],
         "live": [(), ("7",)],
+        "unlaunched": [(), ("7_1",)],
+        "held": [(), ("7_1",)],
         "busy": [0, 1],
         "by": ["", "anna"],
         "has_progress": [True, False],
@@ -157,6 +168,8 @@ def test_every_situation_ends_in_words_for_a_person() -> None:
     }
     for values in itertools.product(*axes.values()):
         now = Situation("r", missing=5, **dict(zip(axes, values, strict=True)))
+        if (now.unlaunched or now.held) and not now.live:
+            continue  # what is held is in the queue
         decision = decide(now)
         assert decision.reason and (decision.hint or decision.action != "stop")
         assert not decision.changes or decision.action == "submit"

@@ -159,6 +159,9 @@ def test_what_ended_badly_or_is_held_is_told_with_what_to_do() -> None:
     assert memory == "3 tasks ended by OUT_OF_MEMORY: raise site.slurm.mem_gb (8 now)"
     assert time.startswith("1 task ended by TIMEOUT: raise site.slurm.minutes (10 now), ")
     assert others.startswith("1 task ended by CANCELLED: by others than you")
+    unlaunched = Queue(parse_states("7_5|PENDING|launch failed requeued held\n7_6|REQUEUE_HOLD|JobLaunchFailure\n"))
+    [line, *_] = advice(unlaunched, Path("/runs/big"), asked)
+    assert line.startswith("2 held in the queue, for a node could not launch them: ") and "hala steward" in line
     late = advice(queue, Path("/runs/big"), asked, has_progress=True)
     assert any("raise site.slurm.signal_seconds (90 now)" in line for line in late)
 

@@ -197,6 +197,38 @@ def test_cancel_ends_the_steward_and_what_it_would_do(slurm: Path, run: Path) ->
     assert [item.kind for item in decisions.read(run)] == ["starting", "cancelled", "decided"]
 
 
+REFUSES = "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"
+
+
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "refused"])
+def test_what_slurm_did_not_cancel_is_not_on_record_as_cancelled(slurm: Path, run: Path, is_silent: bool) -> None:
+    """Its workers go on, so the steward after them must, too."""
+    scancel = (slurm / "bin" / "scancel").read_text()
+    if is_silent:
+        (slurm / "silent").touch()
+    else:
+        (slurm / "bin" / "scancel").write_text(f"#!/bin/bash\n{REFUSES}\n")
+    refused = call("cancel", "lost")
+    assert refused.exit_code != 0 and str(refused.exception).startswith("not cancelled: "), refused.exception
+    assert [item.kind for item in decisions.read(run)] == ["starting"]
+    (slurm / "silent").unlink(missing_ok=True)
+    ended(slurm, "NODE_FAIL", "NODE_FAIL|0:0")
+    decision, _ = steward.once(run)
+    assert decision.action == "submit", decision
+    (slurm / "bin" / "scancel").write_text(scancel)
+    (slurm / "state").write_text("RUNNING")
+    assert call("cancel", "lost").exception is None
+    assert steward.look(run)[2].reason == "a person cancelled it"
+
+
+def test_what_slurm_took_is_cancelled_though_it_says_nothing_after_that(slurm: Path, run: Path) -> None:
+    (slurm / "bin" / "scancel").write_text('#!/bin/bash\ntouch "$HERE/silent"\n')
+    done = call("cancel", "lost")
+    assert done.exception is None, done.exception
+    assert "cancelled 1 Slurm array" in done.output and "does not say yet whether they ended" in done.output
+    assert decisions.is_cancelled(decisions.read(run))
+
+
 def test_caps_count_from_the_last_time_that_a_person_started_workers(slurm: Path, run: Path) -> None:
     ended(slurm, "NODE_FAIL", "NODE_FAIL|0:0")
     call("resume", "lost", "run.submissions=1")

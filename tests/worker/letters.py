@@ -56,7 +56,7 @@ class Letters:
 
 class Work:
     """An entry may ask for more than its letter: ``fails``, ``refused``, ``away`` (so often), ``no_engine``, ``killed``
-    (once, at that step), ``slow``."""
+    (once, at that step), ``slow``, ``bytes`` (so many beside the letter)."""
 
     def __init__(self, task: Letters) -> None:
         self._task = task
@@ -87,6 +87,7 @@ class Work:
             kept.touch()
             item.tell(f"step {step + 1} of {STEPS}")
         item.place.mkdir()
+        files.write_durably(item.place / "more", bytes(entry.get("bytes", 0)))
         (item.place / "letter").write_text(entry["name"])
         self._task.done.append(entry["name"])
         return {"steps": STEPS}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from hala_hpc.run import files
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Manifest
 from hala_hpc.worker import storage
 from hala_hpc.worker.job import main
+from hala_hpc.worker.task import Outcome
+from tests.worker import letters
 from tests.worker.helpers import events, plan, proof, rows, start, unbroken, wait_until
 
 NO_SPACE = "no space left on device"
@@ -94,6 +100,48 @@ def test_where_that_takes_too_long_it_ends_with_one_line_and_a_larger_disk_lets_
     assert hala.json("verify", run)["proven"]
     assert rows(run) == unbroken(1_500)
     assert events(run, "ended")[-1]["outcome"] == "finished"
+
+
+def test_an_item_waits_for_room_however_often_it_does_not_fit(
+    small_disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A few bytes fit all the time: that says nothing."""
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.1)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.1)
+    disk = small_disk("400k")
+    run = letters.planned(disk / "run", [{"name": "a", "bytes": 600_000}])
+    timer = threading.Timer(4.0, subprocess.run, [["mount", "-o", "remount,size=64m", disk]])
+    timer.start()
+    assert letters.work(run, "one", letters.Letters()) is Outcome.FINISHED
+    timer.join()
+    assert (run / "final" / "letters").read_text() == "a"
+    assert f"{run}: {NO_SPACE}" in capfd.readouterr().out
+    assert events(run, "failed") == [] and {event["attempt"] for event in events(run, "claimed")} == {1}
+
+
+def test_the_last_step_waits_for_room(
+    small_disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Large(letters.Letters):
+        tries = 0
+
+        def finish(self, run: RunDirectory, plan: Manifest) -> None:
+            self.tries += 1
+            with files.whole_directory(run.final) as folder:
+                (folder / "letters").write_bytes(bytes(600_000))
+
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.1)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.1)
+    disk, task = small_disk("400k"), Large()
+    run = letters.planned(disk / "run", [{"name": "a"}])
+    timer = threading.Timer(2.0, subprocess.run, [["mount", "-o", "remount,size=64m", disk]])
+    timer.start()
+    assert letters.work(run, "one", task) is Outcome.FINISHED
+    timer.join()
+    assert task.tries > 3 and (run / "final" / "letters").stat().st_size == 600_000
+    said = capfd.readouterr().out
+    assert f"{run}: {NO_SPACE}" in said and "back after" in said
+    assert not list(run.glob(".final*"))
 
 
 def is_full(disk: Path) -> bool:

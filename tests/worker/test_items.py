@@ -16,7 +16,8 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.lease import Heartbeat, Leases
 from hala_hpc.run.manifest import Manifest
 from hala_hpc.run.verify import verify
-from hala_hpc.worker import items
+from hala_hpc.worker import items, storage
+from hala_hpc.worker.storage import StorageAway
 from hala_hpc.worker.task import Outcome
 from tests.conftest import ROOT
 from tests.worker.letters import ATTEMPTS, TTL, Letters, planned, work
@@ -98,14 +99,18 @@ def test_a_place_without_an_engine_counts_against_no_item(tmp_path: Path) -> Non
     assert [event["attempt"] for event in events(run, "claimed")] == [1, 1]
 
 
-def test_a_last_step_that_fails_is_told_and_the_next_worker_tries_it_again(tmp_path: Path) -> None:
+def test_a_last_step_that_fails_is_told_and_the_next_worker_tries_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full(Letters):
         def finish(self, run: RunDirectory, plan: Manifest) -> None:
             raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
     run = planned(tmp_path / "run", letters("a", "b"))
-    with pytest.raises(HalaError, match=r"all items are done, .*No space left on device.*hala resume run"):
+    with pytest.raises(HalaError, match=r"all items are done, .*no space left on device.*hala resume run") as caught:
         work(run, "one", Full())
+    assert isinstance(caught.value, StorageAway)
     assert state(run).done == 2 and not (run / "final").exists()
     assert work(run, "two", Letters()) is Outcome.FINISHED
     assert (run / "final" / "letters").read_text() == "ab"

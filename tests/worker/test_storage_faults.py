@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from hala_hpc.run import appending, status
+from hala_hpc.run.layout import RunDirectory
+from hala_hpc.run.manifest import Manifest
 from hala_hpc.worker import storage
 from hala_hpc.worker.job import main, work_until
 from hala_hpc.worker.task import Outcome
 from tests.faultfs.mount import Mounted, mounted
 from tests.tasks.mix import mixes
+from tests.worker import letters
 from tests.worker.helpers import directory, events, leftovers, plan, proof, rows, start, texts, unbroken, wait_until
 
 ROWS = 60
@@ -155,6 +158,28 @@ def test_an_item_is_given_back_and_done_again(
     assert proof(run).proven and len(mixes.rows(run)) == 30
     assert events(run, "failed") == []
     assert {event["attempt"] for event in events(run, "claimed")} == {1}
+
+
+@pytest.mark.parametrize("error", ["EIO", "ESTALE", "EROFS"])
+def test_a_last_step_waits_for_its_storage(tmp_path: Path, disk: Mounted, error: str) -> None:
+    run = letters.planned(disk.path / "runs" / "r", [{"name": "a"}, {"name": "b"}])
+
+    class Fails(letters.Letters):
+        """From the moment on that it puts the whole together, for a second."""
+
+        tries = 0
+
+        def finish(self, run: RunDirectory, plan: Manifest) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                disk.fail("*", error=error, path="^/runs")
+                threading.Timer(1.0, disk.heal).start()
+            super().finish(run, plan)
+
+    task = Fails()
+    assert letters.work(run, "one", task) is Outcome.FINISHED
+    assert task.tries > 1 and (run / "final" / "letters").read_text() == "ab"
+    assert not list(run.glob(".final*")) and not list(run.glob("leases/last/*"))
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "logs", "collect"])

@@ -139,15 +139,19 @@ def cancel_command(run: str, json_: bool) -> None:
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
     is_finished = _is_finished(paths[0])
-    unnoted = "" if is_finished else _note_cancelled(paths[0])
-    workers, still = _end_local(paths)
+    workers, still, unnoted = 0, 0, ""
     try:
         with _nobody_starts(paths[0]):
+            workers, still = _end_local(paths)
             arrays, tasks = _cancel_slurm([*paths, *within])
+            # Not before: workers whose cancelling nobody took would be left without a steward, as cancelled ones are.
+            unnoted = "" if is_finished else _note_cancelled(paths[0])
     except HalaError as error:
         also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
     line = f"cancelled {plural(len(arrays), 'Slurm array')} and {plural(workers, 'local worker')}"
+    if tasks is None:
+        line = f"{line}; Slurm took that, and does not say yet whether they ended (hala status {paths[0]})"
     counts = {"task": tasks, "local worker": still}
     if left := " and ".join(plural(count, noun) for noun, count in counts.items() if count):
         line = f"{line}; not ended yet: {left} (hala status {paths[0]})"
@@ -186,8 +190,11 @@ def _nobody_starts(folder: Path) -> Iterator[None]:
         yield
 
 
-def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
-    """Arrays that were cancelled, and how many of their tasks have not begun to end. Raises HalaError."""
+def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int | None]:
+    """Arrays that were cancelled, and how many of their tasks have not begun to end; None: Slurm does not say.
+
+    Raises HalaError where Slurm did not take it.
+    """
     jobs = []
     for path in paths:
         for intent in records.unanswered(path):
@@ -203,7 +210,8 @@ def _cancel_slurm(paths: list[Path]) -> tuple[list[str], int]:
     live = [task.job for task in commands.states([*jobs, *stewards]) if task.may_work]
     names = {name for task in live for name in (task, task.partition("_")[0])}
     arrays = [job for job in jobs if job in names]
-    return arrays, len(commands.cancel([*(job for job in stewards if job in names), *arrays]))
+    left = commands.cancel([*(job for job in stewards if job in names), *arrays])
+    return arrays, None if left is None else len(left)
 
 
 def _end_local(paths: list[Path]) -> tuple[int, int]:

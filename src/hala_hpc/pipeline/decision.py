@@ -22,7 +22,7 @@ MOST_NAMED: Final = 6
 FIRST_PAUSE, LONGEST_PAUSE = 60, 3_600
 """Seconds between two times that workers are replaced while others work (ours)."""
 
-Action = Literal["done", "wait", "submit", "stop"]
+Action = Literal["done", "wait", "release", "submit", "stop"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Situation:
     run : its name, or that of the grid.
     missing, failed : shards, or runs' last steps, that are not done; those of them that failed too often.
     live : Slurm's jobs that work or may yet. ``busy``: workers with a heartbeat that Slurm does not know.
+    unlaunched : tasks of them that Slurm holds after a failed launch, and that may be let go.
+    held : all their tasks, where none works before somebody lets it go.
     unclear : why it is not known whether workers are in the queue; empty where it is.
     cancelled : a person did, and nobody started workers since. ``by``: who cancelled all tasks by Slurm's own means.
     has_progress : since workers were last handed in. ``idle``: submissions in a row without, the last included.
@@ -83,6 +85,8 @@ class Situation:
     missing: int = 0
     failed: int = 0
     live: tuple[str, ...] = ()
+    unlaunched: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     busy: int = 0
     unclear: str = ""
     cancelled: bool = False
@@ -112,6 +116,7 @@ class Decision:
     ----------
     changes : ``key=value`` words for the workers that are handed in. ``optional``: without them, should Slurm refuse.
     after : of a wait, the jobs that must end first. ``watched``: their tasks where the end of any is enough.
+    tasks : those that are let go.
     seconds : before which the next steward does not look.
     instead_of : tasks whose place new workers take while others work on; empty where nobody does.
     retries : shards that failed too often are tried again, for the cause is cured.
@@ -126,6 +131,7 @@ class Decision:
     watched: tuple[str, ...] = ()
     seconds: int = 0
     instead_of: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     retries: bool = False
 
     @property
@@ -163,6 +169,14 @@ def decide(now: Situation) -> Decision:
         return Decision("stop", "a person cancelled it", resume)
     if now.unclear:
         return Decision("wait", now.unclear)
+    if now.unlaunched:
+        count = plural(len(now.unlaunched), "task")
+        reason = f"{count} held by Slurm after a failed launch, let go without that node"
+        return Decision("release", reason, after=now.live, tasks=now.unlaunched)
+    if now.held and not now.busy:
+        release = " ".join(now.live)
+        reason = f"all that is left in the queue is held by somebody or by the site ({few(now.held, MOST_NAMED)})"
+        return Decision("wait", reason, f"scontrol release {release}, or hala cancel {now.run}", after=now.live)
     if now.live:
         return _beside(now)
     if now.busy:

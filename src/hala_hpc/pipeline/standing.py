@@ -22,7 +22,7 @@ from hala_hpc.run.decisions import Noted
 from hala_hpc.run.endings import TAIL_BYTES
 from hala_hpc.run.layout import GRID
 from hala_hpc.run.status import Status
-from hala_hpc.slurm import commands, local, queue, record
+from hala_hpc.slurm import commands, held, local, queue, record
 from hala_hpc.slurm.queue import OUT_OF_MEMORY, Queue, TaskEnd
 from hala_hpc.tasks.train import checkpoints, paths
 from hala_hpc.worker import registry
@@ -120,13 +120,16 @@ def situation(runs: Runs) -> Situation:
     idle = _idle(alone, standing(runs))
     ends = Counter(end.state for end in tasks.ends)
     gone, watched = _gone(runs, since_whole, tasks)
+    live = [task for task in tasks.tasks if task.may_work]
     if any(MAIN_MEMORY.search(error) for error in errors):
         ends[OUT_OF_MEMORY] += 1
     return Situation(
         run=name,
         missing=sum(left(state) for _, state in runs.unfinished),
         failed=sum(state.failed for _, state in runs.unfinished),
-        live=tuple(dict.fromkeys(task.job.partition("_")[0] for task in tasks.tasks if task.may_work)),
+        live=tuple(dict.fromkeys(task.job.partition("_")[0] for task in live)),
+        unlaunched=tuple(held.unlaunched(tasks, *members)),
+        held=tuple(task.job for task in live) if all(task.is_held for task in live) else (),
         busy=sum(_busy(path, state, tasks) for path, state in zip(runs.paths, runs.states, strict=True)),
         unclear=unclear or (f"Slurm does not answer ({tasks.silence})" if tasks.silence else ""),
         by=_canceller(tasks.ends, last_tasks),

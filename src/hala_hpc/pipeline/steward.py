@@ -28,7 +28,7 @@ from hala_hpc.run import decisions, lease, status
 from hala_hpc.run.decisions import Noted
 from hala_hpc.run.files import share
 from hala_hpc.run.layout import GRID
-from hala_hpc.slurm import commands, queue, record
+from hala_hpc.slurm import commands, held, queue, record
 from hala_hpc.slurm.record import Submission
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0
@@ -201,7 +201,10 @@ def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[D
         if not is_ours():
             raise HalaError(f"{runs.folder.name}: this steward was taken for dead", "it looks again")
         decision, jobs = _submit(runs, decision)
-    is_new = decision.action == "submit" or not _is_last(runs.noted, decision)
+    if decision.action == "release":
+        held.release(runs.folder, decision.tasks)
+        jobs = list(decision.tasks)
+    is_new = decision.action in ("submit", "release") or not _is_last(runs.noted, decision)
     if is_new:
         decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
     if decision.is_end:

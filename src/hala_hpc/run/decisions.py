@@ -1,9 +1,9 @@
 """What was decided about a run's workers, by stewards and by people: ``ledger/steward-*.jsonl``, one event a file.
 
 ``starting``: workers are about to be handed in, with how far the run was by then and how many arrays it had had;
-``decided``: what a steward decided, and why; ``cancelled``: a person wants no more workers; ``at end``: what became of
-the program that a site wants started then. The order is that of the file server's clock: stewards and people are on
-different hosts.
+``decided``: what a steward decided, and why; ``cancelled``: a person ended the workers, and wants no more of them;
+``released``: a task that Slurm held after a failed launch was let go; ``at end``: what became of the program that a
+site wants started then. The order is that of the file server's clock: stewards and people are on different hosts.
 """
 
 import os
@@ -21,7 +21,9 @@ from hala_hpc.run.ledger import Event
 STARTING: Final = "starting"
 DECIDED: Final = "decided"
 CANCELLED: Final = "cancelled"
+RELEASED: Final = "released"
 AT_END: Final = "at end"
+KINDS: Final = (STARTING, DECIDED, CANCELLED, RELEASED, AT_END)
 PERSON, STEWARD = "person", "steward"
 """Who starts workers."""
 
@@ -51,7 +53,7 @@ def read(*folders: Path) -> list[Noted]:
     noted = []
     for folder in folders:
         for file in (folder / "ledger").glob(f"{STEWARD}-*.jsonl"):
-            events = [event for event in ledger.read(file) if event["event"] in (STARTING, DECIDED, CANCELLED, AT_END)]
+            events = [event for event in ledger.read(file) if event["event"] in KINDS]
             noted += [Noted(file.stat().st_mtime, event) for event in events]
     return sorted(noted, key=lambda item: (item.at, item.event["time"]))
 

@@ -33,7 +33,8 @@ ENDED: Final = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
 """States of a task that is over. In any other, one new to us too, it works or may come back."""
-_HELD = re.compile(r"held", re.IGNORECASE)
+_HELD = re.compile(r"held|JobHold", re.IGNORECASE)
+_UNLAUNCHED = re.compile(r"launch.?fail", re.IGNORECASE)
 _NO = re.compile(r"not found|may not be run|disabled|invalid|denied|not permitted", re.IGNORECASE)
 _SILENT = re.compile(r"timed? ?out|unable to contact|communicat|connect|zero bytes|no answer|backup controller", re.I)
 
@@ -57,6 +58,11 @@ class JobState:
         return self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or (
             self.state == "PENDING" and _HELD.search(self.reason) is not None
         )
+
+    @property
+    def is_unlaunched(self) -> bool:
+        """Whether Slurm keeps it because a node could not launch it (``launch failed requeued held``)."""
+        return self.is_held and _UNLAUNCHED.search(self.reason) is not None
 
 
 def said(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
@@ -137,11 +143,12 @@ def counted(tasks: Sequence[JobState]) -> dict[str, int]:
     )
 
 
-def cancel(jobs: Sequence[str]) -> list[JobState]:
+def cancel(jobs: Sequence[str]) -> list[JobState] | None:
     """Cancel arrays or tasks of them, and look whether they end. Jobs that ended already are no error.
 
-    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``. Raises HalaError
-    where scancel was refused or got no answer, and jobs may still be running.
+    Returns the tasks that Slurm accepted to end but that have not begun to within ``CANCEL_SECONDS``; None where it
+    accepted that, and does not answer how far they are. Raises HalaError where scancel was refused or got no answer,
+    and jobs may still be running.
     """
     if not jobs:
         return []
@@ -155,7 +162,9 @@ def cancel(jobs: Sequence[str]) -> list[JobState]:
         try:
             left = [task for task in states(jobs) if task.may_work and task.state != ENDING]
         except HalaError as error:
-            raise (refused or HalaError(f"scancel was accepted, but {error.message}", "look again later")) from error
+            if refused is None:
+                return None
+            raise refused from error
         if not left or refused is not None or time.monotonic() > deadline:
             break
         time.sleep(0.3)

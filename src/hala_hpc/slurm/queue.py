@@ -193,7 +193,11 @@ def advice(
     if queue.silence:
         return [f"Slurm does not answer ({queue.silence}): whether jobs wait or work is not known"]
     lines = []
-    if held := [task.job for task in waiting if task.is_held]:
+    if unlaunched := [task for task in waiting if task.is_unlaunched]:
+        release = " ".join(dict.fromkeys(task.job.partition("_")[0] for task in unlaunched))
+        ways = f"a worker that ends or hala steward {run} lets each go three times, scontrol release {release} always"
+        lines.append(f"{len(unlaunched)} held in the queue, for a node could not launch them: {ways}")
+    if held := [task.job for task in waiting if task.is_held and not task.is_unlaunched]:
         release = " ".join(dict.fromkeys(job.partition("_")[0] for job in held))
         lines.append(f"{len(held)} held in the queue: scontrol release {release}, or hala cancel {run}")
     lines += _cures(queue.ends, run, slurm, has_progress)

@@ -22,7 +22,15 @@ class ArrayWorker:
     def __call__(self) -> str:
         from hala_hpc.config.errors import HalaError
         from hala_hpc.slurm.allocation import StopFlag
-        from hala_hpc.worker.job import executor, is_too_slow, linger, note_too_slow, requeue, work_until
+        from hala_hpc.worker.job import (
+            executor,
+            is_too_slow,
+            linger,
+            note_too_slow,
+            release_held,
+            requeue,
+            work_until,
+        )
         from hala_hpc.worker.task import Outcome
 
         again = signal.getsignal(signal.SIGUSR2)
@@ -33,6 +41,7 @@ class ArrayWorker:
         except HalaError as error:
             sys.stderr.write(f"hala: error: {error}\n")
             sys.exit(2)
+        release_held(Path(self.run))
         # None: it stopped by itself, before its time is over.
         if outcome is Outcome.STOPPED and stop.signal in (None, signal.SIGUSR2):
             if executor() == "slurm":

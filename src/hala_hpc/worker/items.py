@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.cut import Cut
@@ -23,7 +23,7 @@ from hala_hpc.run.files import make_folders, meant_by, remove
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard, Unit
 from hala_hpc.worker.claims import Claim, Claims
-from hala_hpc.worker.storage import StorageAway, fault_of
+from hala_hpc.worker.storage import FULL, StorageAway, fault_of
 from hala_hpc.worker.task import ITEMS, Context, Counters, Outcome, Task, say
 
 
@@ -127,6 +127,7 @@ MOST_FAILURES = 3
 """Different items in a row that failed in this worker: then the node or the code is at fault, not they."""
 LOOK_SECONDS = 1.0
 """Between two looks whether the worker that is at the last step is alive."""
+UNASSEMBLED: Final = "all items are done, but the whole could not be put together"
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before anything else is tried when a file or folder was out of reach; each time twice as long."""
 
@@ -166,27 +167,31 @@ class ItemLoop:
         run, leases = self._context.run, self._context.leases
         if not self._context.plan.facts.assembled:
             return
-        first_seen = leases.last_beat()
-        while not run.final.exists():
-            if (lease := leases.claim_alone()) is not None:
+        storage = self._claims.storage
+        first_seen = storage(leases.last_beat)
+        while not storage(run.final.exists):
+            if (lease := storage(leases.claim_alone)) is not None:
                 break
-            if leases.last_beat() > first_seen or not self._context.rest(LOOK_SECONDS):
+            if storage(leases.last_beat) > first_seen or not self._context.rest(LOOK_SECONDS):
                 return  # a live worker is at it
         else:
             return
-        try:
+
+        def put_together() -> None:
             for path in run.path.iterdir():
                 if meant_by(path.name) == run.final.name != path.name:
-                    remove(path)  # of a worker that died at it
+                    remove(path)  # of a worker that died at it, or of our own last try
             self._task.finish(run, self._context.plan)
-            leases.clear_alone()
+
+        try:
+            storage(put_together)
+            storage(leases.clear_alone)
+        except StorageAway as error:
+            raise StorageAway(f"{UNASSEMBLED}: {error.message}", error.hint) from error
         except OSError as error:
-            raise HalaError(
-                f"all items are done, but the whole could not be put together: {error}",
-                f"mend that, then `hala resume {run.name}`",
-            ) from error
+            raise HalaError(f"{UNASSEMBLED}: {error}", f"mend that, then `hala resume {run.name}`") from error
         finally:
-            leases.release(lease)
+            storage(lambda: leases.release(lease))
 
     def _alike(self) -> list[int]:
         """Shards of the model that is loaded."""
@@ -195,7 +200,7 @@ class ItemLoop:
     def _attempt(self, claim: Claim) -> None:
         claims = self._claims
         try:
-            self._do(claim)
+            claims.storage(lambda: self._do_cleanly(claim), FULL)
         except Stopped:
             claims.give_back(claim, "lost" if claim.lost else "released")
         except SourceAway as error:
@@ -219,8 +224,21 @@ class ItemLoop:
             claims.end(claim, self._context.leases.fail)
             raise
         finally:
-            with suppress(OSError):  # the next attempt does it
-                remove(self._place(claim))
+            self._clear(claim)
+
+    def _do_cleanly(self, claim: Claim) -> None:
+        """``_do``; where there was no room, nothing is left of it but what was kept."""
+        try:
+            self._do(claim)
+        except (OSError, HalaError) as error:
+            if (fault := fault_of(error, self._context.run.path)) is not None and fault.errno in FULL:
+                self._close()
+                self._clear(claim)
+            raise
+
+    def _clear(self, claim: Claim) -> None:
+        with suppress(OSError):  # the next attempt does it
+            remove(self._place(claim))
 
     def _do(self, claim: Claim) -> None:
         context, shard, place = self._context, self._context.plan[claim.shard], self._place(claim)

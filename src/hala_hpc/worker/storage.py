@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -50,6 +50,10 @@ CURES: Final = {
 """What to do, by the error: those of a file system as a whole, which may pass."""
 
 
+FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""A file system that has no room for what was written, and yet takes a few bytes: only the write itself shows it."""
+
+
 class StorageAway(HalaError):
     """The storage of the run was away for too long."""
 
@@ -83,8 +87,8 @@ class Storage:
         self._since: float | None = None  # when it began to fail
         self._is_given_up = False
 
-    def __call__(self, do: Callable[[], Result]) -> Result:
-        """Do it, and again as long as the storage is away.
+    def __call__(self, do: Callable[[], Result], only: Collection[int] = CURES.keys()) -> Result:
+        """Do it, and again as long as the storage is away. ``only``: errors that are waited for; others are raised.
 
         Raises StorageAway where that is too long, or a stop was asked for, and from then on at once.
         """
@@ -94,6 +98,8 @@ class Storage:
                 result = do()
             except (OSError, HalaError) as error:
                 if isinstance(error, StorageAway) or (fault := fault_of(error, self._context.run.path)) is None:
+                    raise
+                if fault.errno not in only:
                     raise
                 self._wait_after(fault, wait)
                 wait = min(2 * wait, LONGEST_WAIT)

@@ -42,6 +42,9 @@ def _words(item: Noted) -> str:
         return f"{'a steward' if event.get('by') == decisions.STEWARD else 'a person'} starts workers"
     if item.kind == decisions.CANCELLED:
         return "a person cancelled it"
+    if item.kind == decisions.RELEASED:
+        without = f", without {node}" if (node := event.get("without")) else ""
+        return f"{event.get('task')} is let go, which Slurm held after a failed launch{without}"
     if item.kind == decisions.AT_END:
         return f"the end is announced; {event['error']}" if "error" in event else "the end is announced"
     changes = f" [{', '.join(changed)}]" if (changed := event.get("changes")) else ""
