@@ -79,12 +79,12 @@ class Site:
     def arrays(self, name: str) -> int:
         return len(record.submitted(self.run(name)))
 
-    def kill_workers_each_time(self, run: Path) -> None:
+    def kill_workers_each_time(self, *runs: Path) -> None:
         """``kill -9`` of all that have started, and of those that start in their place, until their jobs end."""
         killed: dict[str, set[int]] = {}
 
         def are_over() -> bool:
-            for _, opening in ledger.openings(run / "ledger"):
+            for _, opening in (opening for run in runs for opening in ledger.openings(run / "ledger")):
                 pids = killed.setdefault(opening["job"], set())
                 if opening["pid"] not in pids:
                     pids.add(opening["pid"])
@@ -141,6 +141,13 @@ def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     assert texts(site.hala, "leases") == expected(200)
 
 
+def test_a_recipe_that_always_fails(site: Site) -> None:
+    end = site.end("broken")
+    assert end["action"] == "stop" and "the engine does not start" in end["reason"]
+    assert site.arrays("broken") == 2, "GPU-hours are not burnt"
+    assert not nodes_of(site.cluster, site.jobs["broken"])
+
+
 def test_a_time_limit_that_is_too_short(site: Site) -> None:
     """Nothing got done in a minute, so the next workers have two; here the model then loads at once."""
     wait_for(lambda: any(event["changes"] for event in site.decided("slow")), SECONDS)
@@ -186,8 +193,7 @@ def test_a_grid_has_one_steward(site: Site) -> None:
     site.submit("many", "data.limit=150", LONG, grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
     cells = [site.run("many") / cell for cell in ("fr", "eu")]
     wait_for(lambda: all(list(ledger.openings(cell / "ledger")) for cell in cells))
-    for cell in cells:
-        site.kill_workers_each_time(cell)
+    site.kill_workers_each_time(*cells)
     assert site.end("many")["action"] == "done"
     assert len(record.steward_jobs(site.run("many"))) == site.arrays("many") == 2
     for cell in cells:
@@ -207,10 +213,3 @@ def test_a_site_whose_jobs_may_not_submit(site: Site) -> None:
     site.wait_for_rows("watched", 100)
     wait_for(lambda: lookup.state_of(site.run("watched")).finished)
     assert site.hala("steward", "watched", "--watch").stdout == "done: finished: all shards, and the last step\n"
-
-
-def test_a_recipe_that_always_fails(site: Site) -> None:
-    end = site.end("broken")
-    assert end["action"] == "stop" and "the engine does not start" in end["reason"]
-    assert site.arrays("broken") == 2, "GPU-hours are not burnt"
-    assert not nodes_of(site.cluster, site.jobs["broken"])
