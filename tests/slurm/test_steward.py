@@ -149,6 +149,13 @@ def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     assert texts(site.hala, "leases") == expected(200)
 
 
+def test_a_recipe_that_always_fails(site: Site) -> None:
+    end = site.end("broken")
+    assert end["action"] == "stop" and "the engine does not start" in end["reason"]
+    assert site.arrays("broken") == 2, "GPU-hours are not burnt"
+    assert not nodes_of(site.cluster, site.jobs["broken"])
+
+
 def test_a_worker_that_is_gone_is_replaced_while_others_work(site: Site) -> None:
     """Its whole job is killed, batch script and all."""
     site.submit("replaced", "data.limit=400", "engine.seconds=2", "engine.capacity=5", "run.shard_rows=20")
@@ -231,10 +238,3 @@ def test_a_site_whose_jobs_may_not_submit(site: Site) -> None:
     site.wait_for_rows("watched", 100)
     wait_for(lambda: lookup.state_of(site.run("watched")).finished)
     assert site.hala("steward", "watched", "--watch").stdout == "done: finished: all shards, and the last step\n"
-
-
-def test_a_recipe_that_always_fails(site: Site) -> None:
-    end = site.end("broken")
-    assert end["action"] == "stop" and "the engine does not start" in end["reason"]
-    assert site.arrays("broken") == 2, "GPU-hours are not burnt"
-    assert not nodes_of(site.cluster, site.jobs["broken"])
