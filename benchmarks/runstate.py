@@ -151,7 +151,8 @@ def main() -> None:
         stand = sum(1 for _ in run.shards.glob("*/*.parquet"))
         if not published == stand == claimed:
             sys.exit(f"{published} published, {stand} stand, of {claimed}: not exactly once")
-        report(f"{arguments.processes} processes claim and publish {claimed:,}", rate, "shards/s", "2,000 shards/s", rate >= 2000)
+        label = f"{arguments.processes} processes claim and publish {claimed:,}"
+        report(label, rate, "shards/s", "2,000 shards/s", rate >= 2000)
         report("shards published twice", published - stand, "", "0", published == stand)
         if arguments.shards > claimed:
             run = laid_out(Path(folder, "large"), arguments.shards)
