@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores take ten times as long
 TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
+SMALL_VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
+"""Variables of a tiny model's engine: in the worker's own process, with nothing compiled.
+
+``enforce_eager`` leaves vLLM's sampler to the compiler: 20 s of a core where its cache is cold, 3 s where it is warm.
+"""
 
 
 SLOW = (

@@ -12,7 +12,8 @@ from hala_hpc.run import ledger
 from hala_hpc.run.goodput import KILLED
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster, missing
-from tests.slurm.test_cluster import finished, wait_for
+from tests.slurm.looking import finished
+from tests.slurm.test_cluster import wait_for
 
 pytestmark = pytest.mark.slurm
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster
-from tests.slurm.test_cluster import finished, slurm_hala, wait_for
+from tests.slurm.looking import finished
+from tests.slurm.test_cluster import slurm_hala, wait_for
 
 pytestmark = pytest.mark.slurm
 __all__ = ["slurm_hala"]

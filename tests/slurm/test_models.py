@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, Hala, TinyModel
+from tests.conftest import ROOT, SMALL_VLLM, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
 from tests.report import browser
 from tests.report.test_page import DRAWN, MARKS, SIZES
-from tests.slurm.test_cluster import finished, pid_of, slurm_hala, wait_for
+from tests.slurm.looking import alive, finished
+from tests.slurm.test_cluster import pid_of, slurm_hala, wait_for
 from tests.tasks.merge.merge_pairs import pair, weights_of
 from tests.tasks.merge.test_merge import assert_slerp
 from tests.work import work_python
@@ -37,7 +38,6 @@ ENGINE = {
     "enforce_eager": True,
     "arguments": {"distributed_executor_backend": "uni"},
 }
-SERVE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def submit(slurm_hala: Hala, work_python: Path, serve_python: Path) -> Callable[
     def start(name: str, workers: int = 2, **sections: Any) -> str:
         environments = {
             "work": {"venv": str(work_python.parents[1])},
-            "serve": {"venv": str(serve_python.parents[1]), "variables": SERVE},
+            "serve": {"venv": str(serve_python.parents[1]), "variables": SMALL_VLLM},
         }
         slurm = {"cpus_per_worker": 2, "gpus_per_worker": 1, "minutes": 20, "mem_gb": 4}
         site = {"executor": "slurm", "slurm": slurm, "environments": environments, "offline": True}
@@ -64,10 +64,10 @@ def kill_one_at_work(hala: Hala, run: str) -> None:
     """Kill -9, as a node that fails would."""
 
     def busy() -> Any:
-        return next((one for one in hala.json("status", run)["workers"] if one["alive"] and one["working_on"]), None)
+        return next((worker for worker in alive(hala, run) if worker.working_on), None)
 
     victim = wait_for(busy, 200)
-    os.kill(pid_of(hala, run, victim["worker"]), signal.SIGKILL)
+    os.kill(pid_of(hala, run, victim.worker), signal.SIGKILL)
     assert not hala.json("status", run)["finished"], "the run was over before it was broken"
 
 
@@ -76,6 +76,8 @@ def done(hala: Hala, run: str) -> Path:
     path = hala.folder / "runs" / run
 
     def idle() -> bool:
+        if finished(hala, run)() or alive(hala, run):
+            return finished(hala, run)()
         state = hala.json("status", run)
         return bool(state["finished"] or not any(name in ("PENDING", "RUNNING") for name in state["jobs"]))
 

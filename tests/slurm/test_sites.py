@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import ROOT, Hala
 from tests.minislurm.cluster import Cluster, missing
-from tests.slurm.test_cluster import finished, wait_for
+from tests.slurm.looking import finished
+from tests.slurm.test_cluster import wait_for
 
 pytestmark = pytest.mark.slurm
 

@@ -14,7 +14,7 @@ import pytest
 from hala_hpc.models import location
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train.launch import signs
-from tests.conftest import ROOT, Hala
+from tests.conftest import ROOT, SMALL_VLLM, Hala
 from tests.minislurm.cluster import Cluster
 from tests.numbers import same_losses
 from tests.slurm.test_cluster import slurm_hala, wait_for
@@ -130,7 +130,7 @@ def agrees_in_vllm(model: Path, work_python: Path, serve_python: Path) -> None:
     examined: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert examined["faults"] == []
     out = model.parent / "vllm.json"
-    variables = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    variables = os.environ | SMALL_VLLM
     command = [serve_python, "-P", script / "vllm_fingerprint_script.py", model, out]
     subprocess.run(command, check=True, env=variables, timeout=280)
     assert json.loads(out.read_text()) == pytest.approx(examined["float32"], abs=2e-3)

@@ -22,6 +22,7 @@ from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import signs
 from tests.conftest import ROOT, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
+from tests.slurm.looking import state
 from tests.slurm.orders import WithOrders
 from tests.slurm.test_cluster import slurm_hala, wait_for
 from tests.work import work_python
@@ -236,7 +237,7 @@ def test_a_node_at_fault_twice_is_left_out(planned: Callable[..., Path]) -> None
 def test_given_up_after_so_many_crashes(planned: Callable[..., Path], slurm_hala: Hala) -> None:
     run = planned("hopeless", watch={"restarts": 1, "preflight": False})
     submit_with_orders(run, save=1000, at={str(rank): {"2": 3} for rank in range(4)}, again=True)
-    wait_for(lambda: slurm_hala.json("status", "hopeless")["failed"] == 1)
+    wait_for(lambda: state(slurm_hala, "hopeless").failed == 1)
     assert len(events(run, "launched")) == 2
     assert "2 launches without a new checkpoint" in log(run)
     assert wait_for(lambda: "FAILED" in str(slurm_hala.json("status", "hopeless")["jobs"])), "and the job says so"

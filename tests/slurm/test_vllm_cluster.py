@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SERVE_PYTHON, Hala, TinyModel
+from hala_hpc.run.status import WorkerStatus
+from tests.conftest import SERVE_PYTHON, SMALL_VLLM, Hala, TinyModel
 from tests.minislurm.cluster import Cluster
-from tests.slurm.test_cluster import finished, nodes_of, pid_of, slurm_hala, wait_for
+from tests.slurm.looking import alive, finished
+from tests.slurm.test_cluster import nodes_of, pid_of, slurm_hala, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.vllm]
 __all__ = ["slurm_hala"]
@@ -41,7 +43,7 @@ site:
   environments:
     serve:
       venv: {SERVE_PYTHON.parents[1]}
-      variables: {{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_ENABLE_V1_MULTIPROCESSING: "0"}}
+      variables: {json.dumps(SMALL_VLLM)}
 """)
     return path
 
@@ -51,21 +53,21 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     """Three workers: kill -9 for one, preemption for another, then at most one resume."""
     site = ("site.executor=slurm", "site.slurm.cpus_per_worker=2", "site.slurm.gpus_per_worker=1")
     job = slurm_hala.json("submit", recipe, *site, "site.slurm.minutes=30")["jobs"][0]
-    wait_for(lambda: len(alive(slurm_hala)) == 3, 120)
+    wait_for(lambda: len(alive(slurm_hala, "alpaca")) == 3, 120)
     nodes = nodes_of(cluster, job)
     lonely = next(task for task, node in nodes.items() if list(nodes.values()).count(node) == 1)
 
-    def at_work() -> dict[str, Any] | None:
-        return next((one for one in alive(slurm_hala) if one["job"] != lonely and one["rows"] > 20), None)
+    def at_work() -> WorkerStatus | None:
+        return next((one for one in alive(slurm_hala, "alpaca") if one.job != lonely and one.rows > 20), None)
 
     victim = wait_for(at_work, 300)
     cluster.run(
         "sbatch", "-p", "urgent", "-w", nodes[lonely], "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"
     )
-    os.kill(pid_of(slurm_hala, "alpaca", victim["worker"]), 9)
+    os.kill(pid_of(slurm_hala, "alpaca", victim.worker), 9)
     before = slurm_hala.json("status", "alpaca")
     assert not before["finished"], "the run was over before it was broken"
-    wait_for(lambda: finished(slurm_hala, "alpaca")() or not alive(slurm_hala), 400)
+    wait_for(lambda: finished(slurm_hala, "alpaca")() or not alive(slurm_hala, "alpaca"), 400)
     if not finished(slurm_hala, "alpaca")():
         slurm_hala("resume", "alpaca")
         wait_for(finished(slurm_hala, "alpaca"), 300)
@@ -77,10 +79,6 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     wait_for(finished(slurm_hala, "whole"), 400)
     assert broken == collected(slurm_hala, "whole")
     assert len(broken) + states["quarantined"] >= ROWS
-
-
-def alive(hala: Hala, run: str = "alpaca") -> list[dict[str, Any]]:
-    return [worker for worker in hala.json("status", run)["workers"] if worker["alive"]]
 
 
 def collected(hala: Hala, run: str) -> list[dict[str, Any]]:
@@ -127,8 +125,8 @@ def test_texts_keep_their_shape_and_a_tenth_is_done_again(slurm_hala: Hala, mixe
     """The model writes noise, so nearly every segment climbs the whole ladder; a worker is killed in the middle."""
     site = ("site.executor=slurm", "site.slurm.cpus_per_worker=2", "site.slurm.gpus_per_worker=1")
     slurm_hala("submit", mixed, *site, "site.slurm.minutes=30")
-    busy = wait_for(lambda: next((one for one in alive(slurm_hala, "mixed") if one["rows"] > 20), None), 300)
-    os.kill(pid_of(slurm_hala, "mixed", busy["worker"]), 9)
+    busy = wait_for(lambda: next((one for one in alive(slurm_hala, "mixed") if one.rows > 20), None), 300)
+    os.kill(pid_of(slurm_hala, "mixed", busy.worker), 9)
     assert not slurm_hala.json("status", "mixed")["finished"], "the run was over before it was broken"
     wait_for(lambda: finished(slurm_hala, "mixed")() or not alive(slurm_hala, "mixed"), 400)
     if not finished(slurm_hala, "mixed")():

@@ -17,7 +17,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.compare import measure
 from hala_hpc.tasks.compare.measure import TEXTS, tokens_of
 from hala_hpc.worker import registry
-from tests.conftest import ROOT, Hala
+from tests.conftest import ROOT, SMALL_VLLM, Hala
 from tests.data.tokenizer_kinds import byte_level
 from tests.numbers import same_log_probabilities
 from tests.publish.runs import merged
@@ -55,7 +55,7 @@ def compared(work_python: Path, serve_python: Path, tmp_path_factory: pytest.Tem
     )
     (folder / "c.yaml").write_text((folder / "c.yaml").read_text().replace("runs/q", str(folder / "runs" / "q")))
     hala("plan", "c.yaml", "--create")
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    env = os.environ | SMALL_VLLM
     done = subprocess.run(
         [serve_python, "-m", "hala_hpc.worker", folder / "runs" / "c"], env=env, capture_output=True, text=True
     )

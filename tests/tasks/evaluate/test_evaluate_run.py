@@ -14,13 +14,11 @@ import pytest
 
 from hala_hpc.run import ledger, manifest
 from hala_hpc.tasks.evaluate import results
-from tests.conftest import Hala, TinyModel
+from tests.conftest import SMALL_VLLM, Hala, TinyModel
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-VARIABLES = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+VARIABLES = SMALL_VLLM | {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 TASKS = {

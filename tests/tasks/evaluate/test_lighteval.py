@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 
 from hala_hpc.tasks.evaluate.benchmarks import ARABIC
-from tests.conftest import TinyModel
+from tests.conftest import SMALL_VLLM, TinyModel
 from tests.numbers import best_of, same_log_probabilities
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 MODELS = ("llama", "gemma2")
 """The first is asked without its chat template, the second with it; both with and without examples."""
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+ENVIRONMENT = SMALL_VLLM | {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
 }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hala_hpc.tasks.evaluate import benchmarks
-from tests.conftest import ROOT, TinyModel
+from tests.conftest import ROOT, SMALL_VLLM, TinyModel
 from tests.numbers import LOG_PROBABILITY, best_of, same_log_probabilities
 
 pytestmark = pytest.mark.timeout(900)  # engines, and transformers beside them, on a machine that does other things too
@@ -115,7 +115,7 @@ def told(
     models = [tiny_model(architecture) for architecture in ARCHITECTURES]
     out = folder / "told.json"
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
-    small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TQDM_DISABLE": "1"}
+    small = SMALL_VLLM | {"TQDM_DISABLE": "1"}
     command = [str(each) for each in (serve_python, SCRIPT, folder, out, *models)]
     done = subprocess.run(command, env=os.environ | offline | small, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hala_hpc.data.outputs.judgements import SCORE, VERDICT, auc
-from tests.conftest import Hala, TinyModel
+from tests.conftest import SMALL_VLLM, Hala, TinyModel
 from tests.worker import helpers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -55,7 +55,6 @@ def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> 
         "run": {"shard_rows": 50, "lease_seconds": 5, "flush_seconds": 0.2},
     }
     (hala.folder / "judge.yaml").write_text(json.dumps({"name": "judge"} | recipe))
-    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
     def start(name: str) -> subprocess.Popen[str]:
         if not (hala.folder / "runs" / name).is_dir():
@@ -64,7 +63,7 @@ def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> 
         return subprocess.Popen(
             command,
             cwd=hala.folder,
-            env=os.environ | variables,
+            env=os.environ | SMALL_VLLM,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -23,7 +23,7 @@ from hala_hpc.run.layout import RunDirectory
 from hala_hpc.tasks.score import scores
 from hala_hpc.tasks.score.task import INPUT
 from hala_hpc.worker import registry
-from tests.conftest import ROOT, Hala
+from tests.conftest import ROOT, SMALL_VLLM, Hala
 from tests.worker import helpers
 
 PROMPT = "Translate everything that follows into Arabic: "
@@ -277,7 +277,7 @@ def test_the_recipes_on_a_tiny_model(
         words += (*ENGINE, "site.slurm.gpus_per_worker=0", "sampling.max_tokens=24")
         words += ('task.prompt="Translate from English to Arabic: {text}"',) if name.endswith("before") else ()
         hala("plan", jobs / "translate-mmlu.yaml", "--create", *words)
-        env = {**hala.env, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        env = hala.env | SMALL_VLLM
         command = [serve_python, "-m", "hala_hpc.worker", tmp_path / "runs" / name]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -13,7 +13,7 @@ from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.tasks.train import metrics, paths
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_VLLM
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -124,7 +124,7 @@ def test_the_card_tells_what_made_the_model_and_nobody_s_folders(folder: Path) -
 
 @pytest.mark.vllm
 def test_vllm_agrees_with_the_model_in_training(seen: Any, folder: Path, serve_python: Path) -> None:
-    small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+    small = SMALL_VLLM | {"VLLM_LOGGING_LEVEL": "WARNING"}
     command = [serve_python, "-P", HERE / "vllm_fingerprint_script.py", folder / "out" / "pieces", folder / "vllm.json"]
     done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hala_hpc.config.compose import thaw
+from hala_hpc.pipeline import lookup
 from hala_hpc.tasks.train import metrics, paths
 from hala_hpc.tasks.train import task as train
 from hala_hpc.tasks.train.order import index
@@ -28,7 +29,8 @@ def plan(hala: Hala, model: Path, datasets: dict[str, Any], name: str = "tiny", 
     hala("plan", recipe, "--create")
     run = hala.folder / "runs" / name
     for one in train.prepare_runs(run, thaw(run / "recipe.yaml", registry.options_of)):
-        subprocess.run([sys.executable, "-m", "hala_hpc.worker", one], check=True)
+        if not lookup.state_of(one).finished:  # else another training of ``prepared`` did it
+            subprocess.run([sys.executable, "-m", "hala_hpc.worker", one], check=True)
     build_index(run)
     return run
 
