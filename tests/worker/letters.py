@@ -87,7 +87,8 @@ class Work:
             kept.touch()
             item.tell(f"step {step + 1} of {STEPS}")
         item.place.mkdir()
-        files.write_durably(item.place / "more", bytes(entry.get("bytes", 0)))
+        if size := entry.get("bytes"):
+            files.write_durably(item.place / "more", bytes(size))
         (item.place / "letter").write_text(entry["name"])
         self._task.done.append(entry["name"])
         return {"steps": STEPS}

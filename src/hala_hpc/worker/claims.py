@@ -55,7 +55,12 @@ class Claims:
         self._held: dict[int, Claim] = {}
         self._lock = threading.Lock()
         self._heartbeat = Heartbeat(context.leases, self._look)
-        self.storage = Storage(context)
+        self.storage = Storage(
+            context.run.path,
+            context.leases.beacon,
+            context.rest,
+            lambda said: context.ledger.write("unreachable", error=said),
+        )
         self.sources: list[str] = context.plan.column("source")
         self._due: dict[str, float] = {}  # by source that is out of reach: when it is tried again
         self._waits: dict[str, float] = {}

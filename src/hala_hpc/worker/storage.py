@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.shards import SourceAway
 from hala_hpc.run.files import beside, fsync
-from hala_hpc.worker.task import Context, say
+from hala_hpc.worker.task import say
 
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 600.0
@@ -79,10 +79,14 @@ def refusal(run: Path, error: OSError, seconds: float | None = None) -> StorageA
 
 
 class Storage:
-    """The storage of one worker's run. Called with what to do, from any thread."""
+    """The storage of one worker's run. Called with what to do, from any thread.
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    ``beacon``: a name beside which a try to write may stand. ``rest``: as ``Context.rest``. ``note`` gets what is said
+    of an outage, once, for the ledger.
+    """
+
+    def __init__(self, run: Path, beacon: Path, rest: Callable[[float], bool], note: Callable[[str], None]) -> None:
+        self._run, self._beacon, self._rest, self._note = run, beacon, rest, note
         self._lock = threading.Lock()
         self._since: float | None = None  # when it began to fail
         self._is_given_up = False
@@ -97,50 +101,52 @@ class Storage:
             try:
                 result = do()
             except (OSError, HalaError) as error:
-                if isinstance(error, StorageAway) or (fault := fault_of(error, self._context.run.path)) is None:
+                if isinstance(error, StorageAway) or (fault := fault_of(error, self._run)) is None:
                     raise
                 if fault.errno not in only:
                     raise
-                self._wait_after(fault, wait)
+                self.after(fault, wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             else:
-                self._is_back()
+                self.back()
                 return result
 
     def wait(self, error: OSError) -> None:
         """Until it can be written to again. Raises StorageAway as above."""
-        self._wait_after(error, FIRST_WAIT)
+        self.after(error, FIRST_WAIT)
         self(self._try_to_write)
 
     def _try_to_write(self) -> None:
-        probe = beside(self._context.leases.beacon)
+        probe = beside(self._beacon)
         try:
             probe.write_bytes(b"hala")
             fsync(probe)
         finally:
             probe.unlink(missing_ok=True)
 
-    def _wait_after(self, error: OSError, seconds: float) -> None:
+    def after(self, error: OSError, seconds: float) -> None:
+        """Wait for so long before it is tried again. Raises StorageAway as above."""
         now = time.monotonic()
         with self._lock:
             is_news, since = self._since is None, self._since or now
             self._since = since
-            refused = refusal(self._context.run.path, error, now - since)
+            refused = refusal(self._run, error, now - since)
             if self._is_given_up or now - since > PATIENCE_SECONDS:
                 self._is_given_up = True
                 raise refused from error
         if is_news:
-            said = refusal(self._context.run.path, error).message
-            say(f"{said}: waited for, no shard counts it")
-            self._context.ledger.write("unreachable", error=f"{said}: waited for, no shard counts it")
-        if not self._context.rest(seconds):
+            said = f"{refusal(self._run, error).message}: waited for, no shard counts it"
+            say(said)
+            self._note(said)
+        if not self._rest(seconds):
             self._is_given_up = True
             raise refused from error
 
-    def _is_back(self) -> None:
+    def back(self) -> None:
+        """It was done: from now on an outage is another one."""
         if self._since is None:
             return
         with self._lock:
             since, self._since = self._since, None
         if since is not None:
-            say(f"{self._context.run.path}: back after {time.monotonic() - since:.0f} seconds")
+            say(f"{self._run}: back after {time.monotonic() - since:.0f} seconds")

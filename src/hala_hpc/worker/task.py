@@ -1,5 +1,6 @@
 """The contract of a task, whatever its shards are; what its loop works with, and how that may end."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -99,5 +100,6 @@ class Context:
 
 
 def say(text: str) -> None:
-    """A line for the run's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hala: {text}", flush=True)  # noqa: T201
+    """A line for the run's log. Where that cannot be written, the line is lost, and not the work."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hala: {text}", flush=True)  # noqa: T201

@@ -196,10 +196,19 @@ class Checkpoints:
         digests.write(path, known)
         fsync_tree(path)
         write_durably(path / MARKER, json.dumps(saved.marker | {"seal": _seal(saved.marker)}).encode())
+        self.settle()
+        return saved
+
+    def drop_unmarked(self, step: int) -> None:
+        """Remove what there is of the checkpoint of a step, where it is not complete."""
+        if not (self.path(step) / MARKER).is_file():
+            remove_tree(self.path(step))
+
+    def settle(self) -> None:
+        """What is left to do once there is a complete one more: its name is made durable, older ones are dropped."""
         for folder in (self.folder, *self.folder.parents[:2]):  # whoever made them: the folders in the run, too
             fsync(folder)
         for old in complete(self.folder)[self._keep :]:
             (old.path / MARKER).unlink()  # first: a kill in the middle must not leave a hollow one that counts
             remove_tree(old.path)
         remove_tree(self.folder / "incomplete")
-        return saved

@@ -19,6 +19,8 @@ from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.worker import registry
 from tests.conftest import Hala
 
+RANK = "hala_hpc.tasks.train.rank"
+
 
 def plan(hala: Hala, model: Path, datasets: dict[str, Any], name: str = "tiny", **task: Any) -> Path:
     """A planned and prepared training with its index, everything but the ranks."""
@@ -62,7 +64,7 @@ def start(python: Path, run: Path, world: int, launch: str) -> list["subprocess.
     for rank in range(world):
         with (run / "logs" / f"{launch}.{rank}.log").open("wb") as log:
             variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            words = [python, "-m", "hala_hpc.tasks.train.rank", run]
+            words = [python, "-m", RANK, run]
             ranks.append(subprocess.Popen(words, env=variables, stdout=log, stderr=log))
     return ranks
 

@@ -35,6 +35,7 @@ from hala_hpc.tasks.train.order import index
 from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.prepare import task as prepare
 from hala_hpc.tasks.train.rank.batches import Batches, Collate, Loader
+from hala_hpc.tasks.train.rank.together import Together
 from hala_hpc.tasks.train.rank.trainer import Diverged, HalaTrainer, RankData, Saving
 from hala_hpc.worker import registry, tracking
 from hala_hpc.worker.task import say
@@ -47,7 +48,9 @@ def main(path: Path, here: RankPlace) -> int:
         return _train(path, here, heartbeat)
     except HalaError as error:
         sys.stderr.write(f"hala: error: {error}\n")
-        write_durably(path / paths.FAILURE, json.dumps({"reason": str(error), "time": time.time()}).encode())
+        failure = {"reason": str(error), "time": time.time()}
+        with contextlib.suppress(OSError):  # the storage may be why
+            write_durably(path / paths.FAILURE, json.dumps(failure).encode())
         return REFUSED
     finally:
         heartbeat.close()
@@ -76,6 +79,7 @@ def _train(path: Path, here: RankPlace, heartbeat: HeartbeatWriter) -> int:
         data,
         checkpoints,
         saving,
+        Together(path, here, saving.rest),
         heartbeat,
         writer.write if writer else None,
         _flops(model, options.sequence_length),

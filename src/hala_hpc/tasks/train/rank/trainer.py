@@ -27,6 +27,8 @@ from hala_hpc.tasks.train.options import Options, Save, Schedule
 from hala_hpc.tasks.train.order.index import Index
 from hala_hpc.tasks.train.order.packing import Prepared
 from hala_hpc.tasks.train.rank.batches import Collate, Loader
+from hala_hpc.tasks.train.rank.together import Together
+from hala_hpc.worker.task import say
 
 MARGIN_SECONDS = 30.0
 """Kept between the end of a save and the end of the job."""
@@ -71,6 +73,15 @@ class Saving(TrainerCallback):
         self.save_seconds = max(self.save_seconds, seconds)
         self._saved_at = time.monotonic()
 
+    def rest(self, seconds: float) -> bool:
+        """Sleep; False where a signal came first, or the job's time is over but for what it takes to leave."""
+        until = time.monotonic() + seconds
+        while not (is_over := self.signals() or time.time() > (self._end_time or math.inf) - MARGIN_SECONDS):
+            if (left := until - time.monotonic()) <= 0:
+                break
+            time.sleep(min(left, 0.2))
+        return not is_over
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args
         now = time.monotonic()
@@ -108,17 +119,19 @@ class HalaTrainer(SFTTrainer):
         data: RankData,
         checkpoints: Checkpoints,
         saving: Saving,
+        together: Together,
         heartbeat: HeartbeatWriter,
         write: Callable[..., None] | None,
         flops_per_token: float,
         **arguments: Any,
     ) -> None:
         self.options, self.data, self.checkpoints = options, data, checkpoints
-        self.saving, self.heartbeat, self._write = saving, heartbeat, write
+        self.saving, self.together, self.heartbeat, self._write = saving, together, heartbeat, write
         self._flops_per_token = flops_per_token
         self._mean_loss: float | None = None
         self._resumed: Saved | None = None
         self._phases: dict[str, float] = {}
+        self._save_seconds = 0.0
         self._step_began = time.monotonic()
         super().__init__(**arguments)
         self.add_callback(saving)
@@ -237,44 +250,49 @@ class HalaTrainer(SFTTrainer):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """All ranks: write, wait for each other, then the first one declares it complete."""
+        """All ranks: write, wait for each other, then the first one declares it complete.
+
+        A storage that does not take it is waited for, with all ranks. Where a stop comes first, there is no checkpoint.
+        """
         del model, trial
         began = time.monotonic()
         step = self.state.global_step
         self.heartbeat.at(step, "saving")
         folder = self.checkpoints.path(step)
-        if not (folder / MARKER).exists():
-            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            if not self.is_deepspeed_enabled and self.is_world_process_zero():
-                self._save(str(folder))
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_rng_state(str(folder))
-            if self.is_world_process_zero():
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-            self._barrier()
-            known = self._digests(folder)
-            if self.is_world_process_zero():
-                stage, seconds = self.options.deepspeed.stage, time.monotonic() - began
-                self.checkpoints.mark(step, self.data.here.world, stage, seconds, known)
-            self._barrier()
-        seconds = time.monotonic() - began
-        self.saving.saved(seconds)
-        self._step_began += seconds
+        if not self.together.store(lambda: self._write_all(folder), lambda: self.checkpoints.drop_unmarked(step)):
+            say(f"no checkpoint after step {step}: a stop was asked for while the storage was away")
+            self.saving.stopped = self.control.should_training_stop = True
+            return
+        self.saving.saved(self._save_seconds)
+        self._step_began += time.monotonic() - began
         self.heartbeat.at(step, "saved")
 
-    def _digests(self, folder: Path) -> dict[str, str]:
-        """Of all files of a checkpoint; each rank reads its share."""
-        here = self.data.here
-        mine = digests_of(folder, here.rank, here.world)
-        if here.world == 1:
-            return mine
-        parts: list[Any] = [None] * here.world
-        dist.all_gather_object(parts, mine)
-        return {name: digest for part in parts for name, digest in part.items()}
+    def _write_all(self, folder: Path) -> None:
+        """A whole checkpoint. Raises Unstored on all ranks."""
+        here, agreed, began = self.data.here, self.together.agreed, time.monotonic()
+        if agreed(lambda: here.is_first and (folder / MARKER).is_file())[0]:
+            agreed(self.checkpoints.settle if here.is_first else lambda: None)
+            return
+        is_joint = self.is_deepspeed_enabled and here.world > 1
+        if is_joint:  # its ranks wait for each other in there: one that fails could not tell the others
+            self._write_own(folder)
+        agreed(lambda: None if is_joint else self._write_own(folder))
+        parts = agreed(lambda: digests_of(folder, here.rank, here.world))
+        known = {name: digest for part in parts for name, digest in part.items()}
+        stage, seconds = self.options.deepspeed.stage, time.monotonic() - began
+        step, mark = self.state.global_step, self.checkpoints.mark
+        agreed(lambda: here.is_first and bool(mark(step, here.world, stage, seconds, known)))
+        self._save_seconds = time.monotonic() - began  # without the waits for a storage
 
-    def _barrier(self) -> None:
-        if self.data.here.world > 1:
-            dist.barrier()
+    def _write_own(self, folder: Path) -> None:
+        """What this rank writes of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_deepspeed_enabled and self.is_world_process_zero():
+            self._save(str(folder))
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """DeepSpeed loads only what as many ranks wrote; for others the checkpoint is read parameter by parameter."""
