@@ -220,7 +220,8 @@ def test_a_grid_has_one_steward(site: Site) -> None:
     site.kill_workers_each_time(*cells)
     assert site.end("many")["action"] == "done"
     assert site.arrays("many") == 2
-    assert len(record.steward_jobs(site.run("many"))) == 3, "one after each array, and one that was not needed"
+    stewards = len(record.steward_jobs(site.run("many")))
+    assert stewards in (3, 4), "one after each array, perhaps when one cell was done, and one that was not needed"
     for cell in cells:
         site.hala("verify", cell)
         assert not record.steward_jobs(cell)
