@@ -60,15 +60,15 @@ def heal(site: Site) -> None:
     undrain(site)
 
 
-def submit(site: Site, name: str, nodes: str, **slurm: object) -> None:
+def submit(site: Site, name: str, nodes: str, *others: str, **slurm: object) -> None:
     """A worker a node; not on ``nodes``."""
     words = {"cpus_per_worker": 9, "minutes": 5, "extra": {"exclude": nodes}} | slurm
-    site.submit(name, "data.limit=150", site={"executor": "slurm", "slurm": words})
+    site.submit(name, "data.limit=150", *others, site={"executor": "slurm", "slurm": words})
 
 
 def test_a_task_that_a_node_could_not_launch_is_let_go_by_a_worker_that_ends(site: Site) -> None:
     """Nobody else would: the steward waits for the task that is held."""
-    submit(site, "launch", "n3,n4")
+    submit(site, "launch", "n3,n4", "engine.seconds=3")  # it works on until we have looked
     wait_for(lambda: NO_LAUNCH in reasons(site, "launch").values())
     [task] = [task for task, reason in reasons(site, "launch").items() if reason == NO_LAUNCH]
     assert "for a node could not launch them" in " ".join(site.hala("status", "launch").stdout.split())
