@@ -1,7 +1,6 @@
 """Runs on a real Slurm that end without a person, whatever becomes of their workers. They all run at once."""
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import decisions, ledger
-from hala_hpc.slurm import again, record
+from hala_hpc.slurm import record
 from tests.conftest import Hala
 from tests.minislurm.cluster import Cluster
 from tests.minislurm.daemon import processes_with, send
@@ -80,26 +79,10 @@ class Site:
     def arrays(self, name: str) -> int:
         return len(record.submitted(self.run(name)))
 
-    def kill_workers_each_time(self, *runs: Path) -> None:
-        """``kill -9`` of all that have started, and of those that start in their place, until their jobs end.
-
-        For the last time all at once, so that nobody takes a place while others work.
-        """
-        killed: set[int] = set()
-
-        def are_over() -> bool:
-            lives: dict[str, set[int]] = {}
-            for run in runs:
-                for _, opening in ledger.openings(run / "ledger"):
-                    lives.setdefault(opening["job"], set()).add(opening["pid"])
-            are_last = bool(lives) and all(len(pids) > again.MOST for pids in lives.values())
-            for pids in lives.values():
-                for pid in pids - killed if are_last or len(pids) <= again.MOST else ():
-                    killed.add(pid)
-                    os.kill(pid, signal.SIGKILL)
-            return are_last
-
-        wait_for(are_over, SECONDS)
+    def kill_jobs(self, name: str) -> None:
+        """``kill -9`` of all that belongs to the first array, batch scripts too: no worker starts again."""
+        for process in processes_with(f"SLURM_ARRAY_JOB_ID={self.jobs[name]}"):
+            send(process, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +109,7 @@ def test_all_workers_killed(site: Site) -> None:
     assert status["steward"]["jobs"] == {started["steward"]: "PENDING"}
     assert sum(status["jobs"].values()) == 2, "it is no worker"
     site.wait_for_rows("killed", 100)
-    site.kill_workers_each_time(site.run("killed"))
+    site.kill_jobs("killed")
     assert site.end("killed")["action"] == "done"
     assert texts(site.hala, "killed") == expected(ROWS)
     again, *_ = site.decided("killed")
@@ -144,7 +127,7 @@ def test_nobody_waits_for_the_leases_of_the_dead(site: Site) -> None:
     """Slurm says that their jobs are over."""
     site.submit("leases", "data.limit=200", "engine.seconds=2", "run.lease_seconds=600", LONG)
     site.wait_for_rows("leases", 30)
-    site.kill_workers_each_time(site.run("leases"))
+    site.kill_jobs("leases")
     assert site.end("leases")["action"] == "done"
     assert texts(site.hala, "leases") == expected(200)
 
@@ -217,7 +200,7 @@ def test_a_grid_has_one_steward(site: Site) -> None:
     site.submit("many", "data.limit=150", LONG, grid={"axes": AXES}, run={"shard_rows": 50, "lease_seconds": 6})
     cells = [site.run("many") / cell for cell in ("fr", "eu")]
     wait_for(lambda: all(list(ledger.openings(cell / "ledger")) for cell in cells))
-    site.kill_workers_each_time(*cells)
+    site.kill_jobs("many")
     assert site.end("many")["action"] == "done"
     assert site.arrays("many") == 2
     stewards = len(record.steward_jobs(site.run("many")))

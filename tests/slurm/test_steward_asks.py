@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hala_hpc.pipeline import standing, steward, succession
+from hala_hpc.pipeline import standing, steward
 from hala_hpc.run import decisions
 from hala_hpc.run.ledger import Ledger
 from hala_hpc.slurm import commands, record
@@ -54,7 +54,7 @@ def test_the_steward_is_a_small_job_handed_in_first_and_then_told_what_to_wait_f
         assert line in text, text
     assert "--requeue" in text and "--gres" not in text and "--mem" not in text
     assert told(slurm) == ["update JobId=7 StartTime=now Dependency=afterany:8_0?afterany:8_1"], "four shards for two"
-    assert pickled(run, "7") == succession.Steward(str(run))
+    assert pickled(run, "7") == steward.Steward(str(run))
     assert record.slurm_jobs(run) == ["8"] and record.steward_jobs(run) == ["7"]
     shown = json.loads(call("status", "lost", "--json").output)
     assert shown["jobs"] == {"RUNNING": 2} and shown["steward"]["jobs"] == {"7": "RUNNING"}

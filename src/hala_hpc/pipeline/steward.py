@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import sys
 import time
 from collections import Counter
@@ -45,6 +46,36 @@ MOST_PROBLEMS: Final = 6
 """Looks in a row at a run that cannot be read; then a steward ends."""
 _FULL: Final = re.compile(r"submit limit|MaxSubmit|this user may have|JobCount", re.IGNORECASE)
 """Refusals that pass: the user's or the cluster's queue is full."""
+
+
+@dataclass(frozen=True)
+class Steward:
+    """As submitit's job; ``run`` is the folder of a run or a grid."""
+
+    run: str
+
+    def __call__(self) -> str:
+        from hala_hpc.slurm.allocation import StopFlag, requeue
+        from hala_hpc.worker.job import job_name, linger
+        from hala_hpc.worker.task import Outcome, say
+
+        stop, action = StopFlag(), "stopped"
+        if problem := guard(Path(self.run)):
+            say(f"no steward follows should this one be killed: {problem}")
+        for decision in tend(Path(self.run), stop):
+            action = decision.action
+            say(f"{action}: {decision}")
+        if stop.signal == signal.SIGUSR2:  # its time is over, and it still waits
+            requeue(job_name())
+            time.sleep(PATIENCE_SECONDS)
+        linger(stop, Outcome.STOPPED)
+        return action
+
+    def checkpoint(self) -> object:
+        """As for workers: the folder knows the rest."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +116,7 @@ def start(
     decisions.note(folder, decisions.STARTING, by=by, standing=far, arrays=arrays, **extra)
     steward, problem = "", ""
     try:
-        steward = succession.hand_in(folder, runs[0].recipe)
+        steward = succession.hand_in(folder, runs[0].recipe, Steward)
     except HalaError as error:
         problem = error.message
     try:
@@ -107,7 +138,7 @@ def start(
 def guard(folder: Path) -> str:
     """Have a steward follow the one that we are, should we be killed. Why there is none; empty where there is."""
     try:
-        succession.hand_in(folder, standing.read_runs(folder).recipe)
+        succession.hand_in(folder, standing.read_runs(folder).recipe, Steward)
     except (HalaError, OSError) as error:
         return str(error)
     return ""
@@ -209,7 +240,7 @@ def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[D
         decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
     if decision.is_end:
         with contextlib.suppress(HalaError):  # a silent Slurm: the next one comes to the same end
-            succession.withdraw(succession.waiting(runs.folder))
+            succession.withdraw(succession.waiting(runs.folder, Steward))
     return decision, is_new
 
 
@@ -222,9 +253,9 @@ def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:
     if decision.is_end or not follows(recipe):
         return ""
     with alone(folder):
-        if decision.action == "submit" and (jobs := succession.waiting(folder)):
+        if decision.action == "submit" and (jobs := succession.waiting(folder, Steward)):
             return jobs[0]  # whoever started the workers told it what to wait for
-        job = succession.hand_in(folder, recipe)
+        job = succession.hand_in(folder, recipe, Steward)
         tasks = decision.watched or decision.after
         succession.tell(job, Wait(tasks, bool(decision.watched), max(in_seconds, decision.seconds)))
         return job

@@ -5,9 +5,7 @@ reads how far all is, and goes on from there.
 """
 
 import contextlib
-import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +13,7 @@ from typing import Final
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Environment, Recipe
 from hala_hpc.slurm import commands, queue, record
+from hala_hpc.slurm.record import Job
 from hala_hpc.slurm.submit import submit_each, without_gpus
 from hala_hpc.worker import registry
 
@@ -28,37 +27,6 @@ AGAIN_SECONDS: Final = 60
 """The same, where jobs that it was to wait for are no longer in Slurm's queue."""
 MOST_WATCHED: Final = 100
 """Tasks of which one's end starts a steward: Slurm looks at each often, and of many some are enough (ours)."""
-
-
-@dataclass(frozen=True)
-class Steward:
-    """As submitit's job; ``run`` is the folder of a run or a grid."""
-
-    run: str
-
-    def __call__(self) -> str:
-        from hala_hpc.pipeline import steward
-        from hala_hpc.slurm.allocation import StopFlag, requeue
-        from hala_hpc.worker.job import job_name, linger
-        from hala_hpc.worker.task import Outcome, say
-
-        stop, action = StopFlag(), "stopped"
-        if problem := steward.guard(Path(self.run)):
-            say(f"no steward follows should this one be killed: {problem}")
-        for decision in steward.tend(Path(self.run), stop):
-            action = decision.action
-            say(f"{action}: {decision}")
-        if stop.signal == signal.SIGUSR2:  # its time is over, and it still waits
-            requeue(job_name())
-            time.sleep(steward.PATIENCE_SECONDS)
-        linger(stop, Outcome.STOPPED)
-        return action
-
-    def checkpoint(self) -> object:
-        """As for workers: the folder knows the rest."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 @dataclass(frozen=True)
@@ -84,26 +52,26 @@ def follows(recipe: Recipe) -> bool:
     return recipe.site.executor == "slurm" and recipe.run.steward and recipe.site.jobs_submit
 
 
-def waiting(folder: Path) -> list[str]:
-    """The jobs of next stewards in the queue, mostly one. Raises HalaError for silence.
+def waiting(folder: Path, work: Callable[[str], Job]) -> list[str]:
+    """The jobs of next stewards in the queue, mostly one. ``work`` makes such a job. Raises HalaError for silence.
 
     One that is at work is none: it may be about to end, because it takes us for the next one.
     """
-    record.settle(folder, Steward, record.STEWARD)
+    record.settle(folder, work, record.STEWARD)
     tasks = queue.ask(folder)
     if tasks.silence:
         raise HalaError(f"Slurm does not answer ({tasks.silence})", "try again later")
     return list(dict.fromkeys(task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"))
 
 
-def hand_in(folder: Path, recipe: Recipe) -> str:
+def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job]) -> str:
     """The job of the next steward, in the queue already or handed in now, to start in ``GUARD_SECONDS``.
 
     Empty where none follows. Raises HalaError where Slurm refuses or does not answer.
     """
     if not follows(recipe):
         return ""
-    if jobs := waiting(folder):
+    if jobs := waiting(folder, work):
         return jobs[0]
     site, stage = without_gpus(recipe.site), registry.create(recipe).stage
     slurm = replace(
@@ -119,7 +87,7 @@ def hand_in(folder: Path, recipe: Recipe) -> str:
         environments[stage] = Environment()  # a container may have no sbatch: in the Python that we run in
     site = replace(site, slurm=slurm, environments=environments)
     ours = replace(recipe, name=f"{folder.name}-steward", run=replace(recipe.run, workers=1), site=site)
-    return submit_each(ours, folder, stage, [Steward(str(folder))], kind=record.STEWARD).jobs[0]
+    return submit_each(ours, folder, stage, [work(str(folder))], kind=record.STEWARD).jobs[0]
 
 
 def tell(job: str, wait: Wait) -> None:

@@ -1,6 +1,7 @@
 """``python -m hala_hpc.worker.unpickle LOGS``: an array task of submitit's, which loads no pickle that others wrote."""
 
 import os
+import pkgutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.slurm import pickles, record
 from hala_hpc.slurm.script import TOKEN
 
+JOBS: Final = {
+    record.WORKERS: "hala_hpc.worker.array:ArrayWorker",
+    record.STEWARD: "hala_hpc.pipeline.steward:Steward",
+}
+"""What the jobs of each kind of submission do."""
 LATE_SECONDS: Final = 15.0
 """For the pickle, which whoever submits a job writes as soon as sbatch has answered (ours)."""
 
@@ -40,10 +46,7 @@ def _take_up(logs: Path) -> None:
     until = time.monotonic() + LATE_SECONDS
     while not JobPaths(logs, job_id=job).submitted_pickle.exists():
         if time.monotonic() > until:
-            from hala_hpc.pipeline.succession import Steward
-            from hala_hpc.worker.array import ArrayWorker
-
-            record.take_up(logs.parent, token, job, {record.WORKERS: ArrayWorker, record.STEWARD: Steward})
+            record.take_up(logs.parent, token, job, {kind: pkgutil.resolve_name(name) for kind, name in JOBS.items()})
             return
         time.sleep(0.5)
 
