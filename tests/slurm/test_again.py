@@ -14,7 +14,7 @@ from hala_hpc.run import ledger
 from hala_hpc.slurm import again
 from hala_hpc.slurm.submit import preview
 from tests.minislurm.cluster import Cluster
-from tests.slurm.test_cluster import expected, texts
+from tests.slurm.test_cluster import expected, texts, wait_for
 from tests.slurm.test_steward import Site as Runs
 
 SRUN = """#!/bin/bash
@@ -115,10 +115,14 @@ def site(cluster: Cluster, tmp_path: Path) -> Runs:
     return Runs(cluster, tmp_path)
 
 
-def lives(run: Path) -> list[int]:
-    """Of the workers that have started, in their order."""
+def started(run: Path) -> list[ledger.Event]:
+    """What the workers wrote as they started, in their order."""
     openings = [opening for _, opening in ledger.openings(run / "ledger")]
-    return [opening.get("life", 0) for opening in sorted(openings, key=lambda opening: float(opening["time"]))]
+    return sorted(openings, key=lambda opening: float(opening["time"]))
+
+
+def lives(run: Path) -> list[int]:
+    return [opening.get("life", 0) for opening in started(run)]
 
 
 def said(site: Runs, name: str) -> str:
@@ -188,7 +192,9 @@ def test_a_row_that_kills_its_worker_is_set_aside_in_one_job(site: Runs) -> None
 def test_a_worker_that_is_killed_each_time_comes_to_its_steward(site: Runs) -> None:
     """Each time as soon as it has started: the fourth time its job ends as before, and more memory is asked for."""
     site.submit("hopeless", "data.limit=100", "run.workers=1", "site.slurm.mem_gb=1", "site.slurm.minutes=20")
-    site.kill_workers_each_time(site.run("hopeless"))
+    for life in range(again.MOST + 1):
+        *_, last = wait_for(lambda number=life: started(site.run("hopeless"))[number:])
+        os.kill(last["pid"], signal.SIGKILL)
     assert site.end("hopeless")["action"] == "done"
     assert texts(site.hala, "hopeless") == expected(100)
     first = site.decided("hopeless")[0]
