@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": ("plan", "Show what a recipe would run; submits nothing."),
     "submit": ("plan", "Plan a run and start its workers."),
     "status": ("status", "Show how far a run is."),
+    "why": ("pipeline", "Say what made a stage of a pipeline stale."),
     "cost": ("cost", "Show what a run cost, and how much of it came to be output."),
     "resume": ("workers", "Start workers for what is missing."),
     "steward": ("steward", "Decide what a run needs: wait, more workers, or stop and say why."),

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
 
 from hala_hpc.cli import common
-from hala_hpc.cli.views import mix, training
+from hala_hpc.cli.views import mix, pipeline, training
 from hala_hpc.cli.views.run import why
-from hala_hpc.config.errors import few, plural
+from hala_hpc.config import pipeline as pipeline_file
+from hala_hpc.config.errors import HalaError, few, plural, within
 from hala_hpc.pipeline import lookup, planning, steward, submitting
+
+if TYPE_CHECKING:
+    from hala_hpc.pipeline.conductor import Begun
 
 
 @click.command()
@@ -22,13 +27,17 @@ from hala_hpc.pipeline import lookup, planning, steward, submitting
 def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
     r"""Show what a recipe would run: files, rows, shards, tokens, workers and the sbatch text. Submits nothing.
 
-    A training's plan has its steps, each GPU's memory by part on several numbers of GPUs, and GPU-hours.
+    A training's plan has its steps, each GPU's memory by part on several numbers of GPUs, and GPU-hours. A pipeline's
+    has all stages, which of them are done already, and the plans of those that could start now.
 
     \b
     hala plan jobs/demo/translate.yaml --site local-cpu
     hala plan jobs/hala/translate-openorca.yaml --site mycluster run.workers=64
     hala plan jobs/hala/sft-1.2b.yaml --site mycluster
     """
+    if pipeline_file.is_pipeline(recipe):
+        _plan_pipeline(recipe, overrides, site, create, json_)
+        return
     runs = planning.read(recipe, site, overrides)
     plans, warnings = planning.summaries(runs, create)
     if runs.is_grid:
@@ -41,6 +50,22 @@ def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bo
     if not create:
         summary["warnings"] = warnings
     common.show(summary, json_, _lines(summary, create))
+
+
+def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
+    from hala_hpc.pipeline import stages
+    from hala_hpc.pipeline.survey import survey
+
+    if create:
+        raise HalaError("--create is for a single run", "`hala submit` makes a pipeline")
+    now = survey(stages.compose(pipeline_file.read(recipe), site, overrides))
+    plans = {}
+    for status in now.in_state("ready"):
+        if not status.stage.command:
+            runs = status.stage.runs(now.pipeline.folder / status.name, stages.opened(now.place))
+            with within(f"stage {status.name}"):
+                plans[status.name] = planning.summaries(runs, create=False)
+    common.show(pipeline.planned(now, plans), json_, pipeline.plan_lines(now, plans))
 
 
 def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
@@ -133,7 +158,29 @@ def submit_command(recipe: Path, overrides: tuple[str, ...], site: str, json_: b
     hala submit jobs/demo/translate.yaml --site local-cpu name=again
     hala submit jobs/hala/translate-openorca.yaml --site hpc/sites/mycluster.yaml run.workers=64
     """
+    if pipeline_file.is_pipeline(recipe):
+        from hala_hpc.pipeline import conductor, stages
+
+        composed = stages.compose(pipeline_file.read(recipe), site, overrides)
+        show_begun(conductor.submit(composed, site), json_)
+        return
     show_started(submitting.submit(planning.read(recipe, site, overrides), site), json_)
+
+
+def show_begun(begun: "Begun", json_: bool) -> None:
+    """How a pipeline stands that was started, and what to do next."""
+    now = begun.survey
+    record = pipeline.as_json(now) | {"problems": begun.problems} | ({"job": begun.job} if begun.job else {})
+    lines: list[str] = [common.Problem(problem) for problem in begun.problems]
+    executor = now.pipeline.recipe.site.executor
+    follower = {
+        "slurm": "a job follows each stage, and starts the next",
+        "local": f"a process goes through the stages (local {begun.job})" if begun.job else "a process is at it",
+    }
+    if executor == "slurm" and not now.pipeline.recipe.site.jobs_submit:
+        follower["slurm"] = f"jobs of this site may not submit jobs: hala steward {now.pipeline.folder} --watch"
+    lines.append(follower.get(executor, ""))
+    common.show(record, json_, [pipeline.table(now), *lines, f"next: hala status {now.pipeline.folder}"])
 
 
 def show_started(started: steward.Started, json_: bool) -> None:

@@ -15,7 +15,7 @@ from hala_hpc.cli.views.run import GridView, RunView
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import manifest
-from hala_hpc.run.layout import GRID
+from hala_hpc.run.layout import GRID, PIPELINE
 from hala_hpc.slurm.queue import QueueView
 
 
@@ -32,6 +32,9 @@ def status_command(run: str, watch: bool, json_: bool) -> None:
     hala status translate-openorca --watch
     hala status runs/demo --json | jq .rows_per_second
     """
+    if pipeline := lookup.find_pipeline(run):
+        _pipeline_status(pipeline, watch, json_)
+        return
     grid = lookup.find_grid(run)
     members = lookup.members(run)
     read = partial((GridView if grid else RunView).read, members[0], QueueView(*members))
@@ -49,18 +52,39 @@ def status_command(run: str, watch: bool, json_: bool) -> None:
             live.update(view.shown())
 
 
+def _pipeline_status(folder: Path, watch: bool, json_: bool) -> None:
+    from hala_hpc.cli.views import pipeline as views
+    from hala_hpc.pipeline import stages
+    from hala_hpc.pipeline.survey import survey
+
+    now = survey(stages.load(folder))
+    if watch and not json_:
+        from rich.live import Live
+
+        with Live(views.table(now), refresh_per_second=4) as live:
+            while not now.finished and not now.is_halted and not now.is_cancelled:
+                time.sleep(5.0)
+                now = survey(stages.load(folder))
+                live.update(views.table(now))
+        click.echo(views.summary(now))
+        return
+    lines = [views.table(now), views.summary(now), views.next_step(now)]
+    common.show(views.as_json(now), json_, filter(None, lines))
+
+
 SUMS: Final = ("shards", "done", "failed", "rows", "rows_done")
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run, or a grid of ``runs`` runs with their sums; ``error`` alone where it cannot be read."""
+    """A run, or a grid or pipeline of ``runs`` runs with their sums; ``error`` alone where it cannot be read."""
 
     path: Path
     error: str = ""
     runs: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     planned_at: str = ""
+    kind: str = "grid"
 
     def as_json(self) -> dict[str, object]:
         record: dict[str, object] = {"run": self.path.name, "path": str(self.path)}
@@ -74,7 +98,7 @@ class RunRow:
 @click.option("--root", type=common.PathOption(), help="Where to look. [$HALA_RUNS, run.root of $HALA_SITE, or ./runs]")
 @common.as_json
 def runs_command(root: Path | None, json_: bool) -> None:
-    r"""List the runs, newest first; a grid is one line, with the sums of its runs.
+    r"""List the runs, newest first; a grid or a pipeline is one line, with the sums of its runs.
 
     \b
     hala runs --root /scratch/me/runs
@@ -82,9 +106,10 @@ def runs_command(root: Path | None, json_: bool) -> None:
     if root is not None and not root.is_dir():
         raise HalaError(f"--root: {root} is not a folder", "give the folder that your runs are in")
     folder = root or lookup.runs_roots()[0]
-    paths = [*folder.glob("*/manifest.parquet"), *folder.glob(f"*/{GRID}")]
+    rows_of = {"manifest.parquet": _row, GRID: _grid, PIPELINE: _pipeline}
+    paths = [path for name in rows_of for path in folder.glob(f"*/{name}")]
     paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    rows = [(_grid if path.name == GRID else _row)(path.parent) for path in paths]
+    rows = [rows_of[path.name](path.parent) for path in paths]
     for path, seconds in manifest.half_made(folder):
         age = f"last changed {common.human_seconds(seconds)} ago"
         rows.append(RunRow(path, f"in the making, or left by a plan that was killed ({age}): rm -r {path}"))
@@ -96,7 +121,7 @@ def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
     for row in rows:
         if not row.error:
             counts = row.counts
-            name = row.path.name + ("" if row.runs is None else f" (grid of {plural(row.runs, 'run')})")
+            name = row.path.name + ("" if row.runs is None else f" ({row.kind} of {plural(row.runs, 'run')})")
             shards = f"{counts['done']:,}/{counts['shards']:,}"
             done = f"{counts['rows_done']:,}/{counts['rows']:,}"
             table.add_row(name, shards, done, str(counts["workers"]), row.planned_at)
@@ -106,11 +131,20 @@ def _lines(folder: Path, rows: list[RunRow]) -> Iterator[object]:
 
 def _grid(path: Path) -> RunRow:
     """The sums of a grid's runs; ``error`` where one of them cannot be read."""
-    rows = [_row(run.parent) for run in sorted(path.glob("[!.]*/manifest.parquet"))]
+    return _sums(path, "grid", [run.parent for run in sorted(path.glob("[!.]*/manifest.parquet"))])
+
+
+def _pipeline(path: Path) -> RunRow:
+    """The sums of the runs of a pipeline's stages, each in its newest version."""
+    return _sums(path, "pipeline", lookup.runs(str(path)))
+
+
+def _sums(path: Path, kind: str, runs: list[Path]) -> RunRow:
+    rows = [_row(run) for run in runs]
     if broken := [f"{row.path.name}: {row.error}" for row in rows if row.error]:
         return RunRow(path, "; ".join(broken))
     sums = {key: sum(row.counts[key] for row in rows) for key in (*SUMS, "workers")}
-    return RunRow(path, "", len(rows), sums, max((row.planned_at for row in rows), default=""))
+    return RunRow(path, "", len(rows), sums, max((row.planned_at for row in rows), default=""), kind)
 
 
 def _row(path: Path) -> RunRow:

@@ -1,5 +1,7 @@
 """``hala steward``: decide what a run needs, now or until its end."""
 
+from pathlib import Path
+
 import click
 
 from hala_hpc.cli import common
@@ -27,6 +29,9 @@ def steward_command(run: str, watch: bool, dry_run: bool, json_: bool) -> None:
     """
     if watch and dry_run:
         raise HalaError("--watch and --dry-run do not go together", "--dry-run looks once")
+    if pipeline := lookup.find_pipeline(run):
+        _conduct(pipeline, watch, dry_run, json_)
+        return
     folder = lookup.find_grid(run) or lookup.find(run)
     if (owner := common.owner_of_closed(folder / "logs")) is not None and not dry_run:
         raise HalaError(f"this run is {owner}'s, and only they start its workers (logs/ is closed)", "--dry-run works")
@@ -59,6 +64,24 @@ def steward_command(run: str, watch: bool, dry_run: bool, json_: bool) -> None:
         ]
     record = {"run": str(folder), **decision.as_event(), "steward": job, "scrontab": steward.scrontab(folder)}
     common.show(record, json_, lines, decision.action != "stop")
+
+
+def _conduct(folder: Path, watch: bool, dry_run: bool, json_: bool) -> None:
+    """A pipeline has a conductor in place of a steward."""
+    from hala_hpc.cli.views import pipeline as views
+    from hala_hpc.pipeline import conductor, stages
+    from hala_hpc.pipeline.survey import survey
+
+    problems: list[str] = []
+    if watch:
+        for line in conductor.tend(folder, watch=WATCH_SECONDS):
+            if not json_:
+                click.echo(line)
+    elif not dry_run:
+        problems = conductor.conduct(folder)[1]
+    now = survey(stages.load(folder))
+    lines = [views.table(now), *map(common.Problem, problems), views.summary(now)]
+    common.show(views.as_json(now) | {"problems": problems}, json_, lines, not now.is_halted)
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from hala_hpc.cli import common
-from hala_hpc.cli.plan import follower, show_started
+from hala_hpc.cli.plan import follower, show_begun, show_started
 from hala_hpc.cli.views import steward as steward_view
 from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.data.outputs.quarantine import reopen
@@ -18,6 +18,7 @@ from hala_hpc.pipeline import lookup, starting, steward, submitting
 from hala_hpc.pipeline.steward import Started
 from hala_hpc.run import decisions, ledger, manifest
 from hala_hpc.run.files import share
+from hala_hpc.run.layout import PIPELINE
 from hala_hpc.run.verify import set_aside_damaged
 from hala_hpc.slurm import commands, local
 from hala_hpc.slurm import record as records
@@ -51,6 +52,13 @@ def resume_command(
     hala resume translate-openorca data.path=/new/place/openorca
     hala resume sft-9b site.slurm.nodes_per_worker=2
     """
+    if folder := lookup.find_pipeline(run):
+        if damaged or quarantine is not None or workers or overrides:
+            raise HalaError(f"{run} is a pipeline", f"options and keys are for one of its runs: {run}/STAGE")
+        from hala_hpc.pipeline import conductor
+
+        show_begun(conductor.resume(folder), json_)
+        return
     if folder := lookup.find_grid(run):
         if damaged or quarantine is not None:
             raise HalaError(f"{run} is a grid", f"--damaged and --quarantine are for one of its runs: {run}/CELL")
@@ -135,10 +143,10 @@ def cancel_command(run: str, json_: bool) -> None:
     """
     paths = lookup.members(run)
     with contextlib.suppress(HalaError, OSError):  # cancelled it is all the same
-        share(lookup.thawed(paths[0], ()).is_shared)
+        share(lookup.thawed(paths[-1], ()).is_shared)
     # The runs that prepare the data of a training, unless others share them.
     within = [data for path in paths for data in path.glob("prepare/*") if not data.is_symlink()]
-    is_finished = _is_finished(paths[0])
+    is_finished, is_pipeline = _is_finished(paths[0]), (paths[0] / PIPELINE).is_file()
     workers, still, unnoted = 0, 0, ""
     try:
         with _nobody_starts(paths[0]):
@@ -146,6 +154,9 @@ def cancel_command(run: str, json_: bool) -> None:
             arrays, tasks = _cancel_slurm([*paths, *within])
             # Not before: workers whose cancelling nobody took would be left without a steward, as cancelled ones are.
             unnoted = "" if is_finished else _note_cancelled(paths[0])
+            for folder in lookup.stage_folders(paths[0]).values() if is_pipeline else ():
+                if not all(map(_is_finished, lookup.runs_of(folder))):
+                    unnoted = unnoted or _note_cancelled(folder)
     except HalaError as error:
         also = f" (cancelled: {plural(workers, 'local worker')})" if workers else ""
         raise HalaError(f"not cancelled{also}: {error.message}", error.hint or f"hala status {paths[0]}") from error
@@ -186,7 +197,13 @@ STARTING_SECONDS = 15.0
 def _nobody_starts(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(HalaError, OSError):  # cancelled it is all the same
-            stack.enter_context(steward.alone(folder, STARTING_SECONDS))
+            if (folder / PIPELINE).is_file():
+                from hala_hpc.pipeline import conductor, stages
+
+                _note_cancelled(folder)  # whoever plans a stage right now starts no other one
+                stack.enter_context(conductor.alone(stages.load(folder), STARTING_SECONDS))
+            else:
+                stack.enter_context(steward.alone(folder, STARTING_SECONDS))
         yield
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from hala_hpc.config import frozen, layers, places
 from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.layers import Layer
+from hala_hpc.config.places import Address
 from hala_hpc.config.schema import SECTIONS, Recipe
 
 OptionsOf = Callable[[str, str], type]
 """(section, kind) to the dataclass of that kind's options; raises HalaError for an unknown kind."""
 
 
-def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], options_of: OptionsOf) -> Recipe:
+def compose(
+    recipe: Path | None,
+    site: Path | None,
+    overrides: Sequence[str],
+    options_of: OptionsOf,
+    changes: Sequence[Layer] = (),
+    address: Address = places.in_runs,
+) -> Recipe:
     """The recipe that a command line asks for.
 
     Parameters
@@ -27,6 +35,8 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
     recipe, site : YAML files with the same keys; a profile has mostly ``site:``, and may stand alone.
     overrides : ``key=value`` words, strongest.
     options_of : finds the options of the open sections ``task`` and ``engine``.
+    changes : what a pipeline says of a stage: stronger than the recipe, weaker than ``overrides``.
+    address : what ``run:NAME`` stands for.
 
     Raises
     ------
@@ -37,8 +47,8 @@ def compose(recipe: Path | None, site: Path | None, overrides: Sequence[str], op
         raise HalaError(
             f"{grid.where} is a grid, and this command takes a single run", "plan, submit and prefetch take grids"
         )
-    stack.append(layers.from_command_line(overrides))
-    composed = merge(stack, options_of)
+    stack += [*changes, layers.from_command_line(overrides)]
+    composed = merge(stack, options_of, address)
     if recipe is not None:
         require_task(stack, recipe)
     return composed
@@ -60,7 +70,7 @@ def of_place(site: Path | None) -> list[Layer]:
     return [profile, *layers.from_environment()]
 
 
-def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
+def merge(stack: Sequence[Layer], options_of: OptionsOf, address: Address = places.in_runs) -> Recipe:
     """Check each layer, then merge them, weakest first."""
     result = OmegaConf.structured(Recipe)
     kinds = {section: _kind(stack, section) for section in SECTIONS}
@@ -75,10 +85,10 @@ def merge(stack: Sequence[Layer], options_of: OptionsOf) -> Recipe:
             result = OmegaConf.merge(result, layers.take_away(layer, result, merged))
         except OmegaConfBaseException as error:
             raise HalaError(f"{layer.where}: {_first_line(error)}") from error
-    return to_recipe(result)
+    return to_recipe(result, address)
 
 
-def to_recipe(config: Any) -> Recipe:
+def to_recipe(config: Any, address: Address = places.in_runs) -> Recipe:
     """Resolve interpolations and missing values, and check numbers. Raises HalaError naming the key."""
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(config))
@@ -88,13 +98,18 @@ def to_recipe(config: Any) -> Recipe:
             raise HalaError(f"{key}: is missing", f"give it in the recipe, or as {key}=…") from error
         raise HalaError(f"recipe: {_first_line(error)}", "give it in the recipe or as key=value") from error
     layers.check(recipe)
-    _anchor(recipe, Path(recipe.run.root).resolve())
+    _anchor(recipe, Path(recipe.run.root).resolve(), address)
     return recipe
 
 
 def freeze(recipe: Recipe) -> str:
     """The resolved recipe as YAML text, which ``thaw`` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(literal(dataclasses.asdict(recipe))))
+
+
+def thaw_text(text: str, where: str, options_of: OptionsOf, address: Address) -> Recipe:
+    """A recipe that was frozen with addresses in it, which ``address`` replaces. Raises HalaError."""
+    return merge([Layer(layers.load(text), where, Path.cwd(), frozen=True)], options_of, address)
 
 
 def thaw(path: Path, options_of: OptionsOf, overrides: Sequence[str] = ()) -> Recipe:
@@ -119,21 +134,32 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _anchor(section: Any, runs: Path) -> None:
+def places_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a recipe, or of a section of it, that hold paths or names on the hub, with their values."""
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), f"{prefix}{field.name}"
+        for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
+            if dataclasses.is_dataclass(inner):
+                yield from places_of(inner, f"{name}.{key}." if key else f"{name}.")
+        if field.metadata.get("path", "text") != "text":
+            yield name, value
+
+
+def _anchor(section: Any, runs: Path, address: Address) -> None:
     """Make absolute the paths that an interpolation left relative, for later nobody knows to what; and find runs."""
 
     def anchored(value: Any, rule: str) -> Any:
         if isinstance(value, list):
             return [anchored(item, rule) for item in value]
         if isinstance(value, str) and value.startswith(places.RUN) and rule != "text":
-            return places.in_runs(value, runs)
+            return address(value, runs)
         return layers.resolved(value, Path.cwd(), rule)
 
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         for inner in value.values() if isinstance(value, dict) else [value]:
             if dataclasses.is_dataclass(inner):
-                _anchor(inner, runs)
+                _anchor(inner, runs, address)
         if "path" in field.metadata and value != field.default:
             setattr(section, field.name, anchored(value, field.metadata["path"]))
 

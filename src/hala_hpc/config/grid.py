@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hala_hpc.config import layers
+from hala_hpc.config import layers, places
 from hala_hpc.config.compose import OptionsOf, freeze, merge, of_place, require_task
 from hala_hpc.config.errors import HalaError, did_you_mean, first_twice, within
 from hala_hpc.config.layers import Layer
+from hala_hpc.config.places import Address
 from hala_hpc.config.schema import Recipe
 
 SECTION = "grid"
@@ -56,11 +57,17 @@ def is_grid(recipe: Path) -> bool:
 
 
 def expand(
-    recipe: Path, site: Path | None, overrides: Sequence[str], options_of: OptionsOf
+    recipe: Path,
+    site: Path | None,
+    overrides: Sequence[str],
+    options_of: OptionsOf,
+    changes: Sequence[Layer] = (),
+    address: Address = places.in_runs,
 ) -> tuple[str, list[GridCell]]:
     """The grid's name, and its cells in the order of the axes, the last one turning fastest.
 
-    A value of an axis is stronger than the rest of the recipe and weaker than the command line.
+    A value of an axis is stronger than the rest of the recipe and its ``changes``, and weaker than the command line.
+    ``changes`` and ``address``: as for ``compose``.
 
     Raises
     ------
@@ -71,7 +78,7 @@ def expand(
         grid = _grid(_mapping(layer.values.get(SECTION), SECTION))
     base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
     words = layers.from_command_line(overrides)
-    below = [*of_place(site), *included, base]
+    below = [*of_place(site), *included, base, *changes]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
     first: dict[str, str] = {}
@@ -83,7 +90,7 @@ def expand(
             ]
             stack = [*below, *parts, words, Layer({"name": cell.name}, "grid.name", layer.base)]
             with within(f"cell {cell.name}"):
-                whole = merge(stack, options_of)
+                whole = merge(stack, options_of, address)
             require_task(stack, recipe)
             cell = dataclasses.replace(cell, recipe=whole)
             if cell.state == "run":  # only the first of the cells with the same recipe is one

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,8 @@ from hala_hpc.config.errors import HalaError
 
 RUN: Final = "run:"
 """``run:NAME`` is the run of that name, or what lies in it (``run:NAME/final``), where this recipe's runs live."""
+Address = Callable[[str, Path], str]
+"""What ``run:NAME/…`` stands for, given the folder in which runs live: as ``in_runs``, or a stage of a pipeline."""
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 
 

@@ -8,16 +8,20 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, cast
 
 from hala_hpc.config import frozen, places
 from hala_hpc.config.errors import HalaError, did_you_mean
+from hala_hpc.config.places import Address
 from hala_hpc.config.schema import Recipe, Run
-from hala_hpc.run import status
-from hala_hpc.run.layout import GRID, find_run
+from hala_hpc.run import decisions, status
+from hala_hpc.run.layout import GRID, PIPELINE, find_run
 from hala_hpc.run.status import Status
 from hala_hpc.run.verify import write
 from hala_hpc.slurm import record
+
+if TYPE_CHECKING:
+    from hala_hpc.config.layers import Layer
 
 PREPARED: Final = "prepared"
 """The folder of a grid with the tokens that its trainings share."""
@@ -33,12 +37,21 @@ class CellRecord(TypedDict):
     model: NotRequired[str]
 
 
-def load(recipe: Path | None, site: str, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of a command line; without a file, a site profile as one that asks for nothing."""
+def load(
+    recipe: Path | None,
+    site: str,
+    overrides: tuple[str, ...],
+    changes: Sequence["Layer"] = (),
+    address: Address = places.in_runs,
+) -> Recipe:
+    """The recipe of a command line; without a file, a site profile as one that asks for nothing.
+
+    ``changes`` and ``address``: as for ``config.compose.compose``.
+    """
     from hala_hpc.config.compose import compose
     from hala_hpc.worker import registry
 
-    composed = compose(recipe, profile_of(site), overrides, registry.options_of)
+    composed = compose(recipe, profile_of(site), overrides, registry.options_of, changes, address)
     composed.run.root = str(Path(composed.run.root).resolve())
     return composed
 
@@ -78,9 +91,32 @@ def find(run: str) -> Path:
 
 def find_grid(run: str) -> Path | None:
     """A grid by its path or name; None where no grid has that name."""
+    return _marked(run, GRID)
+
+
+def _marked(run: str, mark: str) -> Path | None:
+    """The folder by its path or name, where it holds a file of the name ``mark``."""
     named = places.expanded(run, "RUN")
     candidates = (Path(named), *(root / named for root in runs_roots()))
-    return next((path.resolve() for path in candidates if (path / GRID).is_file()), None)
+    return next((path.resolve() for path in candidates if (path / mark).is_file()), None)
+
+
+def find_pipeline(run: str) -> Path | None:
+    """A pipeline by its path or name; None where no pipeline has that name."""
+    return _marked(run, PIPELINE)
+
+
+def pipeline_of(run: Path) -> Path | None:
+    """The pipeline that a run or a grid is a stage of."""
+    return run.parent if (run.parent / PIPELINE).is_file() else None
+
+
+def stage_folders(pipeline: Path) -> dict[str, Path]:
+    """The run or grid of each stage of a pipeline, in its newest version, by the stage's name."""
+    listed = json.loads((pipeline / PIPELINE).read_text("utf-8"))["stages"]
+    planned = [item.event for item in decisions.read(pipeline) if item.kind == decisions.PLANNED]
+    newest = {event["stage"]: pipeline / event["version"] for event in planned}
+    return {stage["name"]: newest[stage["name"]] for stage in listed if stage["name"] in newest}
 
 
 def cells(grid: Path) -> list[CellRecord]:
@@ -94,13 +130,22 @@ def runs_in(grid: Path) -> list[Path]:
 
 
 def runs(run: str) -> list[Path]:
-    """The runs that a name stands for: one, or those of a grid."""
+    """The runs that a name stands for: one, those of a grid, or those of a pipeline's stages so far."""
+    if pipeline := find_pipeline(run):
+        return [path for folder in stage_folders(pipeline).values() for path in runs_of(folder)]
     grid = find_grid(run)
     return [find(run)] if grid is None else runs_in(grid)
 
 
+def runs_of(folder: Path) -> list[Path]:
+    """The runs of the folder of a run or of a grid."""
+    return runs_in(folder) if (folder / GRID).is_file() else [folder]
+
+
 def members(run: str) -> list[Path]:
-    """All folders on record for workers of a run or a grid; the first is its own."""
+    """All folders on record for workers of a run, a grid or a pipeline; the first is its own."""
+    if pipeline := find_pipeline(run):
+        return [pipeline, *(path for folder in stage_folders(pipeline).values() for path in members(str(folder)))]
     grid = find_grid(run)
     return [find(run)] if grid is None else [grid, *runs_in(grid), *sorted((grid / PREPARED).glob("[!.]*"))]
 

@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from hala_hpc import engines
-from hala_hpc.config import frozen, grid
+from hala_hpc.config import frozen, grid, places
 from hala_hpc.config.compose import freeze
 from hala_hpc.config.errors import HalaError, few, plural, within
 from hala_hpc.config.grid import GridCell
+from hala_hpc.config.layers import Layer
+from hala_hpc.config.places import Address
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import shapes
 from hala_hpc.data.cut import PlanWatch
@@ -128,12 +130,18 @@ class RunList:
         return f"cell {recipe.name}" if self.is_grid else ""
 
 
-def read(recipe: Path, site: str, overrides: tuple[str, ...]) -> RunList:
-    """The runs that a command line asks for. Raises HalaError."""
+def read(
+    recipe: Path,
+    site: str,
+    overrides: tuple[str, ...],
+    changes: Sequence[Layer] = (),
+    address: Address = places.in_runs,
+) -> RunList:
+    """The runs that a command line asks for. Raises HalaError. ``changes``, ``address``: as for ``compose``."""
     if not grid.is_grid(recipe):
-        alone = lookup.load(recipe, site, overrides)
+        alone = lookup.load(recipe, site, overrides, changes, address)
         return _alone(alone, Path(alone.run.root).resolve() / alone.name)
-    name, cells = grid.expand(recipe, lookup.profile_of(site), overrides, registry.options_of)
+    name, cells = grid.expand(recipe, lookup.profile_of(site), overrides, registry.options_of, changes, address)
     _refuse_name(name, "grid")
     if not any(cell.state == "run" for cell in cells):
         what = f"all of its {len(cells)} cells are left out or models as they are"

@@ -20,7 +20,6 @@ from hala_hpc.pipeline.planning import on_its_nodes
 from hala_hpc.run import decisions, ledger
 from hala_hpc.run.decisions import Noted
 from hala_hpc.run.endings import TAIL_BYTES
-from hala_hpc.run.layout import GRID
 from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, held, local, queue, record
 from hala_hpc.slurm.queue import OUT_OF_MEMORY, Queue, TaskEnd
@@ -74,7 +73,7 @@ class Runs:
 
 def read_runs(folder: Path) -> Runs:
     """Raises HalaError for what is not a run, or cannot be read."""
-    paths = lookup.runs_in(folder) if (folder / GRID).is_file() else [folder]
+    paths = lookup.runs_of(folder)
     return Runs(folder, paths, [lookup.state_of(path) for path in paths], decisions.read(folder))
 
 

@@ -13,7 +13,7 @@ from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.planning import PlannedRun, on_its_nodes
 from hala_hpc.run import lease, manifest, status
 from hala_hpc.run.files import share
-from hala_hpc.run.layout import GRID, RunDirectory
+from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.status import Status
 from hala_hpc.slurm import commands, local, queue, record
 from hala_hpc.slurm.queue import Queue
@@ -132,6 +132,6 @@ def at_work(*paths: Path) -> int:
             f"Slurm does not answer ({tasks.silence}), so it is not known which workers run",
             "try again later; --workers N starts N all the same",
         )
-    runs = [run for path in paths for run in (lookup.runs_in(path) if (path / GRID).is_file() else [path])]
+    runs = [run for path in paths for run in lookup.runs_of(path)]
     free_shards_of_dead(runs, tasks)
     return tasks.live + sum(len(local.workers(path)) for path in paths)

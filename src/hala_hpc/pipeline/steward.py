@@ -6,6 +6,7 @@ to wait for (``succession``).
 
 import contextlib
 import os
+import pkgutil
 import re
 import secrets
 import shlex
@@ -28,9 +29,9 @@ from hala_hpc.pipeline.succession import MINUTES, Wait, follows
 from hala_hpc.run import decisions, lease, status
 from hala_hpc.run.decisions import Noted
 from hala_hpc.run.files import share
-from hala_hpc.run.layout import GRID
 from hala_hpc.slurm import commands, held, queue, record
 from hala_hpc.slurm.record import Submission
+from hala_hpc.worker import unpickle
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0
 """Seconds before a steward looks again; each time twice as long."""
@@ -159,7 +160,7 @@ def alone(
     Raises HalaError where another does for longer than ``patience`` seconds. ``what`` may be ``lease.END``.
     """
     shared = next(iter(record.grid_of(folder)), folder)
-    ttl = frozen.settings(lookup.runs_in(folder)[0] if (folder / GRID).is_file() else folder).lease_seconds
+    ttl = frozen.settings(lookup.runs_of(folder)[0]).lease_seconds
     who = f"steward-{os.uname().nodename}-{secrets.token_hex(4)}"
     return lease.alone(shared, what, who, ttl, patience)
 
@@ -239,9 +240,18 @@ def _act(runs: Runs, decision: Decision, is_ours: Callable[[], bool]) -> tuple[D
     if is_new:
         decisions.note(runs.folder, decisions.DECIDED, **decision.as_event(), jobs=jobs)
     if decision.is_end:
+        _hand_on(runs)
         with contextlib.suppress(HalaError):  # a silent Slurm: the next one comes to the same end
             succession.withdraw(succession.waiting(runs.folder, Steward))
     return decision, is_new
+
+
+def _hand_on(runs: Runs) -> None:
+    """Have the pipeline of which this is a stage go on, in a job of its own. Raises HalaError: it is tried again."""
+    if (pipeline := lookup.pipeline_of(runs.folder)) is None or not (pipeline / "ledger").is_dir():
+        return
+    if job := succession.hand_in(pipeline, runs.recipe, pkgutil.resolve_name(unpickle.CONDUCTOR)):
+        succession.tell(job, Wait())
 
 
 def follow(folder: Path, decision: Decision, in_seconds: int = 0) -> str:

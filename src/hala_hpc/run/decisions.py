@@ -3,7 +3,8 @@
 ``starting``: workers are about to be handed in, with how far the run was by then and how many arrays it had had;
 ``decided``: what a steward decided, and why; ``cancelled``: a person ended the workers, and wants no more of them;
 ``released``: a task that Slurm held after a failed launch was let go; ``at end``: what became of the program that a
-site wants started then. The order is that of the file server's clock: stewards and people are on different hosts.
+site wants started then. Of a pipeline also: ``planning`` and ``planned`` a stage, a command that ``ran``, and what
+``failed`` of these. The order is that of the file server's clock: stewards and people are on different hosts.
 """
 
 import os
@@ -23,7 +24,11 @@ DECIDED: Final = "decided"
 CANCELLED: Final = "cancelled"
 RELEASED: Final = "released"
 AT_END: Final = "at end"
-KINDS: Final = (STARTING, DECIDED, CANCELLED, RELEASED, AT_END)
+PLANNING: Final = "planning"
+PLANNED: Final = "planned"
+RAN: Final = "ran"
+FAILED: Final = "failed"
+KINDS: Final = (STARTING, DECIDED, CANCELLED, RELEASED, AT_END, PLANNING, PLANNED, RAN, FAILED)
 PERSON, STEWARD = "person", "steward"
 """Who starts workers."""
 

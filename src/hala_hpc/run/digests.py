@@ -121,6 +121,19 @@ def seal(path: Path) -> None:
         file.write(digest_of(path).encode())  # the digits are zeros still
 
 
+def seal_of(path: Path) -> str:
+    """The digest in a sealed file, read from its footer alone; '' where it has none. Raises OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < 8:
+            return ""
+        file.seek(-8, os.SEEK_END)
+        footer = min(int.from_bytes(file.read(4), "little") + 8, size)
+        file.seek(-footer, os.SEEK_END)
+        _, mark, rest = file.read().rpartition(_MARK)
+    return rest[:_DIGITS].decode("ascii", "replace") if mark else ""
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as one sealed file."""
     with open_writer(path, table.schema) as writer:

@@ -15,6 +15,8 @@ FAN_OUT = 1_000
 """Shards per folder: some file systems grow slow above a few thousand names."""
 GRID = "grid.json"
 """A file that makes its folder a grid: the runs in it share arrays of jobs."""
+PIPELINE = "pipeline.json"
+"""A file that makes its folder a pipeline: the runs in it are its stages, each in a version or several."""
 MORE = ", … and {} more"
 FOLDERS = ("shards", "partial", "leases", "leases/workers", "ledger", "logs")
 

@@ -59,6 +59,10 @@ class Event(TypedDict, total=False):
     after: list[str]
     standing: dict[str, int]
     arrays: int
+    stage: str  # this and the next three: of a pipeline's stage, see ``pipeline.survey.Version``
+    key: dict[str, Any]
+    version: str
+    answer: dict[str, Any]
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.run.layout import PIPELINE
 from hala_hpc.slurm import pickles, record
 from hala_hpc.slurm.script import TOKEN
 
@@ -17,6 +18,8 @@ JOBS: Final = {
     record.STEWARD: "hala_hpc.pipeline.steward:Steward",
 }
 """What the jobs of each kind of submission do."""
+CONDUCTOR: Final = "hala_hpc.pipeline.conductor:Conductor"
+"""And those of a pipeline, of any kind."""
 LATE_SECONDS: Final = 15.0
 """For the pickle, which whoever submits a job writes as soon as sbatch has answered (ours)."""
 
@@ -46,7 +49,9 @@ def _take_up(logs: Path) -> None:
     until = time.monotonic() + LATE_SECONDS
     while not JobPaths(logs, job_id=job).submitted_pickle.exists():
         if time.monotonic() > until:
-            record.take_up(logs.parent, token, job, {kind: pkgutil.resolve_name(name) for kind, name in JOBS.items()})
+            is_pipeline = (logs.parent / PIPELINE).is_file()
+            jobs = {kind: CONDUCTOR if is_pipeline else name for kind, name in JOBS.items()}
+            record.take_up(logs.parent, token, job, {kind: pkgutil.resolve_name(name) for kind, name in jobs.items()})
             return
         time.sleep(0.5)
 

@@ -1,0 +1,126 @@
+"""A pipeline as people see it: its stages, how each stands, and what comes next."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hala_hpc.cli import common
+from hala_hpc.config.errors import few, plural
+from hala_hpc.pipeline import lookup
+from hala_hpc.pipeline.planning import Summary
+from hala_hpc.pipeline.survey import HALTED, StageStatus, Survey
+
+Plans = Mapping[str, tuple[list[Summary], list[str]]]
+"""By stage: what its runs will do, and why they could not be submitted."""
+STYLES = {"done": "green", "running": "cyan", "left out": "dim", "waiting": "dim"} | dict.fromkeys(HALTED, "red")
+
+
+def table(now: Survey) -> Table:
+    """The stages in the order in which they are done."""
+    result = common.table("stage", "state", "progress", "left", "")
+    for status in now.stages.values():
+        style = STYLES.get(status.state, "yellow")
+        result.add_row(status.name, f"[{style}]{status.state}[/]", *_progress(status), _words(now, status))
+    return result
+
+
+def as_json(now: Survey) -> dict[str, Any]:
+    """The same for scripts."""
+    listed = [
+        {"stage": status.name, "state": status.state, "reason": status.reason, "takes": list(status.stage.takes)}
+        | ({"path": str(status.folder)} if status.folder else {})
+        | ({"result": status.result} if status.result else {})
+        | ({"answer": dict(status.outcome)} if status.outcome else {})
+        for status in now.stages.values()
+    ]
+    return {"pipeline": str(now.pipeline.folder), "finished": now.finished, "stages": listed}
+
+
+def summary(now: Survey) -> str:
+    """One line: how many stages are in which state."""
+    counts: dict[str, int] = {}
+    for status in now.stages.values():
+        counts[status.state] = counts.get(status.state, 0) + 1
+    listed = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"{now.pipeline.name}: {plural(len(now.stages), 'stage')}: {listed}"
+
+
+def next_step(now: Survey) -> str:
+    """What a person does next."""
+    if now.finished:
+        return "finished"
+    if now.is_cancelled:
+        return f"cancelled; hala resume {now.pipeline.name} goes on"
+    if now.in_state("failed", "stopped", "cancelled"):
+        return f"hala resume {now.pipeline.name} tries again what failed, stopped or was cancelled"
+    return ""
+
+
+def planned(now: Survey, plans: Plans) -> dict[str, Any]:
+    """The plan of a pipeline, for scripts."""
+    record = as_json(now)
+    for stage in record["stages"]:
+        if stage["stage"] in plans:
+            runs, warnings = plans[stage["stage"]]
+            stage |= {"plans": runs} | ({"warnings": warnings} if warnings else {})
+    return record
+
+
+def plan_lines(now: Survey, plans: Plans) -> Iterator[object]:
+    """The plan of a pipeline, for people."""
+    result = common.table("stage", "state", "rows", "tokens", "GPU-hours", "")
+    for status in now.stages.values():
+        runs, _ = plans.get(status.name, ([], []))
+        numbers = [f"{sum(run[key] for run in runs):,}" if runs else "" for key in ("rows", "estimated_tokens")]
+        hours = sum(run["training"].get("gpu_hours", 0.0) for run in runs if "training" in run)
+        style = STYLES.get(status.state, "yellow")
+        result.add_row(
+            status.name, f"[{style}]{status.state}[/]", *numbers, f"{hours:,.1f}" if hours else "", _words(now, status)
+        )
+    yield result
+    yield summary(now)
+    for name, (runs, warnings) in plans.items():
+        for run in runs:
+            yield from (f"note: stage {name}: {count:,} {note}" for note, count in run["notes"].items())
+        yield from (f"warning: stage {name}: {warning}" for warning in warnings)
+
+
+def _words(now: Survey, status: StageStatus) -> str:
+    before = now.pipeline.before(status.stage)
+    after = f"after {few(before, 4)}" if before and status.state in ("ready", "planned") else ""
+    reason = status.reason
+    if status.state == "ready" and status.earlier is not None:
+        reason = f"again: {reason}"
+    where = status.folder.name if status.folder and status.folder.name != status.name else ""
+    return escape("; ".join(filter(None, (where, reason, after))))
+
+
+def _progress(status: StageStatus) -> tuple[str, str]:
+    """Rows or shards that are done, and the time left of what runs."""
+    if status.folder is None or status.state in ("done", "planned"):
+        return "", ""
+    states = [lookup.state_of(path) for path in lookup.runs_of(status.folder)]
+    done, rows = sum(state.rows_done for state in states), sum(state.rows for state in states)
+    shards = f"{sum(state.done for state in states):,}/{sum(state.shards for state in states):,} shards"
+    left = [state.seconds_left for state in states if state.seconds_left is not None and not state.finished]
+    words = f"{done:,}/{rows:,} {states[0].unit}" if states[0].unit == "rows" else shards
+    return words, common.human_seconds(max(left)) if left else ""
+
+
+def why(status: StageStatus) -> Iterator[str]:
+    """Why a stage is or is not to be done again."""
+    yield f"{status.name}: {status.state}" + (f" ({status.reason})" if status.reason else "")
+    if status.key is None:
+        yield "what it takes is not there yet, so it is not known whether it would be the same"
+        return
+    if status.earlier is None:
+        yield "there is no other version of it"
+        return
+    differences = status.key.differences(status.earlier.key)
+    was = status.earlier.folder or "the last time"
+    yield (
+        f"it is not what {was} was, by:" if status.folder is None else f"it is {status.folder.name}; {was} differs by:"
+    )
+    yield from (f"  {line}" for line in differences)
