@@ -11,7 +11,7 @@ from hala_hpc.cli import common
 from hala_hpc.cli.views import mix, pipeline, training
 from hala_hpc.cli.views.run import why
 from hala_hpc.config import pipeline as pipeline_file
-from hala_hpc.config.errors import HalaError, few, plural, within
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.pipeline import lookup, planning, steward, submitting
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: 
     if create:
         raise HalaError("--create is for a single run", "`hala submit` makes a pipeline")
     now = survey(stages.compose(pipeline_file.read(recipe), site, overrides))
-    plans = {}
+    plans: dict[str, tuple[list[planning.Summary], list[str]]] = {}
     for status in now.in_state("ready"):
         if not status.stage.command:
             runs = status.stage.runs(now.pipeline.folder / status.name, stages.opened(now.place))
-            with within(f"stage {status.name}"):
+            try:
                 plans[status.name] = planning.summaries(runs, create=False)
+            except HalaError as error:  # the others are planned all the same
+                plans[status.name] = [], [str(error)]
     common.show(pipeline.planned(now, plans), json_, pipeline.plan_lines(now, plans))
 
 
@@ -179,8 +181,9 @@ def show_begun(begun: "Begun", json_: bool) -> None:
     }
     if executor == "slurm" and not now.pipeline.recipe.site.jobs_submit:
         follower["slurm"] = f"jobs of this site may not submit jobs: hala steward {now.pipeline.folder} --watch"
-    lines.append(follower.get(executor, ""))
-    common.show(record, json_, [pipeline.table(now), *lines, f"next: hala status {now.pipeline.folder}"])
+    lines += [follower[executor]] if executor in follower and not now.finished else []
+    lines.append("nothing to do: all of it is done" if now.finished else f"next: hala status {now.pipeline.folder}")
+    common.show(record, json_, [pipeline.table(now), *lines])
 
 
 def show_started(started: steward.Started, json_: bool) -> None:

@@ -108,6 +108,9 @@ def begin(folder: Path) -> Begun:
         now, problems = conduct(folder)
         return Begun(now, problems)
     now = survey(pipeline)
+    if _has_ended(now):
+        _note_end(now)
+        return Begun(now, [])
     return Begun(now, [], "" if local.workers(folder) else _start_here(pipeline))
 
 

@@ -4,8 +4,8 @@ Its folder is ``RUNS/NAME`` and holds the definition, the ledger, and a run or a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -19,7 +19,7 @@ from hala_hpc.config.grid import GridCell
 from hala_hpc.config.pipeline import PipelineFile, stage_of
 from hala_hpc.config.places import Address
 from hala_hpc.config.schema import Recipe
-from hala_hpc.pipeline import planning
+from hala_hpc.pipeline import planning, versions
 from hala_hpc.pipeline.planning import RunList
 from hala_hpc.run.files import make_folders, write_durably
 from hala_hpc.run.layout import PIPELINE
@@ -30,8 +30,9 @@ from hala_hpc.worker import registry
 class Stage:
     """What a stage asks for. ``cells`` are those of a grid, or a run as the only one, their recipes as frozen text.
 
-    ``grid`` is the recipe of a grid as it was written; ``takes`` the addresses of other stages' results; ``command``,
-    ``when`` and ``after`` are as in the file (see ``config.pipeline.Stage``).
+    ``grid`` is the recipe of a grid as it was written; ``takes`` the addresses of other stages' results; ``asked`` is
+    what its recipes ask, wherever it is done, and ``reads`` the local files and folders that they name (see
+    ``versions``); ``command``, ``when`` and ``after`` are as in the file (see ``config.pipeline.Stage``).
     """
 
     name: str
@@ -39,7 +40,9 @@ class Stage:
     grid: str | None = None
     command: Sequence[str] = ()
     takes: Sequence[str] = ()
-    when: Mapping[str, str] | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    reads: Sequence[str] = ()
+    when: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[str] = ()
 
     def runs(self, folder: Path, address: Address) -> RunList:
@@ -53,12 +56,6 @@ class Stage:
                 recipe = replace(whole, name=name, run=replace(whole.run, root=str(folder.parent)))
             cells.append(GridCell(cell["name"], cell["values"], cell["state"], cell["same_as"], recipe))
         return RunList(folder, cells, self.grid)
-
-    def recipes(self, address: Address) -> Iterator[tuple[str, Recipe]]:
-        """Each cell's name and recipe. Raises HalaError."""
-        for cell in self.runs(Path(self.name), address).cells:
-            if cell.recipe is not None:
-                yield cell.name, cell.recipe
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Pipeline:
     def before(self, stage: Stage) -> list[str]:
         """The stages that come before a stage: those of which it takes something, and those that it names."""
         taken = [name for address in stage.takes if (name := stage_of(address, self.by_name)) is not None]
-        return list(dict.fromkeys([*taken, *(stage.when or {}), *stage.after]))
+        return list(dict.fromkeys([*taken, *stage.when, *stage.after]))
 
     @cached_property
     def order(self) -> list[Stage]:
@@ -107,7 +104,8 @@ def compose(file: PipelineFile, site: str, overrides: tuple[str, ...]) -> Pipeli
         with within(f"stage {stage.name}"):
             if stage.recipe is None:
                 takes = [word for word in stage.command if word.startswith(places.RUN) and stage_of(word, names)]
-                stages.append(Stage(stage.name, (), None, stage.command, takes, stage.when, stage.after))
+                words_of = {"command": list(stage.command)}
+                stages.append(Stage(stage.name, (), None, stage.command, takes, words_of, (), stage.when, stage.after))
                 continue
             taken: dict[str, None] = {}
             runs = planning.read(
@@ -122,7 +120,10 @@ def compose(file: PipelineFile, site: str, overrides: tuple[str, ...]) -> Pipeli
         recipe = runs.recipes[0]
         leader, root = leader or freeze(recipe), Path(recipe.run.root).resolve()
         cells = [asdict(replace(cell, recipe=None)) | {"recipe": _frozen(cell.recipe)} for cell in runs.cells]
-        stages.append(Stage(stage.name, cells, runs.text, (), list(taken), stage.when, stage.after))
+        all_asked = {cell.name: versions.asked_of(cell.recipe) for cell in runs.cells if cell.recipe is not None}
+        asked = all_asked if runs.is_grid else next(iter(all_asked.values()))
+        reads = dict.fromkeys(path for recipe in runs.recipes for path in versions.reads_of(recipe))
+        stages.append(Stage(stage.name, cells, runs.text, (), list(taken), asked, list(reads), stage.when, stage.after))
     if not leader:
         raise HalaError(f"{file.path}: none of its stages has a recipe", "a pipeline of commands makes nothing")
     pipeline = Pipeline(root / file.name, stages, leader)

@@ -146,7 +146,7 @@ def _status(so_far: Survey, stage: Stage, known: Sequence[Version], files: FileD
         return StageStatus(stage, "left out", f"as {few(absent, 4)}", earlier=last)
     if unfinished := [status.name for status in before if status.state != "done"]:
         return StageStatus(stage, "waiting", f"for {few(unfinished, 4)}", earlier=last)
-    for name, pattern in (stage.when or {}).items():
+    for name, pattern in stage.when.items():
         choice = (so_far.stages[name].outcome or {}).get("model", "")
         if not fnmatchcase(str(choice), pattern):
             return StageStatus(stage, "left out", f"{name} chose '{choice}', not '{pattern}'", earlier=last)
@@ -154,7 +154,8 @@ def _status(so_far: Survey, stage: Stage, known: Sequence[Version], files: FileD
     if foreign := _unfinished(stage):
         reason = f"for the run {few(foreign, 4)}, which is not finished"
         return StageStatus(stage, "waiting", reason, earlier=last, waits_for=foreign)
-    key = versions.key_of(stage, results, files)
+    read = {path: files.digest(Path(path)) for path in versions.local_paths(stage.reads)}
+    key = Key(stage.asked, results, read)
     mine = next((item for item in reversed(known) if item.digest == key.digest), None)
     earlier = next(
         (item for item in reversed(known) if item.digest != key.digest and item.kind != decisions.FAILED), None
@@ -177,8 +178,8 @@ def _stale(key: Key, earlier: Version | None) -> str:
 
 def _unfinished(stage: Stage) -> list[str]:
     """Runs besides the pipeline's own that a stage takes, and that are not finished."""
-    paths = [path for _, recipe in stage.recipes(lambda value, _: value) for path in versions.local_paths(recipe)]
-    runs = dict.fromkeys(run for path in paths if (run := versions.run_of(Path(path))) is not None)
+    paths = map(Path, versions.local_paths(stage.reads))
+    runs = dict.fromkeys(run for path in paths if (run := versions.run_of(path)) is not None)
     return [run.name for run in runs if not all(state.finished for state in standing.read_runs(run).states)]
 
 

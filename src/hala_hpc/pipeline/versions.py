@@ -7,8 +7,7 @@ stages that it takes, and of the local files that it reads. Each key is a versio
 import glob
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,6 @@ from hala_hpc.config import frozen
 from hala_hpc.config.compose import places_of
 from hala_hpc.config.schema import Recipe
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.stages import Stage
 from hala_hpc.run import digests, manifest
 from hala_hpc.run.files import read_json, write_durably
 from hala_hpc.run.layout import GRID, RunDirectory
@@ -53,29 +51,24 @@ class Key:
         return listed
 
 
-def key_of(stage: Stage, results: Mapping[str, str], files: "FileDigests") -> Key:
-    """The key of a stage whose inputs are all there; ``results`` are theirs, by address. Raises HalaError, OSError."""
-    if stage.command:
-        return Key({"command": list(stage.command)}, dict(results))
-    asked: dict[str, Any] = {}
-    given = {}
-    for name, recipe in stage.recipes(lambda value, _: value):
-        plain = asdict(recipe)
-        mine = {section: value for section, value in plain.items() if section not in NOT_ASKED}
-        asked |= mine if stage.grid is None else {name: mine}
-        for path in local_paths(recipe):
-            given[path] = files.digest(Path(path))
-    return Key(asked, dict(results), given)
+def asked_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe asks, wherever it is done."""
+    return {section: value for section, value in asdict(recipe).items() if section not in NOT_ASKED}
 
 
-def local_paths(recipe: Recipe) -> Iterator[str]:
-    """Files and folders of this machine that a recipe reads, by the keys that say what is asked."""
+def reads_of(recipe: Recipe) -> list[str]:
+    """Files, folders and patterns of this machine that a recipe reads."""
+    names = []
     for key, value in places_of(recipe):
-        if f"{key}.".startswith(tuple(f"{name}." for name in NOT_READ)):
-            continue
-        for name in value if isinstance(value, list) else [value]:
-            if isinstance(name, str) and os.path.isabs(name):  # noqa: PTH117 (a pattern is no path)
-                yield from sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]  # noqa: PTH207
+        if not f"{key}.".startswith(tuple(f"{name}." for name in NOT_READ)):
+            names += value if isinstance(value, list) else [value]
+    return [name for name in names if isinstance(name, str) and Path(name).is_absolute()]
+
+
+def local_paths(reads: Sequence[str]) -> Iterator[str]:
+    """The files and folders that are named, those of patterns as they fit now."""
+    for name in reads:
+        yield from sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]  # noqa: PTH207 (absolute)
 
 
 class FileDigests:
