@@ -66,11 +66,11 @@ def step(*takes: str, suffix: str) -> dict[str, Any]:
     return {"recipe": "rows.yaml", "set": {"data.columns": ["text"], "task.suffix": suffix} | path}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_changed_value_redoes_exactly_what_depends_on_it(make: Make, seed: int) -> None:
     """Random graphs; the value is part of the stage's result. With the value that was, all is as it was."""
     draw = random.Random(seed)
-    names = [f"s{number}" for number in range(draw.randint(3, 6))]
+    names = [f"s{number}" for number in range(draw.randint(3, 5))]
     takes = {name: draw.sample(names[:place], draw.randint(0, min(2, place))) for place, name in enumerate(names)}
     listed = {name: step(*takes[name], suffix=f"_{name}") for name in draw.sample(names, len(names))}
     first = to_the_end(make(listed))
@@ -97,13 +97,6 @@ def test_where_and_how_it_is_done_changes_nothing(make: Make) -> None:
     assert versions(to_the_end(file)) == {"a": "a"}
     words = ("run.workers=3", "run.lease_seconds=60", "site.slurm.minutes=7")
     assert versions(to_the_end(file, *words)) == {"a": "a"}
-
-
-def test_an_equal_result_changes_nothing_after_it(make: Make) -> None:
-    """The echo engine answers the same whatever the seed."""
-    file = make({"a": step(suffix="_a"), "b": step("a", suffix="_b")})
-    to_the_end(file)
-    assert versions(to_the_end(file, "stages.a.sampling.seed=3")) == {"a": "a.2", "b": "b"}
 
 
 def test_a_file_that_changed_makes_its_stage_stale(make: Make) -> None:
