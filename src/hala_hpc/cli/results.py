@@ -10,7 +10,7 @@ import click
 
 from hala_hpc.cli import common
 from hala_hpc.cli.views import training
-from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.errors import HalaError, few, plural
 from hala_hpc.data.outputs import collect
 from hala_hpc.models import location
 from hala_hpc.models.card import name_of
@@ -19,6 +19,7 @@ from hala_hpc.report import write
 from hala_hpc.run import digests, manifest, status
 from hala_hpc.run.collect import collect_folders
 from hala_hpc.run.files import write_durably
+from hala_hpc.run.layout import PIPELINE
 from hala_hpc.run.verify import Verdict, verify
 from hala_hpc.tasks.evaluate import choose
 from hala_hpc.tasks.evaluate.statistics import Mean
@@ -68,23 +69,41 @@ def verify_command(run: str, json_: bool) -> None:
         _folder(collect.verify(Path(run)), json_)
     if models := digests.folders(Path(run)):
         _models(models, json_)
-    grid, paths = lookup.find_grid(run), lookup.runs(run)
+    group, paths = lookup.find_group(run), lookup.runs(run)
+    left = _unfinished(group) if group and (group / PIPELINE).is_file() else []
     data = dict.fromkeys(path.resolve() for member in paths for path in training.data_runs(member).values())
     runs, datasets = [_verified(path) for path in paths], [_verified(path) for path in data]
     damaged = [note for run in runs if run.unit == "models" for note in _checkpoints(run.path)]
-    proven = all(run.verdict.proven for run in (*runs, *datasets))
-    if grid:
-        by_name = {run.path.name: run.as_json() for run in (*datasets, *runs)}
-        record: dict[str, object] = {"grid": str(grid), "proven": proven, "runs": by_name}
+    proven = not left and all(run.verdict.proven for run in (*runs, *datasets))
+    if group:
+        by_name = {_name_in(group, run.path): run.as_json() for run in (*datasets, *runs)}
+        kind = "pipeline" if (group / PIPELINE).is_file() else "grid"
+        record: dict[str, object] = {kind: str(group), "proven": proven, "runs": by_name}
+        record |= {"unfinished": left} if left else {}
     else:
         record = runs[0].as_json() | {"proven": proven}
         if datasets:
             record["datasets"] = {data.path.name: data.as_json() for data in datasets}
     lines: list[str] = [common.Problem(note) for note in damaged]
-    lines += [line for data in datasets for line in _lines(data, grid or paths[0], f"{data.path.name}: ")]
-    lines += [line for run in runs for line in _lines(run, run.path, f"{run.path.name}: " if grid else "")]
-    last = PROVEN["runs" if grid else runs[0].unit] if proven else "NOT proven"
+    lines += [line for data in datasets for line in _lines(data, group or paths[0], f"{data.path.name}: ")]
+    lines += [line for run in runs for line in _lines(run, run.path, f"{_name_in(group, run.path)}: " if group else "")]
+    lines += [common.Problem(f"not done: {few(left, 8)}")] if left else []
+    last = PROVEN["runs" if group else runs[0].unit] if proven else "NOT proven"
     common.show(record | ({"checkpoints": damaged} if damaged else {}), json_, [*lines, last], proven)
+
+
+def _name_in(group: Path, run: Path) -> str:
+    """A run as people call it within a grid or a pipeline."""
+    return str(run.relative_to(group)) if run.is_relative_to(group) else run.name
+
+
+def _unfinished(pipeline: Path) -> list[str]:
+    """The stages of a pipeline that are not done."""
+    from hala_hpc.pipeline import stages
+    from hala_hpc.pipeline.survey import SETTLED, survey
+
+    statuses = survey(stages.load(pipeline)).stages.values()
+    return [status.name for status in statuses if status.state not in SETTLED]
 
 
 def _folder(verdict: collect.FolderVerdict, json_: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from hala_hpc.config import frozen
-from hala_hpc.config.errors import plural
+from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.config.schema import Recipe
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.run import cost, goodput, manifest
@@ -47,9 +47,11 @@ class _Member:
 
 
 def read(run: str) -> CostReport:
-    """The cost of a run or a grid, by its path or name. Raises HalaError where a run cannot be read."""
-    grid, paths = lookup.find_grid(run), lookup.runs(run)
-    folder = grid or paths[0]
+    """The cost of a run, a grid or a pipeline, by its path or name. Raises HalaError where a run cannot be read."""
+    paths = lookup.runs(run)
+    if not paths:
+        raise HalaError(f"{run}: none of its stages is planned yet", f"hala status {run}")
+    folder = lookup.find_group(run) or paths[0]
     recipes = {path: lookup.thawed(path) for path in paths}
     data = [place.resolve() for path, recipe in recipes.items() for place in _prepared(path, recipe)]
     members = [_member(path, folder, recipe) for path, recipe in recipes.items()]

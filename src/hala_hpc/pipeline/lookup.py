@@ -106,6 +106,11 @@ def find_pipeline(run: str) -> Path | None:
     return _marked(run, PIPELINE)
 
 
+def find_group(run: str) -> Path | None:
+    """The folder of a grid or of a pipeline, by its path or name; None for a run."""
+    return find_pipeline(run) or find_grid(run)
+
+
 def pipeline_of(run: Path) -> Path | None:
     """The pipeline that a run or a grid is a stage of."""
     return run.parent if (run.parent / PIPELINE).is_file() else None
