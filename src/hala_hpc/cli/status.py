@@ -16,6 +16,7 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import GRID, PIPELINE
+from hala_hpc.slurm import local
 from hala_hpc.slurm.queue import QueueView
 
 
@@ -69,6 +70,9 @@ def _pipeline_status(folder: Path, watch: bool, json_: bool) -> None:
         click.echo(views.summary(now))
         return
     lines = [views.table(now), views.summary(now), views.next_step(now)]
+    is_here = now.pipeline.recipe.site.executor == "local"
+    if is_here and not (now.finished or now.is_halted or now.is_cancelled or local.workers(folder)):
+        lines.append(common.Problem(f"nobody goes on with it on this machine: hala resume {folder.name}"))
     common.show(views.as_json(now), json_, filter(None, lines))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError, few, plural
-from hala_hpc.config.schema import Recipe
+from hala_hpc.config.schema import Environment
 from hala_hpc.pipeline import ending, lookup, planning, stages, starting, steward, submitting, succession
 from hala_hpc.pipeline.decision import Decision
 from hala_hpc.pipeline.stages import Pipeline, opened
@@ -100,7 +100,7 @@ def begin(folder: Path) -> Begun:
     pipeline = stages.load(folder)
     decisions.note(folder, decisions.STARTING, by=decisions.PERSON)
     if follows(pipeline.recipe):
-        guard = succession.hand_in(folder, pipeline.recipe, Conductor)
+        guard = succession.hand_in(folder, pipeline.recipe, Conductor, pipeline.python)
         now, problems = conduct(folder)
         _rest_to_stewards(now, problems, guard)
         return Begun(now, problems, guard if problems else "")
@@ -139,7 +139,7 @@ def tend(folder: Path, should_stop: Callable[[], bool] = lambda: False, *, watch
     does_follow = follows(pipeline.recipe) and not watch
     before: dict[str, str] = {}
     while not should_stop():
-        guard = succession.hand_in(folder, pipeline.recipe, Conductor) if does_follow else ""
+        guard = succession.hand_in(folder, pipeline.recipe, Conductor, pipeline.python) if does_follow else ""
         now, problems = conduct(folder)
         yield from problems
         states = {status.name: f"{status.state} {status.reason}".strip() for status in now.stages.values()}
@@ -166,11 +166,19 @@ def conduct(folder: Path) -> tuple[Survey, list[str]]:
     with alone(stages.load(folder)):
         while True:
             now = survey(stages.load(folder))
-            work = [] if now.is_cancelled else now.in_state("planned", "ready")
+            work = [] if now.is_cancelled else _startable(now)
             problems = [problem for status in work if (problem := _do(now, status))]
             if problems or not work:
                 _note_end(now)
                 return now, problems
+
+
+def _startable(now: Survey) -> list[StageStatus]:
+    """What can be done now. Without Slurm nobody shares out this machine: it is one stage after the other."""
+    work = now.in_state("planned", "ready")
+    if now.pipeline.recipe.site.executor == "slurm":
+        return work
+    return [] if now.in_state("running") else work[:1]
 
 
 def alone(
@@ -283,8 +291,9 @@ def _refuse_running(pipeline: Pipeline) -> None:
 def _start_here(pipeline: Pipeline) -> str:
     """A process that conducts, and outlives this one."""
     recipe = pipeline.recipe
-    ours: Recipe = replace(recipe, name=pipeline.name, site=without_gpus(recipe.site))
-    stage = registry.create(recipe).stage
+    stage, site = registry.create(recipe).stage, without_gpus(recipe.site)
+    site = replace(site, environments=site.environments | {stage: Environment(python=pipeline.python)})
+    ours = replace(recipe, name=pipeline.name, site=site)
     return submit_each(ours, pipeline.folder, stage, [Conductor(str(pipeline.folder))]).jobs[0]
 
 

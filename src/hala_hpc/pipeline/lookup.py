@@ -116,6 +116,11 @@ def pipeline_of(run: Path) -> Path | None:
     return run.parent if (run.parent / PIPELINE).is_file() else None
 
 
+def planner_of(pipeline: Path) -> str:
+    """The Python that plans a pipeline's stages: workers' environments lack what reads data of all kinds."""
+    return str(json.loads((pipeline / PIPELINE).read_text("utf-8"))["python"])
+
+
 def stage_folders(pipeline: Path) -> dict[str, Path]:
     """The run or grid of each stage of a pipeline, in its newest version, by the stage's name."""
     listed = json.loads((pipeline / PIPELINE).read_text("utf-8"))["stages"]

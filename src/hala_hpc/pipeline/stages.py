@@ -4,6 +4,7 @@ Its folder is ``RUNS/NAME`` and holds the definition, the ledger, and a run or a
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -60,11 +61,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """``leader`` is the frozen recipe whose site runs the jobs that plan stages, and says who is told of the end."""
+    """``leader`` is the frozen recipe whose site runs the jobs that plan stages, and says who is told of the end.
+
+    ``python`` is the interpreter of these jobs, that of whoever submitted the pipeline.
+    """
 
     folder: Path
     stages: Sequence[Stage]
     leader: str
+    python: str = sys.executable
 
     @property
     def name(self) -> str:
@@ -156,7 +161,8 @@ def save(pipeline: Pipeline) -> None:
         raise HalaError(f"{folder} exists, and is not a pipeline", "give the pipeline another name")
     make_folders(folder / "ledger")
     (folder / "logs").mkdir(mode=0o700, exist_ok=True)
-    content = {"leader": pipeline.leader, "stages": [asdict(stage) for stage in pipeline.stages]}
+    stages = [asdict(stage) for stage in pipeline.stages]
+    content = {"python": pipeline.python, "leader": pipeline.leader, "stages": stages}
     write_durably(folder / PIPELINE, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
@@ -164,7 +170,7 @@ def load(folder: Path) -> Pipeline:
     """The pipeline in a folder. Raises HalaError where its definition cannot be read."""
     try:
         content = json.loads((folder / PIPELINE).read_text("utf-8"))
-        return Pipeline(folder, [Stage(**stage) for stage in content["stages"]], content["leader"])
+        return Pipeline(folder, [Stage(**stage) for stage in content["stages"]], content["leader"], content["python"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HalaError(f"{folder / PIPELINE} cannot be read: {error}", "submit the pipeline again") from error
 

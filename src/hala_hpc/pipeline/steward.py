@@ -250,7 +250,8 @@ def _hand_on(runs: Runs) -> None:
     """Have the pipeline of which this is a stage go on, in a job of its own. Raises HalaError: it is tried again."""
     if (pipeline := lookup.pipeline_of(runs.folder)) is None or not (pipeline / "ledger").is_dir():
         return
-    if job := succession.hand_in(pipeline, runs.recipe, pkgutil.resolve_name(unpickle.CONDUCTOR)):
+    work = pkgutil.resolve_name(unpickle.CONDUCTOR)
+    if job := succession.hand_in(pipeline, runs.recipe, work, lookup.planner_of(pipeline)):
         succession.tell(job, Wait())
 
 

@@ -64,10 +64,11 @@ def waiting(folder: Path, work: Callable[[str], Job]) -> list[str]:
     return list(dict.fromkeys(task.job.partition("_")[0] for task in tasks.stewards if task.state == "PENDING"))
 
 
-def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job]) -> str:
+def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job], python: str = "") -> str:
     """The job of the next steward, in the queue already or handed in now, to start in ``GUARD_SECONDS``.
 
-    Empty where none follows. Raises HalaError where Slurm refuses or does not answer.
+    Empty where none follows. ``python``: the interpreter, where it is not that of the workers. Raises HalaError where
+    Slurm refuses or does not answer.
     """
     if not follows(recipe):
         return ""
@@ -85,6 +86,8 @@ def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job]) -> str:
     environments = dict(site.environments)
     if (own := environments.get(stage)) is not None and own.container is not None:
         environments[stage] = Environment()  # a container may have no sbatch: in the Python that we run in
+    if python:
+        environments[stage] = Environment(python=python)
     site = replace(site, slurm=slurm, environments=environments)
     ours = replace(recipe, name=f"{folder.name}-steward", run=replace(recipe.run, workers=1), site=site)
     return submit_each(ours, folder, stage, [work(str(folder))], kind=record.STEWARD).jobs[0]
