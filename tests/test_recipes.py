@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from hala_hpc.config import grid
+from hala_hpc.config import grid, pipeline
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
+from hala_hpc.pipeline import stages
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.text.checks import Pair, checks, flags
@@ -21,12 +22,14 @@ from tests.conftest import ROOT
 from tests.tasks.train.estimate.real_models import REAL
 
 PROMPTS = sorted((ROOT / "jobs" / "prompts").glob("*.yaml"))
-RECIPES = sorted({*(ROOT / "jobs").glob("*/*.yaml")} - {*PROMPTS, *(ROOT / "jobs" / "tasks").glob("*.yaml")})
+FILES = sorted({*(ROOT / "jobs").glob("*/*.yaml")} - {*PROMPTS, *(ROOT / "jobs" / "tasks").glob("*.yaml")})
 """Without jobs/tasks, which holds benchmarks as lm-eval's own files describe them."""
+PIPELINES = [file for file in FILES if pipeline.is_pipeline(file)]
+RECIPES = [file for file in FILES if file not in PIPELINES]
 SITES = sorted((ROOT / "hpc" / "sites").glob("*.yaml"))
 LABEL = re.compile(r"\s# (paper|observed|ours)\b")
 MARK = re.compile(r"⟦\d+⟧")
-SECTION = re.compile(r"[\w-]+:$")
+SECTION = re.compile(r"[\w.{}-]+:$")
 
 
 def short(path: Path) -> str:
@@ -66,7 +69,16 @@ def test_a_training_fits_where_its_header_says(recipe: Path) -> None:
     assert int(told[1]) == pytest.approx(own.total / 1024**3, abs=1)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *PROMPTS], ids=short)
+@pytest.mark.parametrize("file", PIPELINES, ids=short)
+def test_pipeline_composes(file: Path, tmp_path: Path) -> None:
+    """Every stage of it, and what each takes is there: no address of a recipe leads out of the pipeline."""
+    site = str(ROOT / "hpc" / "sites" / "example-h100.yaml")
+    whole = stages.compose(pipeline.read(file), site, (f"run.root={tmp_path}",))
+    assert len(whole.order) == len(whole.stages)
+    assert [path for stage in whole.stages for path in stage.reads if path.startswith(str(tmp_path))] == []
+
+
+@pytest.mark.parametrize("recipe", [*FILES, *PROMPTS], ids=short)
 def test_each_value_is_labelled(recipe: Path) -> None:
     text = re.sub(r"^( *)(\w+: \|.*)\n(?:\1 +.*\n|\n)+", r"\1\2\n", recipe.read_text(), flags=re.MULTILINE)
     lines = [line.strip() for line in text.splitlines()]
@@ -75,7 +87,7 @@ def test_each_value_is_labelled(recipe: Path) -> None:
     assert [line for line in values if not LABEL.search(line)] == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=short)
+@pytest.mark.parametrize("recipe", FILES, ids=short)
 def test_header_tells_how_to_run_it(recipe: Path) -> None:
     header = recipe.read_text().split("\nname:")[0]
     assert all(
