@@ -73,12 +73,17 @@ def find(run: str) -> Path:
     """A run by its path or name."""
     if not run.strip():
         raise HalaError("the name of the run is empty", "give its name or path; a variable that is not set is empty")
-    return find_run(places.expanded(run, "RUN"), runs_roots())
+    return find_run(_named(run), runs_roots())
+
+
+def _named(run: str) -> str:
+    """A run's name or path as an argument has it; ``run:NAME``, as recipes have it, is the run of that name."""
+    return places.expanded(run.removeprefix(places.RUN), "RUN")
 
 
 def find_grid(run: str) -> Path | None:
     """A grid by its path or name; None where no grid has that name."""
-    named = places.expanded(run, "RUN")
+    named = _named(run)
     candidates = (Path(named), *(root / named for root in runs_roots()))
     return next((path.resolve() for path in candidates if (path / GRID).is_file()), None)
 
