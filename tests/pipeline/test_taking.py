@@ -165,7 +165,7 @@ def test_one_plan_collects_while_the_others_wait(first: Path) -> None:
     assert collected(first, said.append) == first / "final" and len(said) == 1
 
 
-def test_nothing_else_of_a_run_is_data(first: Path, tmp_path: Path) -> None:
+def test_nothing_else_of_a_run_is_data(first: Path) -> None:
     finished(first)
     collect(first, first / "final")
     root = first.parent
@@ -186,7 +186,6 @@ def test_nothing_else_of_a_run_is_data(first: Path, tmp_path: Path) -> None:
     merge = runs.merged(root / "merge", [])
     with pytest.raises(HalaError, match="has no rows: it is a run of merges"):
         sources.resolve(Data(path=[str(merge)]))
-    del tmp_path
 
 
 def takers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -362,7 +361,7 @@ def choose(evaluation: Path, path: str) -> None:
     (evaluation / location.CHOICE).write_text(json.dumps(choice))
 
 
-def test_what_hala_best_chose_is_a_model(hala: Hala, merge: Path, evaluation: Path, tmp_path: Path) -> None:
+def test_what_hala_best_chose_is_a_model(hala: Hala, merge: Path, evaluation: Path) -> None:
     hala("best", "evaluation")
     best = str(evaluation / "best")
     assert location.locate(best) == {"": Path(shard(merge, 1))}
@@ -374,7 +373,6 @@ def test_what_hala_best_chose_is_a_model(hala: Hala, merge: Path, evaluation: Pa
         location.locate(best)
     with pytest.raises(HalaError, match=r"makes no model: .* \(run:evaluation/best is the model that `hala best eval"):
         location.locate(str(evaluation))
-    del tmp_path
 
 
 def test_an_export_takes_the_run_itself(tmp_path: Path, written: Write) -> None:
