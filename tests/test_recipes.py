@@ -95,6 +95,12 @@ def test_header_tells_how_to_run_it(recipe: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("recipe", [*RECIPES, *PROMPTS], ids=short)
+def test_runs_are_named_by_their_address(recipe: Path) -> None:
+    """A path holds on one machine, and RUN/final need not be there yet."""
+    assert re.findall(r"\S*\bruns/\S*|run:[\w.-]+/final\b", recipe.read_text()) == []
+
+
 @pytest.mark.parametrize("site", SITES, ids=short)
 def test_a_site_says_only_what_a_site_is(site: Path) -> None:
     """What is to be done belongs in recipes: a profile names the site, and perhaps where its runs live."""

@@ -12,7 +12,8 @@ from hala_hpc.cli.views import mix, pipeline, training
 from hala_hpc.cli.views.run import why
 from hala_hpc.config import pipeline as pipeline_file
 from hala_hpc.config.errors import HalaError, few, plural
-from hala_hpc.pipeline import lookup, planning, steward, submitting
+from hala_hpc.pipeline import lookup, outlook, planning, steward, submitting
+from hala_hpc.pipeline.taking import Take
 
 if TYPE_CHECKING:
     from hala_hpc.pipeline.conductor import Begun
@@ -39,7 +40,7 @@ def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bo
         _plan_pipeline(recipe, overrides, site, create, json_)
         return
     runs = planning.read(recipe, site, overrides)
-    plans, warnings = planning.summaries(runs, create)
+    plans, warnings = outlook.summaries(runs, create)
     if runs.is_grid:
         cells, by_name = runs.records, {Path(plan["run"]).name: plan for plan in plans}
         listed = [cell | ({"plan": by_name[cell["name"]]} if cell["name"] in by_name else {}) for cell in cells]
@@ -59,18 +60,18 @@ def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: 
     if create:
         raise HalaError("--create is for a single run", "`hala submit` makes a pipeline")
     now = survey(stages.compose(pipeline_file.read(recipe), site, overrides))
-    plans: dict[str, tuple[list[planning.Summary], list[str]]] = {}
+    plans: dict[str, tuple[list[outlook.Summary], list[str]]] = {}
     for status in now.in_state("ready"):
         if not status.stage.command:
             runs = status.stage.runs(now.pipeline.folder / status.name, stages.opened(now.place))
             try:
-                plans[status.name] = planning.summaries(runs, create=False)
+                plans[status.name] = outlook.summaries(runs, create=False)
             except HalaError as error:  # the others are planned all the same
                 plans[status.name] = [], [str(error)]
     common.show(pipeline.planned(now, plans), json_, pipeline.plan_lines(now, plans))
 
 
-def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
+def _lines(summary: outlook.Summary, created: bool) -> Iterator[object]:
     if estimate := summary.get("training"):
         training.show_plan(estimate)
     facts = [] if estimate else _facts(summary)
@@ -83,6 +84,7 @@ def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
     if lines := summary.get("mix"):
         yield mix.table(lines)
     yield common.facts(facts)
+    yield from map(_taken, summary.get("takes", ()))
     if summary["sbatch"]:
         yield f"\n{summary['sbatch']}"
     if created and estimate:
@@ -92,7 +94,7 @@ def _lines(summary: planning.Summary, created: bool) -> Iterator[object]:
         yield f"made; submit by hand: sbatch {array} sbatch/translate_array.sbatch {summary['run']}"
 
 
-def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
+def _facts(summary: outlook.Summary) -> list[tuple[str, str]]:
     """The sources; then the rows and how they are cut, or the items."""
     sources, items, per = summary["sources"], summary.get("items"), summary["tokens_per_shard"]
     most = f"; {summary['most_asks']} times that at most, if all answers failed" if summary["most_asks"] > 1 else ""
@@ -113,10 +115,16 @@ def _facts(summary: planning.Summary) -> list[tuple[str, str]]:
     ]
 
 
+def _taken(take: Take) -> str:
+    """What a plan takes of another run: where it is by now, and which plan of that run it is."""
+    digest = f" (planned {take['planned_at']}, recipe {take['recipe_digest'][:8]})" if take.get("planned_at") else ""
+    return f"takes {take['key']}: {take['address']} is {take['path']}{digest}"
+
+
 def _grid_lines(
     folder: Path,
     cells: Sequence[lookup.CellRecord],
-    plans: Mapping[str, planning.Summary],
+    plans: Mapping[str, outlook.Summary],
     warnings: Sequence[str],
     created: bool,
 ) -> Iterator[object]:
@@ -138,7 +146,7 @@ def _grid_lines(
         yield f"made; start it with: hala resume {folder}"
 
 
-def _planned(plan: planning.Summary) -> list[str]:
+def _planned(plan: outlook.Summary) -> list[str]:
     """Rows, tokens, steps and GPU-hours."""
     trained = plan.get("training")
     if not trained:

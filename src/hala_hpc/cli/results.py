@@ -294,7 +294,7 @@ def best_command(
     # Whoever goes on with the chosen folder must get what was evaluated. A folder that is gone harms nobody.
     if folder.is_dir() and location.digest(folder) != choice.weights:
         raise HalaError(f"{choice.model}: {folder} has changed since the evaluation", "evaluate it again, as a new run")
-    target = to or paths[0] / choose.CHOICE
+    target = to or paths[0] / location.CHOICE
     write_durably(target, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
     common.show(record, json_, _choice_lines(choice, folder, target))
 

@@ -111,7 +111,7 @@ class _Side:
         if not self.name.strip():
             raise HalaError(f"{self.what}: is empty", "give a file or run:NAME; a variable that is not set is empty")
         if self.name.startswith(places.RUN):
-            return lookup.find(self.name.removeprefix(places.RUN))
+            return lookup.find(self.name)
         return Path(places.expanded(self.name, self.what))
 
 

@@ -215,8 +215,7 @@ def reader_of(kind: Kind, data: Data, schema: pa.Schema) -> Reader:
         require(columns, schema)
     else:
         shape = shape_of(data, ["assistant"], schema)
-        if not columns:
-            refuse_originals(shape.columns, schema)
+        refuse_originals(data, shape.columns, schema)
         if shape.turn_keys and kind == "chat":
             return Turns(shape.columns[0], *shape.turn_keys)
         if shape.turn_keys:

@@ -203,11 +203,15 @@ def require(columns: Sequence[str], schema: pa.Schema) -> None:
             raise HalaError(f"no column '{column}'", hint)
 
 
-def refuse_originals(columns: Sequence[str], schema: pa.Schema) -> None:
-    """Raises HalaError where columns that nobody named stand beside their translations, as in a collected folder.
+def refuse_originals(data: Data, columns: Sequence[str], schema: pa.Schema) -> None:
+    """Raises HalaError where columns that ``data`` does not name stand beside their translations, as of a run.
 
-    A run marks the columns that it adds; where the marks were lost, ``hala_row`` shows that a run made the rows.
+    For plans alone: a run that was planned goes on. A run marks the columns that it adds; where the marks were lost,
+    ``hala_row`` shows that a run made the rows. A shape says how columns are read, not which: every translation of a
+    conversation is one too.
     """
+    if data.columns:
+        return
     marked = named.translations(schema)
     is_made = bool(marked) or "hala_row" in schema.names
     sets: dict[str, list[str]] = {}

@@ -15,7 +15,9 @@ from hala_hpc.config.schema import NamedModel
 from hala_hpc.models.safetensors_file import Tensor, Unreadable, digest_of_finite, tensors_of
 from hala_hpc.run import manifest
 from hala_hpc.run.digests import digest_of
+from hala_hpc.run.files import read_json
 from hala_hpc.run.layout import GRID, RunDirectory
+from hala_hpc.run.manifest import Facts
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -23,13 +25,22 @@ TEXTS: Final = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files besides the weights that decide what a model says: configuration, tokenizer, template."""
 AGAIN: Final = "download the model again: an interrupted download goes on"
 NOT_OF_THE_MODEL: Final = ("hala.json", INDEX)
+CHOICE: Final = "best.json"
+"""In the folder of an evaluation's run: what `hala best` chose."""
+BEST: Final = "best"
+"""In the place of an item of an evaluation's run: the model that CHOICE names. No item of such a run is called so, for
+each is MODEL-BENCHMARK; in other runs it is an item like any other.
+"""
+_OF_ITEMS: Final = ("models", "checkpoints", "merges")
+"""What runs count whose shards are models of their own."""
 
 
 def locate(name: str, revision: str | None = None) -> dict[str, Path]:
     """The model folders that a name stands for, each by a label ('' where there is only one).
 
     ``name`` is a folder with a model, a finished run (a training's model, a merge's models, a quantized model), a grid
-    of such runs, or a name on the hub whose files are in the cache.
+    of such runs, an item of either (RUN/ITEM, GRID/CELL, GRID/CELL/ITEM), the model that an evaluation chose
+    (RUN/best), or a name on the hub whose files are in the cache.
 
     Raises HalaError where there is no model, or the run, or a run of the grid, is not finished.
     """
@@ -40,7 +51,13 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
         return {"": path.resolve()}
     if (path / "manifest.parquet").is_file():
         return _of_run(path.resolve())
-    if path.is_absolute() or path.is_dir():
+    if path.is_absolute():
+        if (path.parent / "manifest.parquet").is_file():
+            return {"": of_item(path.parent.resolve(), path.name)}
+        if grid := next((folder for folder in list(path.parents)[:2] if (folder / GRID).is_file()), None):
+            return locate(_of_cell(grid.resolve(), path.relative_to(grid)))
+        raise places.no_model(name)
+    if path.is_dir():
         raise places.no_model(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -52,10 +69,14 @@ def locate(name: str, revision: str | None = None) -> dict[str, Path]:
 
 
 def locate_one(name: str, revision: str | None = None) -> Path:
-    """``locate`` for ``model.name``, which must be a single model. Raises HalaError for several as well."""
-    models = locate(name, revision)
+    """``locate`` for what must be a single model. Raises HalaError for several as well."""
+    return the_one(name, locate(name, revision))
+
+
+def the_one(name: str, models: Mapping[str, Path]) -> Path:
+    """The only one of the models that ``name`` stands for. Raises HalaError where there are several."""
     if len(models) != 1:
-        raise HalaError(f"model.name: {name} holds {len(models)} models: {', '.join(models)}", "name one")
+        raise HalaError(f"{name} holds {len(models)} models: {', '.join(models)}", f"name one: {_example(name)}")
     return next(iter(models.values()))
 
 
@@ -164,13 +185,93 @@ def digest(
     return hashed.hexdigest()
 
 
-def _of_grid(grid: Path) -> dict[str, Path]:
-    """The models of all cells, by the cell's name, those that stand for a model as it is included."""
+def items(facts: Facts) -> list[str]:
+    """The names of a run's models, such as ``t0.50``; none where it makes one without a name, or no model."""
+    return [str(item["name"]) for item in facts.items] if facts.unit in _OF_ITEMS else []
+
+
+def of_item(run: Path, name: str) -> Path:
+    """The folder of the model that a run's item, or BEST, stands for; of the other items none need be finished.
+
+    Raises HalaError, which lists the items, for another name, and where that model is not there, or not as chosen.
+    """
+    outputs, plan = manifest.open_run(run)
+    names = items(plan.facts)
+    if name == BEST and _is_evaluation(plan.facts):
+        return _chosen(run)
+    if plan.facts.unit not in (*_OF_ITEMS, "files"):
+        raise _makes_none(run, plan.facts)
+    if name not in names:
+        raise HalaError(f"{run.name}: no model '{name}'", f"it makes: {', '.join(names) or 'one, without a name'}")
+    folder = outputs.shard_output(names.index(name))
+    if not (folder / "config.json").is_file():
+        raise HalaError(f"{run.name}: {name} is not there", f"`hala status {run}`")
+    return folder
+
+
+def _is_evaluation(facts: Facts) -> bool:
+    """A comparison counts benchmarks too, and puts its report together in a last step."""
+    return facts.unit == "benchmarks" and not facts.assembled
+
+
+def _makes_none(run: Path, facts: Facts) -> HalaError:
+    chosen = f"{places.RUN}{run.name}/{BEST} is the model that `hala best {run.name}` chose"
+    hint = chosen if _is_evaluation(facts) else "name a run that trained, exported, merged or quantized"
+    return HalaError(f"{run} makes no model: it is a run of {facts.unit}", hint)
+
+
+def _chosen(run: Path) -> Path:
+    """The folder of the model that was chosen of an evaluation.
+
+    Raises HalaError where none was, and where it is gone or another by now. Reads all of it.
+    """
+    choice = read_json(run / CHOICE)
+    if not choice:
+        raise HalaError(f"{run}: no model of it was chosen yet", f"`hala best {run.name}`")
+    model, folder = choice.get("model"), Path(str(choice.get("path")))
+    if not (folder / "config.json").is_file():
+        raise HalaError(
+            f"{run / CHOICE}: the chosen model {model} is not at {folder} any more", "put it back, or choose again"
+        )
+    if digest(folder) != choice.get("weights"):
+        raise HalaError(
+            f"{run / CHOICE}: {folder} has changed since {model} was evaluated", "evaluate it again, as a new run"
+        )
+    return folder
+
+
+def _example(name: str) -> str:
+    """How one of several models of a run or a grid is named."""
+    run = Path(name) / "manifest.parquet"
+    return f"{name}/{items(manifest.read(run).facts)[0] if run.is_file() else 'CELL'}"
+
+
+def _cells(grid: Path) -> list[dict[str, Any]]:
     try:
-        listed = json.loads((grid / GRID).read_text("utf-8"))["cells"]
-        cells = {str(cell["name"]): cell for cell in listed if cell["state"] in ("run", "as_is")}
+        listed: list[dict[str, Any]] = json.loads((grid / GRID).read_text("utf-8"))["cells"]
+        return [cell | {"name": str(cell["name"]), "state": str(cell["state"])} for cell in listed]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HalaError(f"{grid / GRID} cannot be read: {error}", "name its runs one by one") from error
+
+
+def _of_cell(grid: Path, named: Path) -> str:
+    """What ``CELL`` or ``CELL/ITEM`` of a grid is, where the cell has no run of its own. Raises HalaError."""
+    name, *item = named.parts
+    cells = {cell["name"]: cell for cell in _cells(grid)}
+    state = cells[name]["state"] if name in cells else "none"
+    if state == "same":
+        return str(grid.joinpath(cells[name]["same_as"], *item))
+    if state == "as_is" and not item:
+        return str(cells[name]["model"])
+    if state == "run" and not (grid / name).exists():
+        raise HalaError(f"{grid / name} is gone", "its run was removed")
+    some = ", ".join(cell for cell in cells if cells[cell]["state"] != "excluded")
+    raise HalaError(f"{grid}: no model '{named}'", f"its cells: {some}")
+
+
+def _of_grid(grid: Path) -> dict[str, Path]:
+    """The models of all cells, by the cell's name, those that stand for a model as it is included."""
+    cells = {cell["name"]: cell for cell in _cells(grid) if cell["state"] in ("run", "as_is")}
     folders: dict[str, Path] = {}
     wanting = []
     for name, cell in cells.items():
@@ -190,6 +291,8 @@ def _of_grid(grid: Path) -> dict[str, Path]:
 
 def _of_run(run: Path) -> dict[str, Path]:
     facts = manifest.read(run / "manifest.parquet").facts
+    if facts.unit not in (*_OF_ITEMS, "files"):
+        raise _makes_none(run, facts)
     whole = run / "final"
     if (whole / "config.json").is_file():
         return {"": whole}

@@ -86,7 +86,12 @@ def find(run: str) -> Path:
     """A run by its path or name."""
     if not run.strip():
         raise HalaError("the name of the run is empty", "give its name or path; a variable that is not set is empty")
-    return find_run(places.expanded(run, "RUN"), runs_roots())
+    return find_run(_named(run), runs_roots())
+
+
+def _named(run: str) -> str:
+    """A run's name or path as an argument has it; ``run:NAME``, as recipes have it, is the run of that name."""
+    return places.expanded(run.removeprefix(places.RUN), "RUN")
 
 
 def find_grid(run: str) -> Path | None:
@@ -96,7 +101,7 @@ def find_grid(run: str) -> Path | None:
 
 def _marked(run: str, mark: str) -> Path | None:
     """The folder by its path or name, where it holds a file of the name ``mark``."""
-    named = places.expanded(run, "RUN")
+    named = _named(run)
     candidates = (Path(named), *(root / named for root in runs_roots()))
     return next((path.resolve() for path in candidates if (path / mark).is_file()), None)
 

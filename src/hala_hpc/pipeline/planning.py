@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import re
-import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import cast
 
 import yaml
 from rich.console import Console
@@ -28,55 +27,20 @@ from hala_hpc.data.cut import PlanWatch
 from hala_hpc.data.files import hub
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.lookup import CellRecord
+from hala_hpc.pipeline.taking import Take, Taking
 from hala_hpc.run import manifest
 from hala_hpc.run.files import keep_group, make_folders, remove_tree, share, write_durably
 from hala_hpc.run.layout import GRID, RunDirectory, close_logs
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.slurm.commands import limits
 from hala_hpc.slurm.script import require_environment
-from hala_hpc.slurm.submit import preview, without_gpus
-from hala_hpc.tasks.mix import counts
+from hala_hpc.slurm.submit import without_gpus
 from hala_hpc.worker import registry, tracking
 from hala_hpc.worker.rows.task import RowTask
 from hala_hpc.worker.task import ROWS, Task
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 """Names of runs and grids: they become folders, and part of the names of Slurm jobs."""
-
-
-class SourceSummary(TypedDict):
-    """An input file of a plan."""
-
-    file: str
-    rows: int
-    bytes: int
-
-
-class Summary(TypedDict):
-    """What a planned run will do, for people and ``--json``. ``training``, ``items``, ``mix``: of such runs alone.
-
-    ``mix`` has a line for each source (see ``tasks.mix.counts``).
-    """
-
-    run: str
-    task: str
-    sources: list[SourceSummary]
-    rows: int
-    texts: int
-    characters: int
-    estimated_tokens: int
-    most_asks: int
-    notes: dict[str, int]
-    shards: int
-    tokens_per_shard: dict[str, int]
-    workers: int
-    site: str
-    executor: str
-    sbatch: str | None
-    training: NotRequired[Any]
-    items: NotRequired[list[str]]
-    mix: NotRequired[Any]
-    warnings: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -86,18 +50,21 @@ class PlannedRun:
     recipe: Recipe
     task: Task
     path: Path
+    takes: Sequence[Take] = ()
 
 
 @dataclass(frozen=True)
 class RunList:
     """What a recipe asks for: the cells of a grid, or a run as the only cell.
 
-    ``folder`` will be the grid's or the run's; ``text`` is the recipe of a grid as it was written.
+    ``folder`` will be the grid's or the run's; ``text`` is the recipe of a grid as it was written. ``takes``, by cell,
+    is None until the addresses of other runs are looked up (``looked_up``).
     """
 
     folder: Path
     cells: Sequence[GridCell]
     text: str | None = None
+    takes: Mapping[str, Sequence[Take]] | None = None
 
     @property
     def is_grid(self) -> bool:
@@ -161,21 +128,45 @@ def _in_grid(recipe: Recipe, folder: Path) -> Recipe:
     return recipe
 
 
+def looked_up(runs: RunList) -> RunList:
+    """The same with what they take of other runs looked up, and rows of these collected. Raises HalaError.
+
+    A model is the folder that it is in now, so that a run that is resumed goes on with the same.
+    """
+    if runs.takes is not None:
+        return runs
+    taking = Taking(runs.folder.parent, _tell)
+    cells, takes = list[GridCell](), dict[str, Sequence[Take]]()
+    for cell in runs.cells:
+        if cell.state == "run" and cell.recipe is not None:
+            with within(runs.called(cell.recipe)):
+                recipe, takes[cell.recipe.name] = taking.of(cell.recipe, loads_model(cell.recipe))
+            cell = replace(cell, recipe=recipe)
+        cells.append(cell)
+    return replace(runs, cells=cells, takes=takes)
+
+
+def _tell(text: str) -> None:
+    """A line on standard error: something that takes its time, and that nobody called for by name."""
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
 def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun]:
     """Plan all runs, into the folder that is theirs or into one to look at. Raises HalaError; nothing is left then.
 
     ``to_start``: refuse also what could not be started, before all the data is read.
     """
+    runs = looked_up(runs)
     checked = []
     for recipe, path in runs.within(folder):
         with within(runs.called(recipe)):
-            checked.append(PlannedRun(recipe, check(recipe), path))
+            checked.append(PlannedRun(recipe, check(recipe), path, (runs.takes or {}).get(recipe.name, ())))
             if to_start:
                 refuse_missing_environment(recipe, checked[-1].task)
     if to_start and (site := checked[0].recipe.site).executor == "slurm":
         limits(site.slurm)  # raises where there is no Slurm
     if folder.exists():
-        raise _existing(runs)
+        raise existing(runs)
     shared = any(run.recipe.is_shared for run in checked)
     share(shared)
     if runs.is_grid:
@@ -199,19 +190,6 @@ def plan(runs: RunList, folder: Path, to_start: bool = False) -> list[PlannedRun
     return checked
 
 
-def summaries(runs: RunList, create: bool) -> tuple[list[Summary], list[str]]:
-    """What each run will do, and why `hala submit` would refuse them; ``create``: plan them to stay."""
-    folder = runs.folder
-    with ExitStack() as stack:
-        if not create:
-            root = folder.parent if folder.parent.is_dir() else None
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".plan-", dir=root))
-            folder = Path(scratch) / folder.name
-        planned = plan(runs, folder)
-        plans = [summary_of(run, runs.folder / run.path.relative_to(folder)) for run in planned]
-    return plans, [] if create else obstacles(runs, planned)
-
-
 def check(recipe: Recipe) -> Task:
     """Refuse what can be refused before the data is read."""
     _refuse_name(recipe.name, "run")
@@ -224,12 +202,23 @@ def check(recipe: Recipe) -> Task:
     elif task.loop != ROWS:
         _refuse_unused(recipe)
     hub.use_cache(recipe.site.cache, recipe.site.offline)
-    loads_model = engines.abilities(recipe.engine.kind).loads_model if asks(task) else task.loop != ROWS
-    if recipe.site.offline and loads_model:
+    loads = _loads(recipe, task)
+    if recipe.site.offline and loads:
         hub.require_cached(recipe.model)
-    models = [recipe.model.name, recipe.model.tokenizer] if loads_model else []
+    models = [recipe.model.name, recipe.model.tokenizer] if loads else []
     hub.go_offline_if_out_of_reach([recipe.data.hub, *models])
     return task
+
+
+def _loads(recipe: Recipe, task: Task) -> bool:
+    """Whether the recipe's own ``model`` is loaded, or its tokenizer or configuration."""
+    return engines.abilities(recipe.engine.kind).loads_model if asks(task) else task.loop != ROWS
+
+
+def loads_model(recipe: Recipe) -> bool:
+    """The same, where ``model`` names a model. Raises HalaError for options that cannot be."""
+    task = registry.create(recipe)
+    return _loads(recipe, task) and not task.takes_run
 
 
 def asks(task: Task) -> bool:
@@ -261,27 +250,7 @@ def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
         )
 
 
-def obstacles(runs: RunList, planned: Sequence[PlannedRun]) -> list[str]:
-    """Why `hala submit` would refuse the runs that are planned here, as far as that can be known beforehand."""
-    reasons = []
-    for run in planned:
-        try:
-            refuse_missing_environment(run.recipe, run.task)
-        except HalaError as error:
-            reasons.append(str(error))
-    target = runs.folder
-    if target.exists():
-        reasons.append(_existing(runs).message)
-    there = next(folder for folder in target.parents if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".plan-", dir=there):
-            pass
-    except OSError as error:
-        reasons.append(f"run.root: no folder can be made in {there}: {error.strerror}")
-    return list(dict.fromkeys(reasons))
-
-
-def _existing(runs: RunList) -> HalaError:
+def existing(runs: RunList) -> HalaError:
     """Says how the run or grid that already has the name differs: by its cells, else by the recipe of one."""
     folder, what = runs.folder, "grid" if runs.is_grid else "run"
     if not (folder / (GRID if runs.is_grid else "recipe.yaml")).is_file():
@@ -322,7 +291,7 @@ def _refuse_unused(recipe: Recipe) -> None:
 def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
     """Plan the run into its folder. Raises HalaError; nothing is left behind then."""
     if target.exists():
-        raise _existing(_alone(recipe, target))
+        raise existing(_alone(recipe, target))
 
     def fill(folder: Path) -> tuple[list[Shard], Facts]:
         with _watching() as watch:
@@ -330,46 +299,6 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
         return cut.shards, cut.facts
 
     return manifest.create(target, freeze(recipe), fill, recipe.is_shared)
-
-
-def summary_of(run: PlannedRun, target: Path) -> Summary:
-    """What a planned run will do; ``target`` is where it will be."""
-    recipe = run.recipe
-    plan = manifest.read(run.path / "manifest.parquet")
-    facts, tokens = plan.facts, plan.column("tokens")
-    summary = Summary(
-        run=str(target),
-        task=recipe.task.kind,
-        sources=[
-            SourceSummary(file=source["original"], rows=source["rows"], bytes=source["bytes"])
-            for source in facts.sources
-        ],
-        rows=facts.rows,
-        texts=facts.texts,
-        characters=facts.characters,
-        estimated_tokens=facts.tokens,
-        most_asks=facts.most_asks,
-        notes=facts.notes,
-        shards=len(plan),
-        tokens_per_shard={"least": min(tokens), "median": sorted(tokens)[len(tokens) // 2], "most": max(tokens)},
-        workers=min(recipe.run.workers, len(plan)),
-        site=recipe.site.name,
-        executor=recipe.site.executor,
-        sbatch=None,
-    )
-    ranks = None
-    if facts.unit == "models":
-        from hala_hpc.tasks.train import task as train
-        from hala_hpc.tasks.train.estimate import memory as estimates
-
-        summary["training"], ranks = estimates.summary(recipe, run.path), train.ranks_per_node(recipe.site)
-    if facts.items:
-        summary["items"] = [str(item["name"]) for item in facts.items]
-    if recipe.task.kind == "mix":
-        summary["mix"] = counts.planned(facts)
-    if recipe.site.executor == "slurm":
-        summary["sbatch"] = preview(on_its_nodes(recipe, run.task), target, run.task.stage, summary["workers"], ranks)
-    return summary
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from hala_hpc.data.outputs.redo import Chosen
 from hala_hpc.data.shards import Progress
 from hala_hpc.pipeline import lookup, planning
 from hala_hpc.pipeline.planning import PlannedRun
+from hala_hpc.pipeline.taking import Taking
 from hala_hpc.run import manifest, status
 from hala_hpc.run.files import share
 from hala_hpc.run.layout import GRID, RunDirectory
@@ -83,6 +84,7 @@ def plan(
     if missing := status.missing(path):
         raise HalaError(f"{path}: {plural(len(missing), 'shard')} not finished", f"`hala resume {path.name}`")
     recipe = lookup.thawed(path, overrides)
+    recipe, _ = Taking(Path(recipe.run.root), lambda _: None).of(recipe, planning.loads_model(recipe), with_data=False)
     changes = _changes(before, recipe)
     recipe = _renamed(recipe, path, overrides, name)
     task = planning.check(recipe)

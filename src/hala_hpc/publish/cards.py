@@ -14,6 +14,7 @@ from typing import Any, Final
 from hala_hpc.config.errors import HalaError, plural, within
 from hala_hpc.data.outputs.diff import Diff, markdown
 from hala_hpc.models import card
+from hala_hpc.models.location import CHOICE
 from hala_hpc.publish.content import Content
 from hala_hpc.publish.licences import ON_THE_HUB, UNKNOWN, Decision, Origin, normal
 from hala_hpc.run import status
@@ -21,7 +22,6 @@ from hala_hpc.run.digests import CARD
 from hala_hpc.run.files import read_json
 from hala_hpc.run.history import WorkTotals
 from hala_hpc.tasks.evaluate import results
-from hala_hpc.tasks.evaluate.choose import CHOICE
 from hala_hpc.tasks.evaluate.results import Result
 from hala_hpc.tasks.mix import card as mix
 from hala_hpc.tasks.mix import counts

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.data.files import runs
 from hala_hpc.data.outputs.collect import QUARANTINE, checked, verify
 from hala_hpc.data.outputs.judgements import VERDICT, Judgements
 from hala_hpc.data.outputs.quarantine import quarantine_of
@@ -90,19 +91,10 @@ def model(run: Path, item: str | None = None) -> Content:
 
 def _one_of(run: Path, item: str | None) -> Path:
     """The folder of a run's only model, or of the one that is named: that needs no other to be finished."""
-    directory, plan = manifest.open_run(run)
-    facts = plan.facts
-    names = [str(item["name"]) for item in facts.items] if facts.unit != "files" else []
+    names = location.items(manifest.read(run / "manifest.parquet").facts)
     if item is None and len(names) > 1:
         raise HalaError(f"{run.name} made {plural(len(names), 'model')}", f"--item, one of: {', '.join(names)}")
-    if item is None:
-        return next(iter(location.locate(str(run)).values()))
-    if item not in names:
-        raise HalaError(f"{run.name}: no model '{item}'", f"it makes: {', '.join(names) or 'one, without a name'}")
-    folder = directory.shard_output(names.index(item))
-    if not (folder / "config.json").is_file():
-        raise HalaError(f"{run.name}: {item} is not there", f"`hala status {run}`")
-    return folder
+    return next(iter(location.locate(str(run)).values())) if item is None else location.of_item(run, item)
 
 
 def refuse_unsound(content: Content) -> None:
@@ -129,6 +121,9 @@ def dataset(run: Path, collected: Path) -> Content:
     problems = verdict.problems[:3] or ([f"{rows:,} of the run's {expected:,} rows"] if rows != expected else [])
     if problems:
         raise HalaError(f"{collected}: {'; '.join(problems)}", f"remove it; `hala collect {run}`")
+    if not mixed and collected == run / "final" and runs.is_outdated(run):
+        what = "some of the run's rows were taken away since, to be done again"
+        raise HalaError(f"{collected}: {what}", f"move it away; `hala collect {run}`")
     held = quarantine_of(collected / QUARANTINE) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     judgements = Judgements.of_run(run)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config import frozen
+from hala_hpc.models.card import name_of
 from hala_hpc.models.folder import RECORD
 from hala_hpc.publish import cards
 from hala_hpc.publish.licences import Origin, normal
@@ -132,7 +133,7 @@ def _model(model: RecipePart, role: str) -> Origin:
     if cached := IN_CACHE.search(name):
         return replace(source, name=f"{cached[1]}/{cached[2]}", revision=cached[3], on_hub=True)
     if name.startswith("/"):
-        return replace(source, name=Path(name).name, folder=Path(name))
+        return replace(source, name=name_of(Path(name)), folder=Path(name))
     return replace(source, revision=model.get("revision"), on_hub="/" in name)
 
 

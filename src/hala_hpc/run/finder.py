@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Final
 
 from hala_hpc.run import layout
-from hala_hpc.run.lease import REOPENED, Held, Lease, Leases, age_of, listed
+from hala_hpc.run.lease import Held, Lease, Leases, age_of, listed, reopened_at
 
 MOST_WATCHED: Final = 64
 """Leases whose age one worker looks at. With more there are more workers, and each watches others."""
@@ -47,7 +47,7 @@ class Finder:
         None: all others are finished, set aside, or held by the living.
         """
         if self._reopened is None:
-            self._reopened = self._time_of_reopening()
+            self._reopened = reopened_at(self._run)
         if lease := self._doubtful() or self._next_of(preferred) or self._next_fresh(avoided) or self._rescan(avoided):
             self._first_seen.clear()
         return lease
@@ -176,16 +176,10 @@ class Finder:
         return last + 1 if last < self._leases.attempts else None
 
     def _heed_reopening(self) -> None:
-        if (time := self._time_of_reopening()) != self._reopened:
+        if (time := reopened_at(self._run)) != self._reopened:
             self._reopened = time
             self._open.clear()
             self._unfinished = dict.fromkeys(self._all)
-
-    def _time_of_reopening(self) -> int:
-        try:
-            return (self._run.leases / REOPENED).stat().st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
 
     def _turn(self, shard: int) -> int:
         """Which shards are watched, where they are many: others in each worker, the same in each look."""

@@ -158,10 +158,10 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"
         what = "folder, but not a run: it has no manifest.parquet" if here.is_dir() else "file, and a run is a folder"
         raise HalaError(f"{here.resolve()} is a {what}", inside)
-    raise HalaError(f"no run '{name}'", "; ".join(_runs_in(root, name) for root in roots))
+    raise HalaError(f"no run '{name}'", "; ".join(known_runs(root, name) for root in roots))
 
 
-def _runs_in(root: Path, name: str) -> str:
+def known_runs(root: Path, name: str) -> str:
     """What is in a folder of runs, the likeliest first, and how to say another folder."""
     known = sorted({path.parent.name for file in ("manifest.parquet", GRID) for path in root.glob(f"[!.]*/{file}")})
     if not known:

@@ -29,10 +29,10 @@ FAILED = ".failed"
 _LEASE = re.compile(r"([0-9]{6,})\.([0-9]+)(\.failed)?")
 BEATS = 6
 """Heartbeats per lease time."""
-LAST, START, END = "last", "start", "end"
+LAST, START, END, COLLECT = "last", "start", "end", "collect"
 """Folders of the leases on what is done by one at a time: the last step of a run, which makes one thing of all shards;
-starting its workers, and cancelling them; saying that it has come to its end."""
-AT = {START: "starts or cancels its workers", END: "announces its end"}
+starting its workers, and cancelling them; saying that it has come to its end; collecting its rows for other runs."""
+AT = {START: "starts or cancels its workers", END: "announces its end", COLLECT: "collects its rows"}
 """What whoever has such a lease does."""
 ALONE_SECONDS = 0.3
 """Between two looks whether what is done by one at a time is free."""
@@ -264,7 +264,7 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def alone(run: Path, what: str, who: str, ttl: float, patience: float) -> Iterator[Callable[[], bool]]:
-    """Be the only one at START or END of a run or a grid; what is yielded says whether we still are.
+    """Be the only one at START, END or COLLECT of a run or a grid; what is yielded says whether we still are.
 
     Raises HalaError where another is for longer than ``patience`` seconds, or cannot be known to be dead.
     """
@@ -300,6 +300,14 @@ def reopen(run: RunDirectory) -> None:
     """Have workers forget which folders are finished, since outputs in them are taken away."""
     make_again(run.workers)
     (run.leases / REOPENED).touch()
+
+
+def reopened_at(run: RunDirectory) -> int:
+    """When outputs were last taken away, in nanoseconds by the file server's clock; 0 where they never were."""
+    try:
+        return (run.leases / REOPENED).stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def listed(run: RunDirectory, folder: str) -> dict[int, list[Held]]:

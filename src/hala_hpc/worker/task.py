@@ -35,6 +35,8 @@ class Task(Protocol):
     """Ends the name of a shard's output: '' for a folder."""
     one_per_core: bool = False
     """Whether a shard keeps one core busy: a worker then works as so many processes as it has cores."""
+    takes_run: bool = False
+    """Whether the recipe's ``model`` names a run, and not the model that came of it."""
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the work into shards; ``folder`` is the run directory in the making. Raises HalaError on bad input."""

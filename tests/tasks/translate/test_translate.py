@@ -220,7 +220,8 @@ def test_a_collected_folder_takes_a_second_language(run: Run, tmp_path: Path) ->
     rows = [{"conversations": [{"from": "human", "value": f"h{n}"}, {"from": "tool", "value": "t"}]} for n in range(3)]
     run(write(tmp_path / "a.jsonl", rows), words=("data.limit=2",))
     folder = tmp_path / "runs/test/final"
-    found = run(folder, words=("name=two", "task.suffix=_eu", "task.prompt='<{text}>'"))
+    which = ("data.shape=conversations", "data.columns=[conversations]")
+    found = run(folder, words=("name=two", "task.suffix=_eu", "task.prompt='<{text}>'", *which))
     assert found.column_names == ["conversations", "conversations_ar", "hala_row_1", "conversations_eu", "hala_row"]
     assert found["conversations"].to_pylist() == [row["conversations"] for row in rows[:2]]
     assert [turns[0]["value"] for turns in found["conversations_ar"].to_pylist()] == ["«h0»", "«h1»"]
@@ -233,7 +234,7 @@ def test_a_collected_folder_takes_a_second_language(run: Run, tmp_path: Path) ->
         "turns of 'tool' are left as they are": 2,
         "columns of an earlier run are renamed: hala_row to hala_row_1": 1,
     }
-    third = run(tmp_path / "runs/two/final", words=("name=three", "task.suffix=_fr")).column_names
+    third = run(tmp_path / "runs/two/final", words=("name=three", "task.suffix=_fr", *which)).column_names
     assert third[2:] == ["hala_row_2", "conversations_eu", "hala_row_1", "conversations_fr", "hala_row"]
 
 

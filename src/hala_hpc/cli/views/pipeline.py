@@ -9,7 +9,7 @@ from rich.table import Table
 from hala_hpc.cli import common
 from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.planning import Summary
+from hala_hpc.pipeline.outlook import Summary
 from hala_hpc.pipeline.survey import HALTED, StageStatus, Survey
 
 Plans = Mapping[str, tuple[list[Summary], list[str]]]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
+from hala_hpc.data.files import runs
 from hala_hpc.data.files.formats import ENDINGS, ending_of
 from hala_hpc.data.schema import Row
 
@@ -93,6 +94,8 @@ def columns_of(file: Path, root: Path) -> dict[str, str | None]:
 def _walk(root: Path, notes: Counter[str]) -> Iterator[Path]:
     for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = Path(folder)
+        if runs.is_run(here):
+            raise HalaError(f"data.path: {root} holds the run {here}", "name the runs themselves, and files one by one")
         inner[:] = [name for name in inner if not name.startswith((".", "_")) and not _is_loop(here / name)]
         listed = _listed_by_state(here) if "state.json" in names else None
         for name in names:

@@ -13,7 +13,7 @@ from typing import Final
 from hala_hpc.config.errors import HalaError, first_twice, within
 from hala_hpc.config.schema import Data
 from hala_hpc.data.bad_rows import BadRows
-from hala_hpc.data.files import folders, formats, hub, opening, readers
+from hala_hpc.data.files import folders, formats, hub, opening, readers, runs
 from hala_hpc.data.files.formats import ENDINGS, FORMATS
 from hala_hpc.data.files.readers import Chunk, Manner
 from hala_hpc.data.where import Where
@@ -203,6 +203,8 @@ def _resolve(data: Data, notes: Counter[str]) -> list[_File]:
             "data: give either data.path or data.hub", "data.path=FILE, FOLDER or GLOB, or data.hub=ORG/NAME"
         )
     if data.hub:
+        if runs.is_run(Path(data.hub)):
+            raise HalaError(f"data.hub: {data.hub} is a run", "data.path takes its rows")
         if unused := next((name for name in _OF_FILES if getattr(data, name) is not None), None):
             raise HalaError(f"data.{unused}: is for files (data.path), not for data.hub", "leave it out")
         return []
@@ -235,12 +237,12 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
         raise HalaError(
             f"data.path: {url}: URLs cannot be read", "download it first; data.hub=ORG/NAME reads from the hub"
         )
+    if (run := runs.run_of(path)) is not None:
+        with within("data.path"):
+            path = runs.rows_of(run)
+    else:
+        runs.refuse_inside(path)
     if path.is_dir():
-        if (path / "manifest.parquet").is_file() and (path / "recipe.yaml").is_file():
-            if not (path / "final" / "data").is_dir():
-                hint = f"`hala collect {entry}` makes its rows data"
-                raise HalaError(f"data.path: {entry} is a run whose rows are not collected", hint)
-            path /= "final"
         return [(file, folders.columns_of(file, path)) for file in folders.files_of(path, data, notes)]
     if data.hub_config is not None:
         raise HalaError(f"data.hub_config: {entry} is not a folder, and only folders have it", "data.hub_config=null")
@@ -251,6 +253,8 @@ def _expand(entry: str, data: Data, notes: Counter[str]) -> list[_File]:
     if glob.has_magic(entry):
         files = sorted(map(Path, glob.glob(entry, recursive=True)), key=folders.natural)  # noqa: PTH207 (may be absolute)
         files = list(filter(folders.is_file, files))
+        for file in files:
+            runs.refuse_inside(file)
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         held = list(filter(folders.is_quarantine, files))
         notes.update({folders.QUARANTINE: len(held)} if held else {})

@@ -1,27 +1,35 @@
 """The finished dataset: all shards in source order, as Parquet with a card; and its check, for the run may be gone."""
 
+import errno
 import json
+import os
 import re
+import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data import columns, schema, shards
+from hala_hpc.data.files import runs
 from hala_hpc.data.outputs import diff
 from hala_hpc.data.outputs.judgements import Judgements
 from hala_hpc.data.shards import ERROR, KEY, ROW, Progress, reasons_in
-from hala_hpc.run import digests, files, manifest
+from hala_hpc.run import digests, files, lease, manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
 
 FILE_BYTES = 512 * 1024 * 1024
 """About so much Arrow data goes into one Parquet file (ours: the hub's viewer likes files under 500 MB)."""
+PATIENCE_SECONDS: Final = 3600.0
+"""So long (ours) one plan waits while another collects the rows that both take: millions take minutes."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,11 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
     ``data/`` holds the rows that were done, ``quarantine.parquet`` the others with their reason; ``collected.verify``
     checks such a folder. Each shard is checked as it is copied.
 
-    Raises HalaError where the run is not finished (with ``partial``: where no shard is), a shard is damaged, or
-    ``target`` exists.
+    Raises HalaError where the run is not finished (with ``partial``: where no shard is), a shard is damaged, outputs
+    are taken away meanwhile, or ``target`` exists.
     """
     run, plan = manifest.open_run(path)
+    reopened = lease.reopened_at(run)
     missing = sum(not run.shard_output(shard).exists() for shard in range(len(plan)))
     if missing and not partial:
         wanting = f"{missing} of {plural(len(plan), 'shard')} not finished"
@@ -61,9 +70,44 @@ def collect(path: Path, target: Path, partial: bool = False, progress: Progress 
             result = Collected(str(target), *written, missing, translations, dict(judgements.facts()))
             again = diff.markdown(diff.diff(path))
             (folder / CARD).write_text("\n".join([card(path, plan.facts, result), *again]))
+            if lease.reopened_at(run) != reopened:
+                what = "some of its rows were taken away to be done again while they were collected"
+                raise HalaError(f"{path}: {what}", f"`hala status {path}`, then collect it again")
     except FileExistsError as error:
         raise HalaError(f"{target} exists", "give another folder with --to") from error
     return result
+
+
+def collected(path: Path, say: Callable[[str], None], progress: Progress = iter) -> Path:
+    """Where the rows of a finished run are for other runs: RUN/final, which is made if it is not there.
+
+    One at a time makes it, and ``say`` is told so. Raises HalaError as ``runs.rows_of`` and ``collect``, and where
+    nothing may be written there.
+    """
+    run, plan = manifest.open_run(path)
+    if runs.has_rows(plan.facts) and not run.final.exists():
+        runs.refuse_unfinished(path)
+        say(f"collecting {plural(plan.facts.rows, 'row')} of {path.name} into {run.final}, as `hala collect` does")
+        who = f"collect-{os.uname().nodename}-{secrets.token_hex(4)}"
+        try:
+            with lease.alone(path, lease.COLLECT, who, frozen.settings(path).lease_seconds, PATIENCE_SECONDS):
+                if not run.final.exists():
+                    _collect_once(path, run.final, progress)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            cure = f"whose run it is calls `hala collect {path.name}`; or collect it --to a folder, and name that"
+            raise HalaError(f"{path}: its rows are not collected, and you may not write there", cure) from error
+    return runs.rows_of(path)
+
+
+def _collect_once(path: Path, target: Path, progress: Progress) -> None:
+    """``collect``, where somebody's `hala collect` may be first."""
+    try:
+        collect(path, target, progress=progress)
+    except HalaError:
+        if not target.exists():
+            raise
 
 
 def card(path: Path, facts: Facts, collected: Collected) -> str:

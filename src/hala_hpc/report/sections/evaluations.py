@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from hala_hpc.models.location import CHOICE
 from hala_hpc.report import table
 from hala_hpc.report.runs import DIGEST_SHOWN, ReportedRun
 from hala_hpc.report.sections import evaluation_plots
 from hala_hpc.report.table import Cell, Example, Section, Table, isolated
 from hala_hpc.run.files import read_json
 from hala_hpc.tasks.evaluate import results, statistics
-from hala_hpc.tasks.evaluate.choose import AVERAGE, CHOICE, PERCENT, Answered, Evaluations
+from hala_hpc.tasks.evaluate.choose import AVERAGE, PERCENT, Answered, Evaluations
 from hala_hpc.tasks.evaluate.statistics import Mean
 
 SIGNIFICANT: Final = 0.05

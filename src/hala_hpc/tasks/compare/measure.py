@@ -359,6 +359,7 @@ def _rows(data: Data, folder: Path, watch: PlanWatch, notes: Counter[str]) -> It
     bad = BadRows(data.bad_rows, notes, folder, most=1)
     for source, chunk in sources.read(data, folder / "input", watch.say, bad):
         shape = shapes.shape_of(data, ["user", "assistant"], chunk.schema())
+        shapes.refuse_originals(data, shape.columns, chunk.schema())
         for number, row in zip(chunk.numbers, chunk.rows, strict=True):
             try:
                 text = "\n\n".join(text for _, text in shape.texts(row))

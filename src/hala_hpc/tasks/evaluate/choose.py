@@ -25,8 +25,6 @@ from hala_hpc.tasks.evaluate.statistics import NORMAL_95, Difference, Mean, Scor
 AVERAGE: Final = "average"
 """Stands for a benchmark: the mean of all."""
 PERCENT: Final = 100.0
-CHOICE: Final = "best.json"
-"""In the folder of an evaluation's run: what `hala best` chose."""
 BASES: Final = ("base", "source")
 """Labels of the base where nobody names it; without them it is the first model of the recipe."""
 

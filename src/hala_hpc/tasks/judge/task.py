@@ -66,9 +66,13 @@ class Judge(RowTask):
 
     def work_on(self, schema: pa.Schema) -> "Graded | Compared":
         options: Options = self._recipe.task
-        columns = self._recipe.data.columns or list(self._manner.form.columns)
+        columns = self.takes(schema)
         shapes.require([*columns, *([options.label] if options.label else [])], schema)
         return (Compared if options.rows == "candidates" else Graded)(self._recipe, self._manner, columns)
+
+    def takes(self, schema: pa.Schema) -> Sequence[str]:
+        del schema
+        return self._recipe.data.columns or list(self._manner.form.columns)
 
     def counts(self, new: Row) -> Iterable[str]:
         verdict = new[VERDICT]

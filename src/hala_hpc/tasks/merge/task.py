@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from hala_hpc.config.errors import HalaError, refuse_odd_name
+from hala_hpc.config.errors import HalaError, refuse_odd_name, within
 from hala_hpc.config.schema import Model, NamedModel, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import location
@@ -121,7 +121,8 @@ class Merge(ItemTask):
     def _located(self) -> dict[str, ModelEntry]:
         """The models by label, without digests; a run that holds several models gives several labels."""
         named = {BASE: self._recipe.model} | self._recipe.task.models
-        base = location.locate_one(named[BASE].name, named[BASE].revision)
+        with within("model.name"):
+            base = location.locate_one(named[BASE].name, named[BASE].revision)
         located = {BASE: (BASE, base)} | location.labelled(self._recipe.task.models)
         entries: dict[str, ModelEntry] = {}
         for label, (key, folder) in located.items():

@@ -94,7 +94,8 @@ class Quantize(ItemTask):
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a model that is quantized already, not whole, or does not fit the scheme."""
-        source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
+        with within("model.name"):
+            source = location.locate_one(self._recipe.model.name, self._recipe.model.revision)
         config = location.config(source)
         if "quantization_config" in config or "quantization_config" in config.get("text_config", {}):
             raise HalaError(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from hala_hpc.data.files.runs import SCORED
 from hala_hpc.models.folder import write_json
 from hala_hpc.run import digests
 from hala_hpc.text import metrics
@@ -16,7 +17,7 @@ from hala_hpc.text.metrics import KINDS, Scored, Statistics
 
 RESULT: Final = "result.json"
 """Of one system: the score of each metric, and its signature."""
-ROWS: Final = "rows.parquet"
+ROWS: Final = SCORED
 """Of one system: a row's score by each metric, and the statistics that it comes from (``METRIC_statistics``)."""
 RESAMPLED: Final = "resampled.parquet"
 """Of one system: the scores over choices of rows, a column a metric, as precise as they were computed."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import pyarrow.parquet as pq
+
 from hala_hpc.config.errors import HalaError, did_you_mean, few, first_twice, plural, within
 from hala_hpc.config.schema import Data
+from hala_hpc.data import columns as named
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.columns import reach
 from hala_hpc.data.cut import PlanWatch
@@ -17,6 +20,7 @@ from hala_hpc.data.files.readers import what
 from hala_hpc.data.outputs import collect
 from hala_hpc.data.schema import Row, to_rows
 from hala_hpc.run import manifest, status
+from hala_hpc.run.layout import RunDirectory
 
 Missing = Literal["refuse", "leave_out", "empty"]
 NAMED: Final = 5
@@ -70,7 +74,7 @@ def read(of: Column, key: str | None, copies: Path, watch: PlanWatch, notes: Cou
         raise HalaError("bad_rows: set_aside shifts the rows after it", "task.key: a column that tells rows apart")
     paths = [Path(path) for path in of.path]
     if len(paths) == 1 and (paths[0] / "manifest.parquet").is_file():
-        return _of_run(paths[0].resolve(), _named(of), key, watch)
+        return _of_run(paths[0].resolve(), _named(of, paths[0]), key, watch)
     if of.column is None and key is None and len(paths) == 1 and is_text(paths[0]):
         return Texts(_lines(paths[0], of), None, str(paths[0]), paths[0].stat().st_size)
     sources.resolve(of)  # refuses what is not there before it asks for the column
@@ -95,10 +99,22 @@ def is_text(path: Path) -> bool:
     return not opening.first_bytes(path, 6).startswith((b"PAR1", b"ARROW1"))
 
 
-def _named(of: Column) -> str:
+def _named(of: Column, run: Path | None = None) -> str:
     if of.column is None:
-        raise HalaError(f"{', '.join(of.path) or of.hub}: which column?", "column: NAME; a text file needs none")
+        hint = "column: NAME; a text file needs none" if run is None else _columns_of(run)
+        raise HalaError(f"{', '.join(of.path) or of.hub}: which column?", hint)
     return of.column
+
+
+def _columns_of(run: Path) -> str:
+    """What a run's rows have to be scored: its translations, and the other columns."""
+    output = RunDirectory(run).shard_output(0)
+    if not output.is_file():
+        return "column: NAME"
+    schema = pq.read_schema(output)
+    translations = named.translations(schema)
+    others = [name for name in schema.names if name not in translations and not name.startswith("hala_")]
+    return f"column: one of its translations, {', '.join(translations) or 'none'}; or of {', '.join(others)}"
 
 
 def _lines(path: Path, of: Column) -> list[str | None]:

@@ -1,6 +1,6 @@
 """Translate the texts of a dataset; the originals stay beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ from hala_hpc.config.schema import Recipe
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
 from hala_hpc.data.schema import Row
-from hala_hpc.data.shapes import shape_of
+from hala_hpc.data.shapes import Shape, shape_of
 from hala_hpc.data.where import CHECKS, FLAGGED
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
@@ -39,9 +39,15 @@ class Translate(RowTask):
             self.most_asks = 1 + len(manner_of(recipe).rungs)
 
     def work_on(self, schema: pa.Schema) -> RowWork:
-        options: Options = self._recipe.task
         kind = InSegments if self.cuts_texts else Whole
-        return kind(self._recipe, shape_of(self._recipe.data, options.roles, schema), schema)
+        return kind(self._recipe, self._shape(schema), schema)
+
+    def takes(self, schema: pa.Schema) -> Sequence[str]:
+        return self._shape(schema).columns
+
+    def _shape(self, schema: pa.Schema) -> Shape:
+        options: Options = self._recipe.task
+        return shape_of(self._recipe.data, options.roles, schema)
 
     def counts(self, new: Row) -> Iterable[str]:
         return [f"{FLAGGED}{flag}" for flag in new[CHECKS]["flags"]] if self.cuts_texts else ()

@@ -17,7 +17,7 @@ from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
 from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.data.schema import Fields, Row
-from hala_hpc.data.shapes import ASIDE
+from hala_hpc.data.shapes import ASIDE, refuse_originals
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.run.manifest import Facts
 from hala_hpc.run.verify import CheckShard
@@ -92,6 +92,11 @@ class RowTask(Task, ABC):
     def work_on(self, schema: pa.Schema) -> RowWork:
         """How rows of this schema are done. Raises HalaError where a column is missing."""
 
+    def takes(self, schema: pa.Schema) -> Sequence[str]:
+        """The columns that are worked on where ``data.columns`` names none: a plan refuses them beside translations."""
+        del schema
+        return ()
+
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the recipe's data into shards, every row looked at.
 
@@ -103,6 +108,7 @@ class RowTask(Task, ABC):
 
         def texts_of(schema: pa.Schema) -> cutting.TextsOf:
             work = self.work_on(schema)
+            refuse_originals(recipe.data, self.takes(schema), schema)
             names = [field.name for field in work.fields]
             shards.refuse_reserved(schema, names)
             promised.update(names)

@@ -45,11 +45,12 @@ class Export(ItemTask):
     """See the module."""
 
     stage = "work"
+    takes_run = True
 
     def __init__(self, recipe: Recipe) -> None:
         self._run, self._steps = Path(recipe.model.name), list(recipe.task.steps)
         if not recipe.model.name:
-            raise HalaError("model.name is missing: the run of the training", "for example ../../runs/sft")
+            raise HalaError("model.name is missing: the run of the training", "for example run:sft")
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Raises HalaError for a run that is not a training's, and for steps without a complete checkpoint."""
