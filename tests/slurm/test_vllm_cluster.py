@@ -75,7 +75,8 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     states = slurm_hala.json("status", "alpaca")
     assert len(states["workers"]) >= 4, "the preempted worker came back"
 
-    slurm_hala("submit", recipe, *site, "name=whole", "run.workers=1", "run.shard_tokens=40000")
+    alone = ("name=whole", "run.workers=1", "run.shard_tokens=40000", "engine.max_num_seqs=32")
+    slurm_hala("submit", recipe, *site, *alone)
     wait_for(finished(slurm_hala, "whole"), 400)
     assert broken == collected(slurm_hala, "whole")
     assert len(broken) + states["quarantined"] >= ROWS
@@ -112,6 +113,7 @@ def mixed(data: Path, recipe: Path) -> Path:
         "data: {path: mixed.jsonl, columns: [asked, answered]}",
     )
     text = text.replace("max_tokens: 24", "max_tokens: 12").replace("workers: 3", "workers: 2")
+    text = text.replace("max_num_seqs: 8", "max_num_seqs: 32")  # the ladder asks some thousand times
     (folder / "mixed.yaml").write_text(text)
     return folder / "mixed.yaml"
 
