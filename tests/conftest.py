@@ -6,13 +6,13 @@ import os
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import forked
 from tests.minislurm.fixture import cluster as cluster
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,8 @@ class Hala:
         self.env = kept | {"HALA_SITE": "local"}  # where Slurm is installed, a site must be chosen
 
     def __call__(self, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = forked.run(list(map(str, words)), self.folder, self.env)
+        command = [sys.executable, "-m", "hala_hpc.cli", *map(str, words)]
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
         assert done.returncode == code, (
             f"hala {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         )

@@ -75,8 +75,7 @@ def test_a_broken_run_equals_an_unbroken_one(cluster: Cluster, slurm_hala: Hala,
     states = slurm_hala.json("status", "alpaca")
     assert len(states["workers"]) >= 4, "the preempted worker came back"
 
-    alone = ("name=whole", "run.workers=1", "run.shard_tokens=40000", "engine.max_num_seqs=32")
-    slurm_hala("submit", recipe, *site, *alone)
+    slurm_hala("submit", recipe, *site, "name=whole", "run.workers=1", "run.shard_tokens=40000")
     wait_for(finished(slurm_hala, "whole"), 400)
     assert broken == collected(slurm_hala, "whole")
     assert len(broken) + states["quarantined"] >= ROWS
