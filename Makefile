@@ -50,7 +50,7 @@ lint: setup  ## format, lint and types
 	$(VENV)/mypy
 
 test: setup  ## lint, types and every test; slurm, vllm and train tests included
-	$(MAKE) --jobs 3 serve work lint
+	$(MAKE) --jobs 3 --output-sync serve work lint
 	$(PYTEST) -m "not exhaustive"
 
 test-all: test  ## and the long forms of tests that try everything

@@ -311,7 +311,7 @@ def _own_cache(scratch: str | None) -> Path:
     """A compile cache that no other worker of this node uses now, and that the next one finds warm.
 
     Engines that start at once on one node race in a shared cache. The lock lives as long as this process. They share
-    only what vLLM learns of an architecture in a process of its own, which takes a core 8 s: files that are renamed.
+    only what vLLM learns of an architecture in a process of its own, which takes a core 20 s: files that are renamed.
     """
     root = Path(scratch or tempfile.gettempdir()) / f"hala-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)

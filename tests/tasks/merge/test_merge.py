@@ -1,7 +1,6 @@
 """Merges by mergekit as a run: planned, worked on by real workers, killed, and held against numpy's slerp."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
