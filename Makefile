@@ -49,7 +49,8 @@ lint: setup  ## format, lint and types
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 
-test: setup serve work lint  ## lint, types and every test; slurm, vllm and train tests included
+test: setup  ## lint, types and every test; slurm, vllm and train tests included
+	$(MAKE) --jobs 3 --output-sync serve work lint
 	$(PYTEST) -m "not exhaustive"
 
 test-all: test  ## and the long forms of tests that try everything

@@ -1,5 +1,6 @@
 """What tests share: real data beside the project, real environments, one cluster and one tiny model per session."""
 
+import fcntl
 import json
 import os
 import random
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores take ten times as long
 TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
+ARCHITECTURES = ("llama", "gemma2", "cohere2", "lfm2")
+BUILD = "import sys, tiny_model; [tiny_model.build(tiny_model.Path(sys.argv[1], name), name) for name in sys.argv[2:]]"
 SMALL_VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
 """Variables of a tiny model's engine: in the worker's own process, with nothing compiled.
 
@@ -139,18 +142,18 @@ def serve_python() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(serve_python: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A tiny random chat model of an architecture, built once per session."""
+    """A tiny random chat model of an architecture; one process builds all of them, once per session."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
 
     def build(architecture: str) -> Path:
-        out = folder / architecture
-        if out.is_dir():  # built before, perhaps by another process of these tests
-            return out
-        script = ROOT / "jobs" / "demo" / "tiny_model.py"
-        done = subprocess.run([serve_python, script, out, "--architecture", architecture], check=False)
-        assert out.is_dir(), f"{script.name}: exit code {done.returncode}"  # or another process was first
-        return out
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may be at it
+            if not all((folder / name).is_dir() for name in ARCHITECTURES):
+                env = os.environ | {"PYTHONPATH": str(ROOT / "jobs" / "demo")}
+                subprocess.run([serve_python, "-c", BUILD, folder, *ARCHITECTURES], env=env, check=True)
+        return folder / architecture
 
     return build
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_VLLM
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -78,7 +78,8 @@ def test_submit() -> None:
 @pytest.mark.usefixtures("data")
 def test_throughput(serve_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert serve_python.exists()
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process to start, not two
+    for name, value in SMALL_VLLM.items():
+        monkeypatch.setenv(name, value)
     out = bench("throughput", "--rows", "100", "--times", "1", "--eager", "--ladder-rows", "20")
     assert "whole: worker / raw" in out and "ladder: worker / raw" in out
 

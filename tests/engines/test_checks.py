@@ -40,6 +40,14 @@ def test_a_python_without_vllm_says_which_environment_has_it(tmp_path: Path, mon
         vllm.start(recipe())
 
 
+def test_engines_of_a_node_share_no_cache_but_what_vllm_learns_of_architectures(tmp_path: Path) -> None:
+    first, second = (vllm._own_cache(str(tmp_path)) for _ in range(2))
+    (first / "compiled").touch()
+    (first / "modelinfos" / "llama.json").write_text("{}")
+    assert [path.name for path in second.iterdir()] == ["modelinfos"]
+    assert (second / "modelinfos" / "llama.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("where", ["model", "task.models.one"])
 def test_what_a_task_would_not_tell_its_template_is_refused(where: str) -> None:
     told = Model("org/model", chat_template_kwargs={"enable_thinking": False})

@@ -400,7 +400,7 @@ def test_the_command(hala: Hala, run: Path) -> None:
     assert shown["redo"]["changes"] == {"task.prompt": ["{text}", "again: {text}"]}
     assert [path.name for path in run.parent.iterdir()] == ["r"]
     hala("redo", run, "--where", TENTH, OTHER, "--name", "mended")
-    wait_until(lambda: bool(hala.json("status", "mended")["finished"]), 60)
+    wait_until(lambda: lookup.state_of(run.parent / "mended").finished, 60)
     record = hala.json("status", "mended")
     assert record["redo"]["where"] == TENTH and record["rows_done"] == 100
     said = hala("status", "mended").stdout

@@ -18,5 +18,9 @@ def finished(hala: Hala, run: str) -> Callable[[], bool]:
     return lambda: state(hala, run).finished
 
 
+def rows_done(hala: Hala, run: str, at_least: int) -> Callable[[], bool]:
+    return lambda: state(hala, run).rows_done >= at_least
+
+
 def alive(hala: Hala, run: str) -> list[WorkerStatus]:
     return [worker for worker in state(hala, run).workers if worker.alive]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, Hala
 from tests.minislurm.cluster import Cluster
+from tests.slurm.looking import finished, rows_done, state
 
 pytestmark = pytest.mark.slurm
 
@@ -50,14 +51,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         assert time.monotonic() < ends, "waited in vain"
         time.sleep(0.3)
     return value
-
-
-def rows_done(hala: Hala, run: str, at_least: int) -> Callable[[], bool]:
-    return lambda: bool(hala.json("status", run)["rows_done"] >= at_least)
-
-
-def finished(hala: Hala, run: str) -> Callable[[], bool]:
-    return lambda: bool(hala.json("status", run)["finished"])
 
 
 def texts(hala: Hala, run: str) -> list[tuple[int, str]]:
@@ -107,9 +100,9 @@ def test_grace_time_and_time_limit_requeue(
     wait_for(rows_done(slurm_hala, "limits", 60))
     node = next(iter(nodes_of(cluster, job).values()))
     cluster.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
-    wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 2, 90)
+    wait_for(lambda: len(state(slurm_hala, "limits").workers) >= 2, 90)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # the signal is due: Slurm looks twice a minute
-    wait_for(lambda: len(slurm_hala.json("status", "limits")["workers"]) >= 3, 120)
+    wait_for(lambda: len(state(slurm_hala, "limits").workers) >= 3, 120)
     outcomes = [event["outcome"] for event in _events(slurm_hala, "limits") if event["event"] == "ended"]
     assert outcomes[:2] == ["stopped", "stopped"]
     assert all(event["attempt"] == 1 for event in _events(slurm_hala, "limits") if event["event"] == "claimed")

@@ -112,6 +112,7 @@ def mixed(data: Path, recipe: Path) -> Path:
         "data: {path: mixed.jsonl, columns: [asked, answered]}",
     )
     text = text.replace("max_tokens: 24", "max_tokens: 12").replace("workers: 3", "workers: 2")
+    text = text.replace("max_num_seqs: 8", "max_num_seqs: 32")  # the ladder asks some thousand times
     (folder / "mixed.yaml").write_text(text)
     return folder / "mixed.yaml"
 

@@ -20,6 +20,8 @@ from tests.worker import helpers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 EACH = 500
+WORKER = "import sys; from hala_hpc.worker.job import main; sys.exit(max(main([run]) for run in sys.argv[1:]))"
+"""Importing vLLM takes longer than a tiny model's judgements."""
 
 
 def pairs(data: Path) -> list[dict[str, Any]]:
@@ -37,8 +39,8 @@ def pairs(data: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> Callable[[str], subprocess.Popen[str]]:
-    """Plan a run of a name, and start a worker."""
+def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> Callable[..., subprocess.Popen[str]]:
+    """Plan runs of these names, and start a process that is a worker of one after the other."""
     (hala.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(data)))
     recipe = {
         "task": {"kind": "judge", "label": "good"},
@@ -56,10 +58,11 @@ def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> 
     }
     (hala.folder / "judge.yaml").write_text(json.dumps({"name": "judge"} | recipe))
 
-    def start(name: str) -> subprocess.Popen[str]:
-        if not (hala.folder / "runs" / name).is_dir():
-            hala("plan", "judge.yaml", f"name={name}", "--create")
-        command = [str(serve_python), "-m", "hala_hpc.worker", f"runs/{name}"]
+    def start(*names: str) -> subprocess.Popen[str]:
+        for name in names:
+            if not (hala.folder / "runs" / name).is_dir():
+                hala("plan", "judge.yaml", f"name={name}", "--create")
+        command = [str(serve_python), "-c", WORKER, *(f"runs/{name}" for name in names)]
         return subprocess.Popen(
             command,
             cwd=hala.folder,
@@ -73,7 +76,7 @@ def start(serve_python: Path, tiny_model: TinyModel, data: Path, hala: Hala) -> 
 
 
 def test_a_broken_run_equals_an_unbroken_one_and_says_how_good_its_judge_is(
-    start: Callable[[str], subprocess.Popen[str]], hala: Hala
+    start: Callable[..., subprocess.Popen[str]], hala: Hala
 ) -> None:
     def finish(process: subprocess.Popen[str]) -> None:
         said, _ = process.communicate(timeout=400)
@@ -85,8 +88,7 @@ def test_a_broken_run_equals_an_unbroken_one_and_says_how_good_its_judge_is(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 3 < len(list(broken.glob("shards/*/*.parquet"))) < 2 * EACH // 50, "killed in the middle"
-    finish(start("broken"))
-    finish(start("whole"))
+    finish(start("broken", "whole"))
     assert helpers.proof(broken).proven and helpers.proof(whole).proven
     rows = helpers.rows(broken)
     assert len(rows) == 2 * EACH

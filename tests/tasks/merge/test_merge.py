@@ -1,7 +1,6 @@
 """Merges by mergekit as a run: planned, worked on by real workers, killed, and held against numpy's slerp."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from hala_hpc.tasks.merge.merging import check_merge
 from hala_hpc.tasks.merge.task import MergedModel, Merging, Options
 from hala_hpc.worker import registry
 from hala_hpc.worker.items import Item
-from tests.conftest import ROOT, Hala
+from tests.conftest import ARCHITECTURES, Hala, TinyModel
 from tests.tasks.merge.merge_pairs import Numbers, bfloat16, configure, cosine, off, pair, store, weights_of
 from tests.tasks.merge.test_parts import model, tensors
 from tests.test_flips import assert_no_flip_passes
@@ -35,8 +34,6 @@ from tests.work import work_python
 __all__ = ["work_python"]
 
 SCRIPT = Path(__file__).with_name("merge_script.py")
-BUILD = "import sys, tiny_model; [tiny_model.build(tiny_model.Path(sys.argv[1], name), name) for name in sys.argv[2:]]"
-ARCHITECTURES = ("llama", "gemma2", "cohere2", "lfm2")
 WEIGHTS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
@@ -69,14 +66,11 @@ def assert_slerp(merged: Path, t: float, base: dict[str, Numbers], tuned: dict[s
 
 
 @pytest.fixture(scope="module")
-def pairs(work_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each architecture with a pair of tiny models, base/ and tuned/."""
     folder = tmp_path_factory.mktemp("pairs")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "jobs" / "demo")}
-    words = [work_python, "-c", BUILD, folder / "models", *ARCHITECTURES]
-    subprocess.run(words, check=True, capture_output=True, env=environment)
     for name in ARCHITECTURES:
-        pair(folder / "models" / name, folder / name)
+        pair(tiny_model(name), folder / name)
     return folder
 
 

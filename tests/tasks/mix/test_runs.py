@@ -131,7 +131,7 @@ def test_damage_is_found_and_done_again(tmp_path: Path, hala: Hala) -> None:
     chunk = run / "shards" / "000" / "000001" / "rows.parquet"
     chunk.write_bytes(chunk.read_bytes()[:-9])
     assert not proof(run).proven
-    wait_until(lambda: not hala.json("status", run)["workers"][-1]["alive"])
+    wait_until(lambda: not lookup.state_of(run).workers[-1].alive)
     hala("resume", run, "--damaged")
     wait_until(lambda: proof(run).proven and data_bytes(run) == good)
 

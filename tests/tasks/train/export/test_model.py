@@ -13,7 +13,7 @@ from hala_hpc.run import manifest
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Shard
 from hala_hpc.tasks.train import metrics, paths
-from tests.conftest import ROOT, SMALL_VLLM
+from tests.conftest import SMALL_VLLM, TinyModel
 from tests.work import work_python
 
 __all__ = ["work_python"]
@@ -60,13 +60,13 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(architecture: str, work_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    architecture: str, work_python: Path, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Where export_script worked: whole/, pieces/, seen.json."""
     folder = tmp_path_factory.mktemp(architecture)
     run = finished(folder / "tiny-sft")
-    model = folder / "model"
-    build = [work_python, ROOT / "jobs" / "demo" / "tiny_model.py", model, "--architecture", architecture]
-    subprocess.run(build, check=True, capture_output=True)
+    model = tiny_model(architecture)
     command = [work_python, "-P", HERE / "export_script.py", model, folder / "out", run, folder / "seen.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

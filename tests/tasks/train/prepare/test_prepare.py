@@ -93,7 +93,7 @@ def test_the_command_line_does_all_of_it(
     summary = hala.json("plan", recipe)
     assert (summary["rows"], summary["shards"]) == (993, 10)
     hala("submit", recipe)
-    wait_until(lambda: hala.json("status", "r")["done"] == 10, 60)
+    wait_until(lambda: lookup.state_of(tmp_path / "runs/r").done == 10, 60)
     wait_until(lambda: events(tmp_path / "runs/r", "ended"))
     rows = json.loads(source.read_text())
     empty = sum(not row["output"].strip() for row in rows)
