@@ -11,6 +11,7 @@ import yaml
 from hala_hpc.config import grid
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
+from hala_hpc.data.shapes import SHAPES
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.text.checks import Pair, checks, flags
@@ -64,6 +65,13 @@ def test_a_training_fits_where_its_header_says(recipe: Path) -> None:
     told = re.search(r"about (\d+) GiB", recipe.read_text())
     assert told is not None
     assert int(told[1]) == pytest.approx(own.total / 1024**3, abs=1)
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if "kind: mix" in path.read_text()], ids=short)
+def test_a_mix_names_the_shape_of_conversations_in_one_column(recipe: Path) -> None:
+    """Else it is taken for the prompt of a pair, whose answer is missing."""
+    sources = composed(recipe, ROOT / "hpc" / "sites" / "local.yaml")[0].task.sources.values()
+    assert all(SHAPES[source.shape].turn_keys for source in sources if len(source.columns) == 1)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *PROMPTS], ids=short)
