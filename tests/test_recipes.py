@@ -12,6 +12,7 @@ from hala_hpc.config import grid, pipeline
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
 from hala_hpc.pipeline import stages
+from hala_hpc.data.shapes import SHAPES
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.text.checks import Pair, checks, flags
@@ -76,6 +77,13 @@ def test_pipeline_composes(file: Path, tmp_path: Path) -> None:
     whole = stages.compose(pipeline.read(file), site, (f"run.root={tmp_path}",))
     assert len(whole.order) == len(whole.stages)
     assert [path for stage in whole.stages for path in stage.reads if path.startswith(str(tmp_path))] == []
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if "kind: mix" in path.read_text()], ids=short)
+def test_a_mix_names_the_shape_of_conversations_in_one_column(recipe: Path) -> None:
+    """Else it is taken for the prompt of a pair, whose answer is missing."""
+    sources = composed(recipe, ROOT / "hpc" / "sites" / "local.yaml")[0].task.sources.values()
+    assert all(SHAPES[source.shape].turn_keys for source in sources if len(source.columns) == 1)
 
 
 @pytest.mark.parametrize("recipe", [*FILES, *PROMPTS], ids=short)

@@ -14,7 +14,7 @@ import pytest
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe, Sampling
-from hala_hpc.engines.base import EngineDied, Message, Request, request
+from hala_hpc.engines.base import SEEDS, EngineDied, Message, Request, request
 from hala_hpc.engines.echo import Options
 
 
@@ -30,6 +30,25 @@ def test_it_answers_with_the_last_message() -> None:
     assert (one.id, one.text, one.finish_reason, one.output_tokens) == ("a", "«hi there»", "stop", 2)
     assert (two.id, two.text) == ("b", "«bare»")
     assert engine.poll(0) == []
+
+
+def test_what_a_user_says_differs_by_the_seed() -> None:
+    engine = started()
+    for number in range(100):
+        engine.add(str(number), request((), Sampling(), speaker="user", number=number))
+    engine.add("told", request((Message("system", "s"),), Sampling(), speaker="user"))
+    *bare, told = engine.poll(1)
+    assert len({one.text for one in bare}) == 100
+    assert told.text.startswith("«s ")
+
+
+def test_seeds_depend_on_prompt_and_number_alone() -> None:
+    chat = (Message("user", "hi there"),)
+    assert request(chat, Sampling()).seed == 1_705_685_188, "the seed that it always had"
+    numbered = [request(chat, Sampling(), number=number).seed for number in range(100_000)]
+    assert len(set(numbered)) == 100_000
+    assert request(chat, Sampling(seed=1), number=5).seed != request(chat, Sampling(), number=5).seed
+    assert all(0 <= seed < SEEDS for seed in numbered)
 
 
 def test_it_takes_one_of_the_choices_and_says_how_likely_each_was() -> None:

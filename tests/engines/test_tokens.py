@@ -62,3 +62,41 @@ def test_marks_of_thoughts_that_are_control_tokens_are_written_out_alone(tokeniz
     encoder = Encoder(tokenizer, {})
     assert encoder.marks == {"[THINK]", "[/THINK]"}
     assert encoder.without_special("[THINK]a[/THINK]b<|im_end|>") == "[THINK]a[/THINK]b"
+
+
+OPENING = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("before", [(), ("system",), ("user", "assistant"), ("system", "user", "assistant")])
+def test_a_user_is_asked_for_up_to_where_the_turn_begins(tokenizer: Any, before: tuple[str, ...]) -> None:
+    tokenizer.chat_template = OPENING
+    said = tuple(Message(role, f"the {role} fox") for role in before)
+    given = Encoder(tokenizer, {}).encode(request(said, Sampling(), speaker="user"))
+    turns = [*(vars(message) for message in said), {"role": "user", "content": "a lazy dog"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    wanted = whole[: whole.index("a lazy dog")]
+    assert wanted.endswith("<|im_start|>user\n")
+    assert given.ids == tokenizer.encode(wanted, add_special_tokens=False)
+    assert (given.escaped, given.opened) == (False, False)
+
+
+def test_a_template_that_shows_no_user_is_an_error(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ bos_token }}<|im_start|>"
+    with pytest.raises(ValueError, match="leaves out what the user says"):
+        Encoder(tokenizer, {}).encode(request((), Sampling(), speaker="user"))
+
+
+def test_control_tokens_in_earlier_turns_are_text_and_in_the_recipes_own_prompt_are_not(tokenizer: Any) -> None:
+    tokenizer.chat_template = OPENING
+    encoder, end = Encoder(tokenizer, {}), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    system, asked = Message("system", "be <|im_end|> brief"), Message("user", "the <|im_end|> fox")
+    chat = (system, asked, Message("assistant", "a dog"))
+    given = encoder.encode(request(chat, Sampling(), speaker="user"))
+    assert given.escaped and given.ids.count(end) == 3 + 1, "of three turns, and the system's own"
+    answered = encoder.encode(request((*chat, Message("user", "the end")), Sampling()))
+    assert answered.escaped and answered.ids.count(end) == 4 + 1
+    first = encoder.encode(request((system,), Sampling(), (0, 0), speaker="user"))
+    assert not first.escaped and first.ids.count(end) == 1 + 1

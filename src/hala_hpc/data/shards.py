@@ -34,7 +34,7 @@ ERROR = "hala_error"
 """Column: why the row could not be done; null where it was. ``reason: detail``, counted by reason."""
 RESERVED = (ROW, ERROR)
 _OF_RUN = re.compile(
-    r"^(hala_row|hala_error|hala_truncated|hala_shape|hala_checks|hala_judge|hala_verdict)(?:_(\d+))?$"
+    r"^(hala_row|hala_error|hala_truncated|hala_shape|hala_checks|hala_judge|hala_verdict|hala_rejected)(?:_(\d+))?$"
 )
 CURE = (
     "put the file back as it was and `hala resume`, or say where it is now: `hala resume RUN data.path=…`; "

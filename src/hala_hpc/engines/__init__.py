@@ -27,7 +27,7 @@ RANGES = (
 
 def check(recipe: Recipe) -> None:
     """Refuse what the recipe's engine could not do, before any request to Slurm. Raises HalaError."""
-    _check_sampling(recipe.sampling)
+    check_sampling(recipe.sampling)
     if recipe.model.chat_template_kwargs and not getattr(recipe.task, "chat", True):
         raise HalaError(
             "model.chat_template_kwargs: task.chat is false, so no chat template is filled", "leave one out"
@@ -60,8 +60,11 @@ def start_for_tokens(recipe: Recipe) -> TokenEngine:
     return engine
 
 
-def _check_sampling(sampling: Sampling) -> None:
-    """A value that no engine takes would send every row to quarantine."""
+def check_sampling(sampling: Sampling, name: str = "sampling") -> None:
+    """Raises HalaError for a value that no engine takes, which would send every row to quarantine.
+
+    ``name`` is what the recipe calls it.
+    """
     wrong = {
         "temperature": sampling.temperature < 0,
         "top_p": not 0 < sampling.top_p <= 1,
@@ -71,4 +74,4 @@ def _check_sampling(sampling: Sampling) -> None:
         "max_tokens": sampling.max_tokens is not None and sampling.max_tokens < 1,
     }
     for key in (key for key, is_wrong in wrong.items() if is_wrong):
-        raise HalaError(f"sampling.{key}: {getattr(sampling, key)} is out of its range", RANGES)
+        raise HalaError(f"{name}.{key}: {getattr(sampling, key)} is out of its range", RANGES)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Sampling
@@ -24,6 +24,13 @@ class Message:
     content: str
 
 
+Speaker = Literal["assistant", "user"]
+SEEDS: Final = 1 << 31
+"""How many seeds there are: engines take a signed 32-bit one."""
+STRIDE: Final = 2_654_435_761
+"""Between the seeds of two numbers: odd, so that none comes twice, and far (2 ** 32 by the golden ratio; Knuth)."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One text to generate. ``prompt`` is a chat (its template is the engine's business) or, as str, the bare text.
@@ -31,7 +38,8 @@ class Request:
     ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
     ``choices``: the answer is one of these, told apart by their first tokens. ``schema``: the answer fulfils this JSON
     schema, given as JSON text. An engine holds the model to either; at most one of the two is given.
-    ``attempt``: how many answers failed a check before, which is counted.
+    ``attempt``: how many answers failed a check before, which is counted. ``speaker``: whose turn the model writes; the
+    user's only where the engine can (``Abilities.writes_users``), and then the chat before it may be empty.
     """
 
     prompt: tuple[Message, ...] | str
@@ -47,11 +55,14 @@ class Request:
     choices: tuple[str, ...] = ()
     schema: str = ""
     attempt: int = 0
+    speaker: Speaker = "assistant"
 
     @property
     def last(self) -> str:
-        """The text of the last message, or the bare prompt."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
+        """The text of the last message ('' where there is none), or the bare prompt."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return self.prompt[-1].content if self.prompt else ""
 
     def digest(self) -> bytes:
         """Equal for requests that must get the same text."""
@@ -64,16 +75,20 @@ def request(
     span: tuple[int, int] | None = None,
     choices: tuple[str, ...] = (),
     schema: str = "",
+    speaker: Speaker = "assistant",
+    number: int = 0,
 ) -> Request:
-    """A request whose random numbers depend on the recipe's seed and the prompt alone.
+    """A request whose random numbers depend on the recipe's seed, the prompt and ``number`` alone.
 
     So a resumed run, another batch, or a text taken from the worker's memory all give the text of the unbroken run.
+    ``number`` is for requests of one prompt that are to have different answers: no two numbers below ``SEEDS`` give it
+    the same seed.
     """
     text = prompt if isinstance(prompt, str) else json.dumps([vars(message) for message in prompt])
     seeded = hashlib.blake2b(f"{sampling.seed}\n{text}".encode(), digest_size=4)
-    seed = int.from_bytes(seeded.digest(), "big") >> 1  # engines take a signed 32-bit seed
+    seed = ((int.from_bytes(seeded.digest(), "big") >> 1) + number * STRIDE) % SEEDS
     drawn = vars(sampling) | {"stop": tuple(sampling.stop), "seed": seed}
-    return Request(prompt, span=span, choices=choices, schema=schema, **drawn)
+    return Request(prompt, span=span, choices=choices, schema=schema, speaker=speaker, **drawn)
 
 
 @dataclass(frozen=True)
@@ -187,13 +202,14 @@ class Abilities:
 
     ``package`` has to be importable where the engine runs; ``loads_model``: it reads the recipe's model itself;
     ``takes_tokens``: what ``start`` gives is a ``TokenEngine``; ``weighs_choices``: its completions have the weights of
-    a request's choices.
+    a request's choices; ``writes_users``: the model can be given a chat that ends where a user's turn begins.
     """
 
     package: str | None = None
     loads_model: bool = False
     takes_tokens: bool = False
     weighs_choices: bool = False
+    writes_users: bool = False
 
 
 def outputs_of(

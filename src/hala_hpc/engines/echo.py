@@ -1,8 +1,8 @@
 """A deterministic engine for tests and dry runs: it answers each prompt with its last message, in angle quotes.
 
 Among choices it takes one by a digest of the last message; for a JSON schema it writes the least that fulfils it, with
-the last message as every text. On request it is slow, fails or dies, so that everything around an engine can be tried
-without a model.
+the last message as every text. What a user says is the last message and the request's seed. On request it is slow,
+fails or dies, so that everything around an engine can be tried without a model.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import PATH, EngineOptions, Recipe
 from hala_hpc.engines.base import Abilities, Completion, EngineDied, EngineUnreachable, Request
 
-ABILITIES = Abilities(weighs_choices=True)
+ABILITIES = Abilities(weighs_choices=True, writes_users=True)
 
 
 @dataclass
@@ -94,7 +94,8 @@ class Echo:
         if request.schema:
             whole = json.loads(request.schema)
             return Completion(id, json.dumps(_least(whole, whole, text), ensure_ascii=False), finish, tokens, tokens)
-        return Completion(id, f"«{text}»", finish, tokens, tokens)
+        said = text if request.speaker == "assistant" else f"{text} {request.seed}".strip()
+        return Completion(id, f"«{said}»", finish, tokens, tokens)
 
 
 def _note(file: str | None, request: Request) -> None:

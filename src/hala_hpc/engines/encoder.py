@@ -1,6 +1,7 @@
 """Prompts as tokens: through the chat template, with words of the data that would be control tokens kept as text."""
 
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,9 @@ from hala_hpc.text.prompts import ControlWords
 
 TAIL = 64
 """Characters at the end of a prompt that show how a choice begins after it; few tokens are longer."""
+SYSTEM = "system"
+HERE = f"hala{secrets.token_hex(8)}"
+"""Stands for what a user says, to find where a chat template puts it; no text holds it."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,13 @@ class Encoder:
         """Raises whatever a chat template does, and HalaError for choices that begin with one token."""
         words, is_bare = self._words, isinstance(request.prompt, str)
         start, end = request.span or (0, len(request.last))
+        said = [] if isinstance(request.prompt, str) else [m.content for m in request.prompt[:-1] if m.role != SYSTEM]
         # The template writes the special tokens itself: adding them again would give two beginnings of text.
-        if words is None or not words.held(request.last[start:end]):
+        if words is None or not words.held([request.last[start:end], *said]):
             text = self._rendered(request)
             ids = self._ids(text, add_special_tokens=is_bare)
             return Prompt(ids, False, prompts.is_opened(text), self._choices(text[-TAIL:], request.choices))
-        hidden = _with_last(request, lambda text: text[:start] + words.hide(text[start:end]) + text[end:])
+        hidden = _hidden(request, words, start, end)
         text = self._rendered(hidden)
         choices = self._choices(words.restore(text)[-TAIL:], request.choices)
         return Prompt(words.encode(text, add_special_tokens=is_bare).ids, True, prompts.is_opened(text), choices)
@@ -89,13 +94,26 @@ class Encoder:
         if isinstance(request.prompt, str):
             return request.prompt
         messages = [{"role": message.role, "content": message.content} for message in request.prompt]
-        return str(
-            self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
-        )
+        is_answer = request.speaker == "assistant"
+        messages += [] if is_answer else [{"role": "user", "content": HERE}]
+        template: Any = self._tokenizer.apply_chat_template
+        text = str(template(messages, tokenize=False, add_generation_prompt=is_answer, **self._kwargs))
+        if is_answer:
+            return text
+        before, mark, _ = text.partition(HERE)
+        if not mark:
+            raise ValueError("the chat template leaves out what the user says")
+        return before
 
 
-def _with_last(request: Request, change: Callable[[str], str]) -> Request:
+def _hidden(request: Request, words: ControlWords, start: int, end: int) -> Request:
+    """The request with control words hidden in its data: so much of the last text, and all turns before but the
+    system's, which are the recipe's own.
+    """
+    text = request.last
+    last = text[:start] + words.hide(text[start:end]) + text[end:]
     if isinstance(request.prompt, str):
-        return replace(request, prompt=change(request.prompt))
-    *before, last = request.prompt
-    return replace(request, prompt=(*before, Message(last.role, change(last.content))))
+        return replace(request, prompt=last)
+    *before, final = request.prompt
+    turns = (turn if turn.role == SYSTEM else Message(turn.role, words.hide(turn.content)) for turn in before)
+    return replace(request, prompt=(*turns, Message(final.role, last)))

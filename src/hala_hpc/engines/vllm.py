@@ -45,7 +45,7 @@ for word in sys.argv[1:]:
 SHARED = ("temperature", "top_p", "top_k", "frequency_penalty", "repetition_penalty")
 """What requests and vLLM call by one name."""
 
-ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True, weighs_choices=True)
+ABILITIES = Abilities(package="vllm", loads_model=True, takes_tokens=True, weighs_choices=True, writes_users=True)
 
 
 @dataclass

@@ -50,7 +50,7 @@ class PlannedRedo:
     def warnings(self) -> list[str]:
         """What a person should know before anything is started."""
         changed = {key for key in self.redo["changes"] if not key.startswith(WHERE_ONLY)}
-        is_greedy = self.planned.recipe.sampling.temperature == 0
+        is_greedy = cast(RowTask, self.planned.task).is_greedy
         if self.redo["where"] is None or changed - ({"sampling.seed"} if is_greedy else set()):
             return []  # what failed once may do better, and what is asked in another way
         cure = "sampling.temperature=0.5" if is_greedy else "sampling.seed=1"

@@ -242,8 +242,9 @@ def dataset(content: Content, facts: CardFacts) -> str:
     is_translated = task.get("kind") == "translate"
     how = f"Translated from {task.get('source')} into {task.get('target')}" if is_translated else ""
     mixed = counts.read(content.folder)
+    how = how or ("Conversations made up by a model, filtered" if task.get("kind") == "generate" else "")
     how = how or (f"Mixed of {len(mixed)} sources" if mixed else f"Made (task: {task.get('kind')})")
-    languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source")]
+    languages = [LANGUAGES.get(str(task.get(key, "")).lower()) for key in ("target", "source", "language")]
     metadata = licence_metadata(facts.decision.licence, facts.licence_file) | {
         "language": [code for code in languages if code],
         "size_categories": [SIZES[min(max(0, len(str(content.rows)) - 3), len(SIZES) - 1)]],

@@ -13,7 +13,7 @@ from hala_hpc.config import layers
 from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.data.files import runs
 from hala_hpc.data.outputs.collect import QUARANTINE, checked, verify
-from hala_hpc.data.outputs.judgements import VERDICT, Judgements
+from hala_hpc.data.outputs.judgements import Judgements
 from hala_hpc.data.outputs.quarantine import quarantine_of
 from hala_hpc.data.shards import ERROR, Progress, reasons_in
 from hala_hpc.models import location
@@ -127,7 +127,7 @@ def dataset(run: Path, collected: Path) -> Content:
     held = quarantine_of(collected / QUARANTINE) if verdict.quarantined else Counter[str]()
     entries = tuple(Entry(f"data/{file.name}", file) for file in files)
     judgements = Judgements.of_run(run)
-    for file in files if VERDICT in pq.read_schema(files[0]).names else ():
+    for file in files if judgements.columns(pq.read_schema(files[0])) else ():
         judgements.add(pq.ParquetFile(file).read(columns=judgements.columns(pq.read_schema(file))))
     said = dict(judgements.facts())
     return Content("dataset", collected, entries, verdict.rows, dict(held), _columns(files[0]), judgements=said)

@@ -119,7 +119,7 @@ def _named(recipe: RecipePart, read: Sequence[RecipePart]) -> Iterator[Origin]:
     if has_data:
         yield from _datasets(data, read)
     if model.get("name") and (recipe.get("engine") or {}).get("kind") != "echo":
-        yield _model(model, "writer" if has_data else "model")
+        yield _model(model, "writer" if has_data or task.get("kind") == "generate" else "model")
     given = task.get("models") or []
     for item in [*(given.values() if isinstance(given, dict) else given), task.get("base_model")]:
         source = item if isinstance(item, dict) else {"name": item}

@@ -33,23 +33,25 @@ def broken(first: str, second: str, pair: Pair, rules: Sequence[str]) -> list[st
     """
     if not rules:
         return []
-    prose, written = _prose(first), _prose(second)
-    flagged = flags(checks(prose, written, pair))
+    asked, written = prose(first), prose(second)
+    flagged = flags(checks(asked, written, pair))
     back = Pair(pair.target, pair.source)
     tests: dict[str, Callable[[], bool]] = {
         "empty": lambda: not (any(map(str.isalnum, first)) and any(map(str.isalnum, second))),
-        "same": lambda: any(map(str.isalpha, first)) and _letters(first) == _letters(second),
-        "source": lambda: not {"script", "language"}.isdisjoint(flags(checks(written, prose, back))),
+        "same": lambda: any(map(str.isalpha, first)) and letters(first) == letters(second),
+        "source": lambda: not {"script", "language"}.isdisjoint(flags(checks(written, asked, back))),
         "unfinished": lambda: len(first) >= LONG and bool(_ENDED.search(first)) and not _ENDED.search(second),
     }
     return [rule for rule in rules if (tests[rule]() if rule in tests else rule in flagged)]
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
+    """What of a text is prose: neither code nor formulas nor links."""
     source = skeleton(text)
     spans = (span for unit in source.units for span in unit.spans if span.kind is Kind.PROSE)
     return " ".join(map(source.text_of, spans))
 
 
-def _letters(text: str) -> str:
+def letters(text: str) -> str:
+    """The letters and digits of a text, without their case: what two texts are the same by."""
     return "".join(filter(str.isalnum, text.casefold()))

@@ -281,6 +281,21 @@ def test_instructions(write: Write) -> None:
     assert found[0][SCORE] is not None
 
 
+def test_conversations(write: Write) -> None:
+    asked, answer = {"role": "user", "content": "ما هي عاصمة مصر؟"}, {"role": "assistant", "content": "القاهرة."}
+    more = [{"from": "human", "value": "وأين تقع؟"}, {"from": "gpt", "value": "على النيل."}]
+    rows = [{"messages": talk} for talk in ([asked, answer], [asked, answer, *more], [asked, answer, more[0]], [asked])]
+    path = write(rows, ["messages"], rows="instructions", prompts=["{instruction}|{response}"], rules=["empty"])
+    sent = [judged(path, row, evenly)[1] for row in rows[:3]]
+    one, two, open_ended = (texts.last for (texts,) in sent)
+    assert one == open_ended == "ما هي عاصمة مصر؟|القاهرة."
+    assert two == "user: ما هي عاصمة مصر؟\n\nassistant: القاهرة.\n\nuser: وأين تقع؟|على النيل."
+    found = done(path, "name=done")
+    assert [row[VERDICT]["reason"] for row in found][3] == "empty", "there is no answer"
+    with pytest.raises(HalaError, match="not a list of turns"):
+        planned(write([{"messages": 7}], ["messages"], rows="instructions", name="odd"))
+
+
 @pytest.mark.parametrize(
     ("task", "columns", "message"),
     [

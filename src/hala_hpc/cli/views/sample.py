@@ -16,6 +16,7 @@ from rich.text import Text
 
 from hala_hpc.config.errors import plural
 from hala_hpc.data.outputs.chosen import Sample, SampledRow
+from hala_hpc.data.outputs.judgements import FILTERED
 from hala_hpc.data.outputs.pairs import pairs
 from hala_hpc.data.schema import Row, plain
 from hala_hpc.data.shards import ERROR, ROW
@@ -68,6 +69,8 @@ def row_lines(sampled: SampledRow, suffix: str, console: Console) -> Iterator[An
         head.append(f"  {harmless(row[ERROR])}", style="red")
     if flags := (row.get(CHECKS) or {}).get("flags"):
         head.append(f"  {harmless(', '.join(flags))}", style="yellow")
+    if rejected := row.get(FILTERED):
+        head.append(f"  rejected: {harmless(rejected)}", style="yellow")
     yield head
     if numbers := harmless("  ".join(_numbers(row))):
         yield Text(numbers, style="dim")

@@ -1,6 +1,7 @@
 """What judged rows add up to: verdicts by reason, and where good and bad rows are known, how well they are told apart.
 
-A worker adds these columns to each row that it judges (``tasks.judge``); reports and cards count them.
+A worker adds these columns to each row that it judges (``tasks.judge``), or a reason to each that it made and holds
+against filters (``tasks.generate``); reports and cards count them.
 """
 
 from collections import Counter
@@ -16,12 +17,14 @@ from hala_hpc.config import frozen
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.columns import reach
 from hala_hpc.data.schema import Row, to_rows
-from hala_hpc.data.shards import ERROR
+from hala_hpc.data.shards import ERROR, reason_of
 
 SCORE: Final = "hala_judge"
 """Column: the score that a model gave a row, 0 to 1; null where none was asked, as for rows that rules rejected."""
 VERDICT: Final = "hala_verdict"
 """Column: whether to ``keep`` the row, the ``reason`` if not, and what that rests on."""
+FILTERED: Final = "hala_rejected"
+"""Column: why filters reject the row, as ``reason: detail``; null where they do not."""
 KEPT: Final = "kept"
 REJECTED: Final = "rejected: "
 """Begins the names under which rows that are not kept are counted, before the reason."""
@@ -78,10 +81,14 @@ class Judgements:
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table that are done; nothing where no run judged them."""
-        if VERDICT not in table.column_names:
+        if not self.columns(table.schema):
             return
         if ERROR in table.column_names:
             table = table.filter(pc.is_null(table[ERROR]))
+        if VERDICT not in table.column_names:
+            reasons: list[Any] = table[FILTERED].to_pylist()
+            self.reasons.update(KEPT if reason is None else reason_of(reason) for reason in reasons)
+            return
         for row in to_rows(table.select(self.columns(table.schema))):
             verdict: dict[str, Any] = row[VERDICT]
             self.reasons[KEPT if verdict["keep"] else verdict["reason"]] += 1
@@ -97,7 +104,9 @@ class Judgements:
                 self._scores[good].append(unscored if row[SCORE] is None else row[SCORE])
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """The columns that are read of a table of this schema."""
+        """The columns that are read of a table of this schema; none where no run judged its rows."""
+        if VERDICT not in schema.names:
+            return [FILTERED] if FILTERED in schema.names else []
         label = self.label and (self.label if self.label in schema.names else self.label.split(".")[0])
         return [SCORE, VERDICT, *([label] if label else [])]
 

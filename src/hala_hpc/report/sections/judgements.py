@@ -1,17 +1,20 @@
-"""Rows that were judged: how many are kept, why others are not, and how well known good and bad ones are told apart."""
+"""Rows that were judged, or made and held against filters: how many are kept, why others are not, and how well known
+good and bad ones are told apart.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hala_hpc.data.columns import reach
-from hala_hpc.data.outputs.judgements import KEPT, REJECTED, SCORE, VERDICT, Judgements
+from hala_hpc.data.outputs.judgements import FILTERED, KEPT, REJECTED, SCORE, VERDICT, Judgements
+from hala_hpc.data.outputs.pairs import pairs
 from hala_hpc.data.schema import Row, to_rows
-from hala_hpc.data.shards import ERROR, ROW
+from hala_hpc.data.shards import ERROR, ROW, reason_of
 from hala_hpc.report import table
 from hala_hpc.report.runs import ReportedRun
 from hala_hpc.report.table import Cell, Example, Section, isolated
@@ -22,8 +25,8 @@ MOST_CHARACTERS: Final = 600
 
 
 def section(run: ReportedRun, examples: int) -> Section | None:
-    """The verdicts of a run; None for a run that judges nothing, or has no shard done yet."""
-    if run.kind != "judge":
+    """The verdicts of a run; None for a run that judges and filters nothing, or has no shard done yet."""
+    if run.kind not in ("judge", "generate"):
         return None
     judgements, damaged, shown = Judgements.of_run(run.path), 0, dict[str, list[Example]]()
     for path in (run.directory.shard_output(shard) for shard in range(run.status.shards)):
@@ -36,8 +39,7 @@ def section(run: ReportedRun, examples: int) -> Section | None:
             damaged += 1
             continue
         if not shown:
-            columns = run.recipe["data"].get("columns") or FORMS[run.recipe["task"]["rows"]].columns
-            shown = _examples(path, columns, examples)
+            shown = _examples(path, _columns(run), examples)
     if not judgements.reasons:
         return None
     note = "Of finished shards." + (f" {damaged} of them are damaged and not counted (hala verify)." if damaged else "")
@@ -48,6 +50,14 @@ def section(run: ReportedRun, examples: int) -> Section | None:
         tables=tables,
         examples=tuple(example for own in shown.values() for example in own),
     )
+
+
+def _columns(run: ReportedRun) -> Sequence[str]:
+    """The columns with the texts that were judged."""
+    task = run.recipe["task"]
+    if run.kind == "generate":
+        return [f"messages{task['suffix']}"]
+    return run.recipe["data"].get("columns") or FORMS[task["rows"]].columns
 
 
 def _verdicts(name: str, judgements: Judgements, note: str) -> table.Table:
@@ -95,12 +105,21 @@ def _examples(output: Path, columns: Sequence[str], each: int) -> dict[str, list
         for row in to_rows(pq.read_table(output)):
             if row[ERROR] is not None:
                 continue
-            verdict = row[VERDICT]["reason"] or KEPT
+            verdict = (row[VERDICT]["reason"] if VERDICT in row else reason_of(row[FILTERED] or "")) or KEPT
             if len(own := found.setdefault(verdict, [])) < each:
                 own.append(Example(f"row {row[ROW]:,}: {verdict}", tuple(_texts(row, columns))))
     return found
 
 
 def _texts(row: Row, columns: Sequence[str]) -> list[tuple[str, str]]:
-    texts = [(column, str(reach(row, column) or "")[:MOST_CHARACTERS]) for column in columns]
-    return texts + ([] if row[SCORE] is None else [(SCORE, f"{row[SCORE]:.3f}")])
+    texts = [text for column in columns for text in _said(column, reach(row, column))]
+    return texts + ([] if row.get(SCORE) is None else [(SCORE, f"{row[SCORE]:.3f}")])
+
+
+def _said(column: str, value: Any) -> list[tuple[str, str]]:
+    """A text, or the turns of a conversation, each by its place."""
+    if not isinstance(value, list):
+        return [(column, str(value or "")[:MOST_CHARACTERS])]
+    return [
+        (pair.of, pair.source[:MOST_CHARACTERS]) for pair in pairs({column: value}, pa.schema([(column, pa.string())]))
+    ]

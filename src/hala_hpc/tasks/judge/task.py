@@ -16,6 +16,7 @@ from hala_hpc.config.errors import HalaError, did_you_mean, first_twice
 from hala_hpc.config.schema import Recipe, TaskOptions
 from hala_hpc.data import shapes
 from hala_hpc.data.columns import EACH, OF, reach
+from hala_hpc.data.documents import EMPTY_LINE, Turns
 from hala_hpc.data.files.readers import what
 from hala_hpc.data.outputs.judgements import REJECTED, SCORE, SCORED, VERDICT, label_of
 from hala_hpc.data.schema import Fields, Row
@@ -32,8 +33,8 @@ from hala_hpc.worker.rows.task import RowError, RowSteps, RowTask, texts_of
 class Options(TaskOptions):
     """The recipe's ``task:`` section for ``kind: judge``.
 
-    The texts stand in ``data.columns``, in this order: a text and its translation; an instruction and its answer; a
-    text and two or more translations of it.
+    The texts stand in ``data.columns``, in this order: a text and its translation; an instruction and its answer, or a
+    conversation; a text and two or more translations of it.
     """
 
     kind: str = "judge"
@@ -138,7 +139,8 @@ def _refuse_columns(recipe: Recipe, form: Form) -> None:
         raise HalaError(f"data.shape: {recipe.data.shape}: what is judged stands in data.columns", "data.shape=auto")
     if options.rows == "candidates" and len(columns) < 3:
         raise HalaError(f"data.columns: {len(columns)} for candidates", "the text, then two or more translations of it")
-    if options.rows != "candidates" and columns and len(columns) != 2:
+    is_talk = options.rows == "instructions" and len(columns) == 1
+    if options.rows != "candidates" and columns and len(columns) != 2 and not is_talk:
         raise HalaError(f"data.columns: {len(columns)} for {options.rows}", f"two: {' and '.join(form.names)}")
     odd = first_twice(columns) or next((column for column in columns if EACH in column), None)
     if odd is not None:
@@ -186,6 +188,8 @@ class Rows:
         """The texts of the columns, '' where there is none. Raises HalaError for what is no text, and an odd label."""
         if self._options.label:
             label_of(row, self._options.label)
+        if len(self._columns) == 1:
+            return list(_of_talk(row, self._columns[0]))
         texts = [reach(row, column) for column in self._columns]
         for column, text in zip(self._columns, texts, strict=True):
             if not isinstance(text, str | None):
@@ -211,6 +215,19 @@ class Rows:
         if not all(completion.weights for completion in completions):
             raise RowError("no weights: the engine does not say how likely the verdicts are")
         return [expected(completion.weights, self._values) for completion in completions]
+
+
+def _of_talk(row: Row, column: str) -> tuple[str, str]:
+    """The last answer of a conversation, and before it what it answers: all turns, where they are more than one.
+
+    Raises HalaError for what is no conversation.
+    """
+    turns, _ = Turns(column, "role", "content").spoken(row)
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    *before, last = turns or [{"content": ""}]
+    asked = [turn["content"] if len(before) == 1 else f"{turn['role']}: {turn['content']}" for turn in before]
+    return EMPTY_LINE.join(asked), last["content"]
 
 
 def _verdict(reason: str, flags: Sequence[str] = (), scores: Sequence[float] = (), mass: float | None = None) -> Row:

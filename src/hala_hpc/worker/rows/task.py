@@ -11,7 +11,7 @@ from typing import Final, Protocol, runtime_checkable
 import pyarrow as pa
 
 from hala_hpc.config.errors import HalaError
-from hala_hpc.config.schema import Recipe
+from hala_hpc.config.schema import Data, Recipe
 from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
@@ -88,6 +88,11 @@ class RowTask(Task, ABC):
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether a row comes out the same whatever the seed."""
+        return bool(self._recipe.sampling.temperature == 0)
+
     @abstractmethod
     def work_on(self, schema: pa.Schema) -> RowWork:
         """How rows of this schema are done. Raises HalaError where a column is missing."""
@@ -96,6 +101,11 @@ class RowTask(Task, ABC):
         """The columns that are worked on where ``data.columns`` names none: a plan refuses them beside translations."""
         del schema
         return ()
+
+    def data(self, folder: Path) -> Data:
+        """The rows to plan; a task that makes its own puts them into the run at ``folder``."""
+        del folder
+        return self._recipe.data
 
     def plan(self, folder: Path, watch: PlanWatch) -> Cut:
         """Cut the recipe's data into shards, every row looked at.
@@ -114,7 +124,7 @@ class RowTask(Task, ABC):
             promised.update(names)
             return lambda row: tally.counted(work, row)
 
-        cut = cutting.cut(recipe.data, recipe.run, recipe.task.kind, folder, texts_of, watch, tally.notes)
+        cut = cutting.cut(self.data(folder), recipe.run, recipe.task.kind, folder, texts_of, watch, tally.notes)
         whole = schemas.load(cut.facts.schema)
         added = [field.name for field in self.work_on(whole).fields]
         shards.refuse_reserved(whole, added)

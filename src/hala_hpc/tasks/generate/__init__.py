@@ -1,0 +1,1 @@
+"""Conversations that a model makes up."""
