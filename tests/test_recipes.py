@@ -11,8 +11,8 @@ import yaml
 from hala_hpc.config import grid, pipeline
 from hala_hpc.config.compose import compose
 from hala_hpc.config.schema import Recipe
-from hala_hpc.pipeline import stages
 from hala_hpc.data.shapes import SHAPES
+from hala_hpc.pipeline import stages
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
 from hala_hpc.text.checks import Pair, checks, flags
