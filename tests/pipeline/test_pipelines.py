@@ -176,6 +176,17 @@ def test_killed_while_a_stage_is_planned(make: Make, moment: str, monkeypatch: p
     assert now.finished and versions(now) == {"a": "a", "b": "b"}
 
 
+def test_what_is_no_version_of_a_stage_stays(make: Make) -> None:
+    """A stage may be called as a folder of the pipeline's own, or as one that a person put there."""
+    mine = make({}).parent / "runs" / "whole" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").touch()
+    (mine.parent / "pipeline.json").touch()
+    now = to_the_end(make({"ledger": step(suffix="_a"), "mine": step("ledger", suffix="_b")}))
+    assert now.finished and versions(now) == {"ledger": "ledger.2", "mine": "mine.2"}
+    assert (mine / "notes.txt").exists()
+
+
 def test_the_command_line(hala: Hala, make: Make) -> None:
     """From plan to proof, in the background: planned, submitted, changed, cancelled, gone on with, and shown."""
     file = make(

@@ -5,6 +5,7 @@ and ends. Without, it is a process that stays until the end, and is the steward 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -124,9 +125,10 @@ def resume(folder: Path) -> Begun:
         else:
             run = starting.thawed(status.folder, ())
             with steward.alone(status.folder):
-                starting.at_work(status.folder)
+                is_busy = starting.at_work(status.folder) > 0
                 starting.retry(run)
-                steward.start(status.folder, [run])
+                if not is_busy:
+                    steward.start(status.folder, [run])
     return begin(folder)
 
 
@@ -155,7 +157,7 @@ def tend(folder: Path, should_stop: Callable[[], bool] = lambda: False, *, watch
         for status in now.in_state("running"):
             with contextlib.suppress(HalaError, OSError):
                 steward.once(status.folder or folder)
-        _rest(watch or PAUSE_SECONDS, should_stop)
+        steward.rest(watch or PAUSE_SECONDS, should_stop)
 
 
 def conduct(folder: Path) -> tuple[Survey, list[str]]:
@@ -213,16 +215,19 @@ def _do(now: Survey, status: StageStatus) -> str:
 
 
 def _target(now: Survey, status: StageStatus) -> Path:
-    """A folder for a new version of a stage. What a plan that was killed left there is removed: nobody started it."""
-    planned = {
-        item.event["version"]
-        for item in now.noted
-        if item.kind == decisions.PLANNED and item.event["stage"] == status.name
-    }
-    names = [status.name, *(f"{status.name}.{number}" for number in range(2, len(planned) + 2))]
-    target = now.pipeline.folder / next(name for name in names if name not in planned)
-    if target.exists():
-        remove_tree(target)
+    """A folder for a new version of a stage. What a killed plan of it left there is removed, for nobody started it.
+
+    Whatever else has the name, such as the ledger or a person's folder, stays: then it is the next name.
+    """
+    events = [item for item in now.noted if item.event.get("stage") == status.name]
+    planned = {item.event["version"] for item in events if item.kind == decisions.PLANNED}
+    begun = {item.event["version"] for item in events if item.kind == decisions.PLANNING} - planned
+    for number in itertools.count(1):
+        target = now.pipeline.folder / (status.name if number == 1 else f"{status.name}.{number}")
+        if target.name in begun:
+            remove_tree(target)
+        if target.name not in planned and not target.exists():
+            break
     return target
 
 
@@ -295,9 +300,3 @@ def _start_here(pipeline: Pipeline) -> str:
     site = replace(site, environments=site.environments | {stage: Environment(python=pipeline.python)})
     ours = replace(recipe, name=pipeline.name, site=site)
     return submit_each(ours, pipeline.folder, stage, [Conductor(str(pipeline.folder))]).jobs[0]
-
-
-def _rest(seconds: float, should_stop: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not should_stop():
-        time.sleep(min(left, 0.5))

@@ -191,11 +191,12 @@ def tend(folder: Path, should_stop: Callable[[], bool] = lambda: False, *, watch
             yield decision
         if decision.is_end or (not watch and _is_followed(folder, decision, is_new, time.monotonic() - began)):
             return
-        _rest(watch or pause, should_stop)
+        rest(watch or pause, should_stop)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _rest(seconds: float, should_stop: Callable[[], bool]) -> None:
+def rest(seconds: float, should_stop: Callable[[], bool]) -> None:
+    """Wait, and look twice a second whether to stop."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not should_stop():
         time.sleep(min(left, 0.5))
