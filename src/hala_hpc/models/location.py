@@ -209,6 +209,14 @@ def of_item(run: Path, name: str) -> Path:
     return folder
 
 
+def owner_of(model: Path) -> tuple[Path, str | None] | None:
+    """The run that made the model in a folder, and the item that it is, where it made several; None for any other."""
+    if not (run := model.parents[2] / "manifest.parquet").is_file():
+        return None
+    names = items(manifest.read(run).facts)
+    return run.parent, names[int(model.name)] if len(names) > 1 else None
+
+
 def _is_evaluation(facts: Facts) -> bool:
     """A comparison counts benchmarks too, and puts its report together in a last step."""
     return facts.unit == "benchmarks" and not facts.assembled
