@@ -75,14 +75,14 @@ def expand(
     HalaError : a wrong key, a name that two cells would share, an alias of nothing, a cell that cannot be composed.
     """
     *included, layer = layers.of_recipe(recipe)
-    section: Any = layer.values.get(SECTION)
-    for change in changes:
-        section = overlaid(section, change.values.get(SECTION) or {})
-    changes = [dataclasses.replace(change, values=_without_grid(change.values)) for change in changes]
+    words, section = layers.from_command_line(overrides), layer.values.get(SECTION)
+    for above in (*changes, words):
+        section = overlaid(section, above.values.get(SECTION) or {})
+    base, words, *changes = (
+        dataclasses.replace(some, values=_without_grid(some.values)) for some in (layer, words, *changes)
+    )
     with within(layer.where):
         grid = _grid(_mapping(section, SECTION))
-    base = dataclasses.replace(layer, values=_without_grid(layer.values))
-    words = layers.from_command_line(overrides)
     below = [*of_place(site), *included, base, *changes]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
