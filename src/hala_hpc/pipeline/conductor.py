@@ -124,9 +124,10 @@ def resume(folder: Path) -> Begun:
         else:
             run = starting.thawed(status.folder, ())
             with steward.alone(status.folder):
-                starting.at_work(status.folder)
+                is_busy = starting.at_work(status.folder) > 0
                 starting.retry(run)
-                steward.start(status.folder, [run])
+                if not is_busy:
+                    steward.start(status.folder, [run])
     return begin(folder)
 
 
