@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=200)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--lease", type=float, default=6.0, help="seconds")
-    parser.add_argument("--load", type=float, default=0.6, help="the unbroken run's time, as a part of that of faults")
+    parser.add_argument("--load", type=float, default=1.0, help="the unbroken run's time, as a part of that of faults")
     arguments = parser.parse_args()
     title("chaos")
     from tests.minislurm.cluster import Cluster, missing

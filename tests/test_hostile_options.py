@@ -12,8 +12,10 @@ import click
 import pytest
 
 from hala_hpc.cli.main import hala as program
+from hala_hpc.config import pipeline as files
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.files import hub
+from hala_hpc.pipeline import stages
 from hala_hpc.slurm import environments, profile, survey
 from tests import damaged
 from tests.damaged import hala
@@ -27,6 +29,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "plan": RECIPE,
     "submit": RECIPE,
     "status": RUN,
+    "why": ("PIPELINE", "a"),
     "chaos": RUN,
     "cost": RUN,
     "resume": RUN,
@@ -188,7 +191,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder / "runs" / "e", [made.Model("base", 0.5), made.Model("tuned", 0.6)], {"aratrust": ["ethics"]}
     )
     merge = models.merged(folder / "runs" / "merge", [{"name": "Org/base"}])
-    return {"RUN": run, "RECIPE": folder / "recipe.json", "EVALUATION": evaluation, "MERGE": merge}
+    (folder / "whole.yaml").write_text('{"stages": {"a": {"recipe": "r.json"}}}')
+    pipeline = stages.compose(files.read(folder / "whole.yaml"), "", (f"run.root={folder / 'pipelines'}",))
+    stages.save(pipeline)
+    folders = {"RUN": run, "RECIPE": folder / "recipe.json", "EVALUATION": evaluation, "MERGE": merge}
+    return folders | {"PIPELINE": pipeline.folder}
 
 
 @pytest.fixture
