@@ -61,7 +61,7 @@ class Stage:
     def recipes(self) -> Iterator[tuple[str, Recipe]]:
         """Each cell's name and recipe, with the addresses of other stages as they stand."""
         for cell in self.runs(Path(self.name), lambda value, _: value).cells:
-            if cell.recipe is not None:
+            if cell.state == "run" and cell.recipe is not None:
                 yield cell.name, cell.recipe
 
 
@@ -126,8 +126,9 @@ def compose(file: PipelineFile, site: str, overrides: tuple[str, ...]) -> Pipeli
                 [files.layer_of(stage, file.path)],
                 _keeping(names, taken),
             )
-            for recipe in runs.recipes:
-                registry.create(recipe)  # refuses what cannot be, before anything is started
+            for cell in runs.cells:
+                if cell.state == "run" and cell.recipe is not None:
+                    registry.create(cell.recipe)  # refuses what cannot be, before anything is started
         recipe = runs.recipes[0]
         leader, root = leader or freeze(recipe), Path(recipe.run.root).resolve()
         cells = [asdict(replace(cell, recipe=None)) | {"recipe": _frozen(cell.recipe)} for cell in runs.cells]

@@ -155,7 +155,9 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
             raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", hint)
         if (path / PIPELINE).is_file():
             stages = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
-            raise HalaError(f"'{name}' is a pipeline", f"name a run of it: {few(stages, 8, MORE) or 'there is none yet'}")
+            raise HalaError(
+                f"'{name}' is a pipeline", f"name a run of it: {few(stages, 8, MORE) or 'there is none yet'}"
+            )
     if (here := Path(name)).exists():
         run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"

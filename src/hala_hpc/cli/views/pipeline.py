@@ -74,9 +74,9 @@ def plan_lines(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> Ite
         forecast = so_far[status.name]
         sign = "" if forecast.is_planned else "~"
         numbers = [_number(number, sign) for number in (forecast.rows, forecast.tokens, forecast.steps)]
-        hours = "" if forecast.gpu_hours is None else f"{sign}{forecast.gpu_hours:,.1f}"
+        spent = "" if forecast.gpu_hours is None else f"{sign}{forecast.gpu_hours:,.1f}"
         style = STYLES.get(status.state, "yellow")
-        result.add_row(status.name, f"[{style}]{status.state}[/]", *numbers, hours, _words(now, status))
+        result.add_row(status.name, f"[{style}]{status.state}[/]", *numbers, spent, _words(now, status))
     yield result
     hours = total(forecast.gpu_hours for forecast in so_far.values())
     yield summary(now) + ("" if hours is None else f"; trainings: about {hours:,.0f} GPU-hours")
