@@ -15,7 +15,7 @@ RECORD = "tiny_model.json"
 ARCHITECTURES = ("llama", "gemma2", "cohere2", "lfm2")
 PAD, BOS, EOS, START, END = SPECIAL = ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 MIN_HEAD_SIZE = 32  # vLLM's CPU attention fails at the first step below this
-WEIGHT_STD = 0.3  # at the usual 0.02 every prompt gets the same answer
+WEIGHT_STD = 0.3  # at the usual 0.02 every prompt gets the same answer; a model that is to be trained learns from 0.02
 TEMPLATE = """{{- bos_token -}}
 {%- for message in messages -%}
 {{- '<start_of_turn>' + message['role'] + '\\n' -}}
@@ -43,11 +43,11 @@ def _tokenizer(text: Sequence[Path], vocab: int, max_positions: int) -> Any:
     )
 
 
-def _config(architecture: str, shape: dict[str, int], tokenizer: Any) -> Any:
+def _config(architecture: str, shape: dict[str, int], tokenizer: Any, weight_std: float) -> Any:
     """Return the architecture's configuration; every other layer slides, or in lfm2 convolves, as in the real ones."""
     from transformers import AutoConfig
 
-    values: dict[str, Any] = dict(shape, vocab_size=len(tokenizer), initializer_range=WEIGHT_STD)
+    values: dict[str, Any] = dict(shape, vocab_size=len(tokenizer), initializer_range=weight_std)
     values |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
     values["eos_token_id"] = tokenizer.convert_tokens_to_ids([EOS, END])
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
@@ -64,7 +64,7 @@ def _config(architecture: str, shape: dict[str, int], tokenizer: Any) -> Any:
     return AutoConfig.for_model(architecture, **values)
 
 
-def _model(config: Any, tokenizer: Any, seed: int) -> Any:
+def _model(config: Any, tokenizer: Any, seed: int, weight_std: float) -> Any:
     """Draw the weights here, by our own generator: transformers' initialization changes between its versions."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -73,9 +73,9 @@ def _model(config: Any, tokenizer: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.ndim > 1:
-            weight.data.normal_(0.0, WEIGHT_STD, generator=generator)
+            weight.data.normal_(0.0, weight_std, generator=generator)
         elif config.model_type == "gemma2":  # its norms scale by 1 + w; near 1, it repeats its last token for ever
-            weight.data.normal_(-1.0, WEIGHT_STD * config.hidden_size**0.5, generator=generator)
+            weight.data.normal_(-1.0, weight_std * config.hidden_size**0.5, generator=generator)
     rows = model.get_output_embeddings().weight.data
     for token in range(len(tokenizer)):  # never chosen: control characters, parts of a character (U+FFFD)
         text = tokenizer.decode([token])
@@ -110,11 +110,12 @@ def build(
     seed: int = 0,
     files: int = 1,
     dtype: str = "float32",
+    weight_std: float = WEIGHT_STD,
 ) -> Path:
     """Build the model in `out` and return it; one of the same arguments, texts and script is kept.
 
     `files` is how many files the weights are spread over, more or less, as those of large models are; `dtype` is
-    float32 or bfloat16.
+    float32 or bfloat16; `weight_std` is the standard deviation of the random weights.
 
     Raises ValueError for an impossible shape, FileExistsError where `out` holds anything else.
     """
@@ -126,7 +127,7 @@ def build(
     shape["max_position_embeddings"] = max_positions
     read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(__file__), *text)]
     arguments = {"architecture": architecture, "sha256": read, "vocab": vocab, "seed": seed, **shape}
-    arguments |= {"files": files, "dtype": dtype}
+    arguments |= {"files": files, "dtype": dtype, "weight_std": weight_std}
     if _recorded(out) == arguments:
         return out
     if out.exists():
@@ -136,7 +137,7 @@ def build(
     try:
         tokenizer = _tokenizer(text, vocab, max_positions)
         tokenizer.save_pretrained(whole)
-        model = _model(_config(architecture, shape, tokenizer), tokenizer, seed)
+        model = _model(_config(architecture, shape, tokenizer, weight_std), tokenizer, seed, weight_std)
         _save(model, whole, files, dtype)
         if architecture == "gemma2":  # the faster attentions skip its soft-capping; transformers does not save this
             config = json.loads((whole / "config.json").read_text("utf-8")) | {"attn_implementation": "eager"}

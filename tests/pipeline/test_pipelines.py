@@ -222,6 +222,7 @@ def test_the_command_line(hala: Hala, make: Make) -> None:
     assert why["differences"] == ['task.suffix: "_x" (was "_a")']
     wait(hala, lambda states: set(states.values()) == {"done"})
     assert hala.json("status", "whole")["stages"][1]["path"].endswith("whole/slow.2")
+    assert "'whole' is a pipeline (name a run of it: whole/a, " in hala("logs", "whole", code=2).stderr
     said = hala("submit", file, "stages.b.data.limit=3", code=2).stderr
     assert "no such stage (did you mean 'a'?" in said or "valid: a, page, slow" in said
 

@@ -54,7 +54,7 @@ def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bo
 
 
 def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
-    from hala_hpc.pipeline import stages
+    from hala_hpc.pipeline import forecast, stages
     from hala_hpc.pipeline.survey import survey
 
     if create:
@@ -68,7 +68,8 @@ def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: 
                 plans[status.name] = outlook.summaries(runs, create=False)
             except HalaError as error:  # the others are planned all the same
                 plans[status.name] = [], [str(error)]
-    common.show(pipeline.planned(now, plans), json_, pipeline.plan_lines(now, plans))
+    so_far = forecast.forecasts(now, plans)
+    common.show(pipeline.planned(now, plans, so_far), json_, pipeline.plan_lines(now, plans, so_far))
 
 
 def _lines(summary: outlook.Summary, created: bool) -> Iterator[object]:

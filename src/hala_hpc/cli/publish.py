@@ -50,8 +50,12 @@ def publish_command(
     hala publish sft-1.2b --to hub:my-org/sft-1.2b --scores evaluate-small --dry-run
     hala publish translate-openorca --to hub:my-org/openorca-ar --licence cc-by-nc-4.0 --private
     hala publish merge --item t0.50 --to models/merged
+    hala publish evaluate/best --to hub:my-org/hala-9b --scores evaluate
     """
-    path, to = lookup.find(run), places.expanded(to, "--to")
+    (path, named), to = lookup.find_item(run), places.expanded(to, "--to")
+    if named is not None and item is not None:
+        raise HalaError(f"--item {item}: {run} is {named} of {path.name}", "give the run, or leave --item out")
+    item = item or named
     if not to.strip():
         raise HalaError("--to: is empty", "hub:ORG/NAME, or a folder")
     name = hub.name_of(to) if to.startswith(hub.PREFIX) else ""

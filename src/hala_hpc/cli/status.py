@@ -140,7 +140,10 @@ def _grid(path: Path) -> RunRow:
 
 def _pipeline(path: Path) -> RunRow:
     """The sums of the runs of a pipeline's stages, each in its newest version."""
-    return _sums(path, "pipeline", lookup.runs(str(path)))
+    try:
+        return _sums(path, "pipeline", lookup.runs(str(path)))
+    except (HalaError, OSError, ValueError, KeyError, TypeError) as error:
+        return RunRow(path, f"{PIPELINE} cannot be read: {error}")
 
 
 def _sums(path: Path, kind: str, runs: list[Path]) -> RunRow:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from hala_hpc.config import layers, places
 from hala_hpc.config.compose import OptionsOf, freeze, merge, of_place, require_task
 from hala_hpc.config.errors import HalaError, did_you_mean, first_twice, within
+from hala_hpc.config.frozen import overlaid
 from hala_hpc.config.layers import Layer
 from hala_hpc.config.places import Address
 from hala_hpc.config.schema import Recipe
@@ -67,17 +68,21 @@ def expand(
     """The grid's name, and its cells in the order of the axes, the last one turning fastest.
 
     A value of an axis is stronger than the rest of the recipe and its ``changes``, and weaker than the command line.
-    ``changes`` and ``address``: as for ``compose``.
+    ``changes`` and ``address``: as for ``compose``; the former may change the grid as well.
 
     Raises
     ------
     HalaError : a wrong key, a name that two cells would share, an alias of nothing, a cell that cannot be composed.
     """
     *included, layer = layers.of_recipe(recipe)
+    words, section = layers.from_command_line(overrides), layer.values.get(SECTION)
+    for above in (*changes, words):
+        section = overlaid(section, above.values.get(SECTION) or {})
+    base, words, *changes = (
+        dataclasses.replace(some, values=_without_grid(some.values)) for some in (layer, words, *changes)
+    )
     with within(layer.where):
-        grid = _grid(_mapping(layer.values.get(SECTION), SECTION))
-    base = dataclasses.replace(layer, values={key: value for key, value in layer.values.items() if key != SECTION})
-    words = layers.from_command_line(overrides)
+        grid = _grid(_mapping(section, SECTION))
     below = [*of_place(site), *included, base, *changes]
     name = str(words.values.get("name") or base.values.get("name") or recipe.stem)
     composed = []
@@ -98,6 +103,10 @@ def expand(
                 cell = cell if kept == cell.name else dataclasses.replace(cell, state="same", same_as=kept)
         composed.append(cell)
     return name, composed
+
+
+def _without_grid(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != SECTION}
 
 
 def _grid(given: Mapping[str, Any]) -> Grid:

@@ -209,6 +209,15 @@ def of_item(run: Path, name: str) -> Path:
     return folder
 
 
+def owner_of(model: Path) -> tuple[Path, str | None] | None:
+    """The run that made the model in a folder, and the item that it is, where it made several; None for any other."""
+    run = next((folder for folder in list(model.parents)[2:3] if (folder / "manifest.parquet").is_file()), None)
+    if run is None or not model.name.isdecimal():
+        return None
+    names = items(manifest.read(run / "manifest.parquet").facts)
+    return run, names[int(model.name)] if len(names) > 1 else None
+
+
 def _is_evaluation(facts: Facts) -> bool:
     """A comparison counts benchmarks too, and puts its report together in a last step."""
     return facts.unit == "benchmarks" and not facts.assembled

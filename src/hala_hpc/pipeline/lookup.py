@@ -89,6 +89,21 @@ def find(run: str) -> Path:
     return find_run(_named(run), runs_roots())
 
 
+def find_item(run: str) -> tuple[Path, str | None]:
+    """A run, and the model of it that is meant: ``RUN``, ``RUN/ITEM``, ``EVALUATION/best``, or the model's own folder.
+
+    The item is None where all of the run is meant. Raises HalaError.
+    """
+    from hala_hpc.models import location
+
+    for place in (Path(_named(run)), *(root / _named(run) for root in runs_roots())):
+        is_item = not place.exists() and (place.parent / "manifest.parquet").is_file()
+        folder = location.of_item(place.parent.resolve(), place.name) if is_item else place.resolve()
+        if (folder / "config.json").is_file() and (owner := location.owner_of(folder)) is not None:
+            return owner
+    return find(run), None
+
+
 def _named(run: str) -> str:
     """A run's name or path as an argument has it; ``run:NAME``, as recipes have it, is the run of that name."""
     return places.expanded(run.removeprefix(places.RUN), "RUN")

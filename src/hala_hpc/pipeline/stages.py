@@ -5,7 +5,7 @@ Its folder is ``RUNS/NAME`` and holds the definition, the ledger, and a run or a
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -57,6 +57,12 @@ class Stage:
                 recipe = replace(whole, name=name, run=replace(whole.run, root=str(folder.parent)))
             cells.append(GridCell(cell["name"], cell["values"], cell["state"], cell["same_as"], recipe))
         return RunList(folder, cells, self.grid)
+
+    def recipes(self) -> Iterator[tuple[str, Recipe]]:
+        """Each cell's name and recipe, with the addresses of other stages as they stand."""
+        for cell in self.runs(Path(self.name), lambda value, _: value).cells:
+            if cell.state == "run" and cell.recipe is not None:
+                yield cell.name, cell.recipe
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,9 @@ def compose(file: PipelineFile, site: str, overrides: tuple[str, ...]) -> Pipeli
                 [files.layer_of(stage, file.path)],
                 _keeping(names, taken),
             )
-            for recipe in runs.recipes:
-                registry.create(recipe)  # refuses what cannot be, before anything is started
+            for cell in runs.cells:
+                if cell.state == "run" and cell.recipe is not None:
+                    registry.create(cell.recipe)  # refuses what cannot be, before anything is started
         recipe = runs.recipes[0]
         leader, root = leader or freeze(recipe), Path(recipe.run.root).resolve()
         cells = [asdict(replace(cell, recipe=None)) | {"recipe": _frozen(cell.recipe)} for cell in runs.cells]

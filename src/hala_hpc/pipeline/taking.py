@@ -150,11 +150,11 @@ class Taking:
 
 def _sections(section: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Every dataclass of a recipe, with its dotted key."""
-    for each in dataclasses.fields(section):
-        value = getattr(section, each.name)
+    for field_ in dataclasses.fields(section):
+        value = getattr(section, field_.name)
         named = value.items() if isinstance(value, dict) else [("", value)]
         for name, inner in named:
             if dataclasses.is_dataclass(inner):
-                where = ".".join(filter(None, (key, each.name, str(name))))
+                where = ".".join(filter(None, (key, field_.name, str(name))))
                 yield where, inner
                 yield from _sections(inner, where)

@@ -153,6 +153,11 @@ def find_run(name: str, roots: Sequence[Path]) -> Path:
             cells = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
             hint = f"name one of them: {few(cells, 8, MORE)}"
             raise HalaError(f"'{name}' is a grid of {plural(len(cells), 'run')}", hint)
+        if (path / PIPELINE).is_file():
+            stages = [f"{name}/{run.parent.name}" for run in sorted(path.glob("[!.]*/manifest.parquet"))]
+            raise HalaError(
+                f"'{name}' is a pipeline", f"name a run of it: {few(stages, 8, MORE) or 'there is none yet'}"
+            )
     if (here := Path(name)).exists():
         run = next((path for path in here.resolve().parents if (path / "manifest.parquet").is_file()), None)
         inside = f"it is inside of {run}" if run else "`hala runs` lists runs, `hala submit RECIPE` makes one"

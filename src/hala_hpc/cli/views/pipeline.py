@@ -1,6 +1,7 @@
 """A pipeline as people see it: its stages, how each stands, and what comes next."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.markup import escape
@@ -9,11 +10,9 @@ from rich.table import Table
 from hala_hpc.cli import common
 from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
-from hala_hpc.pipeline.outlook import Summary
+from hala_hpc.pipeline.forecast import Forecast, Plans, total
 from hala_hpc.pipeline.survey import HALTED, StageStatus, Survey
 
-Plans = Mapping[str, tuple[list[Summary], list[str]]]
-"""By stage: what its runs will do, and why they could not be submitted."""
 STYLES = {"done": "green", "running": "cyan", "left out": "dim", "waiting": "dim"} | dict.fromkeys(HALTED, "red")
 
 
@@ -58,33 +57,37 @@ def next_step(now: Survey) -> str:
     return ""
 
 
-def planned(now: Survey, plans: Plans) -> dict[str, Any]:
+def planned(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> dict[str, Any]:
     """The plan of a pipeline, for scripts."""
     record = as_json(now)
     for stage in record["stages"]:
-        if stage["stage"] in plans:
-            runs, warnings = plans[stage["stage"]]
-            stage |= {"plans": runs} | ({"warnings": warnings} if warnings else {})
-    return record
+        runs, warnings = plans.get(stage["stage"], ([], []))
+        stage |= {"forecast": asdict(so_far[stage["stage"]])}
+        stage |= ({"plans": runs} if runs else {}) | ({"warnings": warnings} if warnings else {})
+    return record | {"gpu_hours": total(forecast.gpu_hours for forecast in so_far.values())}
 
 
-def plan_lines(now: Survey, plans: Plans) -> Iterator[object]:
-    """The plan of a pipeline, for people."""
-    result = common.table("stage", "state", "rows", "tokens", "GPU-hours", "")
+def plan_lines(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> Iterator[object]:
+    """The plan of a pipeline, for people; what is only a forecast has a tilde."""
+    result = common.table("stage", "state", "rows", "tokens", "steps", "GPU-hours", "")
     for status in now.stages.values():
-        runs, _ = plans.get(status.name, ([], []))
-        numbers = [f"{sum(run[key] for run in runs):,}" if runs else "" for key in ("rows", "estimated_tokens")]
-        hours = sum(run["training"].get("gpu_hours", 0.0) for run in runs if "training" in run)
+        forecast = so_far[status.name]
+        sign = "" if forecast.is_planned else "~"
+        numbers = [_number(number, sign) for number in (forecast.rows, forecast.tokens, forecast.steps)]
+        spent = "" if forecast.gpu_hours is None else f"{sign}{forecast.gpu_hours:,.1f}"
         style = STYLES.get(status.state, "yellow")
-        result.add_row(
-            status.name, f"[{style}]{status.state}[/]", *numbers, f"{hours:,.1f}" if hours else "", _words(now, status)
-        )
+        result.add_row(status.name, f"[{style}]{status.state}[/]", *numbers, spent, _words(now, status))
     yield result
-    yield summary(now)
+    hours = total(forecast.gpu_hours for forecast in so_far.values())
+    yield summary(now) + ("" if hours is None else f"; trainings: about {hours:,.0f} GPU-hours")
     for name, (runs, warnings) in plans.items():
         for run in runs:
             yield from (f"note: stage {name}: {count:,} {note}" for note, count in run["notes"].items())
         yield from (f"warning: stage {name}: {warning}" for warning in warnings)
+
+
+def _number(number: int | None, sign: str) -> str:
+    return "" if number is None else f"{sign}{number:,}"
 
 
 def _words(now: Survey, status: StageStatus) -> str:
