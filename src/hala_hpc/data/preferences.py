@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -58,11 +58,11 @@ class Preferences:
 
     def read(self, row: Row) -> Preference:
         """Raises HalaError for a row of another form, Dropped for one that prefers nothing."""
-        sides = [named.reach(row, column) for column in (self.chosen, self.rejected)]
-        if sides[0] == sides[1] and sides[0]:
+        better, worse = (named.reach(row, column) for column in (self.chosen, self.rejected))
+        if better == worse and better:
             raise Dropped("no preference: both sides are the same")
-        if not self.prompt and all(isinstance(side, str) for side in sides):
-            return self._made([], *sides, row)
+        if not self.prompt and isinstance(better, str) and isinstance(worse, str):
+            return self._preference([], better, worse, row)
         prompt = self._prompt(row)
         chosen, rejected = (said(column, row, "assistant")[0] for column in (self.chosen, self.rejected))
         if all(turns and turns[0]["role"] in ("system", "user") for turns in (chosen, rejected)):
@@ -75,7 +75,7 @@ class Preferences:
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
             raise Dropped("no prompt: the two sides do not begin alike, and no column has a prompt")
-        return self._made(prompt, chosen, rejected, row)
+        return self._preference(prompt, chosen, rejected, row)
 
     def _prompt(self, row: Row) -> list[Turn]:
         if all(isinstance(named.reach(row, column), str | None) for column in self.prompt):
@@ -86,7 +86,7 @@ class Preferences:
         is_apart = "system" not in self.prompt and turns and turns[0]["role"] != "system"
         return [*(turns_before("system", row.get("system")) if is_apart else ()), *turns]
 
-    def _made(self, prompt: list[Turn], chosen: Any, rejected: Any, row: Row) -> Preference:
+    def _preference(self, prompt: list[Turn], chosen: Side, rejected: Side, row: Row) -> Preference:
         for column, side in ((self.chosen, chosen), (self.rejected, rejected)):
             if not (side.strip() if isinstance(side, str) else any(map(says_something, side))):
                 raise Dropped(f"empty: '{column}' says nothing")
