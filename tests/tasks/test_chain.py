@@ -280,6 +280,18 @@ def test_rows_that_differ_in_their_calls_alone_are_no_duplicates(chain: Chain, t
     assert sorted(row["hala_source_row"] for row in rows_in(run / "final")) == [0, 1, 2]
 
 
+def test_rows_with_the_same_long_tools_are_compared_by_their_words(chain: Chain, tmp_path: Path) -> None:
+    tools = [tool(f"tool_number_{number}", place=TEXT, amount=NUMBER) for number in range(20)]
+    talks = [("Where do whales sleep?", "Near the surface."), ("Name a prime.", "Seven.")]
+    rows: list[Row] = [
+        {"messages": [turn("user", question), turn("assistant", answer)], "tools": tools} for question, answer in talks
+    ]
+    rows.append({"messages": [rows[0]["messages"][0], turn("assistant", "Near the surface!")], "tools": tools})
+    file = write(tmp_path / "a.jsonl", rows)
+    run = chain.run("mix", {"kind": "mix", "sources": {"a": {"path": file}}})
+    assert sorted(row["hala_source_row"] for row in rows_in(run / "final")) == [0, 1]
+
+
 # --- preferences ------------------------------------------------------------------------------------------------------
 
 

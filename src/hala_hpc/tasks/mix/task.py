@@ -123,7 +123,7 @@ class Mixing(ItemWork):
         shard = replace(item.shard, start=entry["first"])
         given = shards.read_input(self._run.path / inputs(name), shard, facts)
         read = examples.reader(self._options.of(name), schemas.load(known["schema"]))
-        texts: list[str] = []
+        texts: list[tuple[str, bytes]] = []
         lines: list[Row] = []
         for number, row in given.numbered():
             if number % LOOK_ROWS == 0:
@@ -136,7 +136,7 @@ class Mixing(ItemWork):
         chunk.write(item.place, lines, self._fields, item.shard.digest)
         return {"examples": len(texts)}
 
-    def _lines(self, number: int, row: Row, read: examples.Read, texts: list[str]) -> list[Row]:
+    def _lines(self, number: int, row: Row, read: examples.Read, texts: list[tuple[str, bytes]]) -> list[Row]:
         """The lines of a row; what it is compared by is added to ``texts``."""
         try:
             example = read(row)
@@ -147,7 +147,7 @@ class Mixing(ItemWork):
         by = self._options.duplicates.by
         parts = near.parts_of(example, by)
         beside = example.beside() if by == "whole" else b""
-        texts.append(" ".join([*parts, *([beside.decode()] if beside else [])]))
+        texts.append((" ".join(parts), beside))
         lines = [
             {chunk.ROW: number, chunk.DIRECTION: chunk.DIRECTIONS.index(direction), **chunk.said(chat)}
             for direction, chat in example.chats.items()
