@@ -364,7 +364,8 @@ def test_a_training_says_that_it_learns_no_preferences_and_what_it_can_learn(
     with pytest.raises(HalaError) as refused:
         chain.planned_training(path=folder)
     told = str(refused.value)
-    assert told.startswith("task.datasets.d: data: preferences: no kind of training learns 'chosen' against 'rejected'")
+    assert told.startswith(f"task.datasets.d: {folder / 'data'}"), "the file is named"
+    assert "data: preferences: no kind of training learns 'chosen' against 'rejected'" in told
     (columns, *others) = [found.split(", ") for found in re.findall(r"columns: \[(.*?)\]", told)]
     assert columns == [f"{name}_ar" for name in row if name != "rejected"] and others == [
         [name for name in row if name != "rejected"]
