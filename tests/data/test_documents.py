@@ -7,8 +7,9 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
-from hala_hpc.data.documents import Chat, Dropped, reader_of
+from hala_hpc.data.documents import Chat, reader_of
 from hala_hpc.data.schema import Row
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.data.unify import infer
 
 USER = {"role": "user", "content": "u"}

@@ -12,7 +12,8 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import unify
-from hala_hpc.data.documents import CONTROL_WORDS, Dropped
+from hala_hpc.data.documents import CONTROL_WORDS
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing
 from tests.conftest import ROOT

@@ -69,10 +69,11 @@ def test_it_takes_one_of_the_choices_and_says_how_likely_each_was() -> None:
 def test_it_writes_the_least_that_a_schema_takes() -> None:
     schema = {
         "type": "object",
-        "required": ["text", "turns", "kind", "count", "is_good"],
+        "required": ["text", "turns", "pair", "kind", "count", "is_good"],
         "properties": {
             "text": {"type": "string"},
             "turns": {"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/turn"}},
+            "pair": {"type": "array", "minItems": 2, "prefixItems": [{"const": 1}, {"const": 2}], "items": False},
             "kind": {"enum": ["a", "b"]},
             "count": {"type": "integer", "minimum": 3},
             "is_good": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
@@ -83,7 +84,7 @@ def test_it_writes_the_least_that_a_schema_takes() -> None:
     engine = started()
     engine.add("a", request("hello", Sampling(), schema=json.dumps(schema)))
     turns = [{"role": "user"}] * 2
-    wanted = {"text": "hello", "turns": turns, "kind": "a", "count": 3, "is_good": False}
+    wanted = {"text": "hello", "turns": turns, "pair": [1, 2], "kind": "a", "count": 3, "is_good": False}
     assert json.loads(engine.poll(1)[0].text) == wanted
 
 

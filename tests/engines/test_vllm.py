@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import TinyModel
 
+CONTEXT = 4096
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
@@ -40,7 +41,7 @@ def test_it_is_kept_twice_as_full_as_it_runs(seen: dict[str, Any]) -> None:
 
 def test_a_bad_request_fails_alone_with_its_reason(seen: dict[str, Any]) -> None:
     bad = seen["bad"]
-    assert bad["long"].startswith("too long: ") and "context 256" in bad["long"]
+    assert bad["long"].startswith("too long: ") and f"context {CONTEXT}" in bad["long"]
     assert bad["no room"].startswith("too long: ")
     assert bad["empty"] == "bad prompt: empty"
     assert bad["parameter"].startswith("bad request: ")
@@ -53,7 +54,7 @@ def test_a_control_token_in_a_text_is_text(seen: dict[str, Any]) -> None:
 
 def test_no_max_tokens_means_all_the_room_there_is(seen: dict[str, Any]) -> None:
     total, reason = seen["room"]
-    assert total == 256 or reason == "stop"
+    assert total == CONTEXT or reason == "stop"
 
 
 def test_a_sampled_text_does_not_depend_on_its_company(seen: dict[str, Any]) -> None:
@@ -79,6 +80,34 @@ def test_an_answer_fulfils_its_schema(seen: dict[str, Any]) -> None:
     assert answer.keys() == {"kind", "sure"}
     assert answer["kind"] in ("good", "bad") and isinstance(answer["sure"], bool)
     assert seen["odd schema"].startswith("bad request: ")
+
+
+def test_latxas_few_shot_translation_of_whole_conversations(seen: dict[str, Any]) -> None:
+    """The recipe as it is shipped: worked examples, no chat template, an answer that guided decoding holds to turns.
+
+    The model's words are noise. Each answer that came to its end is a list of the right turns all the same, and what
+    becomes of a conversation has its shape.
+    """
+    few = seen["few shot"]
+    ended = [one for one in few["asked"] if one["finish_reason"] == "stop"]
+    assert len(ended) > len(few["asked"]) / 2 and all(one["error"] is None for one in few["asked"])
+    for one in ended:
+        roles = [turn["properties"]["role"]["const"] for turn in json.loads(one["schema"])["prefixItems"]]
+        assert [turn["role"] for turn in json.loads(one["text"])] == roles
+    assert all(one["prompt"].endswith("Basque:\n```json\n") for one in few["asked"])
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(few["bare"])
+    whole = [row for row in few["rows"] if len(row["row"]["conversations"]) > 1]
+    first = [json.loads(few["asked"][row["first"]]["schema"]) for row in whole]
+    assert [len(schema["prefixItems"]) for schema in first] == [len(row["row"]["conversations"]) for row in whole]
+    done = [row for row in few["rows"] if "new" in row]
+    assert len(done) == len(few["rows"]), [row.get("error") for row in few["rows"]]
+    for row in done:
+        translated = row["new"]["conversations_eu"]
+        assert row["faults"] == []
+        assert [turn["from"] for turn in translated] == [turn["from"] for turn in row["row"]["conversations"]]
+        assert translated != row["row"]["conversations"]
+    assert "```sh\nls -la\n```" in done[2]["new"]["conversations_eu"][1]["value"]
 
 
 def test_the_stop_signal_leaves_the_engine_alive_and_a_kill_is_told(seen: dict[str, Any]) -> None:

@@ -6,15 +6,32 @@ import os
 import signal
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from hala_hpc.config.compose import compose
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Model, Recipe, Sampling
 from hala_hpc.engines import vllm
 from hala_hpc.engines.base import Completion, EngineDied, Message, Request, request
+from hala_hpc.text import checks
+from hala_hpc.worker import registry
+from hala_hpc.worker.rows.task import RowError
 
-CONTEXT = 256
+CONTEXT = 4096
+FEW_SHOT = Path(__file__).parents[2] / "jobs" / "latxa" / "translate-instructions.yaml"
+TALKS = [
+    ["How are you?", "I am well."],
+    ["Who was here?", "Nobody.", "And who is here now?", "Only the two of us."],
+    ["How do I list all files?", "Use it like this:\n\n```sh\nls -la\n```\n\nThat is all."],
+    ["What is `x`?"],
+]
+"""Turns of the user and the assistant."""
+QUOTE_BIAS = 4.0
+"""Added to what a quotation mark weighs: a model of random weights would hardly ever end a text."""
 
 
 def drain(engine: vllm.Vllm) -> dict[str, Completion]:
@@ -67,8 +84,48 @@ def held(engine: vllm.Vllm, texts: list[str]) -> dict[str, Any]:
     return seen
 
 
+def few_shot(engine: vllm.Vllm, model: str) -> dict[str, Any]:
+    """Conversations through the shipped recipe of Latxa's way: what was asked and answered, and what came of each."""
+    flags = ",".join(f"{check}: flag" for check in checks.BOUNDS)
+    words = [f"model.name={model}", "data.hub=null", "data.path=[none.jsonl]", f"engine.max_model_len={CONTEXT}"]
+    words += ["sampling.max_tokens=400", f"task.segments.gate={{{flags}}}", "site.slurm.gpus_per_worker=0"]
+    recipe = compose(FEW_SHOT, None, words, registry.options_of)
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    work: Any = registry.create(recipe).work_on(pa.schema([("conversations", pa.list_(turn))]))  # type: ignore[attr-defined]
+    make, quote = engine._make_params, engine.tokenizer.convert_tokens_to_ids('"')
+    engine._make_params = partial(make, logit_bias={quote: QUOTE_BIAS})
+    asked: list[dict[str, Any]] = []
+
+    def answered(requests: list[Request]) -> list[Completion]:
+        for number, one in enumerate(requests):
+            engine.add(f"t{number}", one)
+        found = drain(engine)
+        completions = [found[f"t{number}"] for number in range(len(requests))]
+        pairs = zip(requests, completions, strict=True)
+        asked.extend({"schema": one.schema, "prompt": one.last, **asdict(completion)} for one, completion in pairs)
+        return completions
+
+    rows = []
+    for texts in TALKS:
+        row = {"conversations": [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]}
+        steps, answers, first = work.do(row), None, len(asked)
+        try:
+            while True:
+                answers = answered(next(steps) if answers is None else steps.send(answers))
+        except StopIteration as end:
+            rows.append({"row": row, "new": end.value, "faults": list(work.faults(row, end.value)), "first": first})
+        except RowError as error:
+            rows.append({"row": row, "error": str(error), "first": first})
+    first = next(work.do({"conversations": [{"from": "human", "value": TALKS[0][0]}]}))
+    engine.add("bare", replace(first[0], schema=""))
+    bare = drain(engine)["bare"].text
+    engine._make_params = make
+    return {"few shot": {"asked": asked, "rows": rows, "bare": bare}}
+
+
 def main(model: str) -> None:
     more = {"compilation_config": {"mode": 0}, "max_logprobs": -1}
+    more |= {"hf_overrides": {"max_position_embeddings": CONTEXT}}
     # Too small a batch for the prompts of all requests, so that one would be cut.
     batch = {"max_num_seqs": 16, "max_num_batched_tokens": CONTEXT}
     options = vllm.Options(dtype="float32", max_model_len=CONTEXT, **batch, arguments=more)
@@ -91,13 +148,15 @@ def main(model: str) -> None:
     seen["equal"] = sum(found[f"g{number}"].text == output.outputs[0].text for number, output in enumerate(raw))
     seen["tokens"] = [found["g0"].prompt_tokens == len(raw[0].prompt_token_ids), found["g0"].output_tokens]
 
-    engine.add("long", chat("word " * 2000, greedy))
+    engine.add("long", chat("word " * CONTEXT, greedy))
     engine.add("no room", replace(chat("short", greedy), max_tokens=CONTEXT))
     engine.add("empty", Request(prompt=""))
     engine.add("template", Request(prompt=(Message("no such role", "x"),), max_tokens=4))
     engine.add("parameter", replace(chat("short", greedy), top_p=7.0))
     engine.add("good", chat(texts[0], greedy))
-    engine.add("room", replace(chat("short", greedy), max_tokens=None))
+    words, whole = "word " * 100, CONTEXT - 200  # nearly all of the context, so that no long answer is waited for
+    prompt = words * (whole // len(engine._encoder.encode(chat(words, greedy)).ids))
+    engine.add("room", replace(chat(prompt, greedy), max_tokens=None))
     bad = drain(engine)
     seen["bad"] = {id: completion.error for id, completion in bad.items()}
     seen["good"] = bad["good"].text == raw[0].outputs[0].text
@@ -113,13 +172,14 @@ def main(model: str) -> None:
     alone = drain(engine)["alone"].text
     for number, text in enumerate(texts):
         engine.add(
-            f"l{number}", chat(f"Count on from {number}: " + " ".join(map(str, range(number, number + 25))), warm)
+            f"l{number}", chat(f"Count on from {number}: " + " ".join(map(str, range(number, number + 150))), warm)
         )
         engine.add(f"s{number}", chat(text, warm))
     crowd = drain(engine)
     seen["seeded"] = crowd["s5"].text == alone != raw[5].outputs[0].text
 
     seen |= held(engine, texts)
+    seen |= few_shot(engine, model)
 
     engine.add("lost", chat(texts[1], greedy))
     processes = engine._engine.engine_core.resources.engine_manager.processes

@@ -8,7 +8,7 @@ import copy
 import functools
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -102,6 +102,27 @@ def is_in_json(column: str, schema: pa.Schema) -> bool:
 def translations(schema: pa.Schema) -> dict[str, str]:
     """The columns that runs added, each with the column that it is the translation of."""
     return {field.name: (field.metadata or {})[OF].decode() for field in schema if OF in (field.metadata or {})}
+
+
+def translated_sets(columns: Sequence[str], schema: pa.Schema) -> list[list[str]]:
+    """The translations of some columns that stand beside them, by run.
+
+    A run marks the columns that it adds; where the marks were lost, ``hala_row`` shows that a run made the rows.
+    """
+    marked = translations(schema)
+    sets: dict[str, list[str]] = {}
+    for column in columns if marked or "hala_row" in schema.names else ():
+        flat = column.replace(".", "_")
+        for name in schema.names:
+            is_like = name.startswith(f"{flat}_") and schema.field(name).type == schema.field(column).type
+            if marked.get(name, column if is_like and not marked else None) == column:
+                sets.setdefault(name.removeprefix(flat), []).append(name)
+    return list(sets.values())
+
+
+def listed(sets: Iterable[Sequence[str]]) -> str:
+    """Sets of columns, as a recipe may name any of them."""
+    return " or ".join(f"columns: [{', '.join(names)}]" for names in sets)
 
 
 def others(schema: pa.Schema, paths: Sequence[str]) -> tuple[str, ...]:

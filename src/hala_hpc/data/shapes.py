@@ -84,7 +84,7 @@ class Shape:
         return [
             said[place[0]][next(step for step in place if isinstance(step, int))]
             if place[0] in said and len(place) > 2
-            else str(place[0])
+            else _speaker(named.reach(row, str(place[0])), place)
             for place in places
         ]
 
@@ -133,16 +133,25 @@ class Known:
     turn_keys: tuple[str, str] | None = None
     only_first: bool = False
 
+    def columns_in(self, names: Iterable[str]) -> list[str]:
+        """Its columns, without those that rows of other columns may lack."""
+        return [name for name in self.names if name in names or name not in self.may_lack]
+
     def are_in(self, names: Iterable[str]) -> bool:
         """Whether all the columns that rows must have are among ``names``."""
         return bool(self.names) and set(self.names) - set(self.may_lack) <= set(names)
 
 
+CHOSEN: Final = "chosen"
+REJECTED: Final = "rejected"
+"""Names of the two sides of a preference, as TRL has them."""
 SHAPES: Final[dict[str, Known]] = {
     "messages": Known(("messages",), turn_keys=("role", "content")),
     "conversations": Known(("conversations",), turn_keys=("from", "value")),
     "text": Known(("text",)),
     "alpaca": Known(("instruction", "input", "output"), may_lack=("input",), before=("system", "history")),
+    "preference": Known(("prompt", CHOSEN, REJECTED), may_lack=("prompt",)),
+    "completion": Known(("prompt", "completion")),
     "columns": Known(),
     "pairs": Known(only_first=True),
 }
@@ -161,7 +170,9 @@ def name_of(data: Data, names: Sequence[str]) -> str:
     check(data)
     if data.shape != "auto":
         return data.shape
-    shapes = ["columns"] if data.columns else [name for name, known in SHAPES.items() if known.are_in(names)]
+    if data.columns:
+        return "preference" if sides_of(data.columns) else "columns"
+    shapes = [name for name, known in SHAPES.items() if known.are_in(names)]
     if not shapes:
         raise HalaError(
             "data.shape: cannot tell which columns hold the texts", f"set data.columns to some of: {', '.join(names)}"
@@ -169,11 +180,17 @@ def name_of(data: Data, names: Sequence[str]) -> str:
     return shapes[0]
 
 
+def sides_of(columns: Sequence[str]) -> tuple[str, str] | None:
+    """The two sides of a preference among some columns, by their names: ``chosen_ar`` and ``rejected_ar``."""
+    pairs = ((name, name.replace(CHOSEN, REJECTED, 1)) for name in columns if CHOSEN in name)
+    return next((pair for pair in pairs if pair[1] in columns), None)
+
+
 def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
     """The shape that a recipe names, or the columns show. Raises HalaError listing the columns."""
     name = name_of(data, schema.names)
     known = SHAPES[name]
-    paths = data.columns or [name for name in known.names if name in schema.names or name not in known.may_lack]
+    paths = data.columns or known.columns_in(schema.names)
     if not paths:
         raise HalaError(f"data.columns: shape '{name}' needs the names of its text columns", _listed(schema))
     paths = paths[:1] if known.only_first else paths
@@ -183,7 +200,7 @@ def shape_of(data: Data, roles: Sequence[str], schema: pa.Schema) -> Shape:
     unsure = [path for path in paths if named.is_in_json(named.split(path)[0], schema)]
     keys = None
     if known.turn_keys and len(paths) == 1 and paths[0] in schema.names:
-        keys, unsure = keys_of(_turn_keys(schema.field(paths[0]).type), known.turn_keys), []
+        keys, unsure = turn_keys_of(paths[0], schema, known.turn_keys), []
     # A word that is not a role of ours stands for itself.
     spoken = frozenset(word for role in roles for word in (role.lower(), *ROLES.get(role, ())))
     return Shape(tuple(paths), spoken, known.turn_keys is not None, others, tuple(unsure), keys)
@@ -206,26 +223,13 @@ def require(columns: Sequence[str], schema: pa.Schema) -> None:
 def refuse_originals(data: Data, columns: Sequence[str], schema: pa.Schema) -> None:
     """Raises HalaError where columns that ``data`` does not name stand beside their translations, as of a run.
 
-    For plans alone: a run that was planned goes on. A run marks the columns that it adds; where the marks were lost,
-    ``hala_row`` shows that a run made the rows. A shape says how columns are read, not which: every translation of a
-    conversation is one too.
+    For plans alone: a run that was planned goes on. A shape says how columns are read, not which: every translation of
+    a conversation is one too.
     """
-    if data.columns:
-        return
-    marked = named.translations(schema)
-    is_made = bool(marked) or "hala_row" in schema.names
-    sets: dict[str, list[str]] = {}
-    for column in columns:
-        flat = column.replace(".", "_")
-        for name in schema.names:
-            is_like = name.startswith(f"{flat}_") and schema.field(name).type == schema.field(column).type
-            if marked.get(name, column if is_like and not marked else None) == column:
-                sets.setdefault(name.removeprefix(flat), []).append(name)
-    if is_made and sets:
-        choices = [f"columns: [{', '.join(names)}]" for names in [*sets.values(), list(columns)]]
+    if not data.columns and (sets := named.translated_sets(columns, schema)):
         raise HalaError(
-            f"data: rows that a run translated: '{columns[0]}' is the original of '{next(iter(sets.values()))[0]}'",
-            f"say which is meant: {' or '.join(choices)}",
+            f"data: rows that a run translated: '{columns[0]}' is the original of '{sets[0][0]}'",
+            f"say which is meant: {named.listed([*sets, columns])}",
         )
 
 
@@ -237,10 +241,11 @@ def _refuse_overlap(paths: Sequence[str]) -> None:
             raise HalaError(f"data.columns: '{first}' and '{second}' lead to the same texts", "name them once")
 
 
-def _turn_keys(kind: Any) -> list[str]:
-    """The keys of turns, where a column's type has them."""
+def turn_keys_of(column: str, schema: pa.Schema, usual: tuple[str, str]) -> tuple[str, str]:
+    """The keys of the role and the text of a column's turns: those of its type, else the usual ones."""
+    kind = schema.field(column).type
     item = kind.value_type if is_list(kind) else kind
-    return [field.name for field in item] if pa.types.is_struct(item) else []
+    return keys_of([field.name for field in item] if pa.types.is_struct(item) else [], usual)
 
 
 def _holds_text(value: Any) -> bool:
@@ -365,6 +370,17 @@ def _role(turn: Turn) -> str:
     """The role of a turn: that of ``ROLES``, else its own word."""
     word = str(turn.get(_role_key(turn) or ""))
     return next((role for role, words in ROLES.items() if word.lower() in words), word)
+
+
+def _speaker(value: Any, place: Place) -> str:
+    """Who says the text at a place in the value of its column: the role of the turn around it, else the column."""
+    for step in place[1:]:
+        if isinstance(value, dict) and _role_key(value):
+            return _role(value)
+        if isinstance(value, str):
+            break
+        value = value[step]
+    return str(place[0])
 
 
 def _role_key(turn: Turn) -> str | None:

@@ -12,10 +12,11 @@ from typing import Any, Final
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError, first_line
 from hala_hpc.config.schema import Model
-from hala_hpc.data.documents import CONTENTS, Chat
+from hala_hpc.data.documents import Chat
 from hala_hpc.data.files import hub
 from hala_hpc.data.schema import Row
 from hala_hpc.data.shapes import Turn
+from hala_hpc.data.spoken import CONTENTS
 
 GENERATION: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 USER, ANSWER, USER_2, ANSWER_2 = PROBE = ("Which is first?", "Seven comes.", "Which is next?", "Eleven follows.")

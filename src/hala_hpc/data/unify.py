@@ -68,12 +68,12 @@ def _kind_of(values: list[Any], levels: int, in_object: bool = False) -> pa.Data
 
 
 def _struct_of(objects: list[Row], levels: int) -> pa.DataType:
-    """A struct, where all objects have the same keys and no nulls: then it gives them back as they were.
+    """A struct, where all objects have the same keys in one order and no nulls: then it gives them back as they were.
 
     ``{}`` is JSON, for Parquet has no struct without fields.
     """
-    keys = objects[0].keys()
-    if levels < 0 or not keys or any(value.keys() != keys for value in objects):
+    keys = list(objects[0])
+    if levels < 0 or not keys or any(list(value) != keys for value in objects):
         return JSON
     columns = {key: [value[key] for value in objects] for key in keys}
     if any(value is None for column in columns.values() for value in column):
@@ -206,7 +206,11 @@ def _merge(first: pa.DataType, second: pa.DataType, fill: bool, in_object: bool 
 
 def _merge_structs(first: pa.StructType, second: pa.StructType, fill: bool) -> pa.DataType:
     merged = []
-    for name in dict.fromkeys(field.name for kind in (first, second) for field in kind):
+    names = dict.fromkeys(field.name for kind in (first, second) for field in kind)
+    own = [field.name for field in second]
+    if [name for name in names if name in own] != own and not (fill and any(map(_needs_type, (first, second)))):
+        return JSON  # a chat template prints arguments and tools in the order of their keys
+    for name in names:
         fields = [kind.field(name) for kind in (first, second) if kind.get_field_index(name) >= 0]
         if len(fields) == 1 and not fill:
             return JSON
@@ -224,9 +228,12 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
 def _may_be_json(field: "pa.Field[Any]") -> bool:
     """Whether a column of this type loses nothing as JSON: objects and lists of what JSON has words for."""
     kind = type_of(field)
-    return is_json(kind) or (
-        pa.types.is_nested(kind) and not holds(kind, _stands_alone) and not holds(kind, pa.types.is_temporal)
-    )
+    return is_json(kind) or (pa.types.is_nested(kind) and not _needs_type(kind))
+
+
+def _needs_type(kind: pa.DataType) -> bool:
+    """Whether a type, or one at any depth in it, has values that JSON has no words for."""
+    return holds(kind, _stands_alone) or holds(kind, pa.types.is_temporal)
 
 
 def _word(kind: pa.DataType) -> str:

@@ -125,13 +125,19 @@ def _least(schema: Any, whole: Any, text: str) -> Any:
         "object": {
             name: _least(schema.get("properties", {})[name], whole, text) for name in schema.get("required", ())
         },
-        "array": [_least(schema.get("items", {}), whole, text) for _ in range(schema.get("minItems", 0))],
+        "array": [_least(item, whole, text) for item in _items(schema)],
         "integer": schema.get("minimum", 0),
         "number": schema.get("minimum", 0),
         "boolean": False,
         "null": None,
     }
     return schema.get("const", kinds.get(schema.get("type"), text))
+
+
+def _items(schema: Any) -> list[Any]:
+    """The schemas of the fewest items that a list may have: the first ones may have their own."""
+    count, own = schema.get("minItems", 0), schema.get("prefixItems", [])
+    return [*own[:count], *[schema.get("items", {})] * (count - len(own))]
 
 
 def check(recipe: Recipe) -> None:

@@ -66,9 +66,10 @@ class Turns:
 
     def schema(self, roles: Sequence[str]) -> str:
         turn = {"type": "object", "required": ["role", "content"], "additionalProperties": False}
-        keys = {"role": {"enum": sorted(set(roles))}, "content": {"type": "string"}}
+        keys = ({"role": {"const": role}, "content": {"type": "string"}} for role in roles)
+        turns = [turn | {"properties": own} for own in keys]
         count = {"minItems": len(roles), "maxItems": len(roles)}
-        return json.dumps({"type": "array", "items": turn | {"properties": keys}} | count)
+        return json.dumps({"type": "array", "prefixItems": turns, "items": False} | count)
 
     def read(self, answer: str, texts: Sequence[str], roles: Sequence[str]) -> list[str]:
         try:

@@ -169,7 +169,7 @@ def test_near_duplicates_are_those_of_a_known_similarity(tmp_path: Path) -> None
 @settings(deadline=None, max_examples=50)
 def test_what_is_left_out_is_like_something_that_stays(texts: list[str]) -> None:
     options = Duplicates(near=0.8)
-    kept = NearDuplicates(options).kept(signatures(texts, options))
+    kept = NearDuplicates(options).kept(signatures([(text, b"") for text in texts], options))
     assert kept[0]
     stay = [text for text, stays in zip(texts, kept, strict=True) if stays]
     for text, stays in zip(texts, kept, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hala_hpc.config.compose import compose, thaw
 from hala_hpc.config.errors import HalaError
 from hala_hpc.data.schema import to_rows
+from hala_hpc.data.unify import infer
 from hala_hpc.data.where import CHECKS
 from hala_hpc.engines.base import Completion, Request
 from hala_hpc.pipeline.planning import check, plan_run
@@ -21,6 +23,7 @@ from hala_hpc.run.verify import verify
 from hala_hpc.tasks.translate.options import manner_of
 from hala_hpc.tasks.translate.rows import ATTEMPTS, SHAPE, InSegments
 from hala_hpc.tasks.translate.task import Translate
+from hala_hpc.text.checks import BOUNDS
 from hala_hpc.worker import registry
 from hala_hpc.worker.job import work_until
 from hala_hpc.worker.rows.task import RowError
@@ -183,12 +186,49 @@ def test_a_conversation_is_one_list_of_turns(recipe: Callable[..., Path]) -> Non
 
     new, sent = done(work, {"conversations": turns}, write)
     assert len(sent) == 1 and isinstance(sent[0].prompt, str)
-    assert json.loads(sent[0].schema)["items"]["properties"]["role"]["enum"] == ["assistant", "user"]
+    spoken = [turn["properties"]["role"]["const"] for turn in json.loads(sent[0].schema)["prefixItems"]]
+    assert spoken == ["user", "assistant"]
     assert [turn["value"] for turn in new["conversations_en"]] == ["HOW are you?", "I am `well`."]
     assert [turn["from"] for turn in new["conversations_en"]] == ["human", "gpt"]
     assert new[ATTEMPTS][0]["texts"] == [0, 1] and not list(work.faults({"conversations": turns}, new))
     lost = new | {"conversations_en": new["conversations_en"][:1]}
     assert list(work.faults({"conversations": turns}, lost)) == ["2 texts became 1"]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_both_sides_of_a_preference_go_on_from_one_prompt(recipe: Callable[..., Path]) -> None:
+    """A model that never writes the same words twice, and is asked for all of a row at once."""
+    times = count()
+
+    def anew(asked: str) -> str:
+        return json.dumps([one | {"content": f"{one['content']} {next(times)}"} for one in json.loads(asked)])
+
+    recipe(segments={"form": "json", "gate": dict.fromkeys(BOUNDS, "flag")}, chat=False)
+    task = registry.create(compose(Path("r.yaml"), None, (), registry.options_of))
+    asked, again = turn("user", "Is it far?"), turn("user", "Is it far?")
+    row = {
+        "prompt": "Is it far?",
+        "chosen": [asked, turn("assistant", "It is."), again, turn("assistant", "It is.")],
+        "rejected": [asked, turn("assistant", "It is."), again, turn("assistant", "No.")],
+    }
+    work: InSegments = task.work_on(infer([row]))  # type: ignore[attr-defined]
+    new, sent = done(work, row, anew)
+    chosen, rejected = new["chosen_en"], new["rejected_en"]
+    assert new["prompt_en"] == chosen[0]["content"] == "Is it far? 0"
+    assert rejected[:3] == chosen[:3] and rejected[3] != chosen[3]
+    assert chosen[0] != chosen[2] and chosen[1] != chosen[3], "within a conversation all is asked for"
+    assert [attempt["texts"] for attempt in new[ATTEMPTS]] == [[0, 2, 3, 4, 8]] and not list(work.faults(row, new))
+    assert [one["role"] for one in json.loads(sent[0].last)] == [
+        "prompt",
+        "assistant",
+        "user",
+        "assistant",
+        "assistant",
+    ]
+    assert [one.digest() for one, _ in work.sent(row, new)] == [one.digest() for one in sent]
 
 
 @pytest.mark.parametrize(

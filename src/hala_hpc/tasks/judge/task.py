@@ -14,9 +14,8 @@ import pyarrow as pa
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, did_you_mean, first_twice
 from hala_hpc.config.schema import Recipe, TaskOptions
-from hala_hpc.data import shapes
+from hala_hpc.data import shapes, spoken
 from hala_hpc.data.columns import EACH, OF, reach
-from hala_hpc.data.documents import EMPTY_LINE, Turns
 from hala_hpc.data.files.readers import what
 from hala_hpc.data.outputs.judgements import REJECTED, SCORE, SCORED, VERDICT, label_of
 from hala_hpc.data.schema import Fields, Row
@@ -222,12 +221,12 @@ def _of_talk(row: Row, column: str) -> tuple[str, str]:
 
     Raises HalaError for what is no conversation.
     """
-    turns, _ = Turns(column, "role", "content").spoken(row)
+    turns, _ = spoken.spoken(row.get(column), column, ("role", "content"))
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     *before, last = turns or [{"content": ""}]
-    asked = [turn["content"] if len(before) == 1 else f"{turn['role']}: {turn['content']}" for turn in before]
-    return EMPTY_LINE.join(asked), last["content"]
+    lines = [turn["content"] if len(before) == 1 else f"{turn['role']}: {turn['content']}" for turn in before]
+    return spoken.EMPTY_LINE.join(lines), last["content"]
 
 
 def _verdict(reason: str, flags: Sequence[str] = (), scores: Sequence[float] = (), mass: float | None = None) -> Row:

@@ -11,11 +11,12 @@ from hala_hpc.tasks.mix.options import Options
 
 @dataclass(frozen=True)
 class Made:
-    """The run, what made it, and what the plan noted."""
+    """The run, what made it, what the plan noted, and what its rows are, in words."""
 
     run: str
     made_by: Mapping[str, str]
     notes: Mapping[str, int]
+    form: str
 
 
 def card(made: Made, of_sources: Sequence[Counts], options: Options, files: int) -> str:
@@ -23,7 +24,12 @@ def card(made: Made, of_sources: Sequence[Counts], options: Options, files: int)
     written, rows = (sum(getattr(each, key) for each in of_sources) for key in ("written", "rows"))
     lines = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", f"# {made.run}", ""]
     lines += [f"Made by hala_hpc from the run `{made.run}`: {len(of_sources)} sources, in one order.", ""]
-    facts = [("rows", f"{written:,} of {rows:,}"), ("sealed files", str(files)), ("seed", str(options.seed))]
+    facts = [
+        ("rows", f"{written:,} of {rows:,}"),
+        ("form", made.form),
+        ("sealed files", str(files)),
+        ("seed", str(options.seed)),
+    ]
     facts += [("note", f"{count:,} {note}") for note, count in made.notes.items()]
     facts += [(key.replace("_", " "), value) for key, value in made.made_by.items()]
     lines += [*table(("", ""), facts), "", *sources([each.line() for each in of_sources])]

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from hala_hpc.data import schema as schemas
 from hala_hpc.data.documents import Chat
+from hala_hpc.data.preferences import Preference
 from hala_hpc.data.schema import Row
 from hala_hpc.run.manifest import Shard
 from hala_hpc.run.verify import ShardReport
+from hala_hpc.tasks.mix.examples import MESSAGES, PREFERENCE, SIDES
 from hala_hpc.tasks.mix.near import DIGEST_BYTES, Flags, Keys
 from hala_hpc.tasks.mix.options import BACKWARD, FORWARD
 
@@ -36,14 +38,23 @@ OWN: Final[list["pa.Field[Any]"]] = [
 ]
 
 
-def said_fields(is_plain: bool, has_tools: bool) -> list["pa.Field[Any]"]:
+FORMS: Final = {MESSAGES: ("messages",), PREFERENCE: ("prompt", "chosen", "rejected"), SIDES: ("chosen", "rejected")}
+"""The columns of what is said, for each form of a mix: TRL's."""
+
+
+def said_fields(form: str, is_plain: bool, has_tools: bool) -> list["pa.Field[Any]"]:
     """The columns of what is said: turns are objects of keys of their own, unless all have a role and a text alone."""
-    fields = [pa.field("messages", pa.list_(TURN if is_plain else schemas.JSON))]
+    turns = pa.list_(TURN if is_plain else schemas.JSON)
+    fields = [pa.field(name, pa.string() if form == SIDES else turns) for name in FORMS[form]]
     return [*fields, pa.field("tools", schemas.JSON)] if has_tools else fields
 
 
-def said(chat: Chat) -> Row:
-    """A conversation as it is written. A turn that is not to be learned says so, as a training reads it."""
+def said(chat: Chat | Preference) -> Row:
+    """A conversation as it is written, or a preference. A turn that is not to be learned says so, as a training reads
+    it.
+    """
+    if isinstance(chat, Preference):
+        return {name: getattr(chat, name) for name in (*FORMS[PREFERENCE], "tools")}
     messages = [turn | {"weight": 0} if at in chat.unlearned else turn for at, turn in enumerate(chat.messages)]
     return {"messages": messages, "tools": chat.tools}
 

@@ -38,19 +38,30 @@ def digest_of(parts: Sequence[str], beside: bytes = b"") -> bytes:
     return hashlib.blake2b("\0".join(parts).encode() + b"\0\0" + beside, digest_size=DIGEST_BYTES).digest()
 
 
-def signatures(texts: Iterable[str], options: Duplicates) -> Iterator[bytes]:
-    """The MinHash of each text over its shingles of characters, as rensa writes it down."""
+def signatures(texts: Iterable[tuple[str, bytes]], options: Duplicates) -> Iterator[bytes]:
+    """The MinHash of each text over its shingles of characters, as rensa writes it down.
+
+    With each text comes what is beside it. Texts beside other tools or calls have no shingle in common; those beside
+    the same are as alike as their words, however long the tools are.
+    """
     from rensa import RMinHash
 
     left = iter(texts)
     while batch := list(islice(left, BATCH)):
-        sets = [shingles(text, options.shingle) for text in batch]
+        sets = [_apart(shingles(text, options.shingle), beside) for text, beside in batch]
         yield from (hashed.__getstate__() for hashed in RMinHash.from_token_sets(sets, options.permutations, SEED))
 
 
 def shingles(text: str, length: int) -> list[str]:
     """All pieces of so many characters; of a shorter text itself."""
     return [text[at : at + length] for at in range(max(1, len(text) - length + 1))]
+
+
+def _apart(pieces: list[str], beside: bytes) -> list[str]:
+    if not beside:
+        return pieces
+    mark = hashlib.blake2b(beside, digest_size=DIGEST_BYTES).hexdigest()
+    return [mark + piece for piece in pieces]
 
 
 def first_of_each(keys: Keys) -> Flags:

@@ -14,8 +14,8 @@ from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards
 from hala_hpc.data.cut import Cut, PlanWatch
-from hala_hpc.data.documents import Dropped
 from hala_hpc.data.schema import Row
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.run import files
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard
@@ -76,7 +76,7 @@ class Mix(ItemTask):
                     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.left.most_common())
                     raise HalaError(f"none of its {facts.rows:,} rows is taken ({reasons})", "see where and columns")
             planned[name] = SourceFacts(rows=facts.rows, left=dict(tally.left), schema=facts.schema)
-        expected = {"sources": planned, "is_plain": tally.is_plain, "has_tools": tally.has_tools}
+        expected = {"sources": planned, "is_plain": tally.is_plain, "has_tools": tally.has_tools, "form": tally.form}
         return _joined(cuts, expected, tally.notes)
 
     def hub_needs(self) -> list[Data]:
@@ -103,7 +103,7 @@ class Mix(ItemTask):
         rows = {name: known["rows"] for name, known in sources_in(plan.facts).items()}
         with suppress(FileExistsError), files.whole_directory(run.final) as folder:
             fields = _fields(plan.facts)
-            made = Made(run.name, plan.facts.made_by, plan.facts.notes)
+            made = Made(run.name, plan.facts.made_by, plan.facts.notes, _form(plan.facts))
             assemble.assemble(chunks, rows, self._recipe.task, fields, folder, made)
 
 
@@ -123,7 +123,7 @@ class Mixing(ItemWork):
         shard = replace(item.shard, start=entry["first"])
         given = shards.read_input(self._run.path / inputs(name), shard, facts)
         read = examples.reader(self._options.of(name), schemas.load(known["schema"]))
-        texts: list[str] = []
+        texts: list[tuple[str, bytes]] = []
         lines: list[Row] = []
         for number, row in given.numbered():
             if number % LOOK_ROWS == 0:
@@ -136,20 +136,23 @@ class Mixing(ItemWork):
         chunk.write(item.place, lines, self._fields, item.shard.digest)
         return {"examples": len(texts)}
 
-    def _lines(self, number: int, row: Row, read: examples.Read, texts: list[str]) -> list[Row]:
+    def _lines(self, number: int, row: Row, read: examples.Read, texts: list[tuple[str, bytes]]) -> list[Row]:
         """The lines of a row; what it is compared by is added to ``texts``."""
         try:
             example = read(row)
         except Dropped as dropped:
             return [{chunk.ROW: number, chunk.DIRECTION: 0, chunk.REASON: examples.reason(dropped)}]
+        if example.form != (planned := _form(self._facts)):  # an older commit took both sides for turns of one
+            raise HalaError(f"its rows are {example.form}, and {planned} were planned", "plan the mix anew")
         by = self._options.duplicates.by
         parts = near.parts_of(example, by)
-        texts.append(" ".join(parts))
+        beside = example.beside() if by == "whole" else b""
+        texts.append((" ".join(parts), beside))
         lines = [
             {chunk.ROW: number, chunk.DIRECTION: chunk.DIRECTIONS.index(direction), **chunk.said(chat)}
             for direction, chat in example.chats.items()
         ]
-        lines[0][chunk.DIGEST] = near.digest_of(parts, example.beside() if by == "whole" else b"")
+        lines[0][chunk.DIGEST] = near.digest_of(parts, beside)
         return lines
 
 
@@ -174,6 +177,7 @@ class _Tally:
     notes: Counter[str] = field(default_factory=Counter)
     is_plain: bool = True
     has_tools: bool = False
+    form: str = ""
 
     def measuring(self, source: Source) -> cutting.Finder:
         def finder(schema: pa.Schema) -> cutting.TextsOf:
@@ -185,6 +189,7 @@ class _Tally:
                 except Dropped as dropped:
                     self.left[examples.reason(dropped)] += 1
                     return []
+                self._take_form(example.form)
                 self.is_plain &= example.is_plain
                 for chat in example.chats.values():
                     self.has_tools |= chat.tools is not None
@@ -195,9 +200,23 @@ class _Tally:
 
         return finder
 
+    def _take_form(self, form: str) -> None:
+        """Raises HalaError for rows of another form than those before them."""
+        self.form = self.form or form
+        if form != self.form:
+            raise HalaError(
+                f"{form} among {self.form}: no set of both can be trained on",
+                "make two mixes; or name what is to be learned of preferences: columns: [PROMPT, CHOSEN]",
+            )
+
 
 def _fields(facts: Facts) -> list["pa.Field[Any]"]:
-    return chunk.said_fields(facts.expected["is_plain"], facts.expected["has_tools"])
+    return chunk.said_fields(_form(facts), facts.expected["is_plain"], facts.expected["has_tools"])
+
+
+def _form(facts: Facts) -> str:
+    """What the rows of the mix are; runs that were planned before there were others do not say it."""
+    return str(facts.expected.get("form", examples.MESSAGES))
 
 
 def _joined(cuts: dict[str, Cut], expected: dict[str, Any], notes: Counter[str]) -> Cut:

@@ -16,8 +16,9 @@ from hala_hpc.config.schema import Data, Model
 from hala_hpc.data import templates
 from hala_hpc.data.bad_rows import BadRows
 from hala_hpc.data.cut import PlanWatch
-from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Dropped, Kind, holds_control_words, reader_of
+from hala_hpc.data.documents import CONTROL_WORDS, Chat, Document, Kind, holds_control_words, reader_of
 from hala_hpc.data.files import sources
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.models import location
 from hala_hpc.models.safetensors_file import open_tensors
 from hala_hpc.tasks.quantize import schemes

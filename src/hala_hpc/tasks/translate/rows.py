@@ -1,5 +1,6 @@
 """How a row is translated: its texts whole, or in segments that are protected, checked and asked for again."""
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from hala_hpc import engines
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Recipe
 from hala_hpc.data import templates
-from hala_hpc.data.columns import OF, field_of
+from hala_hpc.data.columns import OF, Place, field_of
 from hala_hpc.data.cut import estimated_tokens
 from hala_hpc.data.schema import Fields, Row, is_json
 from hala_hpc.data.shapes import Shape
@@ -77,9 +78,12 @@ class Whole(Rows):
             self.fields = [*self.fields, pa.field(TRUNCATED, pa.bool_())]
 
     def do(self, row: Row) -> RowSteps:
-        texts = self.texts(row)
-        completions = (yield [self._request(text) for text in texts]) if texts else []
-        translated = texts_of(completions)
+        items = self._shape.texts(row)
+        asked = asked_for(items)
+        own = sorted(set(asked))
+        completions = (yield [self._request(items[number][1]) for number in own]) if own else []
+        written = dict(zip(own, texts_of(completions), strict=True))
+        translated = [written[number] for number in asked]
         cut = any(completion.finish_reason == "length" for completion in completions)
         if cut and self._options.truncated == "quarantine":
             most = max(completion.output_tokens for completion in completions)
@@ -87,6 +91,20 @@ class Whole(Rows):
         if not all(text.strip() for text in translated):
             raise RowError("empty: the model wrote nothing for a text")
         return self._columns(row, translated) | ({TRUNCATED: cut} if self._options.truncated == "keep" else {})
+
+
+def asked_for(items: Sequence[tuple[Place, str]]) -> list[int]:
+    """For each text of a row the number of the one that is asked for: the same words in an earlier column, or itself.
+
+    So the prompt is the same on both sides of a preference, whatever a model draws.
+    """
+    times: Counter[tuple[str | int, str]] = Counter()
+    first: dict[tuple[str, int], int] = {}
+    numbers = []
+    for number, (place, text) in enumerate(items):
+        times[place[0], text] += 1
+        numbers.append(first.setdefault((text, times[place[0], text]), number))
+    return numbers
 
 
 NUMBERS: Final[list[tuple[str, pa.DataType]]] = [(name, pa.float64()) for name in ("shape", *checks.BOUNDS)]
@@ -113,9 +131,11 @@ class InSegments(Rows):
 
     def do(self, row: Row) -> RowSteps:
         items = self._shape.texts(row)
-        roles = self._shape.roles_of(row, [place for place, _ in items])
+        asked = asked_for(items)
+        own = sorted(set(asked))
+        roles = self._shape.roles_of(row, [items[number][0] for number in own])
         attempts: list[Row] = []
-        steps = ladder.translation([text for _, text in items], self._measured, roles)
+        steps = ladder.translation([items[number][1] for number in own], self._measured, roles)
         translation = yield from self._asked(steps, attempts)
         if translation.texts is None:
             raise RowError(translation.error)
@@ -124,8 +144,12 @@ class InSegments(Rows):
             raise RowError(f"{spoiled[0]}: no answer passed ({', '.join(flags)})")
         numbers = checks.worst(translation.numbers) | {"shape": float("shape" not in flags)}
         taken = {"rung": translation.rung.name.lower(), "asks": len(attempts), "flags": flags}
-        return self._columns(row, translation.texts) | {
-            SHAPE: signature(translation.sources),
+        for attempt in attempts:
+            attempt["texts"] = [own[at] for at in attempt["texts"]]
+        at_own = {number: at for at, number in enumerate(own)}
+        places = [at_own[number] for number in asked]
+        return self._columns(row, [translation.texts[at] for at in places]) | {
+            SHAPE: signature([translation.sources[at] for at in places]),
             CHECKS: numbers | taken,
             ATTEMPTS: attempts,
         }

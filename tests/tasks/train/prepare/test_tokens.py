@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data
 from hala_hpc.data import schema, unify
-from hala_hpc.data.documents import Chat, Dropped, PromptAnswer, Text
+from hala_hpc.data.documents import Chat, PromptAnswer, Text
 from hala_hpc.data.files import readers
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.tasks.train.prepare.tokens import Tokenizing, overlapping
 from tests.data.tokenizer_kinds import KINDS, Kind

@@ -20,8 +20,9 @@ from hala_hpc.data import cut as cutting
 from hala_hpc.data import schema as schemas
 from hala_hpc.data import shards, templates
 from hala_hpc.data.cut import Cut, PlanWatch
-from hala_hpc.data.documents import Document, Dropped, Reader
+from hala_hpc.data.documents import Document, Reader
 from hala_hpc.data.schema import Row
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.data.templates import NAMES
 from hala_hpc.run.layout import RunDirectory
 from hala_hpc.run.manifest import Facts, Manifest, Shard

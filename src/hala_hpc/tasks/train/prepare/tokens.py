@@ -20,13 +20,13 @@ from hala_hpc.data.documents import (
     CONTROL_WORDS,
     Chat,
     Document,
-    Dropped,
     PromptAnswer,
     Text,
     holds_control_words,
     reader_of,
 )
 from hala_hpc.data.schema import Row
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.data.templates import Marks, Spans
 from hala_hpc.tasks.train.options import PrepareOptions
 from hala_hpc.text.prompts import ControlWords
