@@ -14,7 +14,7 @@ BENCHMARKS := startup plan runstate tail text judge shape mix score submit chaos
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve work demo test test-all test-fast lint cluster cluster-stop bench lock clean
+.PHONY: help setup serve work demo mini test test-all test-fast lint cluster cluster-stop bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ $(WORK): $(LOCKS)/work-cpu.txt | $(CORE)
 
 demo: setup serve  ## from nothing to a finished run on a tiny model
 	$(VENV)/python jobs/demo/run_demo.py
+
+mini: setup serve work  ## a whole pipeline, with tiny models that really learn, to its figures: ten minutes
+	$(VENV)/python jobs/mini/run_mini.py
 
 lint: setup  ## format, lint and types
 	$(VENV)/ruff format --check .

@@ -5,7 +5,6 @@ Every step is a command that you could type; it is printed before it runs. `make
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -15,32 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typed import HALA, ROOT, SERVE, console, run, say
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 RUN = ROOT / "runs" / "demo"
-SERVE = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
-HALA = Path(sys.executable).with_name("hala")
 PATIENCE_SECONDS = 600.0
-
-console = Console(highlight=False)
-
-
-def say(text: str) -> None:
-    console.print(f"\n[bold]{text}[/]", soft_wrap=True)
-
-
-def run(*words: object) -> str:
-    """Run a command in the open, and return what it printed."""
-    command = [str(word) for word in words]
-    shown = shlex.join(command).replace(str(HALA), "hala").replace(f"{ROOT}/", "")
-    console.print(f"[cyan]$ {escape(shown)}[/]", soft_wrap=True)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    console.out(done.stdout, end="")
-    return done.stdout
 
 
 def status() -> dict[str, Any]:

@@ -16,7 +16,6 @@ from hala_hpc.config.errors import HalaError, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.run import manifest
 from hala_hpc.run.layout import GRID, PIPELINE
-from hala_hpc.slurm import local
 from hala_hpc.slurm.queue import QueueView
 
 
@@ -59,19 +58,18 @@ def _pipeline_status(folder: Path, watch: bool, json_: bool) -> None:
     from hala_hpc.pipeline.survey import survey
 
     now = survey(stages.load(folder))
-    if watch and not json_:
+    if is_live := watch and not json_:
         from rich.live import Live
 
         with Live(views.table(now), refresh_per_second=4) as live:
-            while not now.finished and not now.is_halted and not now.is_cancelled:
+            while not now.has_ended and not views.is_abandoned(now):
                 time.sleep(5.0)
                 now = survey(stages.load(folder))
                 live.update(views.table(now))
-        click.echo(views.summary(now))
-        return
-    lines = [views.table(now), views.summary(now), views.next_step(now)]
-    is_here = now.pipeline.recipe.site.executor == "local"
-    if is_here and not (now.finished or now.is_halted or now.is_cancelled or local.workers(folder)):
+            now = survey(stages.load(folder))  # whoever went through it may have ended with its last stage
+            live.update(views.table(now))
+    lines: list[object] = [*([] if is_live else [views.table(now)]), views.summary(now), views.next_step(now)]
+    if views.is_abandoned(now):
         lines.append(common.Problem(f"nobody goes on with it on this machine: hala resume {folder.name}"))
     common.show(views.as_json(now), json_, filter(None, lines))
 

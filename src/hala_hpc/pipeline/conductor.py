@@ -109,7 +109,7 @@ def begin(folder: Path) -> Begun:
         now, problems = conduct(folder)
         return Begun(now, problems)
     now = survey(pipeline)
-    if _has_ended(now):
+    if now.has_ended:
         _note_end(now)
         return Begun(now, [])
     return Begun(now, [], "" if local.workers(folder) else _start_here(pipeline))
@@ -152,7 +152,7 @@ def tend(folder: Path, should_stop: Callable[[], bool] = lambda: False, *, watch
             if problems or not survey(pipeline := stages.load(folder)).in_state("ready", "planned"):
                 return  # whatever ends from now on hands in a conductor of its own
             continue
-        if _has_ended(now):
+        if now.has_ended:
             return
         for status in now.in_state("running"):
             with contextlib.suppress(HalaError, OSError):
@@ -255,7 +255,7 @@ def _run(now: Survey, status: StageStatus) -> dict[str, Any]:
 
 def _note_end(now: Survey) -> None:
     """Write the end of a pipeline down, and tell whoever wants to know, once for each end."""
-    if not _has_ended(now) or now.is_cancelled:
+    if not now.has_ended or now.is_cancelled:
         return
     folder = now.pipeline.folder
     halted = now.in_state("failed", "stopped", "cancelled")
@@ -267,10 +267,6 @@ def _note_end(now: Survey) -> None:
     if last is None or not decision.as_event().items() <= last.event.items():
         decisions.note(folder, decisions.DECIDED, **decision.as_event(), jobs=[])
         ending.announce(folder, now.pipeline.recipe, decision)
-
-
-def _has_ended(now: Survey) -> bool:
-    return now.finished or now.is_halted or now.is_cancelled
 
 
 def _rest_to_stewards(now: Survey, problems: list[str], guard: str) -> None:

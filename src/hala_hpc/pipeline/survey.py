@@ -90,6 +90,11 @@ class Survey:
     def is_cancelled(self) -> bool:
         return decisions.is_cancelled(self.noted)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.finished or self.is_halted or self.is_cancelled
+
     def place(self, address: str) -> str:
         """The path that ``run:STAGE/…`` stands for. Raises HalaError for a command that makes none."""
         name = stage_of(address, self.stages) or ""

@@ -12,6 +12,7 @@ from hala_hpc.config.errors import few, plural
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.forecast import Forecast, Plans, total
 from hala_hpc.pipeline.survey import HALTED, StageStatus, Survey
+from hala_hpc.slurm import local
 
 STYLES = {"done": "green", "running": "cyan", "left out": "dim", "waiting": "dim"} | dict.fromkeys(HALTED, "red")
 
@@ -55,6 +56,12 @@ def next_step(now: Survey) -> str:
     if now.in_state("failed", "stopped", "cancelled"):
         return f"hala resume {now.pipeline.name} tries again what failed, stopped or was cancelled"
     return ""
+
+
+def is_abandoned(now: Survey) -> bool:
+    """Whether a pipeline without Slurm has lost the process that went through its stages."""
+    is_here = now.pipeline.recipe.site.executor == "local"
+    return is_here and not now.has_ended and not local.workers(now.pipeline.folder)
 
 
 def planned(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> dict[str, Any]:
