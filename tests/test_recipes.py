@@ -55,7 +55,7 @@ PAIRS = [(recipe, site) for recipe in RECIPES for site in (SITES[:1] if grid.is_
 @pytest.mark.parametrize(("recipe", "site"), PAIRS, ids=short)
 def test_recipe_composes_with_site(recipe: Path, site: Path) -> None:
     for asked in composed(recipe, site):
-        assert registry.create(asked).stage in asked.site.environments or not asked.site.environments
+        assert registry.create(asked).environment in asked.site.environments or not asked.site.environments
 
 
 TRAININGS = [path for path in RECIPES if "kind: train" in path.read_text() and path.parent.name != "mini"]

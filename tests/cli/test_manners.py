@@ -137,7 +137,7 @@ def test_workers_here_need_their_engine_here(run: Run, write_recipe: Callable[..
     ("word", "said"),
     [
         ("site.environments.serve.venv=/nope", "/nope has no bin/python (make it with `hala env build serve-cpu"),
-        ("site.environments.work.venv=/nope", "no environment for the stage 'serve' (valid: work)"),
+        ("site.environments.work.venv=/nope", "no environment 'serve' (valid: work)"),
     ],
 )
 def test_an_environment_that_is_not_there_yet_is_a_warning_of_plan_and_ends_submit(

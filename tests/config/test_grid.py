@@ -140,7 +140,7 @@ def test_latxa_trains_the_published_cells() -> None:
     }
     for cell in found:
         if cell.state == "run" and cell.recipe:
-            assert registry.create(cell.recipe).stage == "work"
+            assert registry.create(cell.recipe).environment == "work"
             used = {
                 "corpus": "1" in cell.values["corpus"],
                 "eu": cell.values["eu"] == "1",

@@ -124,7 +124,7 @@ def test_an_environment_that_is_none_is_refused_before_anything_is_submitted(tmp
     site = Site(environments={"serve": Environment(venv=str(tmp_path))})
     with pytest.raises(HalaError, match=r"has no bin/python .*hala env build"):
         require_environment(site, "serve")
-    with pytest.raises(HalaError, match=r"no environment for the stage 'work' .*serve"):
+    with pytest.raises(HalaError, match=r"no environment 'work' .*serve"):
         require_environment(site, "work")
 
 

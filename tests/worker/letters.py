@@ -29,7 +29,7 @@ TTL, ATTEMPTS, STEPS = 1.0, 3, 4
 class Letters:
     """The task; ``opened`` and ``done`` tell what its workers did, in order."""
 
-    stage, loop, suffix = "work", "items", ""
+    environment, loop, suffix = "work", "items", ""
 
     def __init__(self) -> None:
         self.opened = 0

@@ -162,8 +162,8 @@ def _chosen(cluster: Cluster, asking: Asking, name: str, wished: Wished) -> Choi
     place = asking.text("folder of runs", None if wished.root is None else _absolute(wished.root), _likely_root())
     device = "cuda" if gpus.shape(with_gpus=True) else "cpu"
     serve, work = (
-        _absolute(folder) if folder is not None else _environment(stage, device)
-        for stage, folder in (("serve", wished.serve), ("work", wished.work))
+        _absolute(folder) if folder is not None else _environment(name, device)
+        for name, folder in (("serve", wished.serve), ("work", wished.work))
     )
     cache = _absolute(Path(os.environ["HF_HOME"])) if os.environ.get("HF_HOME") else None
     return Choice(name, place, gpus, by_name[without], account, serve, work, cache)
@@ -187,9 +187,9 @@ def _likely_root() -> str:
     return _absolute(Path("runs"))
 
 
-def _environment(stage: str, device: str) -> str:
+def _environment(name: str, device: str) -> str:
     """Where ``make`` or ``hala env build`` puts it, whether it is there yet or not."""
-    return _absolute(Path(".envs") / f"{stage}-{device}")
+    return _absolute(Path(".envs") / f"{name}-{device}")
 
 
 def _write(target: Path, text: str, force: bool) -> None:

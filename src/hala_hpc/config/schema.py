@@ -141,7 +141,7 @@ class Slurm:
 
 @dataclass
 class Container:
-    """Run the stage in a container. ``runtime`` apptainer wraps python; pyxis uses ``srun --container-*``."""
+    """Run workers in a container. ``runtime`` apptainer wraps python; pyxis uses ``srun --container-*``."""
 
     runtime: Literal["apptainer", "pyxis"] = "apptainer"
     image: str = field(default=MISSING, metadata=WITH_VARIABLES)
@@ -151,7 +151,7 @@ class Container:
 
 @dataclass
 class Environment:
-    """Where a stage's Python lives and what must be set up before it starts."""
+    """Where the Python of some tasks lives and what must be set up before it starts."""
 
     venv: str | None = field(default=None, metadata=PATH)
     # Instead of a venv: the interpreter, as named inside the container or by the modules.
@@ -171,7 +171,7 @@ class Site:
     shared_with: Literal["group"] | None = None  # who else may resume runs that are planned here: their folder's group
     slurm: Slurm = field(default_factory=Slurm)
     slurm_cpu: Slurm = field(default_factory=Slurm)  # the same for work that needs no GPU: tokenizing
-    environments: dict[str, Environment] = field(default_factory=dict)  # by stage: serve, work
+    environments: dict[str, Environment] = field(default_factory=dict)  # by name: serve, work
     cache: str | None = field(default=None, metadata=PATH)  # models and datasets (HF_HOME); null: the user's own
     scratch: str | None = field(default=None, metadata=PATH)  # node-local, for compile caches; null: the system's
     offline: bool = False  # compute nodes have no internet: only what `hala prefetch` fetched is used

@@ -292,7 +292,7 @@ def _refuse_running(pipeline: Pipeline) -> None:
 def _start_here(pipeline: Pipeline) -> str:
     """A process that conducts, and outlives this one."""
     recipe = pipeline.recipe
-    stage, site = registry.create(recipe).stage, without_gpus(recipe.site)
-    site = replace(site, environments=site.environments | {stage: Environment(python=pipeline.python)})
+    environment, site = registry.create(recipe).environment, without_gpus(recipe.site)
+    site = replace(site, environments=site.environments | {environment: Environment(python=pipeline.python)})
     ours = replace(recipe, name=pipeline.name, site=site)
-    return submit_each(ours, pipeline.folder, stage, [Conductor(str(pipeline.folder))]).jobs[0]
+    return submit_each(ours, pipeline.folder, environment, [Conductor(str(pipeline.folder))]).jobs[0]

@@ -130,5 +130,6 @@ def summary_of(run: PlannedRun, target: Path) -> Summary:
     if run.takes:
         summary["takes"] = list(run.takes)
     if recipe.site.executor == "slurm":
-        summary["sbatch"] = preview(on_its_nodes(recipe, run.task), target, run.task.stage, summary["workers"], ranks)
+        on_nodes = on_its_nodes(recipe, run.task)
+        summary["sbatch"] = preview(on_nodes, target, run.task.environment, summary["workers"], ranks)
     return summary

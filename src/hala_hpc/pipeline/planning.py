@@ -239,13 +239,13 @@ def _refuse_name(name: str, what: str) -> None:
 
 def refuse_missing_environment(recipe: Recipe, task: Task) -> None:
     """Refuse workers that could not be started, or not import their engine in this Python. Raises HalaError."""
-    require_environment(recipe.site, task.stage)
-    tracking.check(recipe, task.stage)
+    require_environment(recipe.site, task.environment)
+    tracking.check(recipe, task.environment)
     package = engines.abilities(recipe.engine.kind).package if asks(task) else None
-    is_here = recipe.site.executor != "slurm" and task.stage not in recipe.site.environments
+    is_here = recipe.site.executor != "slurm" and task.environment not in recipe.site.environments
     if package and is_here and importlib.util.find_spec(package) is None:
         raise HalaError(
-            f"site {recipe.site.name} has no environment for the stage '{task.stage}', and this Python lacks {package}",
+            f"site {recipe.site.name} has no environment '{task.environment}', and this Python lacks {package}",
             "--site local-cpu has one, made by `make serve`; engine.kind=echo tries a recipe without a model",
         )
 

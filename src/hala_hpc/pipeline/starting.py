@@ -38,7 +38,7 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: Mapping[Path, int] 
     run, where not as many as its recipe wants. Raises HalaError where Slurm refuses; what was handed in until then is
     cancelled, if Slurm lets us.
     """
-    recipe, stage = runs[0].recipe, runs[0].task.stage
+    recipe, environment = runs[0].recipe, runs[0].task.environment
     if any(run.recipe.site != recipe.site for run in runs):
         raise HalaError("grid: its cells share one array of jobs, so `site` cannot be an axis", "make it two grids")
     jobs = []
@@ -51,24 +51,24 @@ def start(folder: Path, runs: Sequence[PlannedRun], workers: Mapping[Path, int] 
         recipe = replace(recipe, name=folder.name)
         whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)))
     if recipe.task.kind != "train":
-        return [submit_each(on_its_nodes(whole, runs[0].task), folder, stage, jobs)]
+        return [submit_each(on_its_nodes(whole, runs[0].task), folder, environment, jobs)]
     from hala_hpc.tasks.train import task as train
 
     if recipe.site.executor != "slurm" and recipe.site.slurm.nodes_per_worker > 1:
         raise HalaError("site.slurm.nodes_per_worker: without Slurm there is one node", "set it to 1")
     data = (path.resolve() for run in runs for path in train.prepare_runs(run.path, run.recipe))
-    before = _prepare(recipe, stage, folder, dict.fromkeys(data))  # links in a cell lead to what all cells share
+    before = _prepare(recipe, environment, folder, dict.fromkeys(data))  # links in a cell lead to what all cells share
     after = [job for submission in before for job in submission.jobs]
     ranks = train.ranks_per_node(recipe.site)
     try:
-        return [*before, submit_each(whole, folder, stage, jobs, ranks=ranks, after=after)]
+        return [*before, submit_each(whole, folder, environment, jobs, ranks=ranks, after=after)]
     except BaseException:
         with contextlib.suppress(HalaError):  # they are on record: `hala cancel` ends them
             commands.cancel(after)
         raise
 
 
-def _prepare(recipe: Recipe, stage: str, folder: Path, runs: Iterable[Path]) -> list[Submission]:
+def _prepare(recipe: Recipe, environment: str, folder: Path, runs: Iterable[Path]) -> list[Submission]:
     """One array, without GPUs, for what is missing of the data; none without Slurm, where launchers prepare it."""
     if recipe.site.executor != "slurm":
         return []
@@ -79,7 +79,7 @@ def _prepare(recipe: Recipe, stage: str, folder: Path, runs: Iterable[Path]) -> 
     if not jobs:
         return []
     whole = replace(recipe, run=replace(recipe.run, workers=len(jobs)), site=without_gpus(recipe.site))
-    return [submit_each(whole, folder, stage, jobs)]
+    return [submit_each(whole, folder, environment, jobs)]
 
 
 def thawed(path: Path, overrides: tuple[str, ...]) -> PlannedRun:
@@ -89,7 +89,7 @@ def thawed(path: Path, overrides: tuple[str, ...]) -> PlannedRun:
     recipe = lookup.thawed(path, overrides)
     share(recipe.is_shared)
     task = registry.create(recipe)
-    require_environment(recipe.site, task.stage)
+    require_environment(recipe.site, task.environment)
     return PlannedRun(recipe, task, path)
 
 

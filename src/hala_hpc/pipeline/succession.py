@@ -74,7 +74,7 @@ def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job], python: st
         return ""
     if jobs := waiting(folder, work):
         return jobs[0]
-    site, stage = without_gpus(recipe.site), registry.create(recipe).stage
+    site, environment = without_gpus(recipe.site), registry.create(recipe).environment
     slurm = replace(
         site.slurm,
         cpus_per_worker=1,
@@ -84,13 +84,13 @@ def hand_in(folder: Path, recipe: Recipe, work: Callable[[str], Job], python: st
         extra=site.slurm.extra | {"begin": f"now+{GUARD_SECONDS}"},
     )
     environments = dict(site.environments)
-    if (own := environments.get(stage)) is not None and own.container is not None:
-        environments[stage] = Environment()  # a container may have no sbatch: in the Python that we run in
+    if (own := environments.get(environment)) is not None and own.container is not None:
+        environments[environment] = Environment()  # a container may have no sbatch: in the Python that we run in
     if python:
-        environments[stage] = Environment(python=python)
+        environments[environment] = Environment(python=python)
     site = replace(site, slurm=slurm, environments=environments)
     ours = replace(recipe, name=f"{folder.name}-steward", run=replace(recipe.run, workers=1), site=site)
-    return submit_each(ours, folder, stage, [work(str(folder))], kind=record.STEWARD).jobs[0]
+    return submit_each(ours, folder, environment, [work(str(folder))], kind=record.STEWARD).jobs[0]
 
 
 def tell(job: str, wait: Wait) -> None:

@@ -31,7 +31,7 @@ EXAMPLE, CHANGE = "example-h100.yaml", "CHANGE"
 LOCAL = ("tmpfs", "ramfs", "overlay", "squashfs")
 """Kinds of file systems that no other machine sees."""
 NEEDED = {"serve": "vllm", "work": "trl"}
-"""What the environment of a stage must be able to import, besides hala_hpc."""
+"""What the environment of this name must be able to import, besides hala_hpc."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def examine(recipe: Recipe, profile: Path, is_named: bool = True) -> Iterator[Fi
     yield from _two_roots(recipe, profile)
     yield from _runs(Path(recipe.run.root), recipe.site.executor == "slurm")
     yield from _cache(recipe)
-    for stage, environment in recipe.site.environments.items():
-        yield _environment(stage, environment, "cuda" if recipe.site.slurm.gpus_per_worker else "cpu")
+    for name, environment in recipe.site.environments.items():
+        yield _environment(name, environment, "cuda" if recipe.site.slurm.gpus_per_worker else "cpu")
     if not recipe.site.environments:
         advice = "--site local-cpu has an environment for it, made by `make serve`; other engines need none"
         this = _importable(sys.executable, "serve", "no environments in the profile, so workers use this one", advice)
@@ -156,28 +156,28 @@ def _cache(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(key, "ok", folder)
 
 
-def _environment(stage: str, environment: Environment, device: str) -> Finding:
+def _environment(name: str, environment: Environment, device: str) -> Finding:
     if environment.container is not None:
         runtime = environment.container.runtime
         state: Literal["ok", "warning"] = "ok" if runtime == "pyxis" or shutil.which(runtime) else "warning"
-        return Finding(f"environment {stage}", state, f"{runtime} {environment.container.image}")
+        return Finding(f"environment {name}", state, f"{runtime} {environment.container.image}")
     if environment.modules or environment.python:
-        return Finding(f"environment {stage}", "ok", "set up on the node by the site's own lines: not checked")
-    advice = f"hala env build {stage}-{device} --to {environment.venv}"
-    return _importable(f"{environment.venv}/bin/python", stage, str(environment.venv), advice)
+        return Finding(f"environment {name}", "ok", "set up on the node by the site's own lines: not checked")
+    advice = f"hala env build {name}-{device} --to {environment.venv}"
+    return _importable(f"{environment.venv}/bin/python", name, str(environment.venv), advice)
 
 
-def _importable(python: str, stage: str, where: str, advice: str) -> Finding:
-    module = NEEDED.get(stage, "hala_hpc")
+def _importable(python: str, name: str, where: str, advice: str) -> Finding:
+    module = NEEDED.get(name, "hala_hpc")
     code = f"import hala_hpc, submitit, {module}; print({module}.__version__)"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(f"environment {stage}", "missing", f"{where}: {error}", advice)
+        return Finding(f"environment {name}", "missing", f"{where}: {error}", advice)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["failed"])[-1]
-        return Finding(f"environment {stage}", "missing", f"{where}: {last}", advice)
-    return Finding(f"environment {stage}", "ok", f"{where}: {module} {done.stdout.split()[-1]}")
+        return Finding(f"environment {name}", "missing", f"{where}: {last}", advice)
+    return Finding(f"environment {name}", "ok", f"{where}: {module} {done.stdout.split()[-1]}")
 
 
 def _slurm(recipe: Recipe) -> Iterator[Finding]:

@@ -166,10 +166,10 @@ def request_of(recipe: Recipe) -> Recipe:
 
 
 def _submit(recipe: Recipe, partition: str, folder: Path) -> _Job:
-    stages = [stage for stage, environment in recipe.site.environments.items() if _is_built(environment)]
-    programs = {f"Python of {stage}": _program(launch(recipe.site, stage)) for stage in stages}
+    names = [name for name, environment in recipe.site.environments.items() if _is_built(environment)]
+    programs = {f"Python of {name}": _program(launch(recipe.site, name)) for name in names}
     programs["this Python"] = _program(Launch(shlex.quote(sys.executable)))
-    places = [recipe.run.root, recipe.site.cache, *(recipe.site.environments[stage].venv for stage in stages)]
+    places = [recipe.run.root, recipe.site.cache, *(recipe.site.environments[name].venv for name in names)]
     paths = [place for place in places if place and Path(place).exists()]
     (folder / "spec.json").write_text(json.dumps({"paths": paths, "programs": programs}))
     request = parameters(request_of(recipe), Launch(shlex.quote(sys.executable)))
@@ -188,7 +188,7 @@ def _is_built(environment: Environment) -> bool:
 
 
 def _program(started: Launch) -> str:
-    """A line of shell that starts a stage's Python as a worker's is started; empty where only srun could do that."""
+    """A line of shell that starts an environment's Python as for a worker; empty where only srun could do that."""
     if started.srun:
         return "echo 'in a container of pyxis: not tried'"
     lines = "\n".join(started.setup)

@@ -150,13 +150,13 @@ def _account(choice: Choice, cluster: Cluster) -> Iterator[str]:
 
 def _environments(choice: Choice) -> Iterator[str]:
     device = "cuda" if choice.shape.gpus else "cpu"
-    yield "  environments: # where each stage's Python is. Translation runs in `serve`, training in `work`"
-    for stage, folder in (("serve", choice.serve), ("work", choice.work)):
+    yield "  environments: # where each task's Python is. Translation runs in `serve`, training in `work`"
+    for name, folder in (("serve", choice.serve), ("work", choice.work)):
         there = (Path(folder) / "bin" / "python").exists()
-        yield f"    {stage}:"
-        build = f"hala env build {stage}-{device} --to {one_line(folder)}"
+        yield f"    {name}:"
+        build = f"hala env build {name}-{device} --to {one_line(folder)}"
         yield f"      venv: {path(folder)} # {'is there' if there else f'to be built: {build}'}"
-        if stage == "serve" and (loaded := survey.modules()):
+        if name == "serve" and (loaded := survey.modules()):
             yield f"      # modules: {json.dumps(loaded)} # loaded when this was written"
         yield "      variables:"
         yield f'        OMP_NUM_THREADS: "{min(8, max(1, cores(choice.shape, max(1, choice.shape.gpus))))}"'

@@ -1,4 +1,4 @@
-"""The job of a worker: what is asked of sbatch, and how the Python of its stage is started.
+"""The job of a worker: what is asked of sbatch, and how the Python of its environment is started.
 
 Setup lines are the site's own shell and go in as they are; everything else is quoted. A person's own options of sbatch
 come on top of ours.
@@ -72,9 +72,9 @@ class SbatchRequest:
         return SbatchRequest(parameters, {**self.further, "comment": comment})
 
 
-def launch(site: Site, stage: str) -> Launch:
-    """How a worker of this stage is started at a site. Without an entry for the stage: in the present environment."""
-    environment = site.environments.get(stage, Environment())
+def launch(site: Site, name: str) -> Launch:
+    """How a worker is started in the environment of a name. Where the site has none: in the present one."""
+    environment = site.environments.get(name, Environment())
     python, srun = _python(environment, site.slurm.gpus_per_worker > 0)
     cache = {"HF_HOME": site.cache} if site.cache else {}
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
@@ -92,20 +92,18 @@ def rank_variables(site: Site, started: Launch, ranks: int) -> list[str]:
     return _exports({RANKS: ranks, CPUS: cpus, GPUS: slurm.gpus_per_worker, PYTHON: started.python, SRUN: srun})
 
 
-def require_environment(site: Site, stage: str) -> None:
+def require_environment(site: Site, name: str) -> None:
     """Refuse a venv without a Python before anything is submitted. Raises HalaError."""
-    environment = site.environments.get(stage)
+    environment = site.environments.get(name)
     if site.environments and environment is None:
-        raise HalaError(
-            f"site {site.name}: no environment for the stage '{stage}'", did_you_mean(stage, site.environments)
-        )
+        raise HalaError(f"site {site.name}: no environment '{name}'", did_you_mean(name, site.environments))
     if environment and environment.venv and environment.container is None:
         python = Path(environment.venv) / "bin" / "python"
         if not os.access(python, os.X_OK):
             device = "cuda" if site.slurm.gpus_per_worker else "cpu"
             raise HalaError(
-                f"site.environments.{stage}.venv: {environment.venv} has no bin/python",
-                f"make it with `hala env build {stage}-{device} --to {environment.venv}`",
+                f"site.environments.{name}.venv: {environment.venv} has no bin/python",
+                f"make it with `hala env build {name}-{device} --to {environment.venv}`",
             )
 
 

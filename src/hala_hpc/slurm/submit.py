@@ -35,7 +35,7 @@ def without_gpus(site: Site) -> Site:
 def submit_each(
     recipe: Recipe,
     run: Path,
-    stage: str,
+    environment: str,
     jobs: Sequence[Job],
     *,
     ranks: int | None = None,
@@ -51,7 +51,7 @@ def submit_each(
     after : Slurm jobs that must have ended before, however they ended.
     kind : as what they are on record (see ``record``).
     """
-    started = launch(recipe.site, stage)
+    started = launch(recipe.site, environment)
     if recipe.site.executor == "slurm":
         request = parameters(recipe, started, ranks, after, starts_again=kind == WORKERS and ranks is None)
         return _submit_slurm(run, recipe, request, started.python, jobs, kind)
@@ -63,9 +63,9 @@ def submit_each(
     return submission
 
 
-def preview(recipe: Recipe, run: Path, stage: str, workers: int, ranks: int | None = None) -> str:
+def preview(recipe: Recipe, run: Path, environment: str, workers: int, ranks: int | None = None) -> str:
     """The sbatch file that ``submit_each`` would hand in."""
-    started, logs = launch(recipe.site, stage), run / "logs"
+    started, logs = launch(recipe.site, environment), run / "logs"
     command = f"{started.python} -u -m {ENTRY} {shlex.quote(str(logs))}"
     return job_text(parameters(recipe, started, ranks, starts_again=ranks is None), command, logs, workers)
 

@@ -75,7 +75,7 @@ class ItemTask(Task, Protocol):
     suffix: str = ""
 
     def open(self, run: RunDirectory, plan: Manifest) -> ItemWork:
-        """Start working, in the stage's environment. Nothing heavy before the first item."""
+        """Start working, in the task's environment. Nothing heavy before the first item."""
 
     def finish(self, run: RunDirectory, plan: Manifest) -> None:
         """Whatever is left to do when all shards are published, a whole model from its files for example; else nothing.

@@ -27,7 +27,7 @@ REST_SECONDS: Final = 0.2
 class Task(Protocol):
     """Knows how its shards are planned and checked, and which loop of the worker does them."""
 
-    stage: str
+    environment: str
     """The environment that it runs in, as a site names them: serve or work."""
     loop: str
     """The module whose ``work`` does its shards on the worker: ``ROWS``, ``ITEMS``, or one that a task brings."""

@@ -142,21 +142,21 @@ def package_of(module: str, name: str, key: str) -> Any:
         raise HalaError(f"{key}: the package {name} is missing ({error})", hint) from error
 
 
-def check(recipe: Recipe, stage: str) -> None:
-    """Refuse trackio where it is known not to be installed where the workers of a stage run. Raises HalaError.
+def check(recipe: Recipe, environment: str) -> None:
+    """Refuse trackio where it is known not to be installed where the workers of an environment run. Raises HalaError.
 
     What modules or a container bring along is not known here: there a worker says it when it starts.
     """
-    if not recipe.run.track.trackio or _has(recipe.site, stage, TRACKIO) is not False:
+    if not recipe.run.track.trackio or _has(recipe.site, environment, TRACKIO) is not False:
         return
-    where = recipe.site.environments.get(stage, Environment()).venv or sys.prefix
+    where = recipe.site.environments.get(environment, Environment()).venv or sys.prefix
     hint = f"{where}/bin/python -m pip install trackio, or leave run.track.trackio out"
     raise HalaError(f"run.track.trackio: the package trackio is missing in {where}, where workers run", hint)
 
 
-def _has(site: Site, stage: str, package: str) -> bool | None:
+def _has(site: Site, name: str, package: str) -> bool | None:
     """Whether an environment has a package; None where that cannot be told from here."""
-    environment = site.environments.get(stage)
+    environment = site.environments.get(name)
     if environment is None:
         return importlib.util.find_spec(package) is not None
     if environment.container is not None or environment.modules or environment.python or not environment.venv:

@@ -55,7 +55,7 @@ class Options(TaskOptions):
 class Compare(ItemTask):
     """See the module. Raises HalaError for invalid options; ``plan`` refuses models that take other tokens."""
 
-    stage = "serve"
+    environment = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -57,7 +57,7 @@ class Options(TaskOptions):
 class Evaluate(ItemTask):
     """See the module. Raises HalaError for impossible options."""
 
-    stage = "serve"
+    environment = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -59,7 +59,7 @@ class Options(TaskOptions):
 class Merge(ItemTask):
     """See the module. Raises HalaError for invalid options; models that cannot be merged are refused by ``plan``."""
 
-    stage = "work"
+    environment = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -51,7 +51,7 @@ class SourceFacts(TypedDict):
 class Mix(ItemTask):
     """See the module. Raises HalaError for options that cannot be."""
 
-    stage = "serve"
+    environment = "serve"
     one_per_core = True
 
     def __init__(self, recipe: Recipe) -> None:

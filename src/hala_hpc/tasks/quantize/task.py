@@ -64,7 +64,7 @@ class Options(TaskOptions):
 class Quantize(ItemTask):
     """See the module. Raises HalaError for invalid options; what cannot be quantized is refused by ``plan``."""
 
-    stage = "work"
+    environment = "work"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -71,7 +71,7 @@ class Options(TaskOptions):
 class ScoreTask(ItemTask):
     """See the module. Raises HalaError for options that cannot be."""
 
-    stage = "serve"
+    environment = "serve"
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

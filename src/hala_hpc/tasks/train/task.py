@@ -30,7 +30,7 @@ NAME = re.compile(r"[\w-]{1,60}")
 class Train(Task):
     """A training. What can be refused is refused here, before a GPU is allocated."""
 
-    stage = "work"
+    environment = "work"
     loop = "hala_hpc.tasks.train.launch.launcher"
     suffix = ""
 

@@ -75,7 +75,7 @@ class KeepsRequests(Protocol):
 class RowTask(Task, ABC):
     """A task whose shards are rows: all of it but how rows are done."""
 
-    stage = "serve"
+    environment = "serve"
     loop = ROWS
     suffix = ".parquet"
     cuts_texts = False

@@ -44,7 +44,7 @@ class ExportItem(TypedDict):
 class Export(ItemTask):
     """See the module."""
 
-    stage = "work"
+    environment = "work"
     takes_run = True
 
     def __init__(self, recipe: Recipe) -> None:

@@ -49,7 +49,7 @@ SAMPLE: Final = " 1. A sample:\n\n\tnaïve  «نصٌّ عربيّ» 12,345 \u258
 class Prepare(ItemTask):
     """See the module."""
 
-    stage = "work"
+    environment = "work"
     one_per_core = True
     suffix = ".arrow"
 
