@@ -217,7 +217,10 @@ def test_the_command_line(hala: Hala, make: Make) -> None:
     assert "nothing to do: all of it is done" in hala("submit", file).stdout
     assert [(row["run"], row["runs"]) for row in hala.json("runs")] == [("whole", 2)]
     assert [part["run"] for part in hala.json("cost", "whole")["parts"]] == ["a", "slow"]
+    changed = hala.json("plan", file, "stages.a.task.suffix=_x")["stages"][0]
+    assert changed["plans"][0]["run"].endswith("whole/a.2") and "warnings" not in changed
     hala("submit", file, "stages.a.task.suffix=_x")
+    hala("status", "whole", "--watch")
     why = hala.json("why", "whole", "a")
     assert why["differences"] == ['task.suffix: "_x" (was "_a")']
     wait(hala, lambda states: set(states.values()) == {"done"})

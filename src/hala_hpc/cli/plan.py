@@ -54,7 +54,7 @@ def plan_command(recipe: Path, overrides: tuple[str, ...], site: str, create: bo
 
 
 def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: bool, json_: bool) -> None:
-    from hala_hpc.pipeline import forecast, stages
+    from hala_hpc.pipeline import conductor, forecast, stages
     from hala_hpc.pipeline.survey import survey
 
     if create:
@@ -63,7 +63,7 @@ def _plan_pipeline(recipe: Path, overrides: tuple[str, ...], site: str, create: 
     plans: dict[str, tuple[list[outlook.Summary], list[str]]] = {}
     for status in now.in_state("ready"):
         if not status.stage.command:
-            runs = status.stage.runs(now.pipeline.folder / status.name, stages.opened(now.place))
+            runs = status.stage.runs(conductor.vacant(now, status), stages.opened(now.place))
             try:
                 plans[status.name] = outlook.summaries(runs, create=False)
             except HalaError as error:  # the others are planned all the same

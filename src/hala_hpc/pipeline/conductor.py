@@ -202,7 +202,8 @@ def _do(now: Survey, status: StageStatus) -> str:
             return ""
         target = status.folder
         if target is None:
-            target = _target(now, status)
+            target = vacant(now, status)
+            remove_tree(target)
             decisions.note(folder, decisions.PLANNING, stage=status.name, version=target.name, key=key)
             planning.plan(status.stage.runs(target, opened(now.place)), target, to_start=True)
             decisions.note(folder, decisions.PLANNED, stage=status.name, version=target.name, key=key)
@@ -214,21 +215,17 @@ def _do(now: Survey, status: StageStatus) -> str:
     return ""
 
 
-def _target(now: Survey, status: StageStatus) -> Path:
-    """A folder for a new version of a stage. What a killed plan of it left there is removed, for nobody started it.
+def vacant(now: Survey, status: StageStatus) -> Path:
+    """The folder of a new version of a stage. What a killed plan of it left there is nobody's, for it never started.
 
     Whatever else has the name, such as the ledger or a person's folder, stays: then it is the next name.
     """
     events = [item for item in now.noted if item.event.get("stage") == status.name]
     planned = {item.event["version"] for item in events if item.kind == decisions.PLANNED}
     begun = {item.event["version"] for item in events if item.kind == decisions.PLANNING} - planned
-    for number in itertools.count(1):
-        target = now.pipeline.folder / (status.name if number == 1 else f"{status.name}.{number}")
-        if target.name in begun:
-            remove_tree(target)
-        if target.name not in planned and not target.exists():
-            break
-    return target
+    names = itertools.chain([status.name], (f"{status.name}.{number}" for number in itertools.count(2)))
+    folders = (now.pipeline.folder / name for name in names)
+    return next(path for path in folders if path.name in begun or not (path.name in planned or path.exists()))
 
 
 def _run(now: Survey, status: StageStatus) -> dict[str, Any]:
