@@ -195,7 +195,7 @@ def test_the_command_line(hala: Hala, make: Make) -> None:
             "slow": step("a", suffix="_slow") | {"recipe": "slow.yaml"},
             "page": {"command": ["report", "run:slow", "--to", "page"]},
         },
-        slow=ROWS | {"engine": {"kind": "echo", "seconds": 1.0, "capacity": 1}},
+        slow=ROWS | {"engine": {"kind": "echo", "seconds": 3.0, "capacity": 1}},
     )
     planned = hala.json("plan", file)
     assert [(stage["stage"], stage["state"]) for stage in planned["stages"]] == [
