@@ -18,12 +18,13 @@ from tests.work import work_python
 
 pytestmark = [pytest.mark.slurm, pytest.mark.vllm, pytest.mark.train, pytest.mark.timeout(2400)]
 __all__ = ["slurm_hala", "work_python"]
+SITE = ("--site", "minislurm", "site.slurm.minutes=30")
 
 
 def test_one_command(slurm_hala: Hala, cluster: Cluster, serve_python: Path, work_python: Path) -> None:
     folder = slurm_hala.folder / "runs" / "mini"
     mini.lay_out(slurm_hala.folder, serve_python)
-    slurm_hala("submit", mini.PIPELINE, "--site", "minislurm")  # all that a person types
+    slurm_hala("submit", mini.PIPELINE, *SITE)  # all that a person types
 
     wait_for(lambda: metrics.read(folder / "translator")[100:], 900)
     cluster.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
@@ -39,5 +40,5 @@ def test_one_command(slurm_hala: Hala, cluster: Cluster, serve_python: Path, wor
     kinds = [item.kind for item in decisions.read(folder)]
     assert kinds.count(decisions.PLANNED) == 14
 
-    slurm_hala("submit", mini.PIPELINE, "--site", "minislurm")
+    slurm_hala("submit", mini.PIPELINE, *SITE)
     assert [item.kind for item in decisions.read(folder)].count(decisions.PLANNED) == 14, "nothing is done twice"
