@@ -41,6 +41,21 @@ def test_later_layers_win(write: Write) -> None:
     assert found.site.name == "s"
 
 
+def test_a_recipe_leaves_nothing_to_the_next(write: Write) -> None:
+    """The defaults are made once for all of them."""
+    recipe = write("r.yaml", name="r", engine={"kind": "echo"}, task={"glossary": {"a": "b"}, "roles": ["user"]})
+    bare = write("bare.yaml", name="r", engine={"kind": "echo"})
+    before = asked(bare)
+    changed = asked(recipe, "run.workers=4", "task.segments.gate.shape=flag", "sampling.stop=[x]", "engine.capacity=3")
+    with pytest.raises(HalaError, match=r"run\.workers"):
+        asked(recipe, "task.glossary.c=d", "run.workers=many")
+    before.task.roles.append("system")
+    after = asked(bare)
+    assert (changed.task.glossary, changed.task.segments.gate) == ({"a": "b"}, {"shape": "flag"})
+    assert (after.task.glossary, after.task.segments.gate, after.task.roles) == ({}, {}, ["user", "assistant"])
+    assert (after.run.workers, after.sampling.stop, after.engine.capacity) == (1, [], 64)
+
+
 def test_included_files_stand_below_their_recipe(write: Write) -> None:
     write("prompt.yaml", "prompts", task={"prompt": "P {text}", "system": "S"}, data={"path": "rows.jsonl"})
     write("more.yaml", "prompts", task={"system": "T", "suffix": "_x"})
