@@ -204,10 +204,12 @@ def test_the_likeliest_of_choices(server: Server, start: Callable[..., Any], cha
 
 @pytest.mark.parametrize("prompt", [(Message("user", "hi"),), "hi"])
 def test_a_schema_is_handed_on(server: Server, start: Callable[..., Any], prompt: Any) -> None:
+    """With the stop words: who knows whether the endpoint enforces it."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    ask(start(), Request(prompt, schema=json.dumps(schema)))
+    ask(start(), Request(prompt, schema=json.dumps(schema), stop=("```",)))
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     assert server.asked[0]["response_format"] == wanted
+    assert server.asked[0]["stop"] == ["```"]
 
 
 def test_a_template_is_told_what_the_recipe_says(server: Server) -> None:
