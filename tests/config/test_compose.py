@@ -37,12 +37,7 @@ def test_later_layers_win(write: Write) -> None:
     site = write("site.yaml", run={"workers": 2, "attempts": 2, "shard_rows": 2}, site={"name": "s"})
     recipe = write("r.yaml", name="r", engine={"kind": "echo"}, run={"workers": 3, "attempts": 3})
     whole = asked(recipe, "run.workers=4", site=site)
-    assert (whole.run.workers, whole.run.attempts, whole.run.shard_rows, whole.run.lease_seconds) == (
-        4,
-        3,
-        2,
-        120,
-    )
+    assert (whole.run.workers, whole.run.attempts, whole.run.shard_rows, whole.run.lease_seconds) == (4, 3, 2, 120)
     assert whole.site.name == "s"
 
 
@@ -170,11 +165,7 @@ def test_hub_names_are_no_paths(write: Write) -> None:
 
 def test_a_lone_value_becomes_a_list(write: Write, tmp_path: Path) -> None:
     whole = asked(write("r.yaml", name="r", data={"columns": "a"}), "task.roles=user", f"data.path={tmp_path}/*.jsonl")
-    assert (whole.data.columns, whole.task.roles, whole.data.path) == (
-        ["a"],
-        ["user"],
-        [f"{tmp_path}/*.jsonl"],
-    )
+    assert (whole.data.columns, whole.task.roles, whole.data.path) == (["a"], ["user"], [f"{tmp_path}/*.jsonl"])
 
 
 def test_a_glob_on_the_command_line_is_text(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
