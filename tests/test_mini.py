@@ -44,8 +44,8 @@ def test_rules_alone_tell_good_pairs_from_damaged_ones() -> None:
 
 
 def test_instructions_are_made_of_sentences_of_the_pairs() -> None:
-    known, asked = right(), [row["instruction"] for row in instructions()]
-    assert len(set(asked)) == len(asked) == 112
+    known, instructed = right(), [row["instruction"] for row in instructions()]
+    assert len(set(instructed)) == len(instructed) == 112
     for row in instructions():
         assert known[row["instruction"]].endswith("؟") and row["instruction"].endswith("?")
         assert known[row["output"]].endswith(".") and row["output"].endswith(".")

@@ -54,8 +54,8 @@ PAIRS = [(recipe, site) for recipe in RECIPES for site in (SITES[:1] if grid.is_
 
 @pytest.mark.parametrize(("recipe", "site"), PAIRS, ids=short)
 def test_recipe_composes_with_site(recipe: Path, site: Path) -> None:
-    for asked in composed(recipe, site):
-        assert registry.create(asked).environment in asked.site.environments or not asked.site.environments
+    for cell in composed(recipe, site):
+        assert registry.create(cell).environment in cell.site.environments or not cell.site.environments
 
 
 TRAININGS = [path for path in RECIPES if "kind: train" in path.read_text() and path.parent.name != "mini"]
@@ -65,13 +65,13 @@ TRAININGS = [path for path in RECIPES if "kind: train" in path.read_text() and p
 @pytest.mark.parametrize("recipe", TRAININGS, ids=short)
 def test_a_training_fits_where_its_header_says(recipe: Path) -> None:
     """80 GB GPUs, on one node, two and four of eight; and the header tells the memory that `hala plan` would."""
-    asked = composed(recipe, ROOT / "hpc" / "sites" / "local.yaml")[0]
-    model = architecture.read(REAL[asked.model.name])
-    own, *_ = found = [estimates.estimate(model, asked.task, gpus) for _, gpus in estimates.hardware(asked)]
-    assert all(each.fits(estimates.GPU_BYTES) for each in found), found
-    told = re.search(r"about (\d+) GiB", recipe.read_text())
-    assert told is not None
-    assert int(told[1]) == pytest.approx(own.total / 1024**3, abs=1)
+    training = composed(recipe, ROOT / "hpc" / "sites" / "local.yaml")[0]
+    model = architecture.read(REAL[training.model.name])
+    own, *_ = estimated = [estimates.estimate(model, training.task, gpus) for _, gpus in estimates.hardware(training)]
+    assert all(estimate.fits(estimates.GPU_BYTES) for estimate in estimated), estimated
+    gibibytes = re.search(r"about (\d+) GiB", recipe.read_text())
+    assert gibibytes is not None
+    assert int(gibibytes[1]) == pytest.approx(own.total / 1024**3, abs=1)
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=short)

@@ -36,9 +36,24 @@ def asked(recipe: Path | None, *words: str, site: Path | None = None) -> Recipe:
 def test_later_layers_win(write: Write) -> None:
     site = write("site.yaml", run={"workers": 2, "attempts": 2, "shard_rows": 2}, site={"name": "s"})
     recipe = write("r.yaml", name="r", engine={"kind": "echo"}, run={"workers": 3, "attempts": 3})
-    found = asked(recipe, "run.workers=4", site=site)
-    assert (found.run.workers, found.run.attempts, found.run.shard_rows, found.run.lease_seconds) == (4, 3, 2, 120)
-    assert found.site.name == "s"
+    whole = asked(recipe, "run.workers=4", site=site)
+    assert (whole.run.workers, whole.run.attempts, whole.run.shard_rows, whole.run.lease_seconds) == (4, 3, 2, 120)
+    assert whole.site.name == "s"
+
+
+def test_a_recipe_leaves_nothing_to_the_next(write: Write) -> None:
+    """The defaults are made once for all of them."""
+    recipe = write("r.yaml", name="r", engine={"kind": "echo"}, task={"glossary": {"a": "b"}, "roles": ["user"]})
+    bare = write("bare.yaml", name="r", engine={"kind": "echo"})
+    before = asked(bare)
+    changed = asked(recipe, "run.workers=4", "task.segments.gate.shape=flag", "sampling.stop=[x]", "engine.capacity=3")
+    with pytest.raises(HalaError, match=r"run\.workers"):
+        asked(recipe, "task.glossary.c=d", "run.workers=many")
+    before.task.roles.append("system")
+    after = asked(bare)
+    assert (changed.task.glossary, changed.task.segments.gate) == ({"a": "b"}, {"shape": "flag"})
+    assert (after.task.glossary, after.task.segments.gate, after.task.roles) == ({}, {}, ["user", "assistant"])
+    assert (after.run.workers, after.sampling.stop, after.engine.capacity) == (1, [], 64)
 
 
 def test_included_files_stand_below_their_recipe(write: Write) -> None:
@@ -134,23 +149,23 @@ def test_paths_belong_to_the_file_that_says_them(write: Write, tmp_path: Path, m
     site = write("site.yaml", "a", site={"cache": "cache", "environments": {"serve": {"venv": "../venv"}}})
     recipe = write("r.yaml", "b", name="r", data={"path": ["x.jsonl", "/abs/y.jsonl"]}, model={"name": "./m"})
     monkeypatch.chdir(write("here", "c").parent)
-    found = asked(recipe, "run.root=runs", site=site)
-    assert found.site.cache == str(tmp_path / "a/cache")
-    assert found.site.environments["serve"].venv == str(tmp_path / "venv")
-    assert found.data.path == [str(tmp_path / "b/x.jsonl"), "/abs/y.jsonl"]
-    assert found.model.name == str(tmp_path / "b/m")
-    assert found.run.root == str(tmp_path / "c/runs")
+    composed = asked(recipe, "run.root=runs", site=site)
+    assert composed.site.cache == str(tmp_path / "a/cache")
+    assert composed.site.environments["serve"].venv == str(tmp_path / "venv")
+    assert composed.data.path == [str(tmp_path / "b/x.jsonl"), "/abs/y.jsonl"]
+    assert composed.model.name == str(tmp_path / "b/m")
+    assert composed.run.root == str(tmp_path / "c/runs")
 
 
 def test_hub_names_are_no_paths(write: Write) -> None:
-    found = asked(write("r.yaml", name="r", model={"name": "org/model"}, data={"hub": "org/set"}))
-    assert (found.model.name, found.data.hub) == ("org/model", "org/set")
+    composed = asked(write("r.yaml", name="r", model={"name": "org/model"}, data={"hub": "org/set"}))
+    assert (composed.model.name, composed.data.hub) == ("org/model", "org/set")
     assert asked(write("r.yaml", name="r"), "model.name=~/m").model.name == str(Path.home() / "m")
 
 
 def test_a_lone_value_becomes_a_list(write: Write, tmp_path: Path) -> None:
-    found = asked(write("r.yaml", name="r", data={"columns": "a"}), "task.roles=user", f"data.path={tmp_path}/*.jsonl")
-    assert (found.data.columns, found.task.roles, found.data.path) == (["a"], ["user"], [f"{tmp_path}/*.jsonl"])
+    whole = asked(write("r.yaml", name="r", data={"columns": "a"}), "task.roles=user", f"data.path={tmp_path}/*.jsonl")
+    assert (whole.data.columns, whole.task.roles, whole.data.path) == (["a"], ["user"], [f"{tmp_path}/*.jsonl"])
 
 
 def test_a_glob_on_the_command_line_is_text(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +175,8 @@ def test_a_glob_on_the_command_line_is_text(write: Write, tmp_path: Path, monkey
 
 def test_another_kind_drops_the_keys_of_the_first(write: Write) -> None:
     recipe = write("r.yaml", name="r", engine={"kind": "vllm", "max_num_seqs": 9})
-    found = asked(recipe, "engine.kind=echo", "engine.capacity=3")
-    assert (found.engine.kind, found.engine.capacity) == ("echo", 3)
+    composed = asked(recipe, "engine.kind=echo", "engine.capacity=3")
+    assert (composed.engine.kind, composed.engine.capacity) == ("echo", 3)
     with pytest.raises(HalaError, match=r"s\.yaml: unknown key 'engine\.max_num_sqs' \(did you mean 'max_num_seqs'"):
         asked(write("s.yaml", name="s", engine={"kind": "vllm", "max_num_sqs": 9}), "engine.kind=echo")
     with pytest.raises(HalaError, match=r"command line: unknown key 'engine\.max_num_seqs'"):
@@ -172,10 +187,10 @@ def test_environment_variables(write: Write, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HALA_TEST_WHERE", "relative")
     monkeypatch.chdir(tmp_path)
     recipe = write("r.yaml", name="r", model={"name": "./${oc.env:HALA_TEST_WHERE}"}, task={"target": "${name}"})
-    found = asked(recipe, "data.path=${oc.env:HALA_TEST_WHERE}/x.jsonl")
-    assert found.data.path == [str(tmp_path / "relative/x.jsonl")]
-    assert found.model.name == str(tmp_path / "relative")
-    assert found.task.target == "r"
+    composed = asked(recipe, "data.path=${oc.env:HALA_TEST_WHERE}/x.jsonl")
+    assert composed.data.path == [str(tmp_path / "relative/x.jsonl")]
+    assert composed.model.name == str(tmp_path / "relative")
+    assert composed.task.target == "r"
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
@@ -188,14 +203,14 @@ def test_frozen_and_thawed_is_the_same(tmp_path: Path, system: str) -> None:
     source.write_text(
         json.dumps({"name": "r", "engine": {"kind": "echo"}, "run": {"root": "x"}, "data": {"path": ["a", "b"]}})
     )
-    found = asked(source)
-    found.task.system = system
+    composed = asked(source)
+    composed.task.system = system
     frozen = tmp_path / "frozen.yaml"
-    frozen.write_text(freeze(found))
+    frozen.write_text(freeze(composed))
     here = Path.cwd()
     os.chdir("/")
     try:
-        assert thaw(frozen, registry.options_of) == found
+        assert thaw(frozen, registry.options_of) == composed
     finally:
         os.chdir(here)
 

@@ -163,8 +163,8 @@ def test_builds_are_looked_at_once_and_told_apart() -> None:
         {"messages": [user("x"), answer("<think>z</think>y")]},
         {"messages": [user("x"), answer("y")], "tools": [TOOL]},
     ]
-    for one in [row, *others]:
-        work.notes(work.reader.read(one))
+    for document_row in [row, *others]:
+        work.notes(work.reader.read(document_row))
     assert len(rendered) == 5
 
 

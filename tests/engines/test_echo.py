@@ -26,9 +26,9 @@ def test_it_answers_with_the_last_message() -> None:
     engine = started()
     engine.add("a", Request((Message("system", "s"), Message("user", "hi there"))))
     engine.add("b", Request("bare"))
-    one, two = engine.poll(1)
-    assert (one.id, one.text, one.finish_reason, one.output_tokens) == ("a", "«hi there»", "stop", 2)
-    assert (two.id, two.text) == ("b", "«bare»")
+    chat, bare = engine.poll(1)
+    assert (chat.id, chat.text, chat.finish_reason, chat.output_tokens) == ("a", "«hi there»", "stop", 2)
+    assert (bare.id, bare.text) == ("b", "«bare»")
     assert engine.poll(0) == []
 
 
@@ -37,9 +37,9 @@ def test_what_a_user_says_differs_by_the_seed() -> None:
     for number in range(100):
         engine.add(str(number), request((), Sampling(), speaker="user", number=number))
     engine.add("told", request((Message("system", "s"),), Sampling(), speaker="user"))
-    *bare, told = engine.poll(1)
-    assert len({one.text for one in bare}) == 100
-    assert told.text.startswith("«s ")
+    *bare, instructed = engine.poll(1)
+    assert len({completion.text for completion in bare}) == 100
+    assert instructed.text.startswith("«s ")
 
 
 def test_seeds_depend_on_prompt_and_number_alone() -> None:
@@ -60,10 +60,10 @@ def test_it_takes_one_of_the_choices_and_says_how_likely_each_was() -> None:
             engine.add(text, request(text, Sampling(), choices=choices))
         completions.append(engine.poll(1))
     assert completions[0] == completions[1]
-    assert {one.text for one in completions[0]} == set(choices)
-    for one in completions[0]:
-        assert sum(map(math.exp, one.weights)) == pytest.approx(1)
-        assert one.text == choices[one.weights.index(max(one.weights))]
+    assert {completion.text for completion in completions[0]} == set(choices)
+    for completion in completions[0]:
+        assert sum(map(math.exp, completion.weights)) == pytest.approx(1)
+        assert completion.text == choices[completion.weights.index(max(completion.weights))]
 
 
 def test_it_writes_the_least_that_a_schema_takes() -> None:
@@ -92,9 +92,21 @@ def test_failures_on_request() -> None:
     engine = started(fail_on="bad", cut_on="long", max_characters=20)
     for number, text in enumerate(["good", "bad", "long", "x" * 21]):
         engine.add(str(number), Request(text))
-    found = engine.poll(1)
-    assert [one.error and one.error.split(":")[0] for one in found] == [None, "failed", None, "too long"]
-    assert [one.finish_reason for one in found] == ["stop", "", "length", ""]
+    completions = engine.poll(1)
+    reasons = [completion.error and completion.error.split(":")[0] for completion in completions]
+    assert reasons == [None, "failed", None, "too long"]
+    assert [completion.finish_reason for completion in completions] == ["stop", "", "length", ""]
+
+
+def test_json_that_is_cut_off_has_no_end() -> None:
+    engine = started(cut_on="long")
+    for text in ("short", "long"):
+        engine.add(text, request(text, Sampling(), schema='{"type": "array", "minItems": 2, "items": {}}'))
+    whole, cut = engine.poll(1)
+    assert (json.loads(whole.text), whole.finish_reason) == (["short", "short"], "stop")
+    assert cut.finish_reason == "length" and '["long", "long"]'.startswith(cut.text)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(cut.text)
 
 
 def test_it_takes_its_time(tmp_path: Path) -> None:
@@ -102,7 +114,7 @@ def test_it_takes_its_time(tmp_path: Path) -> None:
     begun = time.monotonic()
     engine.add("a", Request("x"))
     assert engine.poll(0.01) == []
-    assert [one.id for one in engine.poll(5)] == ["a"]
+    assert [completion.id for completion in engine.poll(5)] == ["a"]
     assert time.monotonic() - begun >= 0.5
     assert (tmp_path / "log").read_text() == "'x'\n"
     engine.add("b", Request("y"))
@@ -130,9 +142,9 @@ def test_bad_options_and_kinds() -> None:
 
 
 def test_seeds_depend_on_recipe_and_prompt_alone() -> None:
-    one, two, other = (request("a", Sampling(seed=1)), request("a", Sampling(seed=1)), request("b", Sampling(seed=1)))
-    assert one == two
-    assert one.digest() == two.digest()
-    assert len({one.seed, other.seed, request("a", Sampling(seed=2)).seed}) == 3
-    assert 0 <= one.seed < 2**31
+    first, again, other = (request(text, Sampling(seed=1)) for text in "aab")
+    assert first == again
+    assert first.digest() == again.digest()
+    assert len({first.seed, other.seed, request("a", Sampling(seed=2)).seed}) == 3
+    assert 0 <= first.seed < 2**31
     assert request((Message("user", "a"),), Sampling()).digest() != request("a", Sampling()).digest()

@@ -147,19 +147,19 @@ def start(server: Server) -> Iterator[Callable[..., Any]]:
 def ask(engine: Any, *prompts: Any, seconds: float = 20) -> dict[str, Completion]:
     for number, prompt in enumerate(prompts):
         engine.add(str(number), prompt if isinstance(prompt, Request) else Request(prompt))
-    found: dict[str, Completion] = {}
+    completions: dict[str, Completion] = {}
     end = time.monotonic() + seconds
-    while len(found) < len(prompts) and time.monotonic() < end:
-        found |= {one.id: one for one in engine.poll(0.2)}
-    return found
+    while len(completions) < len(prompts) and time.monotonic() < end:
+        completions |= {completion.id: completion for completion in engine.poll(0.2)}
+    return completions
 
 
 def test_chat_and_completion(server: Server, start: Callable[..., Any]) -> None:
     chat = (Message("system", "be kind"), Message("user", "hi"))
     request = Request(chat, temperature=0.5, top_p=0.9, max_tokens=7, stop=("END",), seed=4, top_k=5)
-    found = ask(start(), request, "cut here")
-    assert found["0"] == Completion("0", "<hi>", "stop", 3, 5)
-    assert found["1"] == Completion("1", "<cut here>", "length", 3, 5)
+    completions = ask(start(), request, "cut here")
+    assert completions["0"] == Completion("0", "<hi>", "stop", 3, 5)
+    assert completions["1"] == Completion("1", "<cut here>", "length", 3, 5)
     sent = {body["path"]: body for body in server.asked}
     assert sent["/v1/chat/completions"] == {
         "path": "/v1/chat/completions",
@@ -189,12 +189,12 @@ def test_the_likeliest_of_choices(server: Server, start: Callable[..., Any], cha
         choosing("nothing", "yes", "no"),
         choosing("no logprobs", "yes", "no"),
     ]
-    found = ask(start(), *ones)
-    assert found["0"].text == "2"
-    assert [math.exp(weight) for weight in found["0"].weights] == pytest.approx([0.25, 0.5, 0])
-    assert (found["1"].text, found["1"].error) == ("yes", None)
-    assert found["2"].error == "no choice: none of the 2 answers is among the 1 likeliest tokens"
-    assert found["3"].error == "no log-probabilities: the endpoint gives none (logprobs)"
+    completions = ask(start(), *ones)
+    assert completions["0"].text == "2"
+    assert [math.exp(weight) for weight in completions["0"].weights] == pytest.approx([0.25, 0.5, 0])
+    assert (completions["1"].text, completions["1"].error) == ("yes", None)
+    assert completions["2"].error == "no choice: none of the 2 answers is among the 1 likeliest tokens"
+    assert completions["3"].error == "no log-probabilities: the endpoint gives none (logprobs)"
     assert all(
         body["max_tokens"] == 1 and (body.get("top_logprobs") or body["logprobs"]) == 20 for body in server.asked
     )
@@ -204,23 +204,25 @@ def test_the_likeliest_of_choices(server: Server, start: Callable[..., Any], cha
 
 @pytest.mark.parametrize("prompt", [(Message("user", "hi"),), "hi"])
 def test_a_schema_is_handed_on(server: Server, start: Callable[..., Any], prompt: Any) -> None:
+    """With the stop words: who knows whether the endpoint enforces it."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    ask(start(), Request(prompt, schema=json.dumps(schema)))
+    ask(start(), Request(prompt, schema=json.dumps(schema), stop=("```",)))
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     assert server.asked[0]["response_format"] == wanted
+    assert server.asked[0]["stop"] == ["```"]
 
 
 def test_a_template_is_told_what_the_recipe_says(server: Server) -> None:
-    asked = recipe(server.url)
-    asked.model.chat_template_kwargs = {"enable_thinking": False}
-    engine = engines.KINDS.load("openai").start(asked)
+    templated = recipe(server.url)
+    templated.model.chat_template_kwargs = {"enable_thinking": False}
+    engine = engines.KINDS.load("openai").start(templated)
     ask(engine, Request((Message("user", "hi"),)), "bare")
     engine.close()
     sent = {body["path"]: body for body in server.asked}
     assert sent["/v1/chat/completions"]["chat_template_kwargs"] == {"enable_thinking": False}
     assert "chat_template_kwargs" not in sent["/v1/completions"]
     with pytest.raises(HalaError, match=r"model\.chat_template_kwargs: task\.chat is false"):
-        engines.check(replace(asked, task=translate.Options(chat=False)))
+        engines.check(replace(templated, task=translate.Options(chat=False)))
 
 
 def test_requests_wait_side_by_side(server: Server, start: Callable[..., Any]) -> None:
@@ -232,16 +234,16 @@ def test_requests_wait_side_by_side(server: Server, start: Callable[..., Any]) -
 
 @pytest.mark.parametrize("code", [400, 413, 422])
 def test_a_bad_request_fails_alone(start: Callable[..., Any], code: int) -> None:
-    found = ask(start(), "a", f"{code} too long", "b")
-    assert [found[id].text for id in "02"] == ["<a>", "<b>"]
-    assert (found["1"].error or "").startswith("bad request: ")
-    assert f"I refuse: {code} too long" in (found["1"].error or "")
+    completions = ask(start(), "a", f"{code} too long", "b")
+    assert [completions[id].text for id in "02"] == ["<a>", "<b>"]
+    assert (completions["1"].error or "").startswith("bad request: ")
+    assert f"I refuse: {code} too long" in (completions["1"].error or "")
 
 
 def test_a_busy_server_is_asked_again(server: Server, start: Callable[..., Any]) -> None:
     server.busy = 4
-    found = ask(start(retries=4), "busy")
-    assert (found["0"].text, found["0"].error, len(server.asked)) == ("<busy>", None, 5)
+    completions = ask(start(retries=4), "busy")
+    assert (completions["0"].text, completions["0"].error, len(server.asked)) == ("<busy>", None, 5)
 
 
 @pytest.mark.parametrize("text", ["401 no key", "404 no such model", "402 no money"])
@@ -262,7 +264,7 @@ def test_answers_are_handed_over_before_the_end_is_told(start: Callable[..., Any
     for number, (id, text) in enumerate([("good", "good"), ("bad", "500")], 1):
         engine.add(id, Request(text))
         wait_until(lambda: engine._done.qsize() == number)  # noqa: B023
-    assert [one.id for one in engine.poll(1)] == ["good"]
+    assert [completion.id for completion in engine.poll(1)] == ["good"]
     with pytest.raises(EngineUnreachable):
         engine.poll(5)
 

@@ -26,8 +26,8 @@ def seen(serve_python: Path, tiny_model: TinyModel, tmp_path_factory: pytest.Tem
     command = [serve_python, script, tiny_model("llama"), folder / "seen.json"]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "seen.json").read_text())
-    return found
+    written: dict[str, Any] = json.loads((folder / "seen.json").read_text())
+    return written
 
 
 def test_it_writes_what_llm_chat_writes(seen: dict[str, Any]) -> None:
@@ -63,12 +63,12 @@ def test_a_sampled_text_does_not_depend_on_its_company(seen: dict[str, Any]) -> 
 
 def test_choices_have_the_weights_that_the_model_gives_them(seen: dict[str, Any]) -> None:
     assert len(seen["choices"]) == 60
-    assert len({tuple(one["weights"]) for one in seen["choices"]}) > 30, "they depend on the prompt"
-    for one, raw, mass in zip(seen["choices"], seen["raw"], seen["mass"], strict=True):
-        assert one["weights"] == pytest.approx(raw, abs=1e-4)
+    assert len({tuple(chosen["weights"]) for chosen in seen["choices"]}) > 30, "they depend on the prompt"
+    for chosen, raw, mass in zip(seen["choices"], seen["raw"], seen["mass"], strict=True):
+        assert chosen["weights"] == pytest.approx(raw, abs=1e-4)
         assert mass == pytest.approx(1, abs=1e-3)
-        assert one["text"] == "12345"[one["weights"].index(max(one["weights"]))]
-        assert (one["error"], one["finish_reason"], one["output_tokens"]) == (None, "stop", 1)
+        assert chosen["text"] == "12345"[chosen["weights"].index(max(chosen["weights"]))]
+        assert (chosen["error"], chosen["finish_reason"], chosen["output_tokens"]) == (None, "stop", 1)
 
 
 def test_choices_that_begin_alike_are_refused(seen: dict[str, Any]) -> None:
@@ -89,16 +89,16 @@ def test_latxas_few_shot_translation_of_whole_conversations(seen: dict[str, Any]
     becomes of a conversation has its shape.
     """
     few = seen["few shot"]
-    ended = [one for one in few["asked"] if one["finish_reason"] == "stop"]
-    assert len(ended) > len(few["asked"]) / 2 and all(one["error"] is None for one in few["asked"])
-    for one in ended:
-        roles = [turn["properties"]["role"]["const"] for turn in json.loads(one["schema"])["prefixItems"]]
-        assert [turn["role"] for turn in json.loads(one["text"])] == roles
-    assert all(one["prompt"].endswith("Basque:\n```json\n") for one in few["asked"])
+    ended = [answer for answer in few["exchanges"] if answer["finish_reason"] == "stop"]
+    assert len(ended) > len(few["exchanges"]) / 2 and all(answer["error"] is None for answer in few["exchanges"])
+    for answer in ended:
+        roles = [turn["properties"]["role"]["const"] for turn in json.loads(answer["schema"])["prefixItems"]]
+        assert [turn["role"] for turn in json.loads(answer["text"])] == roles
+    assert all(answer["prompt"].endswith("Basque:\n```json\n") for answer in few["exchanges"])
     with pytest.raises(json.JSONDecodeError):
-        json.loads(few["bare"])
+        json.loads(few["bare"]["text"])
     whole = [row for row in few["rows"] if len(row["row"]["conversations"]) > 1]
-    first = [json.loads(few["asked"][row["first"]]["schema"]) for row in whole]
+    first = [json.loads(few["exchanges"][row["first"]]["schema"]) for row in whole]
     assert [len(schema["prefixItems"]) for schema in first] == [len(row["row"]["conversations"]) for row in whole]
     done = [row for row in few["rows"] if "new" in row]
     assert len(done) == len(few["rows"]), [row.get("error") for row in few["rows"]]
@@ -108,6 +108,25 @@ def test_latxas_few_shot_translation_of_whole_conversations(seen: dict[str, Any]
         assert [turn["from"] for turn in translated] == [turn["from"] for turn in row["row"]["conversations"]]
         assert translated != row["row"]["conversations"]
     assert "```sh\nls -la\n```" in done[2]["new"]["conversations_eu"][1]["value"]
+
+
+def test_a_stop_word_ends_no_text_that_a_schema_holds(seen: dict[str, Any]) -> None:
+    """A model that writes fences wherever it can: within a turn they are text, after bare JSON they are the end."""
+    few = seen["few shot"]
+    assert few["stop"] == ["```"]
+    (turn,) = json.loads(few["fence"]["text"])
+    assert "```" in turn["content"] and few["fence"]["finish_reason"] == "stop"
+    bare = few["bare fence"]
+    assert "```" not in bare["text"] and bare["finish_reason"] == "stop"
+    assert bare["output_tokens"] < few["fence"]["output_tokens"]
+
+
+def test_an_answer_that_max_tokens_cut_off_says_so(seen: dict[str, Any]) -> None:
+    """Also where guided decoding would have gone on to the end of the JSON."""
+    cut = seen["few shot"]["cut"]
+    assert (cut["finish_reason"], cut["output_tokens"], cut["error"]) == ("length", 12, None)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(cut["text"])
 
 
 def test_the_stop_signal_leaves_the_engine_alive_and_a_kill_is_told(seen: dict[str, Any]) -> None:

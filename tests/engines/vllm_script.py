@@ -32,15 +32,19 @@ TALKS = [
 """Turns of the user and the assistant."""
 QUOTE_BIAS = 4.0
 """Added to what a quotation mark weighs: a model of random weights would hardly ever end a text."""
+FENCE_BIAS = 20.0
+"""Added to what a backtick weighs, so that any text begins with a fence."""
+NEVER = -100.0
+"""Added to what tokens weigh that are not to be written."""
 
 
 def drain(engine: vllm.Vllm) -> dict[str, Completion]:
-    found: dict[str, Completion] = {}
+    completions: dict[str, Completion] = {}
     for _ in range(100_000):
         done = engine.poll(0.1)
-        found |= {completion.id: completion for completion in done}
+        completions |= {completion.id: completion for completion in done}
         if not done and not engine._engine.has_unfinished_requests():
-            return found
+            return completions
     raise AssertionError("requests are stuck")
 
 
@@ -53,14 +57,14 @@ def held(engine: vllm.Vllm, texts: list[str]) -> dict[str, Any]:
     from vllm import SamplingParams
 
     sampling, choices = Sampling(), ("1", "2", "3", "4", "5")
-    asked = [request((Message("user", text),), sampling, choices=choices) for text in texts]
-    for number, one in enumerate(asked):
-        engine.add(f"c{number}", one)
+    requests = [request((Message("user", text),), sampling, choices=choices) for text in texts]
+    for number, choosing in enumerate(requests):
+        engine.add(f"c{number}", choosing)
         engine.add(f"g{number}", chat(texts[number], Sampling(max_tokens=4)))
-    found = drain(engine)
-    seen: dict[str, Any] = {"choices": [asdict(found[f"c{number}"]) for number in range(len(texts))]}
+    completions = drain(engine)
+    seen: dict[str, Any] = {"choices": [asdict(completions[f"c{number}"]) for number in range(len(texts))]}
     ids = [engine.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
-    tokens = [{"prompt_token_ids": engine._encoder.encode(one).ids} for one in asked]
+    tokens = [{"prompt_token_ids": engine._encoder.encode(choosing).ids} for choosing in requests]
     raw = engine._llm.generate(tokens, SamplingParams(max_tokens=1, temperature=0, logprobs=-1), use_tqdm=False)
     whole = [output.outputs[0].logprobs[0] for output in raw]
     seen["raw"] = [[own[id[0]].logprob for id in ids] for own in whole]
@@ -92,23 +96,26 @@ def few_shot(engine: vllm.Vllm, model: str) -> dict[str, Any]:
     recipe = compose(FEW_SHOT, None, words, registry.options_of)
     turn = pa.struct([("from", pa.string()), ("value", pa.string())])
     work: Any = registry.create(recipe).work_on(pa.schema([("conversations", pa.list_(turn))]))  # type: ignore[attr-defined]
-    make, quote = engine._make_params, engine.tokenizer.convert_tokens_to_ids('"')
-    engine._make_params = partial(make, logit_bias={quote: QUOTE_BIAS})
-    asked: list[dict[str, Any]] = []
+    make, ids = engine._make_params, engine.tokenizer.get_vocab()
+    bias = {ids['"']: QUOTE_BIAS} | {id: NEVER for token, id in ids.items() if "\\" in token}  # no line is broken
+    engine._make_params = partial(make, logit_bias=bias)
+    exchanges: list[dict[str, Any]] = []
 
     def answered(requests: list[Request]) -> list[Completion]:
-        for number, one in enumerate(requests):
-            engine.add(f"t{number}", one)
-        found = drain(engine)
-        completions = [found[f"t{number}"] for number in range(len(requests))]
+        for number, sent in enumerate(requests):
+            engine.add(f"t{number}", sent)
+        completed = drain(engine)
+        completions = [completed[f"t{number}"] for number in range(len(requests))]
         pairs = zip(requests, completions, strict=True)
-        asked.extend({"schema": one.schema, "prompt": one.last, **asdict(completion)} for one, completion in pairs)
+        exchanges.extend(
+            {"schema": sent.schema, "prompt": sent.last, **asdict(completion)} for sent, completion in pairs
+        )
         return completions
 
     rows = []
     for texts in TALKS:
         row = {"conversations": [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]}
-        steps, answers, first = work.do(row), None, len(asked)
+        steps, answers, first = work.do(row), None, len(exchanges)
         try:
             while True:
                 answers = answered(next(steps) if answers is None else steps.send(answers))
@@ -116,11 +123,16 @@ def few_shot(engine: vllm.Vllm, model: str) -> dict[str, Any]:
             rows.append({"row": row, "new": end.value, "faults": list(work.faults(row, end.value)), "first": first})
         except RowError as error:
             rows.append({"row": row, "error": str(error), "first": first})
-    first = next(work.do({"conversations": [{"from": "human", "value": TALKS[0][0]}]}))
-    engine.add("bare", replace(first[0], schema=""))
-    bare = drain(engine)["bare"].text
+    (first,) = next(work.do({"conversations": [{"from": "human", "value": TALKS[0][0]}]}))
+    engine.add("bare", replace(first, schema=""))
+    engine.add("cut", replace(first, max_tokens=12))
+    seen = {id: asdict(completion) for id, completion in drain(engine).items()}
+    engine._make_params = partial(make, logit_bias=bias | {ids["`"]: FENCE_BIAS})
+    engine.add("fence", first)
+    engine.add("bare fence", replace(first, schema=""))
+    seen |= {id: asdict(completion) for id, completion in drain(engine).items()}
     engine._make_params = make
-    return {"few shot": {"asked": asked, "rows": rows, "bare": bare}}
+    return {"few shot": {"exchanges": exchanges, "rows": rows, "stop": first.stop, **seen}}
 
 
 def main(model: str) -> None:
@@ -144,9 +156,9 @@ def main(model: str) -> None:
     first = engine.poll(0.1)
     for number, text in enumerate(texts[30:], 30):  # while others are being written
         engine.add(f"g{number}", chat(text, greedy))
-    found = {completion.id: completion for completion in first} | drain(engine)
-    seen["equal"] = sum(found[f"g{number}"].text == output.outputs[0].text for number, output in enumerate(raw))
-    seen["tokens"] = [found["g0"].prompt_tokens == len(raw[0].prompt_token_ids), found["g0"].output_tokens]
+    completions = {completion.id: completion for completion in first} | drain(engine)
+    seen["equal"] = sum(completions[f"g{number}"].text == output.outputs[0].text for number, output in enumerate(raw))
+    seen["tokens"] = [completions["g0"].prompt_tokens == len(raw[0].prompt_token_ids), completions["g0"].output_tokens]
 
     engine.add("long", chat("word " * CONTEXT, greedy))
     engine.add("no room", replace(chat("short", greedy), max_tokens=CONTEXT))

@@ -20,11 +20,13 @@ from hala_hpc.config.errors import HalaError
 from hala_hpc.data import schema, unify
 from hala_hpc.data.outputs.collect import collect
 from hala_hpc.pipeline import lookup, planning
+from hala_hpc.run import manifest
+from hala_hpc.run.verify import verify
 from hala_hpc.tasks.train.prepare import tokens as token_file
+from hala_hpc.worker import registry
 from hala_hpc.worker.job import work_until
 from tests.data.tokenizer_kinds import KINDS, save
 from tests.test_cases import cases as cases
-from tests.worker.helpers import proof
 
 Row = dict[str, Any]
 TEMPLATE = """{{- bos_token -}}{%- for tool in tools or [] -%}{{- tool | tojson -}}{%- endfor -%}
@@ -60,11 +62,12 @@ class Chain:
         recipe = {"name": name, "task": task, "run": {"root": self._folder / "runs", "shard_rows": 40}} | sections
         file = self._folder / f"{name}.json"
         file.write_text(json.dumps(recipe, default=str))
-        asked = lookup.load(file, "local", ())
-        run = planning.plan_run(asked, planning.check(asked), Path(asked.run.root) / name).path
-        work_until(run, lambda: False, "one")
-        assert proof(run).proven
-        return run
+        composed = lookup.load(file, "local", ())
+        run = planning.plan_run(composed, planning.check(composed), Path(composed.run.root) / name)
+        work_until(run.path, lambda: False, "one")
+        facts = manifest.read(run.manifest).facts  # no recipe is read again: there are many runs in this file
+        assert verify(run.path, registry.create(composed).checker(facts)).proven
+        return run.path
 
     def translated(self, source: Path | list[Path], **data: Any) -> Path:
         """The folder of a translation that was collected."""
@@ -83,16 +86,16 @@ class Chain:
         """The tokens of each row, and which of them are learned; by the row's number in the mix's source, if any."""
         task = {"kind": "prepare", "rows": rows, "sequence_length": 100_000}
         run = self.run(name, task, model={"name": self._model}, data={"path": source, **data})
-        found = []
+        prepared = []
         for path in sorted((run / "shards").rglob("*.arrow")):
             file = token_file.read(path)
             assert file.error.null_count == len(file.error)
             for begin, end in zip(file.offsets, file.offsets[1:], strict=False):
-                found.append((file.ids[begin:end].tolist(), file.loss[begin:end].tolist()))
+                prepared.append((file.ids[begin:end].tolist(), file.loss[begin:end].tolist()))
         if source != "run:mix":
-            return found
+            return prepared
         order = [row["hala_source_row"] for row in rows_in(self._folder / "runs" / "mix" / "final")]
-        return [tokens for _, tokens in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+        return [tokens for _, tokens in sorted(zip(order, prepared, strict=True), key=lambda pair: pair[0])]
 
     def planned_training(self, **dataset: Any) -> None:
         """Raises what `hala plan` of a training says."""
@@ -100,8 +103,8 @@ class Chain:
         file = self._folder / "train.json"
         recipe = {"name": "train", "task": task, "model": {"name": self._model}, "run": {"root": self._folder / "runs"}}
         file.write_text(json.dumps(recipe, default=str))
-        asked = lookup.load(file, "local", ())
-        planning.plan_run(asked, planning.check(asked), self._folder / "runs" / "train")
+        composed = lookup.load(file, "local", ())
+        planning.plan_run(composed, planning.check(composed), self._folder / "runs" / "train")
 
 
 @pytest.fixture
@@ -162,7 +165,7 @@ def tool(name: str, **properties: Any) -> Row:
 def conversation(*calls: Row, tools: Sequence[Row] = (), role: str = "tool") -> Row:
     turns: list[Row] = [{"role": "system", "content": "Use tools."}, {"role": "user", "content": "How warm is it?"}]
     turns += [{"role": "assistant", "content": None, "tool_calls": list(calls)}]
-    turns += [{"role": role, "name": each["function"]["name"], "content": "12"} for each in calls]
+    turns += [{"role": role, "name": calling["function"]["name"], "content": "12"} for calling in calls]
     turns += [{"role": "assistant", "content": "It is 12 degrees."}]
     return {"messages": turns, "tools": list(tools)}
 
@@ -207,12 +210,14 @@ def test_calls_keep_their_own_arguments_token_by_token(
 ) -> None:
     chain.translated(write(tmp_path / name, rows))
     mixed = chain.mixed(columns=["messages_ar"])
-    made = chain.prepared()
-    assert len(mixed) == len(made) == len(rows)
-    for row, carried, (ids, _) in zip(rows, mixed, made, strict=True):
+    prepared = chain.prepared()
+    assert len(mixed) == len(prepared) == len(rows)
+    for row, carried, (ids, _) in zip(rows, mixed, prepared, strict=True):
         messages = spoken(row["messages"])
-        arguments = [each["function"]["arguments"] for turn in messages for each in turn.get("tool_calls") or []]
-        kept = [each["function"]["arguments"] for turn in carried["messages"] for each in turn.get("tool_calls") or []]
+        arguments, kept = (
+            [calling["function"]["arguments"] for turn in turns for calling in turn.get("tool_calls") or []]
+            for turns in (messages, carried["messages"])
+        )
         assert json.dumps(kept) == json.dumps(arguments), "in their order, too"
         assert ids == tokens_of(messages, row["tools"])
 
@@ -242,10 +247,10 @@ def test_calls_that_are_turns_of_their_own(chain: Chain, data: Path, tokens_of: 
     rows = json.loads(source.read_text())
     chain.translated(source)
     chain.mixed(columns=["conversations_ar"])
-    made = chain.prepared()
-    assert len(made) == len(rows) == 300
-    for row, (ids, _) in zip(rows, made, strict=True):
-        said = [(one["from"], one["value"]) for one in row["conversations"]]
+    prepared = chain.prepared()
+    assert len(prepared) == len(rows) == 300
+    for row, (ids, _) in zip(rows, prepared, strict=True):
+        said = [(part["from"], part["value"]) for part in row["conversations"]]
         turns = [turn({"human": "user", "gpt": "assistant"}.get(role, role), text) for role, text in said]
         assert ids == tokens_of(spoken(turns), json.loads(row["tools"] or "[]"))
 
@@ -261,8 +266,8 @@ json_values = st.recursive(
 @given(st.lists(st.dictionaries(st.sampled_from("xyzw"), json_values, max_size=3), min_size=1, max_size=5), st.data())
 def test_any_arguments_come_back_in_their_order(tmp_path: Path, arguments: list[Row], draw: st.DataObject) -> None:
     """Through the schema of any chunks of them, and Parquet: what a translation and a mix do with each call."""
-    shuffled = [dict(draw.draw(st.permutations(list(each.items())))) for each in arguments]
-    rows = [{"calls": [{"name": "f", "arguments": each}]} for each in shuffled]
+    shuffled = [dict(draw.draw(st.permutations(list(own.items())))) for own in arguments]
+    rows = [{"calls": [{"name": "f", "arguments": own}]} for own in shuffled]
     at = draw.draw(st.integers(0, len(rows)))
     whole = None
     for part in (rows[:at], rows[at:]):
@@ -347,11 +352,11 @@ def test_preferences_are_translated_and_mixed_with_both_sides(
     with pytest.raises(HalaError, match=rf"no kind of training learns 'chosen' against 'rejected' \(.*: {side}"):
         chain.prepared()
     if is_bare:
-        (made,) = chain.prepared(rows="text", columns=["chosen"])
-        assert len(made[0]) == sum(made[1]) + 1
+        (tokens,) = chain.prepared(rows="text", columns=["chosen"])
+        assert len(tokens[0]) == sum(tokens[1]) + 1
     else:
-        (made,) = chain.prepared(columns=["prompt", "chosen"])
-        assert made[0] == tokens_of([*spoken(prompt), *sides[0]])
+        (tokens,) = chain.prepared(columns=["prompt", "chosen"])
+        assert tokens[0] == tokens_of([*spoken(prompt), *sides[0]])
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -363,18 +368,18 @@ def test_a_training_says_that_it_learns_no_preferences_and_what_it_can_learn(
     folder = chain.translated(write(tmp_path / "a.jsonl", [row]))
     with pytest.raises(HalaError) as refused:
         chain.planned_training(path=folder)
-    told = str(refused.value)
-    assert told.startswith(f"task.datasets.d: {folder / 'data'}"), "the file is named"
-    assert "data: preferences: no kind of training learns 'chosen' against 'rejected'" in told
-    (columns, *others) = [found.split(", ") for found in re.findall(r"columns: \[(.*?)\]", told)]
+    refusal = str(refused.value)
+    assert refusal.startswith(f"task.datasets.d: {folder / 'data'}"), "the file is named"
+    assert "data: preferences: no kind of training learns 'chosen' against 'rejected'" in refusal
+    (columns, *others) = [listed.split(", ") for listed in re.findall(r"columns: \[(.*?)\]", refusal)]
     assert columns == [f"{name}_ar" for name in row if name != "rejected"] and others == [
         [name for name in row if name != "rejected"]
     ]
-    rows = "text" if "kind: text" in told else "chat"
+    rows = "text" if "kind: text" in refusal else "chat"
     assert rows == ("text" if form == "implicit texts" else "chat")
-    (made,) = chain.prepared(str(folder), rows, columns=columns)
+    (tokens,) = chain.prepared(str(folder), rows, columns=columns)
     if rows == "chat":
-        assert made[0] == tokens_of([*spoken(prompt), *spoken(chosen)])
+        assert tokens[0] == tokens_of([*spoken(prompt), *spoken(chosen)])
     with pytest.raises(HalaError, match="no kind of training learns 'chosen_ar' against 'rejected_ar'"):
         chain.planned_training(path=folder, columns=[f"{name}_ar" for name in row])
 
@@ -392,8 +397,8 @@ def test_preferences_with_tools_keep_their_calls(
     ]
     chain.translated(write(tmp_path / "a.jsonl", rows))
     mixed = chain.mixed(columns=["prompt_ar", "chosen_ar", "rejected_ar"])
-    made = chain.prepared(columns=["prompt", "chosen"])
-    for row, carried, (ids, _) in zip(rows, mixed, made, strict=True):
+    prepared = chain.prepared(columns=["prompt", "chosen"])
+    for row, carried, (ids, _) in zip(rows, mixed, prepared, strict=True):
         assert json.dumps(carried["tools"]) == json.dumps(tools)
         for side in ("chosen", "rejected"):
             assert carried[side][0]["tool_calls"] == row[side][0]["tool_calls"]  # type: ignore[index]
@@ -430,11 +435,11 @@ def others() -> Iterator[tuple[list[Row], dict[str, Any], str]]:
     yield [{"prompt": "a", "completion": "b", "label": True}], {}, "unpaired preferences"
 
 
-@pytest.mark.parametrize(("rows", "source", "told"), list(others()))
+@pytest.mark.parametrize(("rows", "source", "refusal"), list(others()))
 def test_preferences_that_cannot_be_read_are_refused(
-    chain: Chain, tmp_path: Path, rows: list[Row], source: dict[str, Any], told: str
+    chain: Chain, tmp_path: Path, rows: list[Row], source: dict[str, Any], refusal: str
 ) -> None:
-    with pytest.raises(HalaError, match=told):
+    with pytest.raises(HalaError, match=refusal):
         chain.run("mix", {"kind": "mix", "sources": {"a": {"path": write(tmp_path / "a.jsonl", rows), **source}}})
 
 
@@ -476,7 +481,7 @@ def test_a_prompt_and_its_completion_need_no_names(
     assert ids == tokens_of([*spoken(prompt), *spoken(completion)])
     before = len(tokens_of([*spoken(prompt), turn("assistant", "")])) - 1
     assert not any(loss[:before]) and sum(loss) == len(ids) - before
-    assert [each["content"] for each in carried["messages"]][-1] == f"«{completion[0]['content']}»"
+    assert [message["content"] for message in carried["messages"]][-1] == f"«{completion[0]['content']}»"
 
 
 def test_a_translated_conversation_is_named_alone(
@@ -486,8 +491,8 @@ def test_a_translated_conversation_is_named_alone(
     folder = chain.translated(write(tmp_path / "a.jsonl", [{"messages": [ASKED, BLUE]}]))
     with pytest.raises(HalaError, match=r"columns: \[messages_ar\] or columns: \[messages\]"):
         chain.prepared(str(folder))
-    (made,) = chain.prepared(str(folder), columns=["messages_ar"])
-    assert made[0] == tokens_of(spoken([ASKED, BLUE]))
+    (tokens,) = chain.prepared(str(folder), columns=["messages_ar"])
+    assert tokens[0] == tokens_of(spoken([ASKED, BLUE]))
 
 
 def test_what_a_label_calls_bad_is_not_learned_unseen(chain: Chain, tmp_path: Path) -> None:

@@ -37,21 +37,21 @@ def rows_translated(
     texts: list[str], translate: Translator, pair: Pair = SAME, **manner: Any
 ) -> tuple[Translation, list[Ask]]:
     given = {"rungs": (Rung.ALONE, Rung.APART)} | manner
-    asked: list[Ask] = []
+    asks: list[Ask] = []
     form = given.get("form", Marked())
 
     def answer(ask: Ask) -> Answer:
-        asked.append(ask)
+        asks.append(ask)
         return Answer(translate(form.write(ask.texts, ask.roles)))
 
     roles = [("user", "assistant")[number % 2] for number in range(len(texts))]
     whole = Manner(pair, estimated_tokens, **given)
     result = driven(ladder.translation(texts, whole, roles), answer)
-    assert result.asks == asked
-    for ask in asked:  # where each was is enough to know what it was
+    assert result.asks == asks
+    for ask in asks:  # where each was is enough to know what it was
         again = ladder.asked(result.sources, roles, ask.places, ask.rung, whole)
         assert (again.texts, again.roles, again.terms) == (ask.texts, ask.roles, ask.terms)
-    return result, asked
+    return result, asks
 
 
 def text_of(result: Translation) -> str:
@@ -82,8 +82,8 @@ def test_no_damage_is_silent(row: list[str], name: str, tokens: int, context: bo
 def in_turns(translate: Translator) -> Translator:
     """One that writes JSON, as a model whose answer a grammar holds."""
 
-    def translated_turns(asked: str) -> str:
-        turns = [{**turn, "content": translate(turn["content"])} for turn in json.loads(asked)]
+    def translated_turns(prompt: str) -> str:
+        turns = [{**turn, "content": translate(turn["content"])} for turn in json.loads(prompt)]
         return f"{json.dumps(turns)}\n```"
 
     return translated_turns
@@ -162,13 +162,13 @@ def batched(items: Iterator[str], size: int) -> Iterator[list[str]]:
 def test_only_what_failed_is_asked_for_again() -> None:
     text = "A first part that fills a segment of its own.\n\nUse `a` and `b` now.\n\nA last part as long as the first."
 
-    def fails_on_the_second(asked: str) -> str:
-        return asked.replace("⟦1⟧", "").upper() if "⟦" in asked else asked.upper()
+    def fails_on_the_second(prompt: str) -> str:
+        return prompt.replace("⟦1⟧", "").upper() if "⟦" in prompt else prompt.upper()
 
-    result, asked = translated(text, fails_on_the_second, tokens=24)
+    result, asks = translated(text, fails_on_the_second, tokens=24)
     assert text_of(result) == text.upper().replace("`A`", "`a`").replace("`B`", "`b`")
     assert result.rung is Rung.APART and not result.flags
-    assert [ask.texts for ask in asked] == [
+    assert [ask.texts for ask in asks] == [
         ("A first part that fills a segment of its own.",),
         ("Use ⟦1⟧ and ⟦2⟧ now.",),
         ("A last part as long as the first.",),
@@ -176,33 +176,33 @@ def test_only_what_failed_is_asked_for_again() -> None:
         ("and",),
         ("now.",),
     ]
-    assert [ask.attempt for ask in asked] == [0, 0, 0, 2, 2, 2]
-    assert [text[start:end] for ask in asked for _, start, end in ask.places][3:] == ["Use", "and", "now."]
-    assert asked[1].outcome == "markers: 1 lost, 0 too many" and not asked[0].outcome
+    assert [ask.attempt for ask in asks] == [0, 0, 0, 2, 2, 2]
+    assert [text[start:end] for ask in asks for _, start, end in ask.places][3:] == ["Use", "and", "now."]
+    assert asks[1].outcome == "markers: 1 lost, 0 too many" and not asks[0].outcome
 
 
 def test_what_comes_right_at_the_second_time_is_kept() -> None:
     answers = iter(["Hi", "A QUARTER PAST FIVE IS WHEN THE TRAIN COMES."])
     text = "The train arrives at a quarter past five."
-    result, asked = translated(text, lambda _: next(answers), rungs=[Rung.AGAIN])
+    result, asks = translated(text, lambda _: next(answers), rungs=[Rung.AGAIN])
     assert text_of(result) == "A QUARTER PAST FIVE IS WHEN THE TRAIN COMES."
-    assert result.rung is Rung.AGAIN and len(asked) == 2 and not result.flags
+    assert result.rung is Rung.AGAIN and len(asks) == 2 and not result.flags
 
 
 def test_the_best_answer_is_kept_and_flagged() -> None:
     arabic = Pair(SAME.source, language("Arabic"))
-    result, asked = translated("Is it five o'clock already, my friend?", upper, arabic)
+    result, asks = translated("Is it five o'clock already, my friend?", upper, arabic)
     assert text_of(result) == "IS IT FIVE O'CLOCK ALREADY, MY FRIEND?"
     assert set(result.flags) == {"copied", "language", "script"} and result.rung is Rung.APART
-    assert len(asked) == 2
+    assert len(asks) == 2
     all_of_them = frozenset({"copied", "language", "script"})
-    result, asked = translated("Is it five o'clock already, my friend?", upper, arabic, only_flag=all_of_them)
-    assert set(result.flags) == all_of_them and len(asked) == 1, "for these nothing is asked again"
+    result, asks = translated("Is it five o'clock already, my friend?", upper, arabic, only_flag=all_of_them)
+    assert set(result.flags) == all_of_them and len(asks) == 1, "for these nothing is asked again"
 
 
 def test_a_text_without_prose_is_not_asked_for() -> None:
-    result, asked = translated("```\ncode\n```\n42", upper)
-    assert text_of(result) == "```\ncode\n```\n42" and not asked
+    result, asks = translated("```\ncode\n```\n42", upper)
+    assert text_of(result) == "```\ncode\n```\n42" and not asks
 
 
 def test_a_refused_request_climbs_and_at_last_is_an_error() -> None:
@@ -213,52 +213,37 @@ def test_a_refused_request_climbs_and_at_last_is_an_error() -> None:
 
 def test_texts_of_a_row_are_asked_for_together() -> None:
     row = ["One `x` two.", "42", "Three.\n\nFour."]
-    result, asked = rows_translated(row, upper)
+    result, asks = rows_translated(row, upper)
     assert result.texts == ["ONE `x` TWO.", "42", "THREE.\n\nFOUR."]
-    assert [ask.texts for ask in asked] == [("One ⟦1⟧ two.", "Three.\n\nFour.")]
-    assert Marked().write(asked[0].texts, ()) == "⟦#1⟧\nOne ⟦1⟧ two.\n\n⟦#2⟧\nThree.\n\nFour."
+    assert [ask.texts for ask in asks] == [("One ⟦1⟧ two.", "Three.\n\nFour.")]
+    assert Marked().write(asks[0].texts, ()) == "⟦#1⟧\nOne ⟦1⟧ two.\n\n⟦#2⟧\nThree.\n\nFour."
     assert len(rows_translated(row, upper, together=False)[1]) == 2
     long = ["A text that is too long to share a request with another.", "Short."]
     assert len(rows_translated(long, upper, tokens=18)[1]) == 2
 
 
 def test_of_texts_asked_for_together_only_those_that_failed_climb() -> None:
-    def drops(asked: str) -> str:
-        return upper(asked).replace("⟦1⟧", "")
+    def drops(prompt: str) -> str:
+        return upper(prompt).replace("⟦1⟧", "")
 
-    result, asked = rows_translated(["Good as it is.", "Use `x` now."], drops)
+    result, asks = rows_translated(["Good as it is.", "Use `x` now."], drops)
     assert result.texts == ["GOOD AS IT IS.", "USE `x` NOW."]
-    assert [ask.texts for ask in asked] == [("Good as it is.", "Use ⟦1⟧ now."), ("Use ⟦1⟧ now.",), ("Use",), ("now.",)]
+    assert [ask.texts for ask in asks] == [("Good as it is.", "Use ⟦1⟧ now."), ("Use ⟦1⟧ now.",), ("Use",), ("now.",)]
     for rung in (Rung.AGAIN, Rung.ALONE):
-        result, asked = rows_translated(["First text.", "Second text."], drops_a_heading, rungs=(rung,))
-        assert asked[0].outcome == "texts: the answer has 1 of 2, or in another order"
-        assert result.texts == ["FIRST TEXT.", "SECOND TEXT."] and len(asked) == 3 and result.rung is rung
+        result, asks = rows_translated(["First text.", "Second text."], drops_a_heading, rungs=(rung,))
+        assert asks[0].outcome == "texts: the answer has 1 of 2, or in another order"
+        assert result.texts == ["FIRST TEXT.", "SECOND TEXT."] and len(asks) == 3 and result.rung is rung
 
 
-def drops_a_heading(asked: str) -> str:
-    return upper(asked).replace("⟦#2⟧", "")
-
-
-def test_a_lost_turn_is_seen() -> None:
-    def loses(asked: str) -> str:
-        turns = json.loads(asked)
-        return json.dumps(turns[:-1] if len(turns) > 1 else [{**turns[0], "content": turns[0]["content"].upper()}])
-
-    row = ["How are you?", "I am well.", "Good."]
-    result, asked = rows_translated(row, loses, form=Turns(), rungs=(Rung.AGAIN,))
-    assert asked[0].outcome == "turns: the answer has 2 of 3, or of other roles"
-    assert result.texts == ["HOW ARE YOU?", "I AM WELL.", "GOOD."] and len(asked) == 4
-    schema = json.loads(Turns().schema(asked[0].roles))
-    assert schema["minItems"] == schema["maxItems"] == 3
-    spoken = [turn["properties"]["role"] for turn in schema["prefixItems"]]
-    assert spoken == [{"const": "user"}, {"const": "assistant"}, {"const": "user"}] and schema["items"] is False
+def drops_a_heading(prompt: str) -> str:
+    return upper(prompt).replace("⟦#2⟧", "")
 
 
 def test_each_segment_may_have_the_one_before_it() -> None:
     text = "The first part of it.\n\nThe second part of it.\n\nThe third part of it."
-    result, asked = translated(text, upper, tokens=7, with_context=True)
+    result, asks = translated(text, upper, tokens=7, with_context=True)
     assert text_of(result) == text.upper()
-    assert [ask.before for ask in asked] == [
+    assert [ask.before for ask in asks] == [
         None,
         ("The first part of it.", "THE FIRST PART OF IT."),
         ("The second part of it.", "THE SECOND PART OF IT."),
@@ -267,17 +252,17 @@ def test_each_segment_may_have_the_one_before_it() -> None:
 
 def test_kinds_may_be_left_out_from_the_beginning() -> None:
     text = "Use `a` and see https://example.org now.\n\nA second part."
-    result, asked = translated(text, upper, apart=frozenset({Kind.INLINE_CODE}))
+    result, asks = translated(text, upper, apart=frozenset({Kind.INLINE_CODE}))
     assert text_of(result) == "USE `a` AND SEE https://example.org NOW.\n\nA SECOND PART."
-    assert [ask.texts[0] for ask in asked] == ["A second part.", "Use", "and see", "now."]
+    assert [ask.texts[0] for ask in asks] == ["A second part.", "Use", "and see", "now."]
     assert result.rung is Rung.APART
 
 
 def test_terms_are_hints_and_checked() -> None:
     glossary = Glossary({"machine learning": "ikasketa automatikoa", "bias": "alborapen"})
     text = "Machine learning has no bias towards biases."
-    result, asked = translated(text, upper, glossary=glossary, rungs=())
-    assert asked[0].terms == dict(glossary.translations)
+    result, asks = translated(text, upper, glossary=glossary, rungs=())
+    assert asks[0].terms == dict(glossary.translations)
     assert result.numbers[0].glossary == 2 and result.flags["glossary"] == 1
     assert glossary.missing(text, "Ikasketa automatikoak ez du alborapenik.") == 0
     assert glossary.missing("Nothing of it here: biased.", "") is None
@@ -309,6 +294,6 @@ def test_comments_of_code_are_translated_by_choice() -> None:
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 def test_one_long_line_comes_out_whole(data: Path, size: int) -> None:
     line = (data / "raw_text" / "wiki_demo.txt").read_text().replace("\n", " ")[:size]
-    result, asked = translated(line, upper)
+    result, asks = translated(line, upper)
     assert text_of(result).casefold() == upper(line).casefold()
-    assert max(estimated_tokens(ask.texts[0]) for ask in asked) <= 420
+    assert max(estimated_tokens(ask.texts[0]) for ask in asks) <= 420

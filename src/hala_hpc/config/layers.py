@@ -342,6 +342,9 @@ def take_away(layer: Layer, below: DictConfig, given: Mapping[str, Any], prefix:
     """
     left = {}
     for key, value in given.items():
+        if value is not None and not isinstance(value, dict):
+            left[key] = value
+            continue
         name = f"{prefix}{key}"
         is_there = key in below and not OmegaConf.is_missing(below, key) and not OmegaConf.is_interpolation(below, key)
         mapping = below[key] if is_there and isinstance(below[key], DictConfig) else None

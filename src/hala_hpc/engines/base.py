@@ -38,6 +38,8 @@ class Request:
     ``span``: which characters of ``last`` are data, where names of control tokens are text; None: all of them.
     ``choices``: the answer is one of these, told apart by their first tokens. ``schema``: the answer fulfils this JSON
     schema, given as JSON text. An engine holds the model to either; at most one of the two is given.
+    ``stop``: texts that end the answer, without them. An engine that itself enforces ``schema`` leaves them out: the
+    answer ends with the JSON, and a stop word could only cut a text in it; one that only hands the schema on does not.
     ``attempt``: how many answers failed a check before, which is counted. ``speaker``: whose turn the model writes; the
     user's only where the engine can (``Abilities.writes_users``), and then the chat before it may be empty.
     """

@@ -33,7 +33,7 @@ class Options(EngineOptions):
     start_seconds: float = 0.0
     max_characters: int = 100_000  # of a prompt; a longer one is refused, as a model's context would
     fail_on: str | None = None  # a request that holds this fails
-    cut_on: str | None = None  # … is cut off, as by max_tokens
+    cut_on: str | None = None  # … is cut off, as by max_tokens; of JSON half is written
     die_on: str | None = None  # … kills the whole process
     crash_on: str | None = None  # … ends the engine, not the process
     away_on: str | None = None  # … is not answered, as if the engine were out of reach
@@ -93,7 +93,8 @@ class Echo:
             return Completion(id, request.choices[weights.index(max(weights))], finish, tokens, 1, weights=weights)
         if request.schema:
             whole = json.loads(request.schema)
-            return Completion(id, json.dumps(_least(whole, whole, text), ensure_ascii=False), finish, tokens, tokens)
+            written = json.dumps(_least(whole, whole, text), ensure_ascii=False)
+            return Completion(id, written[: len(written) // 2] if cut else written, finish, tokens, tokens)
         said = text if request.speaker == "assistant" else f"{text} {request.seed}".strip()
         return Completion(id, f"«{said}»", finish, tokens, tokens)
 

@@ -132,7 +132,7 @@ class OpenAI:
         if request.choices:
             params |= {"max_tokens": 1}
             params |= {"logprobs": LISTED} if is_bare else {"logprobs": True, "top_logprobs": LISTED}
-        if request.schema:
+        if request.schema:  # beside ``stop``: not every endpoint enforces it, and such an answer has no other end
             schema = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
             extra |= {"response_format": {"type": "json_schema", "json_schema": schema}}
         if isinstance(request.prompt, str):

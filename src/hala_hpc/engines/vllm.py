@@ -193,16 +193,15 @@ class Vllm:
         )
 
     def _params(self, request: Request, room: int, choices: Sequence[int] = ()) -> Any:
-        held: dict[str, Any] = {}
+        held: dict[str, Any] = {"stop": list(request.stop)}
         if choices:
-            held = {"allowed_token_ids": choices, "logprob_token_ids": choices}
-        elif request.schema:
+            held |= {"allowed_token_ids": choices, "logprob_token_ids": choices}
+        elif request.schema:  # the end of the JSON is that of the answer: a stop word could only cut a text in it
             held = {"structured_outputs": self._structured(json=request.schema)}
         return self._make_params(
             **{name: getattr(request, name) for name in SHARED},
             **held,
             max_tokens=1 if choices else request.max_tokens or room,
-            stop=list(request.stop),
             seed=request.seed if request.temperature > 0 else None,
             skip_special_tokens=not self._encoder.marks,
             output_kind=self._final_only,

@@ -56,7 +56,11 @@ class Marked:
 
 
 class Turns:
-    """A JSON list of turns, as Latxa's few-shot translation has it: ``[{"role": …, "content": …}]``."""
+    """A JSON list of turns, as Latxa's few-shot translation has it: ``[{"role": …, "content": …}]``.
+
+    Where nothing enforces the schema, an answer may have words before and after the list, and lines within a text that
+    are not escaped; both mean the same.
+    """
 
     overhead = 12
 
@@ -73,18 +77,23 @@ class Turns:
 
     def read(self, answer: str, texts: Sequence[str], roles: Sequence[str]) -> list[str]:
         try:
-            turns, _ = json.JSONDecoder().raw_decode(answer, max(answer.find("["), 0))
+            turns, _ = json.JSONDecoder(strict=False).raw_decode(answer, max(answer.find("["), 0))
         except (ValueError, RecursionError) as error:
             raise Damage(f"json: the answer is no list of turns: {error}") from error
         if not isinstance(turns, list) or not all(map(_is_turn, turns)):
             raise Damage("json: the answer is no list of turns")
         if [turn.get("role") for turn in turns] != list(roles):
             raise Damage(f"turns: the answer has {len(turns)} of {len(texts)}, or of other roles")
+        if any(_HALF.search(turn["content"]) for turn in turns):  # JSON may escape it, no file can hold it
+            raise Damage("json: a text has half of a surrogate pair")
         return [turn["content"].strip() for turn in turns]
 
 
 FORMS: Final[dict[str, Form]] = {"marked": Marked(), "json": Turns()}
 """The values of ``task.segments.form``."""
+
+
+_HALF: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def _is_turn(value: Any) -> bool:

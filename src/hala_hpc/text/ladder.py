@@ -331,7 +331,7 @@ class _Climb:
         try:
             texts = protection.restored(masked, text)
         except Damage as error:
-            candidate.error = str(error)
+            candidate.error = _reason(error, truncated)
             return candidate.error
         prose, written = (protection.unmarked(t, masked.brackets) for t in (masked.text, text))
         return candidate.offer(texts, prose, written, truncated, self._manner)
@@ -366,7 +366,10 @@ class _Climb:
         """The translations in an answer. Raises Damage where there is none."""
         if answer.error:
             raise Damage(answer.error)
-        return self._manner.form.read(answer.text, ask.texts, ask.roles)
+        try:
+            return self._manner.form.read(answer.text, ask.texts, ask.roles)
+        except Damage as error:
+            raise Damage(_reason(error, answer.truncated)) from error
 
 
 def asked(
@@ -385,6 +388,11 @@ def asked(
         texts.append(source.text[start:end] if is_apart else protection.masked(source, Segment(tuple(parts))).text)
     terms = manner.glossary.terms_in(texts)
     return Ask(tuple(texts), tuple(roles[number] for number, _, _ in places), tuple(places), rung, terms=terms)
+
+
+def _reason(error: Damage, truncated: bool) -> str:
+    """Why an answer is none: of one that was cut off, that comes first, for more tokens would mend it."""
+    return f"truncated: max_tokens cut the answer off ({error})" if truncated else str(error)
 
 
 def _stretches(candidate: _Candidate) -> list[Span]:

@@ -40,10 +40,10 @@ def test_pairs_are_asked_for_in_both_directions(tmp_path: Path) -> None:
     given = [{"en": "One {target}.", "ar": "واحد."}, {"en": "Two.", "ar": "  "}, {"en": None, "ar": "ثلاثة."}]
     run = finished(plan(tmp_path, {"tatoeba": {"rows": given, **PAIRS}}, **LANGUAGES))
     by_direction = {row.pop("hala_direction"): row for row in rows(run)}
-    asked = "Translate everything that follows into"
+    instruction = "Translate everything that follows into"
     forward, backward = by_direction["forward"]["messages"], by_direction["backward"]["messages"]
-    assert forward == turns(f"{asked} Arabic:\n\nOne {{target}}.", "واحد.")["messages"]
-    assert backward == turns(f"{asked} English:\n\nواحد.", "One {target}.")["messages"]
+    assert forward == turns(f"{instruction} Arabic:\n\nOne {{target}}.", "واحد.")["messages"]
+    assert backward == turns(f"{instruction} English:\n\nواحد.", "One {target}.")["messages"]
     assert all((row["hala_source"], row["hala_source_row"]) == ("tatoeba", 0) for row in by_direction.values())
     assert counts(run)["tatoeba"] == {
         "rows": 3, "empty": 2, "exact duplicates": 0, "near duplicates": 0, "not drawn": 0, "taken": 1, "written": 2,
@@ -69,9 +69,9 @@ def test_instructions_and_conversations_become_messages(tmp_path: Path) -> None:
         {"instruction": "Say.", "input": "", "output": ""},
     ]
     talk = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}]
-    asked = [{"question": "Why?", "response": "So."}]
+    questions = [{"question": "Why?", "response": "So."}]
     sources: dict[str, Any] = {"alpaca": {"rows": alpaca}, "hermes": {"rows": talk}}
-    sources["orca"] = {"rows": asked, "columns": ["question", "response"]}
+    sources["orca"] = {"rows": questions, "columns": ["question", "response"]}
     run = finished(plan(tmp_path, sources))
     by_source = {row["hala_source"]: row["messages"] for row in rows(run)}
     assert by_source["alpaca"] == turns("Add.\n\n2, 3", "5")["messages"]
@@ -135,9 +135,9 @@ def test_the_same_text_stays_once_where_it_comes_first(tmp_path: Path) -> None:
 
 
 def test_by_prompt_one_answer_stays(tmp_path: Path) -> None:
-    asked = [turns("What?", "One."), turns("what?", "Two."), turns("Who?", "One.")]
+    conversations = [turns("What?", "One."), turns("what?", "Two."), turns("Who?", "One.")]
     translated = [{"en": "Hello there.", "ar": "مرحبا."}, {"en": "hello  there.", "ar": "أهلا."}]
-    sources = {"asked": {"rows": asked}, "pairs": {"rows": translated, **PAIRS}}
+    sources = {"asked": {"rows": conversations}, "pairs": {"rows": translated, **PAIRS}}
     run = finished(plan(tmp_path, sources, duplicates={"by": "prompt"}, **LANGUAGES))
     assert [counts(run)[name]["exact duplicates"] for name in ("asked", "pairs")] == [1, 1]
     assert counts(run)["pairs"]["written"] == 2, "both directions of the pair that stays"
@@ -146,8 +146,8 @@ def test_by_prompt_one_answer_stays(tmp_path: Path) -> None:
     assert not any(line["exact duplicates"] for line in counts(whole).values())
 
 
-def jaccard(one: str, other: str) -> float:
-    first, second = set(shingles(one, 5)), set(shingles(other, 5))
+def jaccard(text: str, other: str) -> float:
+    first, second = set(shingles(text, 5)), set(shingles(other, 5))
     return len(first & second) / len(first | second)
 
 
@@ -158,7 +158,7 @@ def test_near_duplicates_are_those_of_a_known_similarity(tmp_path: Path) -> None
     alike = [" ".join([*line[:-1], "end"]) for line in words[:100]]
     unlike = [" ".join([*line[:26], *reversed([word[::-1] for word in line[26:]])]) for line in words[100:]]
     assert min(map(jaccard, texts, alike)) > 0.93
-    assert 0.4 < max(jaccard(one, other) for one, other in zip(texts[100:], unlike, strict=True)) < 0.5
+    assert 0.4 < max(jaccard(text, other) for text, other in zip(texts[100:], unlike, strict=True)) < 0.5
     given = [turns(text, "ok") for text in [*texts, *alike, *unlike]]
     run = finished(plan(tmp_path, {"all": {"rows": given}}, duplicates={"near": 0.7, "exact": False}))
     assert {row["hala_source_row"] for row in rows(run)} == {*range(200), *range(300, 400)}
@@ -263,10 +263,10 @@ def test_the_order_is_shuffled_by_the_seed_and_by_nothing_else(tmp_path: Path) -
 
 def test_large_mixes_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {"a": {"rows": chats(500)}, "b": {"rows": pairs(100), **PAIRS}}
-    one = finished(plan(tmp_path, sources, "one", **LANGUAGES))
+    alone = finished(plan(tmp_path, sources, "one", **LANGUAGES))
     monkeypatch.setattr(assemble, "FILE_BYTES", 10_000)
     many = finished(plan(tmp_path, sources, "many", **LANGUAGES))
-    assert len(data_bytes(one)) == 1 < 4 < len(data_bytes(many))
-    assert rows(one) == rows(many)
+    assert len(data_bytes(alone)) == 1 < 4 < len(data_bytes(many))
+    assert rows(alone) == rows(many)
     assert not (many / "final" / ".parts").exists()
     assert proof(many).proven

@@ -56,9 +56,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 def work_of(recipe: Path) -> InSegments:
     task = registry.create(compose(recipe, None, (), registry.options_of))
     assert isinstance(task, Translate)
-    found = task.work_on(pa.schema([("text", pa.string())]))
-    assert isinstance(found, InSegments)
-    return found
+    work = task.work_on(pa.schema([("text", pa.string())]))
+    assert isinstance(work, InSegments)
+    return work
 
 
 def done(work: InSegments, row: dict[str, Any], translate: Translator) -> tuple[dict[str, Any], list[Request]]:
@@ -72,11 +72,11 @@ def done(work: InSegments, row: dict[str, Any], translate: Translator) -> tuple[
 
 
 def test_a_run_is_proven_and_each_row_has_its_signature_and_checks(recipe: Callable[..., Path]) -> None:
-    asked = compose(recipe(segments={"tokens": 60}), None, (), registry.options_of)
-    run = plan_run(asked, check(asked), Path("runs/r"))
+    composed = compose(recipe(segments={"tokens": 60}), None, (), registry.options_of)
+    run = plan_run(composed, check(composed), Path("runs/r"))
     work_until(run.path, lambda: False)
     plan = manifest.read(run.manifest)
-    checker = registry.create(asked).checker(plan.facts)
+    checker = registry.create(composed).checker(plan.facts)
     assert verify(run.path, checker).proven
     output = RunDirectory(run.path, plan.facts.suffix).shard_output(0)
     rows = to_rows(pq.read_table(output))
@@ -92,11 +92,11 @@ def test_long_documents_come_out_whole_and_in_order(recipe: Callable[..., Path],
     path = recipe(segments={"gate": dict.fromkeys(("numbers", "loops", "length"), "flag")})
     texts = [wiki[:100_000], wiki.replace("\n", " ")[:1_000_000]]
     Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    asked = compose(path, None, (), registry.options_of)
-    run = plan_run(asked, check(asked), Path("runs/r"))
+    composed = compose(path, None, (), registry.options_of)
+    run = plan_run(composed, check(composed), Path("runs/r"))
     work_until(run.path, lambda: False)
     plan = manifest.read(run.manifest)
-    assert verify(run.path, registry.create(asked).checker(plan.facts)).proven
+    assert verify(run.path, registry.create(composed).checker(plan.facts)).proven
     rows = [row for shard in plan for row in to_rows(pq.read_table(run.shard_output(shard.id)))]
     quotes = str.maketrans("", "", "«»")  # with which echo answers
     for row, text in zip(rows, texts, strict=True):
@@ -181,8 +181,8 @@ def test_a_conversation_is_one_list_of_turns(recipe: Callable[..., Path]) -> Non
     schema = pa.schema([("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])))])
     work = task.work_on(schema)  # type: ignore[attr-defined]
 
-    def write(asked: str) -> str:
-        return asked.split("```")[1].removeprefix("json").replace("well", "WELL").replace("How", "HOW") + "\n```"
+    def write(prompt: str) -> str:
+        return prompt.split("```")[1].removeprefix("json").replace("well", "WELL").replace("How", "HOW") + "\n```"
 
     new, sent = done(work, {"conversations": turns}, write)
     assert len(sent) == 1 and isinstance(sent[0].prompt, str)
@@ -195,6 +195,28 @@ def test_a_conversation_is_one_list_of_turns(recipe: Callable[..., Path]) -> Non
     assert list(work.faults({"conversations": turns}, lost)) == ["2 texts became 1"]
 
 
+def test_conversations_that_no_answer_fits_are_set_aside_whole_with_the_reason(recipe: Callable[..., Path]) -> None:
+    """By the whole worker: echo puts all that it was asked into each turn, and cuts JSON in its middle on request."""
+    path = recipe(segments={"form": "json"}, chat=False)
+    talks = [["How are you?", "I am well."], ["Say CUT now.", "CUT it is."], ["42", "```\n7\n```"]]
+    rows = [
+        {"conversations": [{"from": ("human", "gpt")[at % 2], "value": text} for at, text in enumerate(texts)]}
+        for texts in talks
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = json.loads(path.read_text()) | {"engine": {"kind": "echo", "cut_on": "CUT"}}
+    path.write_text(json.dumps(sections))
+    composed = compose(path, None, (), registry.options_of)
+    run = plan_run(composed, check(composed), Path("runs/r"))
+    work_until(run.path, lambda: False)
+    verdict = verify(run.path, registry.create(composed).checker(manifest.read(run.manifest).facts))
+    assert verdict.proven and verdict.quarantined == {"lines": 1, "truncated": 1}
+    written = to_rows(pq.read_table(run.shard_output(0)))
+    assert [row["conversations"] for row in written] == [row["conversations"] for row in rows], "none is lost"
+    assert [row["conversations_en"] for row in written] == [None, None, rows[2]["conversations"]]
+    assert written[1]["hala_error"].startswith("truncated: max_tokens cut the answer off (json: ")
+
+
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -203,16 +225,16 @@ def test_both_sides_of_a_preference_go_on_from_one_prompt(recipe: Callable[..., 
     """A model that never writes the same words twice, and is asked for all of a row at once."""
     times = count()
 
-    def anew(asked: str) -> str:
-        return json.dumps([one | {"content": f"{one['content']} {next(times)}"} for one in json.loads(asked)])
+    def anew(prompt: str) -> str:
+        return json.dumps([spoken | {"content": f"{spoken['content']} {next(times)}"} for spoken in json.loads(prompt)])
 
     recipe(segments={"form": "json", "gate": dict.fromkeys(BOUNDS, "flag")}, chat=False)
     task = registry.create(compose(Path("r.yaml"), None, (), registry.options_of))
-    asked, again = turn("user", "Is it far?"), turn("user", "Is it far?")
+    question, again = turn("user", "Is it far?"), turn("user", "Is it far?")
     row = {
         "prompt": "Is it far?",
-        "chosen": [asked, turn("assistant", "It is."), again, turn("assistant", "It is.")],
-        "rejected": [asked, turn("assistant", "It is."), again, turn("assistant", "No.")],
+        "chosen": [question, turn("assistant", "It is."), again, turn("assistant", "It is.")],
+        "rejected": [question, turn("assistant", "It is."), again, turn("assistant", "No.")],
     }
     work: InSegments = task.work_on(infer([row]))  # type: ignore[attr-defined]
     new, sent = done(work, row, anew)
@@ -221,14 +243,14 @@ def test_both_sides_of_a_preference_go_on_from_one_prompt(recipe: Callable[..., 
     assert rejected[:3] == chosen[:3] and rejected[3] != chosen[3]
     assert chosen[0] != chosen[2] and chosen[1] != chosen[3], "within a conversation all is asked for"
     assert [attempt["texts"] for attempt in new[ATTEMPTS]] == [[0, 2, 3, 4, 8]] and not list(work.faults(row, new))
-    assert [one["role"] for one in json.loads(sent[0].last)] == [
+    assert [spoken["role"] for spoken in json.loads(sent[0].last)] == [
         "prompt",
         "assistant",
         "user",
         "assistant",
         "assistant",
     ]
-    assert [one.digest() for one, _ in work.sent(row, new)] == [one.digest() for one in sent]
+    assert [request.digest() for request, _ in work.sent(row, new)] == [request.digest() for request in sent]
 
 
 @pytest.mark.parametrize(
@@ -257,8 +279,8 @@ def test_own_patterns_stay(recipe: Callable[..., Path]) -> None:
 
 
 def test_runs_from_before_there_were_segments_go_on_as_they_were(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    asked = compose(recipe(), None, (), registry.options_of)
-    assert asked.task.segments.tokens == 400
+    composed = compose(recipe(), None, (), registry.options_of)
+    assert composed.task.segments.tokens == 400
     frozen = tmp_path / "recipe.yaml"
     frozen.write_text(json.dumps({"name": "r", "task": {"kind": "translate"}, "run": {}}))
     assert thaw(frozen, registry.options_of).task.segments.tokens == 0
@@ -269,8 +291,8 @@ def test_a_translation_is_translated_on(recipe: Callable[..., Path]) -> None:
     rows = [{"text": "Hello there.", "hala_row": 7, "hala_error": None, SHAPE: "x", CHECKS: {"asks": 1}}]
     path = recipe()
     Path("rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    asked = compose(path, None, (), registry.options_of)
-    run = plan_run(asked, check(asked), Path("runs/r"))
+    composed = compose(path, None, (), registry.options_of)
+    run = plan_run(composed, check(composed), Path("runs/r"))
     work_until(run.path, lambda: False)
     names = pq.read_schema(RunDirectory(run.path, ".parquet").shard_output(0)).names
     assert {SHAPE, f"{SHAPE}_1", CHECKS, f"{CHECKS}_1"} <= set(names)
@@ -278,9 +300,9 @@ def test_a_translation_is_translated_on(recipe: Callable[..., Path]) -> None:
 
 def test_segments_fit_the_context(recipe: Callable[..., Path]) -> None:
     path = recipe(segments={"tokens": 400})
-    asked = json.loads(path.read_text()) | {
+    sections = json.loads(path.read_text()) | {
         "engine": {"kind": "vllm", "max_model_len": 300},
         "sampling": {"max_tokens": 200},
     }
-    path.write_text(json.dumps(asked | {"model": {"name": "m"}}))
+    path.write_text(json.dumps(sections | {"model": {"name": "m"}}))
     assert 16 <= manner_of(compose(path, None, (), registry.options_of)).tokens < 100

@@ -49,8 +49,8 @@ def kind(request: pytest.FixtureRequest, real: dict[str, Rows], arabic: list[str
 
 
 def work_on(kind: Kind, seen: Rows, data: Data | None = None, **options: Any) -> Tokenizing:
-    asked = PrepareOptions(**{"sequence_length": LONG} | options)
-    return Tokenizing(kind.tokenizer, asked, data or Data(), unify.infer(seen))
+    task = PrepareOptions(**{"sequence_length": LONG} | options)
+    return Tokenizing(kind.tokenizer, task, data or Data(), unify.infer(seen))
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -69,14 +69,14 @@ def expected(kind: Kind, messages: list[dict[str, str]], ids: list[int]) -> list
         marks += bytes([is_answer]) * len(part.encode())
     special = {token.content: token.content.encode() for token in kind.tokenizer.added_tokens_decoder.values()}
     tokens = kind.tokenizer.convert_ids_to_tokens(ids)
-    found, position = [], 0
+    learned, position = [], 0
     for token in tokens:
         raw = special[token] if token in special and not token.startswith("<0x") else kind.raw(token)
         assert text[position : position + len(raw)] == raw  # the tokens are the text, byte by byte
-        found.append(any(marks[position : position + len(raw)]))
+        learned.append(any(marks[position : position + len(raw)]))
         position += len(raw)
     assert position == len(text)
-    return found
+    return learned
 
 
 @pytest.mark.parametrize("name", ["alpaca", "fastchat_dummy_conversation", "llamafactory_glaive_toolcall_en_demo"])
@@ -279,10 +279,10 @@ def test_the_bound_holds_for_real_texts(kind: Kind, real: dict[str, Rows], arabi
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_the_bound_holds_for_any_text(one: str, other: str) -> None:
+def test_the_bound_holds_for_any_text(text: str, other: str) -> None:
     for name in KINDS:
         work = _cached(name)
-        for document in (Text(one), PromptAnswer(one, other), Chat([{"role": "assistant", "content": one + other}])):
+        for document in (Text(text), PromptAnswer(text, other), Chat([{"role": "assistant", "content": text + other}])):
             assert work.length(document) <= work.most(document)
 
 
