@@ -1,9 +1,11 @@
 """Layers become one typed recipe: defaults < site profile < recipe < command line."""
 
+import copy
 import dataclasses
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +74,27 @@ def of_place(site: Path | None) -> list[Layer]:
 
 def merge(stack: Sequence[Layer], options_of: OptionsOf, address: Address = places.in_runs) -> Recipe:
     """Check each layer, then merge them, weakest first."""
-    result = OmegaConf.structured(Recipe)
     kinds = {section: _kind(stack, section) for section in SECTIONS}
-    for section, kind in kinds.items():
-        result[section] = OmegaConf.structured(options_of(section, kind)(kind=kind))
+    result = copy.deepcopy(_defaults(options_of, tuple(kinds.items())))
     for number, layer in enumerate(stack):
         merged = layers.checked(layer, {key: layer.values[key] for key in layer.values if key not in SECTIONS}, Recipe)
         for section in (section for section in SECTIONS if section in layer.values):
             kind = _kind(stack[: number + 1], section)
             merged[section] = _section(layer, section, kind, kinds[section], options_of)
         try:
-            result = OmegaConf.merge(result, layers.take_away(layer, result, merged))
+            result = OmegaConf.unsafe_merge(result, layers.take_away(layer, result, merged))
         except OmegaConfBaseException as error:
             raise HalaError(f"{layer.where}: {_first_line(error)}") from error
     return to_recipe(result, address)
+
+
+@lru_cache(maxsize=64)
+def _defaults(options_of: OptionsOf, kinds: tuple[tuple[str, str], ...]) -> Any:
+    """A recipe of these kinds that says nothing. It takes longer to make than most layers, and a pipeline has many."""
+    result = OmegaConf.structured(Recipe)
+    for section, kind in kinds:
+        result[section] = OmegaConf.structured(options_of(section, kind)(kind=kind))
+    return result
 
 
 def to_recipe(config: Any, address: Address = places.in_runs) -> Recipe:
