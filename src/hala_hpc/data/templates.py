@@ -39,10 +39,11 @@ def load_tokenizer(model: Model, chat_template: str | None = None) -> Any:
 
     Raises HalaError where there is none, or only a slow one, which does not know where a token is in its text.
     """
+    name = model.tokenizer or model.name
+    hub.go_offline_if_out_of_reach([name])
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it says on standard error: no torch
     from transformers import AutoTokenizer
 
-    name = model.tokenizer or model.name
     revision = {"revision": model.revision} if model.revision and not model.tokenizer else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **revision)
@@ -66,13 +67,15 @@ def model_config(model: Model) -> Row:
             from huggingface_hub import hf_hub_download
             from huggingface_hub.errors import HFValidationError
 
+            hub.go_offline_if_out_of_reach([model.name])
             try:
                 path = Path(hf_hub_download(model.name, "config.json", revision=model.revision))
             except HFValidationError as error:
                 raise places.no_model(model.name, "model.name: ") from error
         config: Row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = first_line(error)
+        is_away = isinstance(error, ConnectionError | FileNotFoundError) and hub.is_on_hub(model.name)
+        why = hub.why(error) if is_away else first_line(error)
         raise HalaError(f"model.name: no config.json in '{model.name}': {why}", _hint(model.name)) from error
     return config
 

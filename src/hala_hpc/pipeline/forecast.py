@@ -1,29 +1,32 @@
 """What stages of a pipeline will come to that cannot be planned yet, by what the stages before them will make.
 
 Counts are carried along as they are: nobody knows yet which rows a judge will reject, or a mix take for duplicates, and
-a translation is taken to be as long as its text. So they are rather too high; what is not known is said to be so.
+a translation is taken to be as long as its text. So they are rather too high; what is not known is said to be so, and
+why.
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hala_hpc.config import places
-from hala_hpc.config.errors import HalaError
+from hala_hpc.config.errors import HalaError, few
 from hala_hpc.config.pipeline import stage_of
-from hala_hpc.config.schema import Model, Recipe
-from hala_hpc.data import templates
-from hala_hpc.data.cut import PlanWatch
+from hala_hpc.config.schema import Data, Model, Recipe
+from hala_hpc.data import cut, documents, templates
+from hala_hpc.data.cut import Cut, PlanWatch
+from hala_hpc.data.files import hub
+from hala_hpc.data.spoken import Dropped
 from hala_hpc.pipeline import lookup
 from hala_hpc.pipeline.outlook import Summary
+from hala_hpc.pipeline.planning import watching
 from hala_hpc.pipeline.survey import StageStatus, Survey
 from hala_hpc.run import manifest
 from hala_hpc.tasks.train.estimate import architecture
 from hala_hpc.tasks.train.estimate import memory as estimates
-from hala_hpc.tasks.train.options import global_batch, steps_of
+from hala_hpc.tasks.train.estimate.memory import TrainingEstimate
 from hala_hpc.worker import registry
 from hala_hpc.worker.rows.task import RowTask
 
@@ -33,10 +36,14 @@ Plans = Mapping[str, tuple[Sequence[Summary], Sequence[str]]]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a stage will come to; None: not known. ``tokens`` are estimated from bytes, of its input.
+    """What a stage will come to; None: not known, or nothing that is counted.
 
-    ``steps`` and ``gpu_hours`` are of trainings; ``model`` names one of the form of the model that it makes.
-    ``is_planned``: it is no forecast, but a plan.
+    ``tokens`` are estimated from bytes, of its input; of a training those that it is trained on, with each time that
+    it sees them. ``steps`` and ``gpu_hours`` are of trainings; ``model`` names one of the form of the model that it
+    makes. ``is_planned``: it is no forecast, but a plan.
+
+    Of a number that is not known, ``unknown`` says why, and ``unknown_of`` names the stages it stands on that are not
+    known either. Commands, and tasks whose shards are no rows (merges, evaluations), have neither.
     """
 
     rows: int | None = None
@@ -45,129 +52,241 @@ class Forecast:
     gpu_hours: float | None = None
     model: str | None = None
     is_planned: bool = False
+    is_training: bool = False
+    unknown: str = ""
+    unknown_of: Sequence[str] = ()
+
+    @property
+    def is_known(self) -> bool:
+        return not self.unknown and not self.unknown_of
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known by now: of stages by name, and of data that were read, by all that decides what is counted.
+
+    ``scratch`` is where copies of data are made for as long as they are read; None: where the system has them.
+    """
+
+    stages: dict[str, Forecast] = field(default_factory=dict)
+    read: dict[str, Forecast] = field(default_factory=dict)
+    scratch: Path | None = None
+
+    def count(self, basis: str, plan: Callable[[Path, PlanWatch], Cut]) -> Forecast:
+        """Rows and tokens of what ``plan`` reads, which is given a folder for copies; read once for each ``basis``."""
+        if basis not in self.read:
+            self.read[basis] = self._count(plan)
+        return self.read[basis]
+
+    def _count(self, plan: Callable[[Path, PlanWatch], Cut]) -> Forecast:
+        try:
+            with tempfile.TemporaryDirectory(prefix=".plan-", dir=self.scratch) as folder, watching() as watch:
+                facts = plan(Path(folder), watch).facts
+        except (HalaError, OSError) as error:
+            return Forecast(unknown=str(error))
+        return Forecast(facts.rows, facts.tokens)
 
 
 def forecasts(now: Survey, plans: Plans) -> dict[str, Forecast]:
-    """By stage, in their order."""
-    so_far: dict[str, Forecast] = {}
+    """By stage, in their order. What is on the hub is looked for in the site's cache, as when it is planned."""
+    root = now.pipeline.folder.parent
+    known = _Known(scratch=root if root.is_dir() else None)
     for status in now.stages.values():
-        so_far[status.name] = _forecast(status, plans, so_far)
-    return so_far
+        known.stages[status.name] = _forecast(status, plans, known)
+    return known.stages
 
 
 def total(numbers: Iterable[float | None]) -> float | None:
     """The sum of what is known; None where nothing is."""
-    known = [number for number in numbers if number is not None]
-    return sum(known) if known else None
+    listed = [number for number in numbers if number is not None]
+    return sum(listed) if listed else None
 
 
-def _forecast(status: StageStatus, plans: Plans, so_far: Mapping[str, Forecast]) -> Forecast:
-    if status.stage.command:
+def _forecast(status: StageStatus, plans: Plans, known: _Known) -> Forecast:
+    if status.stage.command or status.state == "left out":
         return Forecast()
-    recipes = [recipe for _, recipe in status.stage.recipes()]
-    models = [_form(recipe, so_far) for recipe in recipes]
-    model = next(filter(None, models), None)
-    summaries = plans.get(status.name, ((), ()))[0]
+    recipes = dict(status.stage.recipes())
+    model = next(filter(None, (_form(recipe, known) for recipe in recipes.values())), None)
     if status.folder is not None:
-        facts = [manifest.read(path / "manifest.parquet").facts for path in lookup.runs_of(status.folder)]
-        return Forecast(
-            sum(fact.rows for fact in facts), sum(fact.tokens for fact in facts), model=model, is_planned=True
-        )
-    if summaries:
-        trainings = [plan["training"] for plan in summaries if "training" in plan]
-        return Forecast(
-            sum(plan["rows"] for plan in summaries),
-            sum(plan["estimated_tokens"] for plan in summaries),
-            sum(plan["estimated_steps"] for plan in trainings) if trainings else None,
-            sum(plan.get("gpu_hours", 0.0) for plan in trainings) if trainings else None,
-            model,
-            is_planned=True,
-        )
-    parts = [_of_recipe(recipe, so_far) for recipe in recipes]
-    rows, tokens, steps = (total(getattr(part, key) for part in parts) for key in ("rows", "tokens", "steps"))
-    hours = total(part.gpu_hours for part in parts)
-    return Forecast(_whole(rows), _whole(tokens), _whole(steps), hours, model)
+        parts = {path.name: _of_run(path) for path in lookup.runs_of(status.folder)}
+    elif summaries := plans.get(status.name, ((), ()))[0]:
+        parts = {Path(plan["run"]).name: _of_plan(plan) for plan in summaries}
+    else:
+        parts = {name: _of_recipe(recipe, known) for name, recipe in recipes.items()}
+    return replace(_whole(parts, status.stage.grid is not None), model=model)
 
 
-def _whole(number: float | None) -> int | None:
-    return None if number is None else round(number)
+def _of_run(run: Path) -> Forecast:
+    """Of a run that was planned already."""
+    facts = manifest.read(run / "manifest.parquet").facts
+    if facts.unit == "models" and not facts.items:
+        try:
+            return _of_estimate(estimates.summary(lookup.thawed(run), run))
+        except HalaError as error:  # its model is gone from the cache
+            return Forecast(facts.texts, is_planned=True, is_training=True, unknown=str(error))
+    return Forecast(facts.rows, facts.tokens, is_planned=True) if facts.unit == "rows" else Forecast(is_planned=True)
 
 
-def _of_recipe(recipe: Recipe, so_far: Mapping[str, Forecast]) -> Forecast:
+def _of_plan(plan: Summary) -> Forecast:
+    if training := plan.get("training"):
+        return _of_estimate(training)
+    if "items" in plan and "mix" not in plan:
+        return Forecast(is_planned=True)
+    return Forecast(plan["rows"], plan["estimated_tokens"], is_planned=True)
+
+
+def _of_estimate(training: TrainingEstimate) -> Forecast:
+    return Forecast(
+        sum(data["rows"] for data in training["datasets"]),
+        training["estimated_tokens_trained"],
+        training["estimated_steps"],
+        training.get("gpu_hours"),
+        is_planned=True,
+        is_training=True,
+        unknown=training.get("memory_unknown", ""),
+    )
+
+
+def _of_recipe(recipe: Recipe, known: _Known) -> Forecast:
+    hub.use_cache(recipe.site.cache, recipe.site.offline)
     options: Any = recipe.task
-    if recipe.task.kind == "train":
-        return _of_training(recipe, so_far)
-    if recipe.task.kind == "mix":
-        return _sum(_share(source, _of_data(source.path, so_far), source) for source in options.sources.values())
-    task = registry.create(recipe)
-    if not isinstance(task, RowTask):
+    if options.kind == "train":
+        return _of_training(recipe, known)
+    if options.kind == "mix":
+        return _whole({name: _of_source(recipe, name, source, known) for name, source in options.sources.items()})
+    if not isinstance(registry.create(recipe), RowTask):
         return Forecast()
-    if (taken := _of_data(recipe.data.path, so_far)) is not None:
-        return _share(recipe.data, taken)
-    return _counted(task)
+
+    def plan(data: Data, folder: Path, watch: PlanWatch) -> Cut:
+        return registry.create(replace(recipe, data=data)).plan(folder, watch)
+
+    return _of_data(recipe.data, plan, f"{recipe.task} {recipe.model} {recipe.sampling} {recipe.engine}", known)
 
 
-def _of_training(recipe: Recipe, so_far: Mapping[str, Forecast]) -> Forecast:
+def _of_source(recipe: Recipe, name: str, source: Any, known: _Known) -> Forecast:
+    """One source of a mix: all of its rows that may be taken."""
+
+    def plan(data: Data, folder: Path, watch: PlanWatch) -> Cut:
+        alone = replace(recipe, task=replace(recipe.task, sources={name: data}))
+        return registry.create(alone).plan(folder, watch)
+
+    whole = _of_data(source, plan, f"{recipe.task}", known)
+    if whole.rows is None:
+        return whole
+    return _cut(whole, whole.rows * source.weight if source.sample is None else min(whole.rows, source.sample))
+
+
+def _of_training(recipe: Recipe, known: _Known) -> Forecast:
     options: Any = recipe.task
-    data = _sum(_share(dataset, _of_data(dataset.path, so_far), dataset) for dataset in options.datasets.values())
-    if data.rows is None or data.tokens is None:
-        return Forecast()
-    batch, length = global_batch(options), options.sequence_length
-    tokens = options.tokens or round(data.tokens * options.epochs)
-    is_packed = options.packing is not False
-    sequences = tokens / length if is_packed or options.tokens else data.rows * options.epochs
-    return Forecast(data.rows, tokens, max(1, steps_of(ceil(sequences), batch)), _hours(recipe, tokens, so_far))
-
-
-def _hours(recipe: Recipe, tokens: int, so_far: Mapping[str, Forecast]) -> float | None:
-    if (name := _form(recipe, so_far)) is None:
-        return None
+    datasets = {f"task.datasets.{name}": dataset for name, dataset in options.datasets.items()}
+    parts = {name: _of_dataset(recipe, dataset, known) for name, dataset in datasets.items()}
+    whole = replace(_whole(parts, is_named=True), is_training=True)
+    if not whole.is_known:
+        return whole
+    config, unknown = dict[str, Any](), ""
+    sizes = [
+        {"used": part.rows, "tokens": part.tokens, "kind": dataset.kind, "weight": dataset.weight}
+        for part, dataset in zip(parts.values(), datasets.values(), strict=True)
+    ]
     try:
-        form = architecture.read(templates.model_config(Model(name=name)))
-    except HalaError:
-        return None
-    return estimates.gpu_hours(form, recipe.task, tokens)
+        config = _config(recipe, known)
+        form = architecture.read(config)
+    except HalaError as error:
+        form, unknown = None, str(error)
+    tokens, steps = estimates.extent(options, sizes, estimates.packing(recipe, config) != "no")
+    hours = estimates.gpu_hours(form, options, tokens) if form is not None else None
+    return replace(whole, tokens=tokens, steps=steps, gpu_hours=hours, unknown=unknown)
 
 
-def _form(recipe: Recipe, so_far: Mapping[str, Forecast]) -> str | None:
+def _of_dataset(recipe: Recipe, dataset: Any, known: _Known) -> Forecast:
+    """One dataset of a training, read as it would be; its tokens are estimated, for the tokenizer may not be here."""
+
+    def plan(data: Data, folder: Path, watch: PlanWatch) -> Cut:
+        def texts_of(schema: Any) -> cut.TextsOf:
+            reader = documents.reader_of(dataset.kind, data, schema)
+
+            def texts(row: Any) -> list[str]:
+                try:
+                    return reader.read(row).texts
+                except Dropped:
+                    return []
+
+            return texts
+
+        return cut.cut(data, recipe.run, "prepare", folder, texts_of, watch)
+
+    return _of_data(dataset, plan, dataset.kind, known)
+
+
+def _of_data(data: Data, plan: Callable[[Data, Path, PlanWatch], Cut], basis: str, known: _Known) -> Forecast:
+    """Rows of stages, as many as these will make; and those that are there, which ``plan`` reads.
+
+    ``basis`` is all that decides, besides ``data``, what ``plan`` finds.
+    """
+    taken = {path: name for path in data.path if (name := _stage(path, known)) is not None}
+    parts = {name: _taken(name, known.stages[name]) for name in dict.fromkeys(taken.values())}
+    here = replace(data, path=[path for path in data.path if path not in taken])
+    if here.path or here.hub or not taken:
+        parts[""] = known.count(f"{basis} {here}", lambda folder, watch: plan(here, folder, watch))
+    whole = _whole(parts)
+    return whole if whole.rows is None or data.limit is None else _cut(whole, min(whole.rows, data.limit))
+
+
+def _taken(name: str, before: Forecast) -> Forecast:
+    """What a stage hands on: its rows, and no more of what is known of it."""
+    if before.rows is None or before.tokens is None or before.is_training:
+        return Forecast(unknown_of=(name,))
+    return Forecast(before.rows, before.tokens)
+
+
+def _cut(whole: Forecast, rows: float) -> Forecast:
+    """So many rows of it, with their share of the tokens."""
+    return replace(whole, rows=round(rows), tokens=round((whole.tokens or 0) * rows / whole.rows) if whole.rows else 0)
+
+
+def _whole(parts: Mapping[str, Forecast], is_named: bool = False) -> Forecast:
+    """The sum of all parts; a number is not known where it is not of one of them.
+
+    ``is_named``: what is not known begins with the name of the part.
+    """
+    listed = list(parts.values())
+    reasons: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        if part.unknown:
+            reasons.setdefault(part.unknown, []).append(name)
+    named = (f"{few(names, 2, ' and {} more')}: " if is_named else "" for names in reasons.values())
+    return Forecast(
+        _all(part.rows for part in listed),
+        _all(part.tokens for part in listed),
+        _all(part.steps for part in listed),
+        _all(part.gpu_hours for part in listed),
+        is_planned=any(part.is_planned for part in listed),
+        is_training=any(part.is_training for part in listed),
+        unknown="; ".join(map("".join, zip(named, reasons, strict=True))),
+        unknown_of=tuple(dict.fromkeys(name for part in listed for name in part.unknown_of)),
+    )
+
+
+def _all(numbers: Iterable[Any]) -> Any:
+    """The sum; None where one is not known."""
+    listed = list(numbers)
+    return None if None in listed else sum(listed)
+
+
+def _stage(address: str, known: _Known) -> str | None:
+    return stage_of(address, known.stages) if address.startswith(places.RUN) else None
+
+
+def _form(recipe: Recipe, known: _Known) -> str | None:
     """A model that is there, of the form of the recipe's own."""
     name = recipe.model.name
-    stage = stage_of(name, so_far) if name.startswith(places.RUN) else None
-    return so_far[stage].model if stage is not None else name or None
+    stage = _stage(name, known)
+    return known.stages[stage].model if stage is not None else name or None
 
 
-def _of_data(paths: Sequence[str], so_far: Mapping[str, Forecast]) -> Forecast | None:
-    """The sum of the stages that are taken; None where none is."""
-    taken = [stage_of(path, so_far) for path in paths if path.startswith(places.RUN)]
-    return _sum(so_far[name] for name in taken if name is not None) if taken else None
-
-
-def _share(data: Any, whole: Forecast | None, drawn: Any = None) -> Forecast:
-    """What ``data.limit``, and of a mix or a training ``weight`` and ``sample``, leave of it."""
-    if whole is None or not whole.rows or whole.tokens is None:
-        return Forecast()
-    rows = float(whole.rows)
-    if (limit := getattr(data, "limit", None)) is not None:
-        rows = min(rows, limit)
-    if drawn is not None:
-        sample = getattr(drawn, "sample", None)
-        rows = min(rows, sample) if sample is not None else rows * getattr(drawn, "weight", 1.0)
-    return Forecast(round(rows), round(whole.tokens * rows / whole.rows))
-
-
-def _sum(parts: Iterable[Forecast]) -> Forecast:
-    """Of all parts; nothing is known where one of them is not."""
-    listed = list(parts)
-    if any(part.rows is None or part.tokens is None for part in listed):
-        return Forecast()
-    return Forecast(sum(part.rows or 0 for part in listed), sum(part.tokens or 0 for part in listed))
-
-
-def _counted(task: RowTask) -> Forecast:
-    """Of data that are there already, while only the model is not."""
-    with tempfile.TemporaryDirectory(prefix=".plan-") as folder:
-        try:
-            facts = task.plan(Path(folder), PlanWatch()).facts
-        except (HalaError, OSError):
-            return Forecast()
-    return Forecast(facts.rows, facts.tokens)
+def _config(recipe: Recipe, known: _Known) -> dict[str, Any]:
+    """The ``config.json`` of such a model. Raises HalaError."""
+    if (name := _form(recipe, known)) is None:
+        raise HalaError(f"model.name: nothing is known of the model that {recipe.model.name} makes")
+    revision = recipe.model.revision if name == recipe.model.name else None
+    return templates.model_config(Model(name=name, revision=revision))

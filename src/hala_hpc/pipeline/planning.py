@@ -294,7 +294,7 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
         raise existing(_alone(recipe, target))
 
     def fill(folder: Path) -> tuple[list[Shard], Facts]:
-        with _watching() as watch:
+        with watching() as watch:
             cut = task.plan(folder, watch)
         return cut.shards, cut.facts
 
@@ -302,7 +302,7 @@ def plan_run(recipe: Recipe, task: Task, target: Path) -> RunDirectory:
 
 
 @contextmanager
-def _watching() -> Iterator[PlanWatch]:
+def watching() -> Iterator[PlanWatch]:
     """A line on standard error that counts rows, or bytes, while they are read."""
     columns = (TextColumn("reading {task.fields[name]}{task.fields[read]}"), TimeElapsedColumn())
     console = Console(stderr=True)

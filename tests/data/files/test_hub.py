@@ -1,6 +1,8 @@
 """Datasets of the hub, from a folder that is laid out as one is there, and from a hub that is out of reach."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 
 from hala_hpc.config.errors import HalaError
 from hala_hpc.config.schema import Data, Model
+from hala_hpc.data import templates
 from hala_hpc.data.files import hub
 from tests.data.helpers import write
 
@@ -80,3 +83,16 @@ def test_a_hub_out_of_reach_is_not_tried_again_and_again(
     with pytest.raises(HalaError, match=r"cannot download 'org/model': .* \(is the hub reachable from here\?\)"):
         hub.fetch_model(Model(name="org/model"))
     assert "Retry" not in "".join([*capfd.readouterr(), caplog.text])
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("read", [templates.model_config, templates.load_tokenizer])
+def test_a_model_out_of_reach_is_not_tried_again_and_again(read: Callable[[Model], Any]) -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(
+        HalaError, match=r" in 'org/model': .*\(`hala prefetch RECIPE` where the hub can be reached\)$"
+    ) as caught:
+        read(Model(name="org/model"))
+    assert constants.HF_HUB_OFFLINE, "from now on only the cache is looked at"
+    assert "HF_HUB_OFFLINE" not in str(caught.value), "nobody set it"

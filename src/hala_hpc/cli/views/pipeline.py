@@ -1,6 +1,6 @@
 """A pipeline as people see it: its stages, how each stands, and what comes next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,13 +16,26 @@ from hala_hpc.slurm import local
 
 STYLES = {"done": "green", "running": "cyan", "left out": "dim", "waiting": "dim"} | dict.fromkeys(HALTED, "red")
 
+WORDS_WIDTH = 32
+"""Least width of the column of words (ours): names of stages that come before are whole on lines of 80 characters."""
+
 
 def table(now: Survey) -> Table:
     """The stages in the order in which they are done."""
-    result = common.table("stage", "state", "progress", "left", "")
+    result = _table("stage", "state", "progress", "left", "")
     for status in now.stages.values():
         style = STYLES.get(status.state, "yellow")
         result.add_row(status.name, f"[{style}]{status.state}[/]", *_progress(status), _words(now, status))
+    return result
+
+
+def _table(*columns: str, right: Collection[str] = ()) -> Table:
+    """Only the words of the last column are broken where lines are short; numbers are on the ``right``."""
+    result = common.table(*columns)
+    for column in result.columns[:-1]:
+        column.no_wrap = True
+        column.justify = "right" if column.header in right else "left"
+    result.columns[-1].min_width = WORDS_WIDTH
     return result
 
 
@@ -75,26 +88,45 @@ def planned(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> dict[s
 
 
 def plan_lines(now: Survey, plans: Plans, so_far: Mapping[str, Forecast]) -> Iterator[object]:
-    """The plan of a pipeline, for people; what is only a forecast has a tilde."""
-    result = common.table("stage", "state", "rows", "tokens", "steps", "GPU-hours", "")
+    """The plan of a pipeline, for people; what is only a forecast has a tilde, what is not known a question mark."""
+    numbers = ("rows", "tokens", "steps", "GPU-hours")
+    result = _table("stage", "state", *numbers, "", right=numbers)
     for status in now.stages.values():
-        forecast = so_far[status.name]
-        sign = "" if forecast.is_planned else "~"
-        numbers = [_number(number, sign) for number in (forecast.rows, forecast.tokens, forecast.steps)]
-        spent = "" if forecast.gpu_hours is None else f"{sign}{forecast.gpu_hours:,.1f}"
         style = STYLES.get(status.state, "yellow")
-        result.add_row(status.name, f"[{style}]{status.state}[/]", *numbers, spent, _words(now, status))
+        cells = _numbers(so_far[status.name])
+        result.add_row(status.name, f"[{style}]{status.state}[/]", *cells, _words(now, status))
     yield result
     hours = total(forecast.gpu_hours for forecast in so_far.values())
-    yield summary(now) + ("" if hours is None else f"; trainings: about {hours:,.0f} GPU-hours")
+    unknown = [name for name, forecast in so_far.items() if forecast.is_training and forecast.gpu_hours is None]
+    without = f", without {few(unknown, 4, ' and {} more')}" if unknown else ""
+    yield summary(now) + ("" if hours is None else f"; trainings: about {hours:,.0f} GPU-hours{without}")
     for name, (runs, warnings) in plans.items():
         for run in runs:
             yield from (f"note: stage {name}: {count:,} {note}" for note, count in run["notes"].items())
         yield from (f"warning: stage {name}: {warning}" for warning in warnings)
+    yield from _not_known(plans, so_far)
 
 
-def _number(number: int | None, sign: str) -> str:
-    return "" if number is None else f"{sign}{number:,}"
+def _not_known(plans: Plans, so_far: Mapping[str, Forecast]) -> Iterator[str]:
+    """A line for each reason why numbers are not known, besides those that stand there as warnings."""
+    reasons: dict[str, list[str]] = {}
+    for name, forecast in so_far.items():
+        if forecast.unknown and forecast.unknown not in plans.get(name, ((), ()))[1]:
+            reasons.setdefault(forecast.unknown, []).append(name)
+    for reason, names in reasons.items():
+        yield f"not known: {', '.join(names)}: {reason}"
+    if standing := [name for name, forecast in so_far.items() if forecast.unknown_of]:
+        yield f"not known, as they take what is not: {', '.join(standing)}"
+
+
+def _numbers(forecast: Forecast) -> list[str]:
+    """Rows, tokens, steps and GPU-hours."""
+    sign, gap = "" if forecast.is_planned else "~", "" if forecast.is_known else "?"
+    gaps = (gap, gap, *[gap if forecast.is_training else ""] * 2)
+    numbers = (forecast.rows, forecast.tokens, forecast.steps)
+    written = [None if number is None else f"{sign}{number:,}" for number in numbers]
+    written.append(None if forecast.gpu_hours is None else f"{sign}{forecast.gpu_hours:,.1f}")
+    return [blank if text is None else text for text, blank in zip(written, gaps, strict=True)]
 
 
 def _words(now: Survey, status: StageStatus) -> str:

@@ -90,8 +90,7 @@ def _load(data: Data) -> Any:
             raise
         if not is_on_hub(data.hub or ""):
             raise HalaError(f"data.hub: cannot load '{data.hub}': {first_line(error)}") from error
-        why = "it is not in the cache, and the hub is out of reach" if _is_offline() else first_line(error)
-        raise HalaError(f"data.hub: cannot load '{data.hub}': {why}", PREFETCH) from error
+        raise HalaError(f"data.hub: cannot load '{data.hub}': {why(error)}", PREFETCH) from error
 
 
 def _stream(data: Data, target: Path, rows_per_group: int) -> bool:
@@ -140,6 +139,11 @@ def _is_reachable(endpoint: str) -> bool:
     except (HTTPError, InvalidURL, OSError, ValueError):
         return False
     return True
+
+
+def why(error: Exception) -> str:
+    """Why something of the hub could not be had, in words; the libraries' own speak of their settings."""
+    return "it is not in the cache, and the hub is out of reach" if _is_offline() else first_line(error)
 
 
 def require_cached(model: Model) -> None:

@@ -223,23 +223,17 @@ def summary(recipe: Recipe, planned: Path) -> TrainingEstimate:
     options: Options = recipe.task
     config = templates.model_config(recipe.model)
     datasets = _datasets(recipe, planned)
-    used = sum(dataset["used"] for dataset in datasets)
-    share = options.epochs * (max(0.0, 1 - options.evaluation.rows / used) if used else 1.0)  # of rows not held out
-    tokens = options.tokens or round(sum(dataset["tokens"] * dataset["weight"] for dataset in datasets) * share)
+    shared = packing(recipe, config)
+    tokens, steps = extent(options, datasets, shared != "no")
     batch, length = global_batch(options), options.sequence_length
-    packing = _packing(recipe, config)
-    if packing != "no" or options.tokens:
-        sequences = tokens / length
-    else:
-        sequences = sum(_sequences(dataset, length) * dataset["weight"] for dataset in datasets) * share
     estimate: TrainingEstimate = {
         "model": {"name": recipe.model.name, "family": config.get("model_type")},
         "datasets": datasets,
-        "packing": packing,
+        "packing": shared,
         "sequence_length": length,
         "batch": {"sequences": batch, "tokens": batch * length},
         "estimated_tokens_trained": tokens,
-        "estimated_steps": max(1, steps_of(ceil(sequences), batch)),
+        "estimated_steps": steps,
         "epochs": None if options.tokens else options.epochs,
         "memory": [],
     }
@@ -250,6 +244,19 @@ def summary(recipe: Recipe, planned: Path) -> TrainingEstimate:
     else:
         _add_cost(estimate, recipe, model, config.get("attn_implementation"))
     return estimate
+
+
+def extent(options: Options, datasets: Sequence[Mapping[str, Any]], is_packed: bool) -> tuple[int, int]:
+    """Tokens that a training sees, and its steps. ``datasets``: ``used`` rows, ``tokens``, ``kind`` and ``weight``."""
+    used = sum(dataset["used"] for dataset in datasets)
+    share = options.epochs * (max(0.0, 1 - options.evaluation.rows / used) if used else 1.0)  # of rows not held out
+    tokens = options.tokens or round(sum(dataset["tokens"] * dataset["weight"] for dataset in datasets) * share)
+    batch, length = global_batch(options), options.sequence_length
+    if is_packed or options.tokens:
+        sequences = tokens / length
+    else:
+        sequences = sum(_sequences(dataset, length) * dataset["weight"] for dataset in datasets) * share
+    return tokens, max(1, steps_of(ceil(sequences), batch))
 
 
 def hardware(recipe: Recipe) -> list[tuple[str, int]]:
@@ -307,11 +314,11 @@ def _sequences(dataset: Mapping[str, Any], length: int) -> float:
     return max(rows, dataset["tokens"] / length) if dataset["kind"] == "text" else rows
 
 
-def _packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
+def packing(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """Whether documents will share sequences: known only on the node where a kernel decides."""
-    packing: bool | None = recipe.task.packing
-    if packing is not None:
-        return "yes" if packing else "no"
+    wanted: bool | None = recipe.task.packing
+    if wanted is not None:
+        return "yes" if wanted else "no"
     on_gpu = recipe.site.slurm.gpus_per_worker > 0
     if can_pack(config, on_gpu, has_kernel=False):
         return "yes"
