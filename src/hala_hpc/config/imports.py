@@ -17,7 +17,8 @@ def heavy_imports(*hidden: str) -> Iterator[None]:
     there meanwhile: what a library imports where it finds it, and we do not use.
     """
     _freeze_at_end()
-    was_enabled, absent = gc.isenabled(), [name for name in hidden if name not in sys.modules]
+    was_enabled, before = gc.isenabled(), len(sys.modules)
+    absent = [name for name in hidden if name not in sys.modules]
     gc.disable()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: Python's sign for "not to be imported"
     try:
@@ -25,7 +26,8 @@ def heavy_imports(*hidden: str) -> Iterator[None]:
     finally:
         for name in absent:
             del sys.modules[name]
-        gc.freeze()
+        if len(sys.modules) > before:  # else what is garbage by now would stay for ever, at each call
+            gc.freeze()
         if was_enabled:
             gc.enable()
 

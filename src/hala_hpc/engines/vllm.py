@@ -146,9 +146,12 @@ class Vllm:
             self._engine.engine_core.shutdown()
         self._guard.close()
         with contextlib.suppress(Exception):  # what is left of an engine that died must not hide how
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+            import torch
 
-            cleanup_dist_env_and_memory()
+            if torch.distributed.is_initialized():  # else the engine has done it, which takes a second
+                from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
 
     def _add(self, id: str, tokens: list[int], params: Any) -> None:
         with self._death_told():
