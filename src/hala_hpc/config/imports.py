@@ -15,6 +15,9 @@ def heavy_imports(*hidden: str) -> Iterator[None]:
     Else it goes over all of them while they come, whenever a library collects by itself (vLLM does at its start and at
     its end, half a second each time), and once more when Python ends. ``hidden`` are packages that must seem not to be
     there meanwhile: what a library imports where it finds it, and we do not use.
+
+    Seconds of a core, before and after: vLLM on the CPU with a tiny model from start to end 23.5 and 15.5, the imports
+    of a training's rank 10.2 and 7.5, of LightEval 14.6 and 10.5, of transformers' models 7.8 and 5.4.
     """
     _freeze_at_end()
     was_enabled, before = gc.isenabled(), len(sys.modules)
