@@ -16,7 +16,13 @@ from tests.minislurm.cluster import Cluster
 from tests.slurm.test_cluster import slurm_hala, wait_for
 from tests.work import work_python
 
-pytestmark = [pytest.mark.slurm, pytest.mark.vllm, pytest.mark.train, pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.vllm,
+    pytest.mark.train,
+    pytest.mark.exhaustive,
+    pytest.mark.timeout(2400),
+]
 __all__ = ["slurm_hala", "work_python"]
 SITE = ("--site", "minislurm", "site.slurm.minutes=30")
 
