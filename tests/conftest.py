@@ -20,7 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 TinyModel = Callable[[str], Path]
 SERVE_PYTHON = ROOT / ".envs" / "serve-cpu" / "bin" / "python"
 ARCHITECTURES = ("llama", "gemma2", "cohere2", "lfm2")
-BUILD = "import sys, tiny_model; [tiny_model.build(tiny_model.Path(sys.argv[1], name), name) for name in sys.argv[2:]]"
+BUILD = """
+import gc, sys, tiny_model
+gc.disable()  # a second of a core: it goes over all that transformers brings
+[tiny_model.build(tiny_model.Path(sys.argv[1], name), name) for name in sys.argv[2:]]
+"""
 SMALL_VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
 """Variables of a tiny model's engine: in the worker's own process, with nothing compiled.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from hala_hpc.config import places
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.config.schema import EngineOptions, Recipe
 from hala_hpc.engines.base import (
     Abilities,
@@ -74,15 +75,18 @@ class Vllm:
         os.environ.setdefault("VLLM_CACHE_ROOT", str(_own_cache(recipe.site.scratch)))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         with _signals_kept_from_children():
-            vllm = _imported()
-            from vllm.v1.engine.exceptions import EngineDeadError
+            with heavy_imports("sklearn"):  # transformers takes it in where it is there, for what vLLM does not use
+                vllm = _imported()
+                from vllm.v1.engine.exceptions import EngineDeadError
+
+                make_engine = vllm.LLM  # vLLM imports most of itself when it is asked for a name
 
             self._died = EngineDeadError
             self._make_params = vllm.SamplingParams
             self._structured = vllm.sampling_params.StructuredOutputsParams
             self._final_only = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
             is_cpu = vllm.platforms.current_platform.is_cpu()
-            self._llm = vllm.LLM(**(_with_whole_prompts if is_cpu else dict)(arguments(recipe)))
+            self._llm = make_engine(**(_with_whole_prompts if is_cpu else dict)(arguments(recipe)))
         self._engine = self._llm.llm_engine
         self._guard = Guard(_processes(self._engine))
         self.tokenizer: Any = self._llm.get_tokenizer()
@@ -142,9 +146,12 @@ class Vllm:
             self._engine.engine_core.shutdown()
         self._guard.close()
         with contextlib.suppress(Exception):  # what is left of an engine that died must not hide how
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+            import torch
 
-            cleanup_dist_env_and_memory()
+            if torch.distributed.is_initialized():  # else the engine has done it, which takes a second
+                from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
 
     def _add(self, id: str, tokens: list[int], params: Any) -> None:
         with self._death_told():

@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.worker.job import work_until
+
+with heavy_imports():
+    import torch
+    from transformers import AutoModelForCausalLM
 
 run, model, texts, out = map(Path, sys.argv[1:])
 print(work_until(run, lambda: False))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.tasks.evaluate.benchmarks import BenchmarkItem, require_task_files
 from hala_hpc.tasks.evaluate.results import Sample
 from hala_hpc.tasks.evaluate.scorer import Attempt, Scorer
@@ -56,9 +57,10 @@ def evaluate(scorer: Scorer, item: BenchmarkItem, attempt: Attempt) -> list[Samp
     files. Worked examples are turns of the conversation where a chat template is used.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: a log is no place for its bars
-    from lm_eval import evaluator
+    with heavy_imports():
+        from lm_eval import evaluator
 
-    from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
+        from hala_hpc.tasks.evaluate.lm_eval_model import LmEvalScorer
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each of a thousand tasks
     options, seed, chat = item["options"], item.get("seed", 0), bool(item["chat_template"])

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 from hala_hpc import engines
 from hala_hpc.config.errors import HalaError, refuse_odd_name
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.config.schema import PATH, Data, Model, Recipe, TaskOptions
 from hala_hpc.data.cut import Cut, PlanWatch
 from hala_hpc.models import card, location
@@ -153,7 +154,8 @@ class Work(ItemWork):
         attempt = Attempt(item.kept, item.check_stop, item.tell)
         scorer = self._scorer_of(Path(benchmark["path"]), benchmark["weights"], attempt)
         # Imported after the engine has started, for a harness imports torch; it keeps what it has found of its tasks.
-        harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))
+        with heavy_imports():
+            harness = cast("Harness", importlib.import_module(f"hala_hpc.tasks.evaluate.{benchmark['harness']}"))
         scorer.counts, began = Counts(), time.monotonic()
         samples = harness.evaluate(scorer, benchmark, attempt)
         seconds, counts, engine = time.monotonic() - began, scorer.counts, scorer.about()

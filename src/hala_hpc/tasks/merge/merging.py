@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.models import card, location
 from hala_hpc.models.folder import NEEDED, REPORT, check_model, copy_beside, finish_model, item_report, write_json
 from hala_hpc.models.safetensors_file import Tensor, free_at_once, not_finite, open_tensors
@@ -63,9 +64,10 @@ def merge(
     HalaError : mergekit refuses the models or the parameters, or does not know one of the tensors.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin cost tenfold where cores are shared
-    import torch
-    from mergekit.common import dtype_from_name
-    from mergekit.io import TensorWriter
+    with heavy_imports():
+        import torch
+        from mergekit.common import dtype_from_name
+        from mergekit.io import TensorWriter
 
     free_at_once(FREED_BYTES)
     torch.manual_seed(job.seed)
@@ -100,8 +102,9 @@ def merge(
 
 def _tied_to(job: MergeJob) -> dict[str, str]:
     """Weights of the base's architecture that are tied to others, with those others."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with heavy_imports():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     make: Any = AutoModelForCausalLM.from_config
     config = AutoConfig.from_pretrained(job.models[BASE].folder)
@@ -115,11 +118,12 @@ def _tied_to(job: MergeJob) -> dict[str, str]:
 
 def _planned(job: MergeJob, wanted: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """The steps of mergekit's plan that save each tensor, by the name that the base stores it under."""
-    from mergekit.architecture import get_architecture_info
-    from mergekit.config import MergeConfiguration
-    from mergekit.io.tasks import LoaderCache, SaveTensor
-    from mergekit.options import MergeOptions
-    from mergekit.plan import MergePlanner
+    with heavy_imports():
+        from mergekit.architecture import get_architecture_info
+        from mergekit.config import MergeConfiguration
+        from mergekit.io.tasks import LoaderCache, SaveTensor
+        from mergekit.options import MergeOptions
+        from mergekit.plan import MergePlanner
 
     options = MergeOptions(device=job.device, quiet=True)
     config = MergeConfiguration.model_validate(_with_folders(job))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.config.schema import Data, Model
 from hala_hpc.data import templates
 from hala_hpc.data.bad_rows import BadRows
@@ -61,9 +62,10 @@ def quantize_file(
     Returns the configuration that belongs into the model's ``config.json`` as ``quantization_config``. ``check_stop``
     is called before each weight. What is half written when it raises is the caller's to remove.
     """
-    import torch
-    from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
-    from safetensors.torch import save_file
+    with heavy_imports():
+        import torch
+        from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
+        from safetensors.torch import save_file
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     converter = ModelFreePtqConverter(configuration(weights.scheme, weights.ignore))
@@ -82,9 +84,10 @@ def quantize_file(
 
 def configuration(scheme: Scheme, ignore: Sequence[str]) -> Any:
     """LLM Compressor's own configuration of a scheme (``QuantizationConfig``)."""
-    import torch
-    from compressed_tensors.compressors.format import infer_module_format
-    from llmcompressor.entrypoints.model_free.validate import validate_config
+    with heavy_imports():
+        import torch
+        from compressed_tensors.compressors.format import infer_module_format
+        from llmcompressor.entrypoints.model_free.validate import validate_config
 
     config = validate_config(None, scheme.name, ignore)
     for group in config.config_groups.values():  # known only when a first weight is quantized, and a file may have none
@@ -241,12 +244,13 @@ def _end_with(parent: int) -> None:
 
 def run(job: Oneshot, target: Path) -> None:
     """Quantize the model, in the process for it."""
-    import torch
-    from llmcompressor import oneshot
-    from llmcompressor.modeling.fuse import update_offload_parameter
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with heavy_imports():
+        import torch
+        from llmcompressor import oneshot
+        from llmcompressor.modeling.fuse import update_offload_parameter
+        from llmcompressor.modifiers.gptq import GPTQModifier
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(job.source, dtype=getattr(torch, job.dtype))
     # LLM Compressor 0.14 turns Gemma's norms (1 + w) into plain ones and back, which rounds w away near 0.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hala_hpc.config.errors import HalaError
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.config.schema import Model
 from hala_hpc.tasks.train.checkpoints import Saved
 
@@ -163,8 +164,9 @@ def consolidated(saved: Saved, base: Model, check_stop: Callable[[], None]) -> t
     ------
     HalaError : the checkpoint holds other weights than the model has.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    with heavy_imports():
+        import torch
+        from transformers import AutoModelForCausalLM
 
     if not saved.stage:  # the trainer's own files, which are those of a model
         loaded = AutoModelForCausalLM.from_pretrained(saved.path, dtype=torch.bfloat16)

@@ -19,6 +19,7 @@ from typing import Any, Final, TypedDict
 import numpy as np
 
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.models.folder import finish_model, unsound, write_index
 from hala_hpc.models.safetensors_file import tensors_of
 from hala_hpc.run import files
@@ -122,8 +123,9 @@ def check(folder: Path, expected: list[float] | None, check_stop: Callable[[], N
 
 def examine(folder: Path) -> Examined:
     """Load a model folder as anybody would."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with heavy_imports():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     faults = [

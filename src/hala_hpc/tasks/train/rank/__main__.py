@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.tasks.train import paths
 from hala_hpc.tasks.train.launch import signs
 
@@ -16,7 +17,8 @@ if __name__ == "__main__":
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
     try:
-        from hala_hpc.tasks.train.rank.main import main
+        with heavy_imports():
+            from hala_hpc.tasks.train.rank.main import main
 
         sys.exit(main(run.resolve(), here))
     except Exception as error:

@@ -19,6 +19,7 @@ from trl import SFTConfig
 
 from hala_hpc.config.compose import thaw
 from hala_hpc.config.errors import HalaError, plural
+from hala_hpc.config.imports import heavy_imports
 from hala_hpc.config.schema import Model, Recipe
 from hala_hpc.data import templates
 from hala_hpc.run.files import remove_tree, write_durably
@@ -175,7 +176,8 @@ def _start_distributed(stage: int, here: RankPlace) -> None:
     if stage:
         if not on_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
+        with heavy_imports():
+            import deepspeed
 
         if not on_gpu:
             # It would compile an all-reduce of its own here, under a lock in the user's cache that a kill leaves
