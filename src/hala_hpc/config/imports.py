@@ -16,7 +16,7 @@ def heavy_imports(*hidden: str) -> Iterator[None]:
     its end, half a second each time), and once more when Python ends. ``hidden`` are packages that must seem not to be
     there meanwhile: what a library imports where it finds it, and we do not use.
 
-    Seconds of a core, before and after: vLLM on the CPU with a tiny model from start to end 23.5 and 15.5, the imports
+    Seconds of a core, before and after: vLLM on the CPU with a tiny model from start to end 23.5 and 17, the imports
     of a training's rank 10.2 and 7.5, of LightEval 14.6 and 10.5, of transformers' models 7.8 and 5.4.
     """
     _freeze_at_end()
