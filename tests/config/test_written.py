@@ -1,5 +1,6 @@
 """A text key holds the text that was written; numbers, truth values and open keys hold what YAML makes of it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def test_any_number_is_text_for_a_text_key_and_survives_freezing_in_an_open_one(
     try:
         recipe = compose(file, None, [f"task.target={text}", f"engine.arguments.x={text}"], registry.options_of)
     except HalaError as error:
-        assert text.endswith(":") or ": " in text, error  # YAML reads a mapping
+        is_too_large = "not a number to work with" in str(error) and math.isinf(float(text))  # as 6e350
+        assert is_too_large or text.endswith(":") or ": " in text, error  # YAML reads a mapping
         return
     assert recipe.task.target == text
     frozen.write_text(freeze(recipe))

@@ -33,7 +33,9 @@ def render(template: Path, turns: list[tuple[str, str]], **more: Any) -> tuple[s
 
 @pytest.mark.parametrize("name", OWN)
 def test_all_shipped_templates_are_looked_at(name: str) -> None:
-    assert {str(path.relative_to(ROOT / "jobs")) for path in (ROOT / "jobs").rglob("*.jinja")} == set(OWN)
+    """Those of models that `make demo` and `make mini` have built are not shipped."""
+    shipped = [path.relative_to(ROOT / "jobs") for path in (ROOT / "jobs").rglob("*.jinja")]
+    assert {str(path) for path in shipped if not {"model", "models"} & set(path.parts)} == set(OWN)
 
 
 @pytest.mark.parametrize("prompted", [False, True])
