@@ -68,6 +68,8 @@ def _pipeline_status(folder: Path, watch: bool, json_: bool) -> None:
                 live.update(views.table(now))
             now = survey(stages.load(folder))  # whoever went through it may have ended with its last stage
             live.update(views.table(now))
+        if not live.console.is_terminal:
+            click.echo()  # there, rich leaves the last line open
     lines: list[object] = [*([] if is_live else [views.table(now)]), views.summary(now), views.next_step(now)]
     if views.is_abandoned(now):
         lines.append(common.Problem(f"nobody goes on with it on this machine: hala resume {folder.name}"))
