@@ -82,7 +82,7 @@ def test_killed_at_random_moments(laid_out: Hala) -> None:
     assert texts(hala) == broken
 
     before = {name: status.folder for name, status in look(hala).stages.items()}
-    hala("submit", mini.PIPELINE, *SITE, "stages.merge.task.t=[0.6]")
+    hala("submit", mini.PIPELINE, *SITE, "stages.merge.task.t=[0.6,0.8]")
     now = ended(hala)
     assert now.finished
     again = {name for name, status in now.stages.items() if status.folder != before[name]}
