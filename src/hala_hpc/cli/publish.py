@@ -25,7 +25,11 @@ SHOWN: Final = 50
 @click.option("--to", required=True, help="hub:ORG/NAME, or a folder to make.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and its card; send and write nothing.")
 @click.option("--private", is_flag=True, help="Make the repository a private one.")
-@click.option("--replace", is_flag=True, help="Remove what the repository has of older weights or rows.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Remove what was published there before.",
+)
 @click.option("--collected", type=common.PathOption(), help="Where `hala collect` put the dataset. [RUN/final]")
 @click.option("--item", help="Which model of merges or exported checkpoints. [the only one]")
 @click.option("--licence", help="The licence to publish under, as the hub names it.")
@@ -62,7 +66,7 @@ def publish_command(
     if name and not dry_run:
         hub.refuse_without_key()
     elif not name:
-        publication.refuse_existing(Path(to).resolve())
+        publication.refuse_existing(Path(to).resolve(), replace)
     wanted = publication.PublishOptions(
         licence=None if licence is None else licences.require_name(licence, "--licence"),
         licences_of=_given(licence_of),
@@ -87,7 +91,7 @@ def publish_command(
         sent = asdict(hub.upload(ready.entries, name, kind, f"hala publish {path.name}", _say, private, replace))
     else:
         target = Path(to).resolve()
-        publication.put(ready.entries, target)
+        publication.put(ready.entries, target, replace)
         sent = {"path": str(target), "files": len(ready.entries), "bytes": _size(ready)}
     lines = [f"{plural(sent['files'], 'file')}, {sent['bytes'] / 1e9:,.2f} GB: {sent.get('url') or sent['path']}"]
     common.show(sent, json_, lines + [f"removed there: {old}" for old in sent.get("removed", ())])

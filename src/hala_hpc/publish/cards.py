@@ -26,6 +26,9 @@ from hala_hpc.tasks.evaluate.results import Result
 from hala_hpc.tasks.mix import card as mix
 from hala_hpc.tasks.mix import counts
 
+TAG: Final = "hala-hpc"
+"""On the hub; by it a card of ours is known."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -225,7 +228,7 @@ def model(content: Content, facts: CardFacts) -> str:
     kind = str(facts.recipe["task"].get("kind", ""))
     metadata |= licence_metadata(facts.decision.licence, facts.licence_file)
     metadata |= {"base_model_relation": RELATIONS.get(kind)} if metadata.get("base_model") else {}
-    more = {"datasets": _datasets_on_hub(facts), "tags": ["hala-hpc", *filter(None, [kind])]}
+    more = {"datasets": _datasets_on_hub(facts), "tags": [TAG, *filter(None, [kind])]}
     for key, names in more.items():
         values = [*_listed(metadata.get(key)), *names]  # of any kind, until they are refused
         metadata[key] = [value for at, value in enumerate(values) if value not in values[:at]]
@@ -249,7 +252,7 @@ def dataset(content: Content, facts: CardFacts) -> str:
         "language": [code for code in languages if code],
         "size_categories": [SIZES[min(max(0, len(str(content.rows)) - 3), len(SIZES) - 1)]],
         "task_categories": ["translation" if is_translated else "text-generation"],
-        "tags": ["hala-hpc", "synthetic"],
+        "tags": [TAG, "synthetic"],
         "source_datasets": [f"extended|{name}" for name in _datasets_on_hub(facts)],
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
     }

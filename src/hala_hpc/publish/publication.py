@@ -112,11 +112,25 @@ def _odd(licence: str | None, text: str | None) -> Iterator[str]:
         yield f"the text of {licence} does not go along: nobody has a LICENSE file of it"
 
 
-def put(entries: Sequence[Entry], target: Path) -> None:
+def put(entries: Sequence[Entry], target: Path, replace: bool = False) -> None:
     """Make ``target`` of ``entries``, whole or not at all. Large files share their disk space with the run's.
 
-    Raises HalaError where it exists.
+    Raises HalaError as ``refuse_existing``; what is replaced is there again where that cannot be made.
     """
+    refuse_existing(target, replace)
+    old = files.beside(target)
+    if target.exists():
+        target.rename(old)
+    try:
+        _make(entries, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    files.remove_tree(old)
+
+
+def _make(entries: Sequence[Entry], target: Path) -> None:
     try:
         with files.whole_directory(target) as folder:
             for entry in entries:
@@ -131,10 +145,18 @@ def put(entries: Sequence[Entry], target: Path) -> None:
         raise
 
 
-def refuse_existing(target: Path) -> None:
-    """Raises HalaError where ``target`` is there already, or cannot be made."""
-    if target.exists():
-        raise HalaError(f"{target} exists", "give another folder with --to")
+def refuse_existing(target: Path, replace: bool = False) -> None:
+    """Raises HalaError where ``target`` is there already, or cannot be made. ``replace``: not if its card is ours."""
+    if target.exists() and not replace:
+        raise HalaError(f"{target} exists", "give another folder with --to, or --replace")
+    if target.exists() and not _is_published(target):
+        raise HalaError(f"{target} was not published by hala: its card does not say so", "give another folder")
     above = next(folder for folder in target.parents if folder.exists())
     if not above.is_dir():
         raise HalaError(f"--to: {target}: {above} is not a folder", "give another one")
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether a folder has a card of ours, by the tag that each of them has."""
+    card = folder / CARD
+    return card.is_file() and f"- {cards.TAG}\n" in card.read_text("utf-8", "replace")
