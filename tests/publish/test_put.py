@@ -7,6 +7,7 @@ import pytest
 from hala_hpc.config.errors import HalaError
 from hala_hpc.publish import publication
 from hala_hpc.publish.publication import Entry
+from hala_hpc.run import files
 
 CARD = Entry("README.md", text="---\ntags:\n- hala-hpc\n---\n")
 
@@ -30,3 +31,13 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(HalaError, match="was not published by hala"):
         publication.put([CARD], tmp_path / "mine", replace=True)
     assert (tmp_path / "mine" / "README.md").read_text() == "notes\n"
+
+
+def test_what_is_replaced_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "published"
+    publication.put([CARD, Entry("old.txt", text="1")], target)
+    with files.whole_directory(target, replace=True) as folder:
+        (folder / "new.txt").write_text("2")
+        assert (target / "old.txt").is_file(), "a kill now loses nothing"
+    assert [path.name for path in target.iterdir()] == ["new.txt"]
+    assert list(tmp_path.iterdir()) == [target]

@@ -115,24 +115,11 @@ def _odd(licence: str | None, text: str | None) -> Iterator[str]:
 def put(entries: Sequence[Entry], target: Path, replace: bool = False) -> None:
     """Make ``target`` of ``entries``, whole or not at all. Large files share their disk space with the run's.
 
-    Raises HalaError as ``refuse_existing``; what is replaced is there again where that cannot be made.
+    Raises HalaError as ``refuse_existing``.
     """
     refuse_existing(target, replace)
-    old = files.beside(target)
-    if target.exists():
-        target.rename(old)
     try:
-        _make(entries, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    files.remove_tree(old)
-
-
-def _make(entries: Sequence[Entry], target: Path) -> None:
-    try:
-        with files.whole_directory(target) as folder:
+        with files.whole_directory(target, replace) as folder:
             for entry in entries:
                 place = folder / entry.name
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -40,20 +40,11 @@ def write(report: Report, target: Path, wanted: Collection[str]) -> list[Path]:
     """
     if target.exists() and not (target / RECORD).is_file():
         raise HalaError(f"{target} exists and is not a report", "give another folder with --to")
-    old = files.beside(target)
     contents = dict(_contents(report, wanted))
-    if target.exists():
-        target.rename(old)
-    try:
-        with files.whole_directory(target) as folder:
-            for name, data in contents.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(data)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    files.remove_tree(old)
+    with files.whole_directory(target, replace=True) as folder:
+        for name, data in contents.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
     return [target / name for name in contents]
 
 

@@ -193,25 +193,32 @@ def fsync_tree(path: Path) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def whole_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to fill that becomes ``target`` at the end, or nothing at all.
 
-    Raises FileExistsError where ``target`` stands already, also when it came to be meanwhile.
+    Raises FileExistsError where ``target`` stands already, also when it came to be meanwhile. ``replace``: what stands
+    there gives way once the new one is whole; a kill between the two leaves it under a hidden name.
     """
     make_folders(target.parent)
-    if target.exists():
+    if target.exists() and not replace:
         raise FileExistsError(f"{target} exists")
     temporary = beside(target)
     temporary.mkdir()
     try:
         yield temporary
         fsync_tree(temporary)
+        old = beside(target)
+        if replace and target.exists():
+            rename(target, old)
         try:
             rename(temporary, target)
         except OSError as error:
             if target.exists():
                 raise FileExistsError(f"{target} exists") from error
+            if old.exists():
+                rename(old, target)
             raise
+        remove_tree(old)
     except BaseException:
         remove_tree(temporary)
         raise
